@@ -1,0 +1,143 @@
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { parse as parseYaml } from "yaml";
+import { z } from "zod";
+import { TributaryError } from "./errors.js";
+import { packageRoot } from "./paths.js";
+
+const count = (fallback: number, min = 1) => z.coerce.number().int().min(min).default(fallback);
+const MiB = 1024 * 1024;
+
+/** One shape for tributary.yaml and TRIBUTARY_* variables. Sizes are bytes, times are milliseconds. */
+export const configSchema = z.strictObject({
+  data: z.string().min(1).default("./data"),
+  protoDirs: z.array(z.string()).default(() => [join(packageRoot, "proto")]),
+  transformsDir: z.string().default(() => join(packageRoot, "transforms")),
+  http: z
+    .strictObject({
+      host: z.string().default("127.0.0.1"),
+      port: count(8080, 0),
+    })
+    .prefault({}),
+  auth: z
+    .strictObject({
+      /** A JWK with an HS256 secret; made in the data folder when absent. */
+      keyFile: z.string().optional(),
+      audience: z.string().default("tributary"),
+    })
+    .prefault({}),
+  bus: z
+    .strictObject({
+      maxBodyBytes: count(64 * MiB),
+      maxEventsPerRequest: count(50_000),
+      /** Packed and unpacked size of one inline payload. */
+      maxPayloadBytes: count(1_000_000),
+      /** Requests being read or waiting for their sync; more is answered with 429. */
+      maxInFlightBytes: count(256 * MiB),
+      /** Accepted bytes that ingest has not landed yet; more is answered with 429. */
+      maxLagBytes: count(512 * MiB),
+    })
+    .prefault({}),
+  stream: z
+    .strictObject({
+      partitions: count(4),
+      segmentBytes: count(64 * MiB),
+    })
+    .prefault({}),
+  ingest: z
+    .strictObject({
+      flushEvents: count(50_000),
+      flushBytes: count(32 * MiB),
+      /** How long an idle pipeline waits for company after the first event of a batch. */
+      lingerMs: count(15, 0),
+      /** The longest an event waits for its flush when commits are rationed. */
+      maxAgeMs: count(1_000),
+      /** Commits over all tables a second, averaged; a burst of as many is free. */
+      commitsPerSecond: count(40),
+      keyIndexBytes: count(1024 * MiB, 0),
+      duckdbMemoryBytes: count(2048 * MiB),
+    })
+    .prefault({}),
+  table: z
+    .strictObject({
+      checkpointEvery: count(50),
+      /** Compaction merges a size tier once it holds this many files. */
+      compactAfterFiles: count(16, 2),
+    })
+    .prefault({}),
+  query: z
+    .strictObject({
+      timeoutMs: count(30_000),
+      memoryBytes: count(512 * MiB),
+      maxRows: count(100_000),
+      maxSqlBytes: count(65_536),
+      workers: count(2),
+      maxWaiting: count(64),
+    })
+    .prefault({}),
+  log: z
+    .strictObject({ level: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("info") })
+    .prefault({}),
+});
+
+export type Config = z.infer<typeof configSchema>;
+
+/**
+ * Reads `file` (default: tributary.yaml where it exists), lays TRIBUTARY_* variables and then `overrides` over it.
+ * A variable names its path with two underscores between levels: TRIBUTARY_INGEST__FLUSH_EVENTS.
+ * Errors: TRB-CONFIG, naming path, expectation and what was found.
+ */
+export function loadConfig(
+  overrides: Record<string, unknown> = {},
+  options: { file?: string; env?: NodeJS.ProcessEnv } = {},
+): Config {
+  const file = options.file ?? "tributary.yaml";
+  let base: unknown = {};
+  if (existsSync(file)) {
+    try {
+      base = parseYaml(readFileSync(file, "utf8")) ?? {};
+    } catch (cause) {
+      throw new TributaryError("TRB-CONFIG", `${file}: not readable as YAML`, { cause });
+    }
+  } else if (options.file !== undefined) {
+    throw new TributaryError("TRB-CONFIG", `${options.file}: no such file`);
+  }
+  const merged = merge(merge(base, fromEnvironment(options.env ?? process.env)), overrides);
+  const parsed = configSchema.safeParse(merged);
+  if (parsed.success) return parsed.data;
+  const lines = parsed.error.issues.map((issue) => {
+    const found = issue.path.reduce<unknown>(
+      (value, key) => (value as Record<PropertyKey, unknown>)?.[key],
+      merged,
+    );
+    return `${issue.path.join(".") || "(top)"}: ${issue.message}, found ${JSON.stringify(found)}`;
+  });
+  throw new TributaryError("TRB-CONFIG", lines.join("; "));
+}
+
+/** TRIBUTARY_LOG__LEVEL=debug → { log: { level: "debug" } }. TRIBUTARY_TOKEN and TRIBUTARY_URL belong to the CLI. */
+function fromEnvironment(env: NodeJS.ProcessEnv): Record<string, unknown> {
+  const result: Record<string, unknown> = {};
+  for (const [name, value] of Object.entries(env)) {
+    if (!name.startsWith("TRIBUTARY_") || value === undefined) continue;
+    if (name === "TRIBUTARY_TOKEN" || name === "TRIBUTARY_URL") continue;
+    const path = name
+      .slice("TRIBUTARY_".length)
+      .split("__")
+      .map((part) => part.toLowerCase().replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase()));
+    let node = result;
+    for (const key of path.slice(0, -1)) node = (node[key] ??= {}) as Record<string, unknown>;
+    node[path[path.length - 1]!] = value;
+  }
+  return result;
+}
+
+function merge(base: unknown, over: unknown): unknown {
+  if (!isPlain(base) || !isPlain(over)) return over === undefined ? base : over;
+  const result: Record<string, unknown> = { ...base };
+  for (const [key, value] of Object.entries(over)) result[key] = merge(result[key], value);
+  return result;
+}
+
+const isPlain = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null && !Array.isArray(value);

@@ -1,0 +1,18 @@
+import { existsSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+/** The folder that holds package.json, whether this file runs from source or from dist/. */
+export const packageRoot = (() => {
+  let folder = dirname(fileURLToPath(import.meta.url));
+  while (!existsSync(join(folder, "package.json"))) folder = dirname(folder);
+  return folder;
+})();
+
+/** Where things lie below a data folder. The layout is a public contract (README, "On disk"). */
+export const layout = (data: string) => ({
+  stream: join(data, "stream"),
+  lake: join(data, "lake"),
+  keys: join(data, "keys"),
+  scratch: join(data, "scratch"),
+});

@@ -1,0 +1,27 @@
+/**
+ * The object-store port. Keys are relative, "/"-separated, without "." or ".." segments.
+ *
+ * Ordering. None between keys. A `put` or `putIfAbsent` that has resolved is seen by every later `get` and `list`.
+ * Durability. A resolved put survives the loss of process and power, name included.
+ * Idempotency. `putIfAbsent` has one winner for ever: a loser is told "exists" and changes nothing. An ambiguous
+ * failure (the put may have happened) rejects with TRB-STORE-FAILED; the caller settles it by reading back.
+ * Objects are immutable by convention: only small pointer objects are ever put twice.
+ */
+export interface ObjectStore {
+  /** Undefined when there is no such object. */
+  get(key: string): Promise<Buffer | undefined>;
+  /** Bytes [start, end) of an object. Errors: TRB-STORE-FAILED when absent or shorter. */
+  getRange(key: string, start: number, end: number): Promise<Buffer>;
+  put(key: string, bytes: Uint8Array): Promise<void>;
+  putIfAbsent(key: string, bytes: Uint8Array): Promise<"created" | "exists">;
+  /** Publishes finished local files, which are consumed, under keys nobody else uses. One durability barrier for all. */
+  adopt(files: readonly { readonly localPath: string; readonly key: string }[]): Promise<void>;
+  /** A folder on the same volume where files for `adopt` are written. */
+  readonly scratch: string;
+  /** A local path from which the object can be read; it stays readable while the object exists. */
+  localPath(key: string): Promise<string>;
+  /** Keys below `prefix`, in key order, optionally only those after `startAfter`. */
+  list(prefix: string, startAfter?: string): AsyncIterable<{ readonly key: string; readonly bytes: number }>;
+  /** Absent keys are fine. */
+  delete(keys: readonly string[]): Promise<void>;
+}

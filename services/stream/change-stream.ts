@@ -1,0 +1,68 @@
+/**
+ * The change-stream port: a partitioned, durable log of change events.
+ *
+ * Ordering. Events of one partition are read in the order of their positions, without gaps. Nothing is promised
+ * between partitions. One entity always maps to one partition, so all of an entity's events meet one order.
+ * Durability. `append` resolves only when every event of the call survives the loss of process and power. A call
+ * that rejects has promised nothing: its events may or may not appear.
+ * Idempotency. `append` does not deduplicate; a producer that retries may write an event twice, at two positions.
+ * Reading never removes anything. `commit` is a low-water record: it may lag behind what a consumer has done,
+ * never run ahead, and only what every registered consumer has committed may be forgotten.
+ */
+
+/** Events as slices of one buffer, so that a request body is copied once, into the log. */
+export interface EventSlices {
+  readonly bytes: Buffer;
+  readonly count: number;
+  /** Byte offsets into `bytes`; event i is bytes[starts[i], ends[i]). */
+  readonly starts: Uint32Array;
+  readonly ends: Uint32Array;
+  /** Index into the stream's `partitions`. */
+  readonly partitions: Uint16Array;
+}
+
+export interface StreamBatch extends EventSlices {
+  /** Opaque, ordered as strings within a partition (all of one length). */
+  readonly positions: readonly string[];
+  /** Milliseconds since the epoch at which the bus took the event. */
+  readonly receivedAt: Float64Array;
+}
+
+/** Partition name → position of the last event that is done. A missing partition means none of it is. */
+export type Checkpoint = ReadonlyMap<string, string>;
+
+export interface ChangeStreamWriter {
+  /** Part of every table's progress key; stable for the life of the stream. */
+  readonly name: string;
+  readonly partitions: readonly string[];
+  /** Positions stand in input order. Errors: TRB-BUS-STREAM-DOWN (retry may help), TRB-STREAM-CORRUPT. */
+  append(events: EventSlices): Promise<readonly string[]>;
+  /** Bytes between the slowest registered consumer's low-water record and the head. */
+  backlogBytes(): number;
+  close(): Promise<void>;
+}
+
+export interface ChangeStreamReader {
+  readonly name: string;
+  readonly partitions: readonly string[];
+  /** The named consumer's low-water record; empty when it has none. */
+  lowWater(consumer: string): Promise<Checkpoint>;
+  /** Position of the last durable event per partition. */
+  head(): Promise<Checkpoint>;
+  /** Registers the consumer and reads on after its low-water record. */
+  consume(consumer: string): Promise<StreamConsumer>;
+  close(): Promise<void>;
+}
+
+export interface StreamConsumer {
+  /** The next durable events, at least one; undefined when none came within `waitMs` or on abort. */
+  read(limit: {
+    maxEvents: number;
+    maxBytes: number;
+    waitMs: number;
+    signal?: AbortSignal;
+  }): Promise<StreamBatch | undefined>;
+  /** Moves the low-water record. The checkpoint is one that reading has reached. Durable when resolved. */
+  commit(checkpoint: Checkpoint): Promise<void>;
+  close(): Promise<void>;
+}

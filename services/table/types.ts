@@ -1,0 +1,33 @@
+/** A column of a table; `type` is DuckDB's spelling, e.g. "BIGINT", "TIMESTAMP WITH TIME ZONE", "VARCHAR[]". */
+export interface Column {
+  readonly name: string;
+  readonly type: string;
+  readonly description?: string;
+}
+
+/** One data file of a snapshot. */
+export interface TableFile {
+  /** Relative to the table's root, as in the Delta log. */
+  readonly path: string;
+  readonly partition: string;
+  readonly bytes: number;
+  /** Physical rows, masked ones included. */
+  readonly rows: number;
+  /** Rows masked by the file's deletion vector. */
+  readonly maskedRows: number;
+  /** Holds tombstones only; fully masked, so that no reader sees a row. */
+  readonly tombstones: boolean;
+  readonly modifiedAt: number;
+}
+
+/** A table at one version: immutable, safe to keep while commits go on. */
+export interface TableSnapshot {
+  readonly version: number;
+  readonly columns: readonly Column[];
+  /** Delta table properties and our own (`tributary.*`). */
+  readonly properties: ReadonlyMap<string, string>;
+  readonly files: readonly TableFile[];
+  /** Domain metadata: name → configuration string. */
+  readonly domains: ReadonlyMap<string, string>;
+  readonly description: string | undefined;
+}
