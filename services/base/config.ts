@@ -50,8 +50,6 @@ export const configSchema = z.strictObject({
       flushBytes: count(32 * MiB),
       /** How long an idle pipeline waits for company after the first event of a batch. */
       lingerMs: count(15, 0),
-      /** The longest an event waits for its flush when commits are rationed. */
-      maxAgeMs: count(1_000),
       /** Commits over all tables a second, averaged; a burst of as many is free. */
       commitsPerSecond: count(40),
       keyIndexBytes: count(1024 * MiB, 0),

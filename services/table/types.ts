@@ -1,3 +1,5 @@
+import type { AddAction } from "./actions.js";
+
 /** A column of a table; `type` is DuckDB's spelling, e.g. "BIGINT", "TIMESTAMP WITH TIME ZONE", "VARCHAR[]". */
 export interface Column {
   readonly name: string;
@@ -7,9 +9,9 @@ export interface Column {
 
 /** One data file of a snapshot. */
 export interface TableFile {
-  /** Relative to the table's root, as in the Delta log. */
+  /** Relative to the table's root, decoded. */
   readonly path: string;
-  readonly partition: string;
+  readonly partition: string | undefined;
   readonly bytes: number;
   /** Physical rows, masked ones included. */
   readonly rows: number;
@@ -17,13 +19,18 @@ export interface TableFile {
   readonly maskedRows: number;
   /** Holds tombstones only; fully masked, so that no reader sees a row. */
   readonly tombstones: boolean;
-  readonly modifiedAt: number;
+  /** Bounds of the key columns that have them. */
+  readonly min: Readonly<Record<string, unknown>>;
+  readonly max: Readonly<Record<string, unknown>>;
+  /** As it stands in the log: what a remove of this file must repeat. */
+  readonly add: AddAction;
 }
 
 /** A table at one version: immutable, safe to keep while commits go on. */
 export interface TableSnapshot {
   readonly version: number;
   readonly columns: readonly Column[];
+  readonly partitionColumns: readonly string[];
   /** Delta table properties and our own (`tributary.*`). */
   readonly properties: ReadonlyMap<string, string>;
   readonly files: readonly TableFile[];

@@ -1,0 +1,254 @@
+import { isUtf8 } from "node:buffer";
+import {
+  type DescField,
+  type DescMessage,
+  fromJson,
+  type JsonObject,
+  type JsonValue,
+  ScalarType,
+  toBinary,
+} from "@bufbuild/protobuf";
+import { parse as parseLossless } from "lossless-json";
+import type { Code } from "../base/codes.js";
+import { TributaryError } from "../base/errors.js";
+import { describe } from "./envelope.js";
+import type { ProtoRegistry } from "./registry.js";
+
+/** One event as wire bytes, or why it is none. Messages name fields, never values. */
+export type JsonEvent = Buffer | { readonly code: Code; readonly message: string };
+
+/** Codes of the envelope's fields, by either of their JSON names; what is not listed is TRB-EVENT-MALFORMED. */
+const FIELD_CODES: Readonly<Record<string, Code>> = {
+  tenant_id: "TRB-EVENT-TENANT",
+  entity_type: "TRB-EVENT-ENTITY-TYPE",
+  entity_id: "TRB-EVENT-ENTITY-ID",
+  operation: "TRB-EVENT-OPERATION",
+  version: "TRB-EVENT-VERSION",
+  occurred_at: "TRB-EVENT-TIME",
+  payload: "TRB-EVENT-PAYLOAD-DECODE",
+  payload_compression: "TRB-EVENT-COMPRESSION",
+};
+
+/**
+ * proto3 JSON to wire bytes, by @bufbuild/protobuf and the same descriptors as the binary path. 64-bit integers may be
+ * strings or numbers; plain digits stay exact however many there are. Unknown fields are refused. Of an object key
+ * given twice the last stands.
+ */
+export class JsonEvents {
+  readonly #registry: ProtoRegistry;
+  readonly #event: DescMessage;
+
+  constructor(registry: ProtoRegistry) {
+    const event = registry.jsonRegistry.getMessage("tributary.v1.ChangeEvent");
+    if (!event) throw new TributaryError("TRB-CONFIG", "protoDirs: tributary.v1.ChangeEvent is missing");
+    this.#registry = registry;
+    this.#event = event;
+  }
+
+  /**
+   * The events of a body that is a PublishRequest or a bare array, each to be given to `convert`.
+   * Errors: TRB-REQ-UNREADABLE.
+   */
+  split(body: Uint8Array): readonly unknown[] {
+    const value = parseJson(body);
+    if (value === undefined) throw unreadable("body: expected UTF-8 JSON");
+    if (Array.isArray(value)) return value;
+    if (!isObject(value)) throw unreadable('body: expected {"events": […]} or an array of events');
+    const other = Object.keys(value).find((key) => key !== "events");
+    if (other !== undefined) {
+      throw unreadable(
+        `body: expected {"events": […]} or an array of events; field "${name(other)}" is not known`,
+      );
+    }
+    const events: unknown = value["events"] ?? [];
+    if (!Array.isArray(events)) throw unreadable("events: expected an array");
+    return events;
+  }
+
+  /** One line of NDJSON, without its line break. */
+  convertLine(line: Uint8Array): JsonEvent {
+    const value = parseJson(line);
+    return value === undefined ? malformed("line: expected one event as UTF-8 JSON") : this.convert(value);
+  }
+
+  /** One event as parsed JSON. What is only wrong in meaning (an empty tenant, say) is left to the envelope's reader. */
+  convert(value: unknown): JsonEvent {
+    if (!isObject(value)) return malformed("event: expected a JSON object");
+    const early = this.#checkPayloadType(value);
+    if (early) return early;
+    try {
+      return this.#encode(value);
+    } catch {
+      return this.#explain(value);
+    }
+  }
+
+  #encode(value: JsonObject): Buffer {
+    const exact = withDoubles(this.#event, value, this.#registry);
+    const message = fromJson(this.#event, exact, { registry: this.#registry.jsonRegistry });
+    return Buffer.from(toBinary(this.#event, message));
+  }
+
+  /** What is told apart by code before the library meets it. */
+  #checkPayloadType(event: JsonObject): JsonEvent | undefined {
+    const payload = event["payload"];
+    if (payload === undefined || payload === null) return undefined;
+    const compression = event["payloadCompression"] ?? event["payload_compression"] ?? 0;
+    if (compression !== 0 && compression !== "COMPRESSION_UNSPECIFIED") {
+      return rejected(
+        "TRB-EVENT-COMPRESSION",
+        "payload_compression: expected none, for a payload written in JSON",
+      );
+    }
+    const entityType = event["entityType"] ?? event["entity_type"];
+    if (typeof entityType !== "string" || !this.#registry.entityType(entityType)) {
+      return rejected("TRB-EVENT-ENTITY-TYPE");
+    }
+    const type = isObject(payload) ? payload["@type"] : undefined;
+    if (typeof type !== "string" || type.slice(type.lastIndexOf("/") + 1) !== entityType) {
+      return rejected(
+        "TRB-EVENT-PAYLOAD-TYPE",
+        "payload: expected an object whose @type names the entity_type",
+      );
+    }
+    return undefined;
+  }
+
+  /** The library's own messages quote values; so the field at fault is found by trying each alone. */
+  #explain(event: JsonObject): JsonEvent {
+    for (const [key, value] of Object.entries(event)) {
+      const field = fieldOf(this.#event, key);
+      if (!field) return malformed(`event: field "${name(key)}" is not known`);
+      if (this.#reads(this.#event, key, value)) continue;
+      const code = FIELD_CODES[field.name];
+      if (field.name === "payload" && isObject(value)) {
+        return rejected("TRB-EVENT-PAYLOAD-DECODE", this.#explainPayload(value));
+      }
+      return code ? rejected(code) : malformed(`${field.name}: expected ${expectation(field)}`);
+    }
+    // Each field reads alone, so two of them exclude each other, or are one under its two names.
+    const given = new Set(Object.keys(event).map((key) => fieldOf(this.#event, key)?.name));
+    return given.has("payload") && given.has("payload_reference")
+      ? rejected("TRB-EVENT-CONTENT")
+      : malformed("event: a field is given under both of its names");
+  }
+
+  #explainPayload(payload: JsonObject): string {
+    const type = String(payload["@type"]);
+    const desc = this.#registry.jsonRegistry.getMessage(type.slice(type.lastIndexOf("/") + 1));
+    for (const [key, value] of Object.entries(payload)) {
+      if (key === "@type" || !desc) continue;
+      const field = fieldOf(desc, key);
+      if (!field) return `payload: field "${name(key)}" is not known`;
+      if (!this.#reads(desc, key, value)) return `payload.${field.name}: expected ${expectation(field)}`;
+    }
+    return "payload: expected fields that do not exclude each other, each given once";
+  }
+
+  #reads(desc: DescMessage, key: string, value: JsonValue): boolean {
+    try {
+      const part = withDoubles(desc, { [key]: value }, this.#registry);
+      fromJson(desc, part, { registry: this.#registry.jsonRegistry });
+      return true;
+    } catch {
+      return false;
+    }
+  }
+}
+
+/** The lines of an NDJSON body as [start, end) offsets, without line breaks; blank lines are left out. */
+export function* lines(body: Uint8Array): Generator<readonly [start: number, end: number]> {
+  let start = body[0] === 0xef && body[1] === 0xbb && body[2] === 0xbf ? 3 : 0;
+  while (start < body.length) {
+    const at = body.indexOf(0x0a, start);
+    const end = at < 0 ? body.length : at;
+    for (let i = start; i < end; i++) {
+      if (body[i] !== 0x20 && body[i] !== 0x09 && body[i] !== 0x0d) {
+        yield [start, end];
+        break;
+      }
+    }
+    start = end + 1;
+  }
+}
+
+/** Undefined when the bytes are not UTF-8 JSON. Integers that a double cannot hold come as bigint. */
+function parseJson(bytes: Uint8Array): unknown {
+  if (!isUtf8(bytes)) return undefined;
+  const text = new TextDecoder().decode(bytes);
+  try {
+    // Numbers of fewer digits are exact as they are, and this parser is many times faster.
+    if (!/\d{16}/.test(text)) return JSON.parse(text);
+    return parseLossless(text, null, { parseNumber, onDuplicateKey: ({ newValue }) => newValue });
+  } catch {
+    return undefined;
+  }
+}
+
+function parseNumber(text: string): number | bigint {
+  const value = Number(text);
+  return Number.isSafeInteger(value) || !/^-?\d+$/.test(text) ? value : BigInt(text);
+}
+
+/**
+ * Integers beyond 2^53 come from the parser as bigint, which 64-bit fields take exactly; where a field is a double,
+ * they become numbers here. Copies only what it changes.
+ */
+function withDoubles(desc: DescMessage, value: JsonValue, registry: ProtoRegistry): JsonValue {
+  if (desc.typeName === "google.protobuf.Any" && isObject(value)) {
+    const type = String(value["@type"]);
+    const inner = registry.jsonRegistry.getMessage(type.slice(type.lastIndexOf("/") + 1));
+    return inner ? withDoubles(inner, value, registry) : value;
+  }
+  if (/^google\.protobuf\.(Value|Struct|ListValue|DoubleValue|FloatValue)$/.test(desc.typeName)) {
+    return numbersOf(value);
+  }
+  if (!isObject(value)) return value;
+  let result = value;
+  for (const [key, item] of Object.entries(value)) {
+    const field = typeof item === "object" || typeof item === "bigint" ? fieldOf(desc, key) : undefined;
+    if (!field) continue;
+    const double = field.scalar === ScalarType.DOUBLE || field.scalar === ScalarType.FLOAT;
+    const child = field.message;
+    if (!double && !child) continue;
+    const convert = (each: JsonValue) => (child ? withDoubles(child, each, registry) : numbersOf(each));
+    const changed =
+      field.fieldKind === "list" && Array.isArray(item)
+        ? item.map(convert)
+        : field.fieldKind === "map" && isObject(item)
+          ? Object.fromEntries(Object.entries(item).map(([at, each]) => [at, convert(each)]))
+          : convert(item);
+    if (changed !== item) result = { ...result, [key]: changed };
+  }
+  return result;
+}
+
+function numbersOf(value: JsonValue): JsonValue {
+  if (typeof value === "bigint") return Number(value);
+  if (Array.isArray(value)) return value.map(numbersOf);
+  if (!isObject(value)) return value;
+  return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, numbersOf(each)]));
+}
+
+const fieldOf = (desc: DescMessage, key: string): DescField | undefined =>
+  desc.fields.find((field) => field.jsonName === key || field.name === key);
+
+/** What a field takes, in the words of its .proto file. */
+function expectation(field: DescField): string {
+  const type = field.message?.typeName ?? field.enum?.typeName ?? scalarName(field.scalar);
+  if (field.fieldKind === "list") return `an array of ${type}`;
+  return field.fieldKind === "map" ? `an object of ${type}` : type;
+}
+
+const scalarName = (scalar: ScalarType | undefined): string =>
+  scalar === undefined ? "a value" : ScalarType[scalar].toLowerCase();
+
+/** Keys are the sender's own, but not ours to repeat at any length. */
+const name = (key: string): string => key.replace(/[^\w.@-]/g, "?").slice(0, 64);
+
+const isObject = (value: unknown): value is JsonObject =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+const rejected = (code: Code, message = describe(code)) => ({ code, message });
+const malformed = (message: string) => rejected("TRB-EVENT-MALFORMED", message);
+const unreadable = (message: string) => new TributaryError("TRB-REQ-UNREADABLE", message);

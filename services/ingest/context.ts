@@ -1,0 +1,35 @@
+import type { Logger } from "pino";
+import type { Counter, Gauge, Histogram } from "prom-client";
+import type { Config } from "../base/config.js";
+import type { Duck } from "../base/duckdb.js";
+import type { ProtoRegistry } from "../contracts/registry.js";
+import type { BoundModel } from "../models/bind.js";
+import type { ObjectStore } from "../storage/object-store.js";
+import type { DeltaTable, TableOptions } from "../table/delta-table.js";
+import type { UpsertWriter } from "../table/upsert.js";
+import type { DeadLetters } from "./dead-letters.js";
+
+/** What every part of ingest works with. */
+export interface IngestContext {
+  /** Name of the stream, part of every position's key. */
+  readonly stream: string;
+  readonly store: ObjectStore;
+  readonly duck: Duck;
+  readonly registry: ProtoRegistry;
+  readonly models: readonly BoundModel[];
+  readonly deadLetters: DeadLetters;
+  readonly config: Config;
+  readonly tableOptions: TableOptions;
+  readonly log: Pick<Logger, "info" | "warn" | "error">;
+  readonly metrics: IngestMetrics;
+  writerFor(table: DeltaTable): UpsertWriter;
+}
+
+export interface IngestMetrics {
+  readonly events: Counter;
+  readonly deadLetters: Counter<"model">;
+  readonly commits: Counter<"layer">;
+  readonly landSeconds: Histogram;
+  readonly freshnessSeconds: Gauge;
+  readonly behind: Gauge<"model">;
+}

@@ -1,0 +1,114 @@
+import { rm } from "node:fs/promises";
+import type { Logger } from "pino";
+import { Counter, Gauge, Histogram, type Registry } from "prom-client";
+import type { Config } from "../base/config.js";
+import { Duck } from "../base/duckdb.js";
+import { ProtoRegistry } from "../contracts/registry.js";
+import { type BoundModel, bindModel } from "../models/bind.js";
+import { loadModels } from "../models/project.js";
+import type { ObjectStore } from "../storage/object-store.js";
+import type { ChangeStreamReader } from "../stream/change-stream.js";
+import { UpsertWriter } from "../table/upsert.js";
+import type { IngestContext, IngestMetrics } from "./context.js";
+import { DeadLetters } from "./dead-letters.js";
+import { Pipeline } from "./pipeline.js";
+
+/** Everything ingest needs, opened: descriptors, bound models, tables' engine, dead letters. */
+export async function openContext(options: {
+  readonly config: Config;
+  readonly store: ObjectStore;
+  readonly stream: string;
+  readonly log: Logger;
+  readonly registry: Registry;
+}): Promise<IngestContext> {
+  const { config, store, stream, log } = options;
+  const duck = await Duck.create({ memoryBytes: config.ingest.duckdbMemoryBytes, tempFolder: store.scratch });
+  const registry = ProtoRegistry.load(config.protoDirs);
+  const models = await bindModels(duck, registry, config.transformsDir);
+  const tableOptions = { checkpointEvery: config.table.checkpointEvery };
+  return {
+    stream,
+    store,
+    duck,
+    registry,
+    models,
+    deadLetters: await DeadLetters.open(store, duck, tableOptions),
+    config,
+    tableOptions,
+    log,
+    metrics: metricsOf(options.registry),
+    // The budget is for the process; every table may have its share.
+    writerFor: (table) => UpsertWriter.for(table, config.ingest.keyIndexBytes / Math.max(models.length, 1)),
+  };
+}
+
+/** Errors: TRB-MODEL-INVALID for the first model that does not fit. */
+export async function bindModels(duck: Duck, registry: ProtoRegistry, folder: string): Promise<BoundModel[]> {
+  return duck.with(async (connection) => {
+    const models: BoundModel[] = [];
+    for (const model of loadModels(folder)) models.push(await bindModel(connection, registry, model));
+    return models;
+  });
+}
+
+/** Entity types that have a raw table. */
+export async function rawTables(store: ObjectStore): Promise<string[]> {
+  const types = new Set<string>();
+  for await (const { key } of store.list("raw/")) types.add(key.split("/")[1]!);
+  return [...types];
+}
+
+export interface Ingest {
+  readonly pipeline: Pipeline;
+  /** Resolves after `stop`; rejects when ingest cannot go on. */
+  readonly done: Promise<void>;
+  /** Lands what was read, then ends. */
+  stop(): void;
+}
+
+/** Starts landing the stream. Leftovers of a crashed run in the scratch folder are removed first. */
+export async function startIngest(context: IngestContext, reader: ChangeStreamReader): Promise<Ingest> {
+  const pipeline = new Pipeline(context, reader);
+  await pipeline.openLanes(await rawTables(context.store));
+  const done = pipeline.run().finally(() => context.duck.close());
+  return { pipeline, done, stop: () => pipeline.stop() };
+}
+
+/** Empties the scratch folder; only while no other process of this data folder stages files. */
+export const clearScratch = (folder: string): Promise<void> => rm(folder, { recursive: true, force: true });
+
+function metricsOf(registry: Registry): IngestMetrics {
+  const registers = [registry];
+  return {
+    events: new Counter({ name: "tributary_ingest_events_total", help: "Events landed in raw.", registers }),
+    deadLetters: new Counter({
+      name: "tributary_ingest_dead_letters_total",
+      help: "Events set aside, by model.",
+      labelNames: ["model"],
+      registers,
+    }),
+    commits: new Counter({
+      name: "tributary_ingest_commits_total",
+      help: "Table commits.",
+      labelNames: ["layer"],
+      registers,
+    }),
+    landSeconds: new Histogram({
+      name: "tributary_ingest_land_seconds",
+      help: "Time to land one batch in raw and refined.",
+      buckets: [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
+      registers,
+    }),
+    freshnessSeconds: new Gauge({
+      name: "tributary_ingest_freshness_seconds",
+      help: "Age of the newest event when its batch had landed.",
+      registers,
+    }),
+    behind: new Gauge({
+      name: "tributary_ingest_model_behind",
+      help: "1 while a model catches up from raw.",
+      labelNames: ["model"],
+      registers,
+    }),
+  };
+}

@@ -1,0 +1,254 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import type { ChangeStreamReader, StreamBatch, StreamConsumer } from "../stream/change-stream.js";
+import { Compactor } from "./compactor.js";
+import type { IngestContext } from "./context.js";
+import { EventBatch, route, type Unreadable } from "./event-batch.js";
+import { Lane } from "./lane.js";
+import { ProgressTracker } from "./progress-tracker.js";
+
+export const CONSUMER = "ingest";
+const IDLE_WAIT_MS = 1_000;
+/** Batches of one entity type wait in memory up to this many times the flush size; then reading stops (I10). */
+const MAX_PENDING_FLUSHES = 2;
+
+interface Pending {
+  batch: EventBatch;
+  reads: Set<number>;
+  readonly since: number;
+}
+
+/**
+ * From the stream into tables. Events gather per entity type and flush by size, or by age while the commit budget
+ * lasts; reading goes on while batches land. Progress is in the tables' own commits; the stream's low-water record
+ * only follows.
+ */
+export class Pipeline {
+  private readonly lanes = new Map<string, Promise<Lane>>();
+  private readonly pending = new Map<string, Pending>();
+  private readonly flushing = new Map<string, Promise<void>>();
+  private readonly progress = new ProgressTracker();
+  private readonly stopping = new AbortController();
+  private readonly compactor: Compactor;
+  private pendingBytes = 0;
+  private tokens: number;
+  private refilledAt = performance.now();
+  private lowWaterWrite: Promise<void> = Promise.resolve();
+
+  constructor(
+    private readonly context: IngestContext,
+    private readonly reader: ChangeStreamReader,
+  ) {
+    this.compactor = new Compactor(context);
+    this.tokens = context.config.ingest.commitsPerSecond;
+  }
+
+  /** Opens the lanes of raw tables that exist, so that models that are behind catch up without waiting for events. */
+  async openLanes(entityTypes: readonly string[]): Promise<void> {
+    await Promise.all(entityTypes.map((type) => this.lane(type)));
+  }
+
+  /** True while some model is not in step with raw. */
+  async behind(): Promise<boolean> {
+    const lanes = await Promise.all(this.lanes.values());
+    return lanes.some((lane) => lane.behind);
+  }
+
+  /** Runs until `stop`. Rejects when the stream cannot be read. */
+  async run(): Promise<void> {
+    const { config } = this.context;
+    const consumer = await this.reader.consume(CONSUMER);
+    const { signal } = this.stopping;
+    try {
+      while (!signal.aborted) {
+        if (this.pendingBytes >= config.ingest.flushBytes * MAX_PENDING_FLUSHES) {
+          this.flushDue(consumer);
+          if (this.flushing.size === 0) this.flushLargest(consumer);
+          await Promise.race(this.flushing.values());
+          continue;
+        }
+        const waiting = this.pending.size > 0;
+        const read = await consumer.read({
+          maxEvents: config.ingest.flushEvents,
+          maxBytes: config.ingest.flushBytes,
+          waitMs: waiting ? this.untilDue() : IDLE_WAIT_MS,
+          signal,
+        });
+        if (read !== undefined) this.take(read, consumer);
+        this.flushDue(consumer);
+      }
+      await this.drain(consumer);
+    } finally {
+      await this.compactor.close();
+      await consumer.close();
+      const lanes = await Promise.allSettled(this.lanes.values());
+      for (const lane of lanes) if (lane.status === "fulfilled") await lane.value.close();
+    }
+  }
+
+  /** Lands what was read and ends `run`. */
+  stop(): void {
+    this.stopping.abort();
+  }
+
+  private take(read: StreamBatch, consumer: StreamConsumer): void {
+    const end = new Map<string, string>();
+    for (let i = 0; i < read.count; i++) {
+      end.set(this.reader.partitions[read.partitions[i]!]!, read.positions[i]!);
+    }
+    const number = this.progress.begin(end);
+    const touched = new Set<string>();
+    const unreadable: Unreadable[] = [];
+    const now = performance.now();
+    route(
+      read,
+      this.reader.partitions,
+      (type) => {
+        let pending = this.pending.get(type);
+        if (pending === undefined) {
+          pending = { batch: new EventBatch(type), reads: new Set(), since: now };
+          this.pending.set(type, pending);
+        }
+        if (!touched.has(type)) {
+          touched.add(type);
+          pending.reads.add(number);
+          this.progress.hold(number);
+        }
+        return pending.batch;
+      },
+      (event) => unreadable.push(event),
+    );
+    for (let i = 0; i < read.count; i++) this.pendingBytes += read.ends[i]! - read.starts[i]!;
+    if (unreadable.length > 0) {
+      this.progress.hold(number);
+      for (const { event } of unreadable) this.pendingBytes -= event.length;
+      void this.buryUnreadable(unreadable).then(() => this.landed([number], 0, consumer));
+    }
+    this.progress.seal(number);
+  }
+
+  /** Milliseconds until the oldest waiting batch may flush. */
+  private untilDue(): number {
+    const oldest = Math.min(...[...this.pending.values()].map(({ since }) => since));
+    const age = this.context.config.ingest.lingerMs - (performance.now() - oldest);
+    const budget =
+      this.refill() >= 1 ? 0 : ((1 - this.tokens) * 1000) / this.context.config.ingest.commitsPerSecond;
+    return Math.max(1, Math.ceil(Math.max(age, budget)));
+  }
+
+  private refill(): number {
+    const { commitsPerSecond } = this.context.config.ingest;
+    const now = performance.now();
+    this.tokens = Math.min(
+      commitsPerSecond,
+      this.tokens + ((now - this.refilledAt) * commitsPerSecond) / 1000,
+    );
+    this.refilledAt = now;
+    return this.tokens;
+  }
+
+  private flushDue(consumer: StreamConsumer): void {
+    const { flushEvents, flushBytes, lingerMs } = this.context.config.ingest;
+    this.refill();
+    const now = performance.now();
+    for (const [type, pending] of [...this.pending].sort(([, a], [, b]) => a.since - b.since)) {
+      if (this.flushing.has(type)) continue;
+      const full = pending.batch.count >= flushEvents || pending.batch.byteCount >= flushBytes;
+      if (!full && (now - pending.since < lingerMs || this.tokens < 1)) continue;
+      this.flush(type, pending, consumer);
+    }
+  }
+
+  /** Memory goes before the commit budget. */
+  private flushLargest(consumer: StreamConsumer): void {
+    const [largest] = [...this.pending].sort(([, a], [, b]) => b.batch.byteCount - a.batch.byteCount);
+    if (largest !== undefined) this.flush(...largest, consumer);
+  }
+
+  private flush(type: string, pending: Pending, consumer: StreamConsumer): void {
+    this.pending.delete(type);
+    const flush = this.land(type, pending).then(
+      () => {
+        this.flushing.delete(type);
+        this.landed([...pending.reads], pending.batch.byteCount, consumer);
+      },
+      (error: unknown) => {
+        this.flushing.delete(type);
+        // Only a stop ends a lane's retries; what has not landed is read again at the next start.
+        if (!this.stopping.signal.aborted)
+          this.context.log.error({ err: error, entityType: type }, "a lane has failed");
+      },
+    );
+    this.flushing.set(type, flush);
+  }
+
+  private async land(type: string, { batch }: Pending): Promise<void> {
+    const started = performance.now();
+    const lane = await this.lane(type);
+    // Raw takes one commit and each model another.
+    this.tokens -= 1 + lane.targets.length;
+    await lane.land(batch);
+    this.context.metrics.landSeconds.observe((performance.now() - started) / 1000);
+    this.context.metrics.freshnessSeconds.set((Date.now() - batch.receivedAt.at(-1)!) / 1000);
+    this.compactor.consider(lane);
+  }
+
+  private landed(reads: readonly number[], bytes: number, consumer: StreamConsumer): void {
+    this.pendingBytes -= bytes;
+    for (const read of reads) this.progress.release(read);
+    const end = this.progress.advance();
+    if (end !== undefined) {
+      this.lowWaterWrite = this.lowWaterWrite
+        .then(() => consumer.commit(end))
+        .catch((error: unknown) =>
+          this.context.log.warn({ err: error }, "the low-water record was not written"),
+        );
+    }
+  }
+
+  private lane(type: string): Promise<Lane> {
+    let lane = this.lanes.get(type);
+    if (lane === undefined) {
+      lane = this.openLane(type);
+      this.lanes.set(type, lane);
+    }
+    return lane;
+  }
+
+  private async openLane(type: string): Promise<Lane> {
+    for (;;) {
+      try {
+        return await Lane.open(this.context, type);
+      } catch (error) {
+        if (this.stopping.signal.aborted) throw error;
+        this.context.log.error({ err: error, entityType: type }, "a lane does not open; trying again");
+        await sleep(IDLE_WAIT_MS);
+      }
+    }
+  }
+
+  private async buryUnreadable(events: readonly Unreadable[]): Promise<void> {
+    const { stream, deadLetters, metrics, log } = this.context;
+    for (;;) {
+      try {
+        await deadLetters.add(
+          events.map((event) => ({ ...event, model: "", reason: "the event cannot be read", stream })),
+        );
+        metrics.deadLetters.inc({ model: "" }, events.length);
+        return;
+      } catch (error) {
+        if (this.stopping.signal.aborted) throw error;
+        log.error({ err: error }, "dead letters were not written; trying again");
+        await sleep(IDLE_WAIT_MS);
+      }
+    }
+  }
+
+  private async drain(consumer: StreamConsumer): Promise<void> {
+    while (this.pending.size > 0 || this.flushing.size > 0) {
+      for (const [type, pending] of this.pending)
+        if (!this.flushing.has(type)) this.flush(type, pending, consumer);
+      await Promise.race(this.flushing.values());
+    }
+    await this.lowWaterWrite;
+  }
+}

@@ -1,0 +1,74 @@
+import type { DuckDBConnection } from "@duckdb/node-api";
+import { TributaryError } from "../base/errors.js";
+import type { BoundModel } from "../models/bind.js";
+import type { TableSpec } from "../table/delta-table.js";
+import { type ColumnSpec, deltaTypeOf } from "../table/schema.js";
+import { PARTITION_COLUMN } from "../table/state.js";
+import { KEY_COLUMNS } from "../table/upsert.js";
+
+export const refinedRoot = (model: Pick<BoundModel, "domain" | "table">): string =>
+  `refined/${model.domain}/${model.table}`;
+
+export const FINGERPRINT = "tributary.fingerprint";
+
+/** Where a row stands in the order of writes (design 3.1); hidden from views. */
+const ORDER_SPECS: readonly ColumnSpec[] = [
+  { name: "_tributary_version", type: "long", nullable: true, description: "Version of the row's event." },
+  {
+    name: "_tributary_operation",
+    type: "byte",
+    nullable: true,
+    description: "Operation of the row's event.",
+  },
+  { name: "_tributary_hash", type: "long", nullable: true, description: "xxh64 of type URL and payload." },
+  {
+    name: "_tributary_occurred_at",
+    type: "timestamp",
+    nullable: true,
+    description: "Time of the row's event.",
+  },
+];
+
+/**
+ * The table of a model. The writer feature keeps other engines from rewriting its files: a purge by one that does not
+ * know tombstones would drop them, and deleted rows could come back.
+ * Errors: TRB-MODEL-INVALID for a column whose type Delta does not have.
+ */
+export async function refinedSpec(connection: DuckDBConnection, model: BoundModel): Promise<TableSpec> {
+  const columns: ColumnSpec[] = [];
+  for (const { name, type, description } of model.columns) {
+    const result = await connection.run(`SELECT NULL::${type}`);
+    const delta = deltaTypeOf(result.columnType(0));
+    if (delta === undefined) {
+      throw new TributaryError(
+        "TRB-MODEL-INVALID",
+        `${model.name}: column "${name}" is of type ${type}, which Delta does not have; cast it`,
+      );
+    }
+    columns.push({
+      name,
+      type: delta,
+      nullable: !(KEY_COLUMNS as readonly string[]).includes(name),
+      ...(description === undefined ? {} : { description }),
+    });
+  }
+  return {
+    columns: [...columns, ...ORDER_SPECS, { name: PARTITION_COLUMN, type: "string", nullable: true }],
+    partitionColumns: [PARTITION_COLUMN],
+    properties: {
+      "delta.enableDeletionVectors": "true",
+      // Statistics on keys only: nobody prunes by other columns, and bounds would tell of values.
+      "delta.dataSkippingStatsColumns": "tenant_id",
+      "delta.deletedFileRetentionDuration": "interval 1 hours",
+      "tributary.model": model.name,
+      [FINGERPRINT]: model.fingerprint,
+    },
+    protocol: {
+      minReaderVersion: 3,
+      minWriterVersion: 7,
+      readerFeatures: ["deletionVectors"],
+      writerFeatures: ["deletionVectors", "domainMetadata", "tributary.upsert"],
+    },
+    ...(model.description === undefined ? {} : { description: model.description }),
+  };
+}

@@ -1,0 +1,101 @@
+import type { DuckDBConnection } from "@duckdb/node-api";
+import { identifier, rowsOf } from "../base/duckdb.js";
+import { TributaryError } from "../base/errors.js";
+import { PayloadDecoder } from "../contracts/payload-columns.js";
+import type { ProtoRegistry } from "../contracts/registry.js";
+import { fingerprintOf, type Model } from "./project.js";
+import { checkShape } from "./shape.js";
+
+/** A model that fits its descriptors: what it yields is known before an event comes. */
+export interface BoundModel extends Model {
+  /** Output columns in order, tenant_id and entity_id among them. */
+  readonly columns: readonly BoundColumn[];
+  /** Changes when the SQL, the payload's shape or the way of storing rows changes; the table is rebuilt then. */
+  readonly fingerprint: string;
+}
+
+export interface BoundColumn {
+  readonly name: string;
+  /** DuckDB's spelling. */
+  readonly type: string;
+  readonly description: string | undefined;
+}
+
+/** Part of every fingerprint; raised when stored rows change their meaning. */
+const STORAGE_VERSION = "1";
+
+/** The columns of the decoded relation beside `payload`: nothing outside the last-write-wins tuple (design 3.1). */
+export const ENVELOPE_COLUMNS = [
+  { name: "tenant_id", type: "VARCHAR" },
+  { name: "entity_id", type: "VARCHAR" },
+  { name: "operation", type: "VARCHAR" },
+  { name: "version", type: "BIGINT" },
+  { name: "occurred_at", type: "TIMESTAMP WITH TIME ZONE" },
+] as const;
+
+/**
+ * Binds a model against its descriptor.
+ * Errors: TRB-MODEL-INVALID, naming the model, the column that fails and why.
+ */
+export async function bindModel(
+  connection: DuckDBConnection,
+  registry: ProtoRegistry,
+  model: Model,
+): Promise<BoundModel> {
+  const type = registry.entityType(model.entityType);
+  if (type === undefined) throw invalid(model, `source: no message ${model.entityType} in the descriptors`);
+  await checkShape(connection, model);
+  const payload = new PayloadDecoder(type).columns.map((c) => `${identifier(c.name)} ${c.type}`).join(", ");
+  const relation = [
+    ...ENVELOPE_COLUMNS.map(({ name, type }) => `${name} ${type}`),
+    `payload STRUCT(${payload})`,
+  ];
+  await connection.run(
+    `CREATE OR REPLACE TEMP TABLE ${identifier(model.entityType)} (${relation.join(", ")})`,
+  );
+  try {
+    const described = await rowsOf(connection, `DESCRIBE ${model.sql}`);
+    const columns = described.map(([name, columnType]) => ({
+      name: String(name),
+      type: String(columnType),
+      description: model.columnDescriptions.get(String(name)),
+    }));
+    checkColumns(model, columns);
+    return { ...model, columns, fingerprint: fingerprintOf(STORAGE_VERSION, model.sql, payload) };
+  } catch (cause) {
+    if (cause instanceof TributaryError) throw cause;
+    throw invalid(model, (cause as Error).message.split("\n")[0]!, cause);
+  } finally {
+    await connection.run(`DROP TABLE ${identifier(model.entityType)}`);
+  }
+}
+
+function checkColumns(model: Model, columns: readonly BoundColumn[]): void {
+  const names = new Set<string>();
+  for (const { name } of columns) {
+    if (!/^[A-Za-z_][A-Za-z0-9_]{0,127}$/.test(name)) {
+      throw invalid(model, `column "${name}": expected a name of letters, digits and _; give it one with AS`);
+    }
+    if (name.startsWith("_tributary_") || name === "tenant_partition" || name === "ord") {
+      throw invalid(model, `column "${name}": the name is reserved`);
+    }
+    if (names.has(name.toLowerCase())) throw invalid(model, `column "${name}": stands twice`);
+    names.add(name.toLowerCase());
+  }
+  for (const key of ["tenant_id", "entity_id"]) {
+    const column = columns.find(({ name }) => name === key);
+    if (column?.type !== "VARCHAR")
+      throw invalid(model, `column "${key}": expected the source's, of type VARCHAR`);
+  }
+  for (const name of model.columnDescriptions.keys()) {
+    if (!names.has(name.toLowerCase()))
+      throw invalid(model, `schema.yml describes column "${name}" that is not there`);
+  }
+  for (const { column } of model.tests) {
+    if (!names.has(column.toLowerCase()))
+      throw invalid(model, `schema.yml tests column "${column}" that is not there`);
+  }
+}
+
+const invalid = (model: Model, message: string, cause?: unknown): TributaryError =>
+  new TributaryError("TRB-MODEL-INVALID", `${model.name}: ${message}`, cause === undefined ? {} : { cause });

@@ -1,0 +1,38 @@
+import { identifier } from "../base/duckdb.js";
+import type { Column } from "../table/types.js";
+
+/** What the query service knows of the refined tables. */
+export interface Catalog {
+  /** All tables, each at its newest version, in one consistent look. */
+  tables(): Promise<readonly CatalogTable[]>;
+}
+
+/** A refined table at one version; its files may hold rows of several tenants. */
+export interface CatalogTable {
+  /** The schema analysts see, e.g. "scm". */
+  readonly domain: string;
+  readonly model: string;
+  /** All columns of the table, `tenant_id` and hidden ones included. */
+  readonly columns: readonly Column[];
+  readonly description: string | undefined;
+  readonly version: number;
+  /** Milliseconds between now and the arrival of the newest event that can be queried; null when not known. */
+  readonly freshness: number | null;
+  /**
+   * Trusted SQL that yields the named columns of the live rows at this version: all rows of `tenant`, and perhaps
+   * rows of others. The caller filters by tenant_id; `tenant` only lets the table skip files.
+   */
+  loadSql(columns: readonly string[], tenant: string): Promise<string>;
+}
+
+/** The column every refined table has, and by which a tenant's rows are told apart. */
+export const TENANT_COLUMN = "tenant_id";
+
+/** The columns an analyst sees: what the model gives and the envelope's ids, none that settle order or placement. */
+export function visibleColumns(table: CatalogTable): readonly Column[] {
+  return table.columns.filter(({ name }) => !name.startsWith("_tributary_") && name !== "tenant_partition");
+}
+
+/** "scm"."files" */
+export const qualifiedName = (table: { readonly domain: string; readonly model: string }): string =>
+  `${identifier(table.domain)}.${identifier(table.model)}`;

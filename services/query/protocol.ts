@@ -1,0 +1,62 @@
+import type { Code } from "../base/codes.js";
+
+/** How an answer's rows are written. */
+export type AnswerFormat = "json" | "csv" | "ndjson";
+
+/** A value bound to a parameter: lists hold scalars of one kind. */
+export type Scalar = null | boolean | number | string;
+export type Parameter = Scalar | readonly Scalar[];
+
+/** One table of a session: what the worker copies before any SQL of the user's runs. */
+export interface SessionTable {
+  readonly domain: string;
+  readonly model: string;
+  readonly version: number;
+  /** What the user sees, by name. */
+  readonly columns: readonly string[];
+  /** Trusted SQL with these columns and tenant_id, over files that may hold rows of several tenants. */
+  readonly loadSql: string;
+  /** Whether the model's name alone means this table. */
+  readonly unqualified: boolean;
+}
+
+export interface WorkerOptions {
+  readonly memoryBytes: number;
+}
+
+/** Messages to a worker, one at a time. */
+export type Request =
+  | { readonly type: "parse"; readonly sql: string }
+  | {
+      readonly type: "run";
+      readonly tenant: string;
+      readonly tables: readonly SessionTable[];
+      readonly sql: string;
+      readonly parameters: Readonly<Record<string, Parameter>>;
+      readonly format: AnswerFormat;
+      readonly numbers: "exact" | "js";
+      readonly maxRows: number;
+      readonly maxBytes: number;
+      readonly timeoutMs: number;
+    };
+
+export interface AnswerColumn {
+  readonly name: string;
+  readonly type: string;
+}
+
+/** Messages from a worker: for a "run", any number of "rows" come before its last message. */
+export type Reply =
+  | { readonly type: "ready" }
+  | { readonly type: "rows"; readonly text: string }
+  | { readonly type: "parsed"; readonly ast: string }
+  | { readonly type: "done"; readonly columns: readonly AnswerColumn[]; readonly rowCount: number }
+  | Failure;
+
+/** Carries nothing the engine said but the kind of failure and where: its words can hold values and paths. */
+export interface Failure {
+  readonly type: "failed";
+  readonly code: Code;
+  /** UTF-8 byte offset in the user's SQL. */
+  readonly offset?: number;
+}

@@ -1,0 +1,264 @@
+import {
+  type DuckDBConnection,
+  DuckDBInstance,
+  DuckDBListValue,
+  type DuckDBPreparedStatement,
+  DuckDBResult,
+  type DuckDBValue,
+  LIST,
+  BIGINT,
+  BOOLEAN,
+  DOUBLE,
+  StatementType,
+  VARCHAR,
+  type DuckDBType,
+} from "@duckdb/node-api";
+import { identifier, literal, rowsOf } from "../base/duckdb.js";
+import { assert, TributaryError } from "../base/errors.js";
+import { qualifiedName, TENANT_COLUMN } from "./catalog.js";
+import { RowEncoder, typeName } from "./encode.js";
+import type { AnswerColumn, Parameter, Request, SessionTable } from "./protocol.js";
+
+type Run = Extract<Request, { type: "run" }>;
+
+/** Names of schemas that are the engine's own. */
+const RESERVED = new Set(["main", "temp", "system", "memory", "information_schema", "pg_catalog", "recurring"]);
+const TENANT_RULE = /^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$/;
+
+/** Rows the engine keeps ready before the first is fetched: an error within them arrives with its place. */
+const EAGER_BYTES = 32 * 1024 * 1024;
+/** Rows that go to the parent in one message. */
+const MESSAGE_CHARACTERS = 256 * 1024;
+
+/** What a closed sandbox must say of itself before any SQL of a user's runs in it. */
+const WALLS: Readonly<Record<string, string>> = {
+  enable_external_access: "false",
+  autoinstall_known_extensions: "false",
+  autoload_known_extensions: "false",
+  allow_community_extensions: "false",
+  allow_persistent_secrets: "false",
+  temp_directory: "",
+  threads: "1",
+  lock_configuration: "true",
+};
+
+/**
+ * An engine of its own that holds copies of one tenant's rows at one version of each table, and has no way out:
+ * no files, no network, no extensions, no settings. Opened by trusted SQL, closed before any SQL of a user's.
+ */
+export class Session {
+  readonly #instance: DuckDBInstance;
+  readonly #connection: DuckDBConnection;
+  readonly #tenant: string;
+  readonly #versions: ReadonlyMap<string, string>;
+
+  private constructor(
+    instance: DuckDBInstance,
+    connection: DuckDBConnection,
+    tenant: string,
+    tables: readonly SessionTable[],
+  ) {
+    this.#instance = instance;
+    this.#connection = connection;
+    this.#tenant = tenant;
+    this.#versions = new Map(tables.map((table) => [qualifiedName(table), stamp(table)]));
+  }
+
+  /** A session without tables, for parsing: nothing that reaches it runs. */
+  static parser(memoryBytes: number): Promise<Session> {
+    return Session.#open(memoryBytes, "parser", []);
+  }
+
+  /** `onConnection` gets the connection to interrupt when loading takes too long. */
+  static async open(
+    memoryBytes: number,
+    tenant: string,
+    tables: readonly SessionTable[],
+    onConnection: (connection: DuckDBConnection) => void,
+  ): Promise<Session> {
+    assert(TENANT_RULE.test(tenant), "a session has a tenant");
+    return Session.#open(memoryBytes, tenant, tables, onConnection);
+  }
+
+  static async #open(
+    memoryBytes: number,
+    tenant: string,
+    tables: readonly SessionTable[],
+    onConnection?: (connection: DuckDBConnection) => void,
+  ): Promise<Session> {
+    const instance = await DuckDBInstance.create(":memory:", {
+      threads: "1",
+      memory_limit: `${Math.ceil(memoryBytes / (1024 * 1024))}MiB`,
+      temp_directory: "",
+      autoinstall_known_extensions: "false",
+      autoload_known_extensions: "false",
+      allow_community_extensions: "false",
+      allow_persistent_secrets: "false",
+      enable_external_file_cache: "false",
+      streaming_buffer_size: `${EAGER_BYTES}B`,
+    });
+    try {
+      const connection = await instance.connect();
+      onConnection?.(connection);
+      await connection.run("SET errors_as_json=true; SET TimeZone='UTC'; SET Calendar='gregorian'");
+      for (const table of tables) await load(connection, tenant, table);
+      await shut(connection);
+      return new Session(instance, connection, tenant, tables);
+    } catch (error) {
+      instance.closeSync();
+      throw error;
+    }
+  }
+
+  /** Whether it holds these very tables, at these versions, of this tenant. */
+  serves(tenant: string, tables: readonly SessionTable[]): boolean {
+    return (
+      tenant === this.#tenant &&
+      tables.every((table) => this.#versions.get(qualifiedName(table)) === stamp(table))
+    );
+  }
+
+  get connection(): DuckDBConnection {
+    return this.#connection;
+  }
+
+  /** The syntax tree as JSON; syntax errors are in it. */
+  async parse(sql: string): Promise<string> {
+    const [row] = await rowsOf(
+      this.#connection,
+      "SELECT json_serialize_sql($1::VARCHAR, skip_empty := true, skip_null := true)",
+      [sql],
+    );
+    const ast = row?.[0];
+    assert(typeof ast === "string", "the parser answers with text");
+    return ast;
+  }
+
+  /**
+   * Runs one gated SELECT; `emit` gets the encoded rows in pieces. Errors: TributaryError for limits, the engine's
+   * own otherwise (failureOf reads them).
+   */
+  async run(
+    request: Run,
+    emit: (text: string) => void,
+  ): Promise<{ columns: AnswerColumn[]; rowCount: number }> {
+    // A stream of rows that fails midway just ends, but it leaves its transaction aborted: see #mustBeWhole.
+    await this.#connection.run("BEGIN TRANSACTION READ ONLY");
+    let statement: DuckDBPreparedStatement | undefined;
+    try {
+      statement = await this.#connection.prepare(request.sql);
+      assert(statement.statementType === StatementType.SELECT, "the gate lets only SELECT pass");
+      bind(statement, request.parameters);
+      const result = await statement.stream();
+      const answer = await this.#send(result, request, emit);
+      await this.#mustBeWhole();
+      return answer;
+    } finally {
+      statement?.destroySync();
+      await this.#connection.run("ROLLBACK");
+    }
+  }
+
+  async #send(result: DuckDBResult, request: Run, emit: (text: string) => void) {
+    const names = result.deduplicatedColumnNames();
+    const types = result.columnTypes();
+    const encoder = new RowEncoder(names, types, request.format, request.numbers);
+    let text = encoder.head();
+    let rowCount = 0;
+    let characters = 0;
+    for (;;) {
+      const chunk = await result.fetchChunk();
+      if (chunk === null || chunk.rowCount === 0) break;
+      if (rowCount + chunk.rowCount > request.maxRows) {
+        throw new TributaryError("TRB-QUERY-ROWS", `the answer has more than ${request.maxRows} rows`);
+      }
+      const rows = encoder.rows(chunk.getColumns(), chunk.rowCount);
+      if (request.format === "json" && rowCount > 0) text += ",";
+      text += rows;
+      rowCount += chunk.rowCount;
+      characters += rows.length;
+      if (characters > request.maxBytes) throw new TributaryError("TRB-QUERY-ROWS");
+      if (text.length > MESSAGE_CHARACTERS) {
+        emit(text);
+        text = "";
+      }
+    }
+    if (text !== "") emit(text);
+    const columns = names.map((name, at) => ({ name, type: typeName(types[at]!) }));
+    return { columns, rowCount };
+  }
+
+  /** An aborted transaction refuses even this; then rows are missing, and what was sent must not be believed. */
+  async #mustBeWhole(): Promise<void> {
+    try {
+      await this.#connection.run("SELECT 1");
+    } catch {
+      throw new TributaryError("TRB-QUERY-RUNTIME");
+    }
+  }
+
+  close(): void {
+    this.#connection.closeSync();
+    this.#instance.closeSync();
+  }
+}
+
+/** The barrier: only the tenant's rows get past this point, and only the columns an analyst may see. */
+async function load(connection: DuckDBConnection, tenant: string, table: SessionTable): Promise<void> {
+  assert(!RESERVED.has(table.domain.toLowerCase()), "a domain is not one of the engine's schemas");
+  assert(table.columns.length > 0, "a table has columns");
+  const name = qualifiedName(table);
+  const columns = table.columns.map(identifier).join(", ");
+  await connection.run(`CREATE SCHEMA IF NOT EXISTS ${identifier(table.domain)}`);
+  await connection.run(
+    `CREATE TABLE ${name} AS SELECT ${columns} FROM (${table.loadSql}) AS rows WHERE ${identifier(TENANT_COLUMN)} = ${literal(tenant)}`,
+  );
+  if (table.columns.includes(TENANT_COLUMN)) {
+    const [row] = await rowsOf(
+      connection,
+      `SELECT count(*) FROM ${name} WHERE ${identifier(TENANT_COLUMN)} IS DISTINCT FROM $1::VARCHAR`,
+      [tenant],
+    );
+    assert(row?.[0] === 0n, "a session holds rows of its tenant only");
+  }
+  if (table.unqualified) {
+    await connection.run(`CREATE VIEW ${identifier(table.model)} AS SELECT ${columns} FROM ${name}`);
+  }
+}
+
+async function shut(connection: DuckDBConnection): Promise<void> {
+  await connection.run("SET enable_external_access=false");
+  await connection.run("SET disabled_filesystems='LocalFileSystem'");
+  await connection.run("SET lock_configuration=true");
+  const rows = await rowsOf(connection, "SELECT name, value FROM duckdb_settings()");
+  const settings = new Map(rows.map(([name, value]) => [name, value]));
+  for (const [name, value] of Object.entries(WALLS)) {
+    assert(settings.get(name) === value, `the sandbox is closed: ${name}`);
+  }
+}
+
+/** A table is the same when its version and what is read of it are. */
+const stamp = (table: SessionTable): string =>
+  JSON.stringify([table.version, table.columns, table.unqualified]);
+
+function bind(statement: DuckDBPreparedStatement, parameters: Readonly<Record<string, Parameter>>): void {
+  const values: Record<string, DuckDBValue> = {};
+  const types: Record<string, DuckDBType> = {};
+  for (const [name, value] of Object.entries(parameters)) {
+    if (!Array.isArray(value)) {
+      const scalar = value as Exclude<Parameter, readonly unknown[]>;
+      values[name] = typeof scalar === "number" && Number.isSafeInteger(scalar) ? BigInt(scalar) : scalar;
+      continue;
+    }
+    const items = value as readonly Parameter[];
+    const whole = items.every((item) => item === null || (typeof item === "number" && Number.isSafeInteger(item)));
+    const first = items.find((item) => item !== null);
+    types[name] = LIST(
+      typeof first === "boolean" ? BOOLEAN : typeof first === "number" ? (whole ? BIGINT : DOUBLE) : VARCHAR,
+    );
+    values[name] = new DuckDBListValue(
+      items.map((item) => (whole && typeof item === "number" ? BigInt(item) : (item as DuckDBValue))),
+    );
+  }
+  statement.bind(values, types);
+}

@@ -1,0 +1,75 @@
+import { writeFileSync } from "node:fs";
+import type { DuckDBConnection } from "@duckdb/node-api";
+import { failureOf } from "./failure.js";
+import type { Reply, Request, WorkerOptions } from "./protocol.js";
+import { Session } from "./session.js";
+
+/**
+ * The child process in which all SQL of users is parsed and run. It serves one tenant in its whole life (the pool
+ * sees to that) and is killed without regret: it holds nothing that is not in the lake.
+ */
+const { memoryBytes } = JSON.parse(process.argv[2] ?? "{}") as WorkerOptions;
+const PARSER_BYTES = 128 * 1024 * 1024;
+
+let parser: Session | undefined;
+let session: Session | undefined;
+
+async function handle(request: Request): Promise<void> {
+  try {
+    if (request.type === "parse") {
+      parser ??= await Session.parser(PARSER_BYTES);
+      send({ type: "parsed", ast: await parser.parse(request.sql) });
+      return;
+    }
+    await run(request);
+  } catch (error) {
+    const failure = failureOf(error);
+    send(failure);
+    // An engine that has failed inwardly is not used again: the pool replaces this process.
+    if (failure.code === "TRB-INTERNAL") process.exitCode = 1;
+    if (failure.code === "TRB-INTERNAL") process.disconnect();
+  }
+}
+
+async function run(request: Extract<Request, { type: "run" }>): Promise<void> {
+  let current: DuckDBConnection | undefined;
+  // Again and again: an interrupt that comes between two statements is forgotten.
+  const deadline = performance.now() + request.timeoutMs;
+  const timer = setInterval(() => {
+    if (performance.now() >= deadline) current?.interrupt();
+  }, 20);
+  try {
+    if (session?.serves(request.tenant, request.tables) !== true) {
+      session?.close();
+      session = undefined;
+      session = await Session.open(memoryBytes, request.tenant, request.tables, (connection) => {
+        current = connection;
+      });
+    }
+    current = session.connection;
+    const answer = await session.run(request, (text) => send({ type: "rows", text }));
+    send({ type: "done", ...answer });
+  } finally {
+    clearInterval(timer);
+  }
+}
+
+function send(reply: Reply): void {
+  process.send?.(reply);
+}
+
+// Should memory run out on the machine as a whole, this process goes first and not the bus. Linux only.
+try {
+  writeFileSync("/proc/self/oom_score_adj", "1000");
+} catch {
+  // Not Linux, or not allowed: the parent's watch remains.
+}
+process.on("disconnect", () => process.kill(process.pid, "SIGKILL"));
+process.on("message", (request: Request) => void handle(request));
+Session.parser(PARSER_BYTES).then(
+  (ready) => {
+    parser = ready;
+    send({ type: "ready" });
+  },
+  () => process.exit(1),
+);

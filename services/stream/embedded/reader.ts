@@ -1,0 +1,92 @@
+import { type FileOps, nodeFiles } from "../../base/files.js";
+import type { ChangeStreamReader, Checkpoint, StreamConsumer } from "../change-stream.js";
+import { EmbeddedLogConsumer } from "./consumer.js";
+import { LogCursor } from "./cursor.js";
+import { logFolder, openIdentity, type StreamIdentity, streamDown } from "./folder.js";
+import { checkConsumerName, readLowWater } from "./low-water.js";
+import { toCheckpoint } from "./positions.js";
+import { FolderWatch } from "./watch.js";
+
+/** The reading end of the embedded log. Works beside the writer or in another process, also before there is one. */
+export class EmbeddedLogReader implements ChangeStreamReader {
+  readonly name: string;
+  readonly partitions: readonly string[];
+  readonly #files: FileOps;
+  readonly #folder: string;
+  readonly #identity: StreamIdentity;
+  readonly #watch: FolderWatch;
+  readonly #consumers = new Set<EmbeddedLogConsumer>();
+  #headCursor: LogCursor | undefined;
+  #heading: Promise<Checkpoint> | undefined;
+  #closed = false;
+
+  /**
+   * `partitions` settles the stream when no writer has been here yet; without it the stream must exist.
+   * Errors: TRB-CONFIG, TRB-STREAM-CORRUPT.
+   */
+  static async open(options: {
+    readonly folder: string;
+    readonly partitions?: number;
+    readonly files?: FileOps;
+  }): Promise<EmbeddedLogReader> {
+    const files = options.files ?? nodeFiles;
+    const identity = await openIdentity(files, options.folder, options.partitions);
+    return new EmbeddedLogReader(files, options.folder, identity);
+  }
+
+  private constructor(files: FileOps, folder: string, identity: StreamIdentity) {
+    this.name = identity.name;
+    this.partitions = identity.partitions;
+    this.#files = files;
+    this.#folder = folder;
+    this.#identity = identity;
+    this.#watch = new FolderWatch(files, logFolder(folder));
+  }
+
+  async lowWater(consumer: string): Promise<Checkpoint> {
+    checkConsumerName(consumer);
+    const record = await readLowWater(this.#files, this.#folder, consumer, this.partitions);
+    return record === undefined ? new Map() : toCheckpoint(this.partitions, record.done);
+  }
+
+  head(): Promise<Checkpoint> {
+    this.#heading ??= this.#findHead().finally(() => {
+      this.#heading = undefined;
+    });
+    return this.#heading;
+  }
+
+  async #findHead(): Promise<Checkpoint> {
+    if (this.#closed) throw streamDown("the stream reader is closed");
+    this.#headCursor ??= await LogCursor.openNewest(this.#files, this.#folder, this.partitions.length);
+    const next = await this.#headCursor.skipToEnd();
+    return toCheckpoint(
+      this.partitions,
+      next.map((position) => position - 1),
+    );
+  }
+
+  async consume(consumer: string): Promise<StreamConsumer> {
+    if (this.#closed) throw streamDown("the stream reader is closed");
+    checkConsumerName(consumer);
+    const opened = await EmbeddedLogConsumer.open(
+      this.#files,
+      this.#folder,
+      this.#identity,
+      consumer,
+      this.#watch,
+      () => this.#consumers.delete(opened),
+    );
+    this.#consumers.add(opened);
+    return opened;
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    await Promise.all([...this.#consumers].map((consumer) => consumer.close()));
+    this.#watch.close();
+    await this.#heading?.catch(() => undefined);
+    await this.#headCursor?.close();
+  }
+}

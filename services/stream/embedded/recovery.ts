@@ -1,0 +1,138 @@
+import { join } from "node:path";
+import { TributaryError } from "../../base/errors.js";
+import { type FileOps, temporarySuffix, writeFully } from "../../base/files.js";
+import { damaged, listSegments, logFolder, openSegment, type StreamIdentity } from "./folder.js";
+import { alignedBuffer, hasMarker, readFrame, type SegmentHeader, segmentHeaderBytes } from "./format.js";
+import { readAllLowWater } from "./low-water.js";
+
+/** A segment as the writer keeps it in mind. */
+export interface SegmentSummary {
+  readonly number: number;
+  readonly base: number;
+  readonly first: readonly number[];
+}
+
+export interface Recovered {
+  /** Ascending. */
+  readonly segments: SegmentSummary[];
+  /** Frame bytes of the whole log, and first free position per partition. */
+  readonly bytes: number;
+  readonly next: readonly number[];
+}
+
+const SCAN_BYTES = 8 * 1024 * 1024;
+
+/**
+ * Brings the log to a state from which a writer can go on: temporary files removed, a torn tail cut, all that is left
+ * durable. Never cuts an acknowledged frame: what it cannot explain as a torn tail is TRB-STREAM-CORRUPT.
+ */
+export async function recover(files: FileOps, folder: string, identity: StreamIdentity): Promise<Recovered> {
+  for (const { name } of await files.list(logFolder(folder))) {
+    if (name.endsWith(temporarySuffix)) await files.unlink(join(logFolder(folder), name));
+  }
+  const partitions = identity.partitions.length;
+  const numbers = await listSegments(files, folder);
+  const segments: SegmentSummary[] = [];
+  let expectedBase: number | undefined;
+  for (const [i, number] of numbers.entries()) {
+    if (i > 0 && number !== numbers[i - 1]! + 1) throw damaged(numbers[i - 1]! + 1, 0);
+    const opened = await openSegment(files, folder, number, partitions);
+    if (opened === undefined) throw damaged(number, 0);
+    const size = await opened.file.size().finally(() => opened.file.close());
+    const { base, first } = opened.header;
+    if (expectedBase !== undefined && base !== expectedBase) throw damaged(number - 1, 0);
+    expectedBase = base + size - segmentHeaderBytes(partitions);
+    segments.push({ number, base, first });
+  }
+  const last = numbers.at(-1);
+  const start = { bytes: 0, next: identity.partitions.map(() => 1) };
+  // Only the last segment can have a torn tail: a segment is begun when the one before is whole and durable.
+  const end = last === undefined ? start : await recoverSegment(files, folder, identity, last);
+  return { segments, ...end };
+}
+
+async function recoverSegment(
+  files: FileOps,
+  folder: string,
+  identity: StreamIdentity,
+  number: number,
+): Promise<{ bytes: number; next: readonly number[] }> {
+  const partitions = identity.partitions.length;
+  const opened = await openSegment(files, folder, number, partitions, "write");
+  if (opened === undefined) throw damaged(number, 0);
+  const { file, header } = opened;
+  try {
+    const size = await file.size();
+    let end = segmentHeaderBytes(partitions);
+    let next = header.first;
+    let lastFrame: { at: number; bytes: Buffer } | undefined;
+    let scan = SCAN_BYTES;
+    while (end < size) {
+      const chunk = alignedBuffer(Math.min(scan, size - end));
+      const bytes = chunk.subarray(0, await file.read(chunk, end));
+      let at = 0;
+      let frame = readFrame(bytes, at, header.marker, partitions);
+      while (!("kind" in frame)) {
+        if (frame.first.some((position, p) => position !== next[p])) throw damaged(number, end + at);
+        lastFrame = { at: end + at, bytes: bytes.subarray(at, at + frame.length) };
+        next = frame.next;
+        at += frame.length;
+        frame = readFrame(bytes, at, header.marker, partitions);
+      }
+      end += at;
+      scan = SCAN_BYTES;
+      if (at > 0) continue;
+      if (frame.kind === "partial" && frame.needs <= size - end && frame.needs > bytes.length) {
+        scan = frame.needs;
+        continue;
+      }
+      break;
+    }
+    if (end < size) await assertTornTail(file, header, end, size);
+    await assertCoversLowWater(files, folder, identity, next);
+    if (end < size) await file.truncate(end);
+    // The frame that was last may never have reached the disk although reading shows it: after a failed sync the
+    // system can keep its pages and call them clean. Written once more, its bytes are synced for certain.
+    if (lastFrame !== undefined) await writeFully(file, lastFrame.bytes, lastFrame.at);
+    await file.dataSync();
+    return { bytes: header.base + end - segmentHeaderBytes(partitions), next };
+  } finally {
+    await file.close();
+  }
+}
+
+/**
+ * A frame is begun only when the one before it is durable. So a marker behind an unreadable frame proves that this
+ * frame was acknowledged, and that it is damaged rather than torn.
+ */
+async function assertTornTail(
+  file: { read(into: Uint8Array, at: number): Promise<number> },
+  header: SegmentHeader,
+  end: number,
+  size: number,
+): Promise<void> {
+  let from = end + 8;
+  while (from < size) {
+    const chunk = alignedBuffer(Math.min(SCAN_BYTES, size - from));
+    const bytes = chunk.subarray(0, await file.read(chunk, from));
+    for (let at = bytes.indexOf(header.marker); at >= 0; at = bytes.indexOf(header.marker, at + 1)) {
+      if ((from + at) % 8 === 0 && hasMarker(bytes, at, header.marker)) throw damaged(header.number, end);
+    }
+    if (bytes.length < SCAN_BYTES) break;
+    from += bytes.length; // frames stand at multiples of 8, as do chunks: no marker straddles two
+  }
+}
+
+/** What a consumer is done with was acknowledged; a log that ends before it has lost frames. */
+async function assertCoversLowWater(
+  files: FileOps,
+  folder: string,
+  identity: StreamIdentity,
+  next: readonly number[],
+): Promise<void> {
+  for (const record of await readAllLowWater(files, folder, identity.partitions)) {
+    if (record.done.some((position, p) => position >= next[p]!)) {
+      throw new TributaryError("TRB-STREAM-CORRUPT", "the log ends before what a consumer has read from it");
+    }
+  }
+}

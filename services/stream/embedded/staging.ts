@@ -1,0 +1,145 @@
+import type { EventSlices } from "../change-stream.js";
+import { alignedBuffer, frameBytes, frameHeaderBytes, sealFrame } from "./format.js";
+import { PositionFormatter } from "./positions.js";
+
+export interface PendingAppend {
+  readonly events: EventSlices;
+  readonly receivedAt: number;
+  readonly resolve: (positions: readonly string[]) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+/** Bytes between two events of one body (a tag and a length) that are cheaper to copy along than to step over. */
+const MAX_GAP = 16;
+
+/** Collects appends into one frame. The events' bytes are copied here once, and written from here. */
+export class Staging {
+  readonly capacity: number;
+  readonly #partitions: number;
+  readonly #buffer: Buffer;
+  #dataBytes = 0;
+  #events = 0;
+  #starts = new Uint32Array(1024);
+  #lengths = new Uint32Array(1024);
+  #partitionOf = new Uint16Array(1024);
+  #appends: PendingAppend[] = [];
+
+  constructor(partitions: number, capacity: number) {
+    this.#partitions = partitions;
+    this.capacity = capacity;
+    this.#buffer = alignedBuffer(capacity);
+  }
+
+  get isEmpty(): boolean {
+    return this.#appends.length === 0;
+  }
+
+  /** Frame bytes an append needs when it is alone. */
+  static bytesFor(partitions: number, events: EventSlices): number {
+    return frameBytes(partitions, runBytes(events), events.count, 1);
+  }
+
+  /** False when there is no room. */
+  add(append: PendingAppend): boolean {
+    const { events } = append;
+    const total = this.#events + events.count;
+    const dataBytes = this.#dataBytes + runBytes(events);
+    if (frameBytes(this.#partitions, dataBytes, total, this.#appends.length + 1) > this.capacity) {
+      return false;
+    }
+    this.#growTables(total);
+    const dataAt = frameHeaderBytes(this.#partitions);
+    let row = this.#events;
+    let to = this.#dataBytes;
+    eachRun(events, (from, end, firstEvent, afterEvent) => {
+      this.#buffer.set(events.bytes.subarray(from, end), dataAt + to);
+      for (let i = firstEvent; i < afterEvent; i++, row++) {
+        this.#starts[row] = to + events.starts[i]! - from;
+        this.#lengths[row] = events.ends[i]! - events.starts[i]!;
+        this.#partitionOf[row] = events.partitions[i]!;
+      }
+      to += end - from;
+    });
+    this.#dataBytes = dataBytes;
+    this.#events = total;
+    this.#appends.push(append);
+    return true;
+  }
+
+  /** The frame's bytes; valid until `clear`. */
+  seal(marker: Buffer, first: readonly number[]): Buffer {
+    return sealFrame(this.#buffer, marker, first, {
+      dataBytes: this.#dataBytes,
+      events: this.#events,
+      starts: this.#starts,
+      lengths: this.#lengths,
+      partitions: this.#partitionOf,
+      appends: this.#appends.map(({ receivedAt, events }) => ({ receivedAt, count: events.count })),
+    });
+  }
+
+  /** Positions after this group when `first` is the first free one of each partition. */
+  nextAfter(first: readonly number[]): number[] {
+    const next = [...first];
+    for (let row = 0; row < this.#events; row++) next[this.#partitionOf[row]!]!++;
+    return next;
+  }
+
+  /** Tells every append its positions. */
+  acknowledge(first: readonly number[]): void {
+    const next = [...first];
+    const formatters = next.map(() => new PositionFormatter());
+    for (const { events, resolve } of this.#appends) {
+      const positions = new Array<string>(events.count);
+      for (let i = 0; i < events.count; i++) {
+        const p = events.partitions[i]!;
+        positions[i] = formatters[p]!.format(next[p]!++);
+      }
+      resolve(positions);
+    }
+  }
+
+  reject(error: unknown): void {
+    for (const { reject } of this.#appends) reject(error);
+  }
+
+  clear(): void {
+    this.#dataBytes = 0;
+    this.#events = 0;
+    this.#appends = [];
+  }
+
+  #growTables(events: number): void {
+    if (events <= this.#starts.length) return;
+    const size = 2 ** Math.ceil(Math.log2(events));
+    const grow = <T extends Uint32Array | Uint16Array>(old: T, grown: T): T => {
+      grown.set(old);
+      return grown;
+    };
+    this.#starts = grow(this.#starts, new Uint32Array(size));
+    this.#lengths = grow(this.#lengths, new Uint32Array(size));
+    this.#partitionOf = grow(this.#partitionOf, new Uint16Array(size));
+  }
+}
+
+/** Calls back for stretches of neighbouring events, so that a body is copied in a few large pieces. */
+function eachRun(
+  { count, starts, ends }: EventSlices,
+  run: (from: number, end: number, firstEvent: number, afterEvent: number) => void,
+): void {
+  let first = 0;
+  for (let i = 1; i <= count; i++) {
+    const gap = i < count ? starts[i]! - ends[i - 1]! : -1;
+    if (gap >= 0 && gap <= MAX_GAP) continue;
+    run(starts[first]!, ends[i - 1]!, first, i);
+    first = i;
+  }
+}
+
+function runBytes(events: EventSlices): number {
+  let bytes = 0;
+  eachRun(events, (from, end) => {
+    bytes += end - from;
+  });
+  return bytes;
+}

@@ -1,0 +1,100 @@
+/** Actions of the Delta transaction log (Delta protocol, "Actions"), as they stand in a commit's JSON lines. */
+
+export interface DeletionVectorDescriptor {
+  readonly storageType: "u" | "i" | "p";
+  readonly pathOrInlineDv: string;
+  readonly offset?: number;
+  readonly sizeInBytes: number;
+  readonly cardinality: number;
+}
+
+export interface AddAction {
+  readonly path: string;
+  readonly partitionValues: Readonly<Record<string, string | null>>;
+  readonly size: number;
+  readonly modificationTime: number;
+  readonly dataChange: boolean;
+  readonly stats?: string;
+  readonly tags?: Readonly<Record<string, string>>;
+  readonly deletionVector?: DeletionVectorDescriptor;
+}
+
+export interface RemoveAction {
+  readonly path: string;
+  readonly deletionTimestamp: number;
+  readonly dataChange: boolean;
+  readonly extendedFileMetadata: true;
+  readonly partitionValues: Readonly<Record<string, string | null>>;
+  readonly size: number;
+  readonly deletionVector?: DeletionVectorDescriptor;
+}
+
+export interface MetaDataAction {
+  readonly id: string;
+  readonly name?: string;
+  readonly description?: string;
+  readonly format: { readonly provider: string; readonly options: Readonly<Record<string, string>> };
+  readonly schemaString: string;
+  readonly partitionColumns: readonly string[];
+  readonly configuration: Readonly<Record<string, string>>;
+  readonly createdTime?: number;
+}
+
+export interface ProtocolAction {
+  readonly minReaderVersion: number;
+  readonly minWriterVersion: number;
+  readonly readerFeatures?: readonly string[];
+  readonly writerFeatures?: readonly string[];
+}
+
+export interface DomainMetadataAction {
+  readonly domain: string;
+  readonly configuration: string;
+  readonly removed: boolean;
+}
+
+export interface CommitInfoAction {
+  readonly timestamp: number;
+  readonly operation: string;
+  readonly operationParameters: Readonly<Record<string, string>>;
+  readonly engineInfo: string;
+  /** Ours alone: tells an ambiguous put apart from another writer's commit. */
+  readonly txnId: string;
+}
+
+export interface Action {
+  readonly add?: AddAction;
+  readonly remove?: RemoveAction;
+  readonly metaData?: MetaDataAction;
+  readonly protocol?: ProtocolAction;
+  readonly domainMetadata?: DomainMetadataAction;
+  readonly commitInfo?: CommitInfoAction;
+  readonly txn?: { readonly appId: string; readonly version: number; readonly lastUpdated?: number };
+}
+
+export const encodeCommit = (actions: readonly Action[]): Buffer =>
+  Buffer.from(`${actions.map((action) => JSON.stringify(action)).join("\n")}\n`);
+
+export const decodeCommit = (bytes: Buffer): Action[] =>
+  bytes
+    .toString("utf8")
+    .split("\n")
+    .filter((line) => line !== "")
+    .map((line) => JSON.parse(line) as Action);
+
+/** The remove that takes away exactly this add: same path, same vector. */
+export const removeOf = (add: AddAction, at: number, dataChange: boolean): RemoveAction => ({
+  path: add.path,
+  deletionTimestamp: at,
+  dataChange,
+  extendedFileMetadata: true,
+  partitionValues: add.partitionValues,
+  size: add.size,
+  ...(add.deletionVector === undefined ? {} : { deletionVector: add.deletionVector }),
+});
+
+export const commitKey = (root: string, version: number): string =>
+  `${root}/_delta_log/${String(version).padStart(20, "0")}.json`;
+
+export const checkpointKey = (root: string, version: number): string =>
+  `${root}/_delta_log/${String(version).padStart(20, "0")}.checkpoint.parquet`;

@@ -1,0 +1,33 @@
+import type { DuckDBConnection } from "@duckdb/node-api";
+import type { CommitResult, DeltaTable } from "./delta-table.js";
+import { advancePositions, type Positions } from "./progress.js";
+import { stageFile } from "./stage.js";
+
+export interface AppendRequest {
+  readonly stream: string;
+  /** Positions the rows start after; must still be in force when the commit is made. */
+  readonly from: Positions;
+  /** Positions reached, of the partitions that moved. */
+  readonly to: Positions;
+  readonly boundedColumns: readonly string[];
+}
+
+/** Appends the rows of `sql` as one file and moves the positions, in one commit. */
+export async function append(
+  table: DeltaTable,
+  connection: DuckDBConnection,
+  sql: string,
+  request: AppendRequest,
+): Promise<CommitResult> {
+  const basedOn = table.snapshot.version;
+  const file = await stageFile(table, connection, sql, { boundedColumns: request.boundedColumns });
+  await table.store.adopt([file]);
+  const { actions, expect } = advancePositions(request.stream, request.from, request.to);
+  return table.commit({
+    operation: "WRITE",
+    actions: [{ add: file.add }, ...actions],
+    expect,
+    basedOn,
+    serializable: false,
+  });
+}

@@ -1,0 +1,191 @@
+import { randomUUID } from "node:crypto";
+import type { DuckDBConnection } from "@duckdb/node-api";
+import { literal } from "../base/duckdb.js";
+import { type AddAction, removeOf } from "./actions.js";
+import { encodeVectorFile, vectorFileName } from "./deletion-vector.js";
+import type { DeltaTable } from "./delta-table.js";
+import { scanFilesSql } from "./scan.js";
+import { type StagedFile, stageFile } from "./stage.js";
+import type { TableFile, TableSnapshot } from "./types.js";
+import { KEY_COLUMNS, ORDER_COLUMNS, SHARED_PARTITION, type UpsertWriter } from "./upsert.js";
+
+const MiB = 1024 * 1024;
+/** Files are merged with files of their own size class, so that a row is rewritten a few times in its life, not often. */
+const TIERS = [1 * MiB, 8 * MiB, 64 * MiB, 512 * MiB];
+/** A file with more masked rows than this costs readers more than its rewrite costs us. */
+const MAX_MASKED_SHARE = 0.5;
+
+export type Compaction =
+  | { readonly kind: "compacted"; readonly files: number; readonly rows: number; readonly version: number }
+  /** Another commit took a source away; nothing was changed. */
+  | { readonly kind: "overtaken" };
+
+/** Files worth merging, of one kind and size class; undefined when the table is in good shape. */
+export function planCompaction(snapshot: TableSnapshot, afterFiles: number): TableFile[] | undefined {
+  for (const tombstones of [false, true]) {
+    const files = snapshot.files.filter((file) => file.tombstones === tombstones);
+    for (const [tier, limit] of TIERS.entries()) {
+      const least = tier === 0 ? 0 : TIERS[tier - 1]!;
+      const same = files.filter(({ bytes }) => bytes >= least && bytes < limit);
+      if (same.length >= afterFiles) return same;
+    }
+    if (tombstones) continue;
+    const holes = files.filter((file) => file.maskedRows > file.rows * MAX_MASKED_SHARE);
+    if (holes.length * 4 >= afterFiles) return holes;
+  }
+  return undefined;
+}
+
+/** Merges files of an append-only table into one, clustered by tenant. */
+export async function compactAppended(
+  table: DeltaTable,
+  connection: DuckDBConnection,
+  sources: readonly TableFile[],
+  orderBy: readonly string[],
+  boundedColumns: readonly string[],
+): Promise<Compaction> {
+  const snapshot = table.snapshot;
+  const rows = await scanFilesSql(table, snapshot, sources);
+  const file = await stageFile(table, connection, `SELECT * FROM (${rows}) ORDER BY ${orderBy.join(", ")}`, {
+    dataChange: false,
+    boundedColumns,
+  });
+  await table.store.adopt([file]);
+  const now = Date.now();
+  const result = await table.commit({
+    operation: "OPTIMIZE",
+    actions: [...sources.map(({ add }) => ({ remove: removeOf(add, now, false) })), { add: file.add }],
+    expect: new Map(),
+    basedOn: snapshot.version,
+    serializable: false,
+  });
+  if (result.kind === "committed") {
+    return { kind: "compacted", files: sources.length, rows: file.rows, version: result.version };
+  }
+  await table.store.delete([file.key]);
+  return { kind: "overtaken" };
+}
+
+/**
+ * Merges files of an upsert table into one, clustered by tenant, beside ingestion: rows that are masked while the new
+ * file is written are masked in it at the commit.
+ */
+export async function compactUpserted(
+  writer: UpsertWriter,
+  connection: DuckDBConnection,
+  sources: readonly TableFile[],
+): Promise<Compaction> {
+  const { table } = writer;
+  const tombstones = sources[0]!.tombstones;
+  const staged = tombstones
+    ? await stageTombstones(table, connection, sources)
+    : await stageLive(table, connection, sources);
+  await table.store.adopt([staged]);
+  // Reading the new file's keys takes a while; it is done before upserts are kept waiting.
+  const relocation = tombstones ? undefined : await writer.locator.prepareMove(staged, connection);
+  const result = await writer.exclusively(async (): Promise<Compaction> => {
+    const snapshot = table.snapshot;
+    const live = new Map(snapshot.files.map((file) => [file.path, file]));
+    const current = sources.map(({ path }) => live.get(path));
+    if (!current.every((file) => file !== undefined)) return { kind: "overtaken" };
+    const masked = tombstones
+      ? Uint32Array.from({ length: staged.rows }, (_, row) => row)
+      : await maskedMeanwhile(table, connection, sources, current, staged);
+    const now = Date.now();
+    const commit = await table.commit({
+      operation: "OPTIMIZE",
+      actions: [
+        ...current.map(({ add }) => ({ remove: removeOf(add, now, false) })),
+        ...(staged.rows === 0 ? [] : [{ add: await withVector(table, staged, masked) }]),
+      ],
+      expect: new Map(),
+      basedOn: snapshot.version,
+      serializable: true,
+    });
+    if (commit.kind === "conflict") return { kind: "overtaken" };
+    if (relocation !== undefined) writer.locator.move(relocation, sources);
+    writer.locator.reached(commit.version, snapshot.version);
+    return { kind: "compacted", files: sources.length, rows: staged.rows, version: commit.version };
+  });
+  if (result.kind === "overtaken") await table.store.delete([staged.key]);
+  return result;
+}
+
+async function stageLive(
+  table: DeltaTable,
+  connection: DuckDBConnection,
+  sources: readonly TableFile[],
+): Promise<StagedFile> {
+  const { columns, partitionColumns } = table.snapshot;
+  const stored = columns.map(({ name }) => name).filter((name) => !partitionColumns.includes(name));
+  const rows = await scanFilesSql(table, table.snapshot, sources, { columns: stored });
+  return stageFile(table, connection, `SELECT * FROM (${rows}) ORDER BY tenant_id, entity_id`, {
+    partition: SHARED_PARTITION,
+    dataChange: false,
+    boundedColumns: ["tenant_id"],
+  });
+}
+
+/** Of an entity's tombstones only the greatest counts. */
+async function stageTombstones(
+  table: DeltaTable,
+  connection: DuckDBConnection,
+  sources: readonly TableFile[],
+): Promise<StagedFile> {
+  const paths = await pathsOf(table, sources);
+  return stageFile(
+    table,
+    connection,
+    `SELECT ${[...KEY_COLUMNS, ...ORDER_COLUMNS].join(", ")}
+     FROM read_parquet([${paths.map(literal).join(", ")}], hive_partitioning=false)
+     QUALIFY row_number() OVER (
+       PARTITION BY tenant_id, entity_id
+       ORDER BY _tributary_version DESC, _tributary_operation = 3 DESC,
+         _tributary_hash < 0 DESC, _tributary_hash DESC,
+         _tributary_occurred_at DESC NULLS LAST, _tributary_operation DESC) = 1
+     ORDER BY tenant_id, entity_id`,
+    { partition: SHARED_PARTITION, tombstones: true, dataChange: false, boundedColumns: ["tenant_id"] },
+  );
+}
+
+/** Rows of the new file whose originals were masked after the sources were read. */
+async function maskedMeanwhile(
+  table: DeltaTable,
+  connection: DuckDBConnection,
+  sources: readonly TableFile[],
+  current: readonly TableFile[],
+  staged: StagedFile,
+): Promise<Uint32Array> {
+  const rows: number[] = [];
+  for (const [index, source] of sources.entries()) {
+    const before = await table.mask(source);
+    const after = await table.mask(current[index]!);
+    if (after === undefined || after.count === (before?.count ?? 0)) continue;
+    const fresh = [...after.toRows()].filter((row) => before?.has(row) !== true);
+    const [old] = await pathsOf(table, [source]);
+    const found = await connection.runAndReadAll(
+      `SELECT n.file_row_number
+       FROM read_parquet(${literal(old!)}, file_row_number=true, hive_partitioning=false) o
+       JOIN read_parquet(${literal(await table.store.localPath(staged.key))}, file_row_number=true, hive_partitioning=false) n
+         ON n.entity_id = o.entity_id AND n.tenant_id = o.tenant_id
+       WHERE o.file_row_number IN (${fresh.join(", ")})`,
+    );
+    const numbers = (found.getColumns()[0] ?? []) as bigint[];
+    if (numbers.length !== fresh.length)
+      throw new Error("assertion failed: a masked row is not in the new file");
+    rows.push(...numbers.map(Number));
+  }
+  return Uint32Array.from(rows).sort();
+}
+
+async function withVector(table: DeltaTable, staged: StagedFile, masked: Uint32Array): Promise<AddAction> {
+  if (masked.length === 0) return staged.add;
+  const uuid = randomUUID();
+  const { bytes, descriptors } = encodeVectorFile(uuid, [masked]);
+  await table.store.put(`${table.root}/${vectorFileName(uuid)}`, bytes);
+  const stats = JSON.stringify({ ...JSON.parse(staged.add.stats ?? "{}"), tightBounds: false });
+  return { ...staged.add, stats, deletionVector: descriptors[0]! };
+}
+
+const pathsOf = (table: DeltaTable, files: readonly TableFile[]): Promise<string[]> =>
+  Promise.all(files.map((file) => table.store.localPath(`${table.root}/${file.path}`)));

@@ -1,0 +1,259 @@
+import { randomUUID } from "node:crypto";
+import type { Duck } from "../base/duckdb.js";
+import { TributaryError } from "../base/errors.js";
+import type { ObjectStore } from "../storage/object-store.js";
+import { type Action, commitKey, encodeCommit, type ProtocolAction } from "./actions.js";
+import { decodeVector, locateVector, unframeVector } from "./deletion-vector.js";
+import { advance, loadCheckpoint, readCommit, writeCheckpoint } from "./delta-log.js";
+import { Mask } from "./mask.js";
+import { type ColumnSpec, schemaString } from "./schema.js";
+import { TableState, vectorId } from "./state.js";
+import type { TableFile, TableSnapshot } from "./types.js";
+
+const ENGINE = "tributary/0.1.0";
+const PUT_ATTEMPTS = 5;
+/** How long a log checkpoint remembers removed files, so that a vacuum can still find them: 7 days in ms. */
+const KEEP_REMOVED_MS = 7 * 24 * 3600 * 1000;
+
+export interface TableSpec {
+  readonly columns: readonly ColumnSpec[];
+  readonly partitionColumns: readonly string[];
+  readonly properties: Readonly<Record<string, string>>;
+  readonly protocol: ProtocolAction;
+  readonly description?: string;
+}
+
+/** What one commit wants to do, and what must still be true for it to be right. */
+export interface CommitRequest {
+  readonly operation: string;
+  readonly actions: readonly Action[];
+  /**
+   * Domain → configuration that must be in force (undefined: none). Every progress domain that the actions set must
+   * be named here: a commit is a compare-and-set on the prior position of each partition in it (I7).
+   */
+  readonly expect: ReadonlyMap<string, string | undefined>;
+  /** Snapshot version the actions were made for; a later change of schema or properties is a conflict. */
+  readonly basedOn: number;
+  /** Then any later commit is a conflict: the actions depend on all rows of the table, as an upsert's do. */
+  readonly serializable: boolean;
+}
+
+export type CommitResult =
+  | { readonly kind: "committed"; readonly version: number }
+  /** Nothing was changed; `CommitRequest` tells what each reason means. */
+  | { readonly kind: "conflict"; readonly reason: ConflictReason };
+
+/** `file`: a file to be removed, or its vector, is not live any more. `version`: a serializable commit came late. */
+export type ConflictReason = "position" | "file" | "metadata" | "version";
+
+export interface TableOptions {
+  /** A log checkpoint is written every so many versions. */
+  readonly checkpointEvery: number;
+}
+
+/**
+ * One Delta table: its log replayed, refreshed by reading only new commits, and extended by conditional commits.
+ * `root` is the table's key prefix in the store. Readers may hold a snapshot as long as they like.
+ */
+export class DeltaTable {
+  private readonly masks = new Map<string, Promise<Mask>>();
+  /** Refreshes and commits of this object run one after the other. */
+  private turn: Promise<unknown> = Promise.resolve();
+
+  private constructor(
+    readonly store: ObjectStore,
+    readonly root: string,
+    readonly duck: Duck,
+    private readonly options: TableOptions,
+    private readonly state: TableState,
+  ) {}
+
+  /** Undefined when there is no table at `root`. */
+  static async open(
+    store: ObjectStore,
+    root: string,
+    duck: Duck,
+    options: TableOptions,
+  ): Promise<DeltaTable | undefined> {
+    const state = new TableState();
+    await loadCheckpoint(store, root, duck, state);
+    await advance(store, root, state);
+    return state.version < 0 ? undefined : new DeltaTable(store, root, duck, options, state);
+  }
+
+  /** Opens the table at `root`, or makes it as its version 0; of two makers one wins and both get the winner's. */
+  static async openOrCreate(
+    store: ObjectStore,
+    root: string,
+    duck: Duck,
+    options: TableOptions,
+    spec: TableSpec,
+  ): Promise<DeltaTable> {
+    const existing = await DeltaTable.open(store, root, duck, options);
+    if (existing !== undefined) return existing;
+    const actions = [commitInfo("CREATE TABLE", randomUUID()), ...definition(spec, randomUUID())];
+    await store.putIfAbsent(commitKey(root, 0), encodeCommit(actions));
+    const created = await DeltaTable.open(store, root, duck, options);
+    if (created === undefined)
+      throw new TributaryError("TRB-STORE-FAILED", "a new table's log is not readable");
+    return created;
+  }
+
+  /** The table's own id in its metaData; stays with it for life. */
+  get id(): string {
+    return this.state.metaData!.id;
+  }
+
+  /** The snapshot as of the last refresh or commit of this object. */
+  get snapshot(): TableSnapshot {
+    return this.state.snapshot();
+  }
+
+  async refresh(): Promise<TableSnapshot> {
+    return this.exclusively(async () => {
+      await advance(this.store, this.root, this.state);
+      return this.state.snapshot();
+    });
+  }
+
+  /** The masked rows of a file of some snapshot; undefined when none are. Cached; never changed in place. */
+  async mask(file: TableFile): Promise<Mask | undefined> {
+    const vector = file.add.deletionVector;
+    if (vector === undefined) return undefined;
+    const id = vectorId(vector);
+    let mask = this.masks.get(id);
+    if (mask === undefined) {
+      mask = this.readMask(file);
+      this.masks.set(id, mask);
+      mask.catch(() => this.masks.delete(id));
+    }
+    return mask;
+  }
+
+  private async readMask(file: TableFile): Promise<Mask> {
+    const vector = file.add.deletionVector!;
+    const at = locateVector(vector);
+    let payload: Buffer;
+    if ("inline" in at) {
+      payload = at.inline;
+    } else {
+      const start = vector.offset ?? 1;
+      const frame = await this.store.getRange(
+        `${this.root}/${at.path}`,
+        start,
+        start + vector.sizeInBytes + 8,
+      );
+      payload = unframeVector(frame, vector.sizeInBytes);
+    }
+    const rows = decodeVector(payload);
+    if (rows.length !== vector.cardinality || (rows.at(-1) ?? 0) >= Math.max(file.rows, 1)) {
+      throw new TributaryError("TRB-TABLE-CORRUPT", "deletion vector: does not fit its file");
+    }
+    return Mask.of(file.rows, rows);
+  }
+
+  /** Lets a writer hand over masks it has just made, so that they are not read back. */
+  rememberMask(file: TableFile, mask: Mask): void {
+    this.masks.set(vectorId(file.add.deletionVector), Promise.resolve(mask));
+  }
+
+  /**
+   * Publishes the actions as the next version, if everything in `expect` and every file they remove is still in
+   * force. A concurrent commit that touches neither is stepped over. Files the actions name must be durable before.
+   * Errors: TRB-STORE-FAILED when the store's answer stays ambiguous.
+   */
+  async commit(request: CommitRequest): Promise<CommitResult> {
+    const result = await this.exclusively(() => this.tryCommit(request));
+    if (result.kind === "committed" && result.version % this.options.checkpointEvery === 0) {
+      await this.checkpoint();
+    }
+    return result;
+  }
+
+  private async tryCommit(request: CommitRequest): Promise<CommitResult> {
+    const txnId = randomUUID();
+    const actions = [commitInfo(request.operation, txnId), ...request.actions];
+    const bytes = encodeCommit(actions);
+    for (let failures = 0; ; ) {
+      await advance(this.store, this.root, this.state);
+      const reason = this.conflict(request);
+      if (reason !== undefined) return { kind: "conflict", reason };
+      const version = this.state.version + 1;
+      let outcome: "created" | "exists";
+      try {
+        // This is the commit point: before it the batch does not exist, after it it does.
+        outcome = await this.store.putIfAbsent(commitKey(this.root, version), bytes);
+      } catch (cause) {
+        // The put may or may not have happened (I11): what stands there now decides.
+        const standing = await readCommit(this.store, this.root, version);
+        if (standing === undefined) {
+          if (++failures >= PUT_ATTEMPTS) throw cause;
+          continue;
+        }
+        outcome = standing.some((a) => a.commitInfo?.txnId === txnId) ? "created" : "exists";
+      }
+      if (outcome === "created") {
+        this.state.apply(version, actions);
+        this.forgetMasks();
+        return { kind: "committed", version };
+      }
+    }
+  }
+
+  private conflict(request: CommitRequest): ConflictReason | undefined {
+    if (this.state.metaDataVersion > request.basedOn) return "metadata";
+    if (request.serializable && this.state.version > request.basedOn) return "version";
+    for (const [domain, configuration] of request.expect) {
+      if (this.state.domains.get(domain) !== configuration) return "position";
+    }
+    for (const { remove } of request.actions) {
+      if (remove === undefined) continue;
+      const live = this.state.files.get(decodeURIComponent(remove.path));
+      if (live === undefined || vectorId(live.add.deletionVector) !== vectorId(remove.deletionVector))
+        return "file";
+    }
+    return undefined;
+  }
+
+  /** Writes a log checkpoint of the newest version known here. */
+  async checkpoint(): Promise<void> {
+    await this.exclusively(() =>
+      writeCheckpoint(this.store, this.root, this.duck, this.state, Date.now() - KEEP_REMOVED_MS),
+    );
+  }
+
+  /** Masks of vectors that have been replaced are dropped; a reader of an old snapshot reads them back. */
+  private forgetMasks(): void {
+    if (this.masks.size < 2 * this.state.files.size + 64) return;
+    const live = new Set([...this.state.files.values()].map((file) => vectorId(file.add.deletionVector)));
+    for (const id of this.masks.keys()) if (!live.has(id)) this.masks.delete(id);
+  }
+
+  private exclusively<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.turn.then(work, work);
+    this.turn = result.catch(() => undefined);
+    return result;
+  }
+}
+
+const commitInfo = (operation: string, txnId: string): Action => ({
+  commitInfo: { timestamp: Date.now(), operation, operationParameters: {}, engineInfo: ENGINE, txnId },
+});
+
+/** The protocol and metaData actions that (re)define a table; `id` stays with the table for its life. */
+export function definition(spec: TableSpec, id: string): Action[] {
+  return [
+    { protocol: spec.protocol },
+    {
+      metaData: {
+        id,
+        ...(spec.description === undefined ? {} : { description: spec.description }),
+        format: { provider: "parquet", options: {} },
+        schemaString: schemaString(spec.columns),
+        partitionColumns: spec.partitionColumns,
+        configuration: spec.properties,
+        createdTime: Date.now(),
+      },
+    },
+  ];
+}

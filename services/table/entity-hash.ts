@@ -1,0 +1,109 @@
+import { randomBytes } from "node:crypto";
+import { HASH0, HASH1, HASH2 } from "./order.js";
+
+/**
+ * Writes 96 bits of hash of bytes[start, end) to words[at + HASH0 …].
+ * Murmur3-like rounds over three 32-bit lanes, seeded per process: the index is a cache that never outlives the
+ * process, and an unknown seed keeps a producer from choosing ids that collide. Tenants are compared exactly, so that
+ * even a collision could only confuse two entities of one tenant.
+ */
+export type EntityHash = (
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+  words: Uint32Array,
+  at: number,
+) => void;
+
+const seed = randomBytes(12);
+const SEED0 = seed.readInt32LE(0);
+const SEED1 = seed.readInt32LE(4);
+const SEED2 = seed.readInt32LE(8);
+const C1 = 0x239b961b;
+const C2 = 0xab0e9789 | 0;
+const C3 = 0x38b34ae5;
+
+export const entityHash: EntityHash = (bytes, start, end, words, at) => {
+  let a = SEED0;
+  let b = SEED1;
+  let c = SEED2;
+  let p = start;
+  const whole = end - ((end - start) & 3);
+  for (; p < whole; p += 4) {
+    const k = bytes[p]! | (bytes[p + 1]! << 8) | (bytes[p + 2]! << 16) | (bytes[p + 3]! << 24);
+    a = lane(a ^ round(k, C1), 13, 0x561ccd1b) + b;
+    b = lane(b ^ round(k, C2), 15, 0x0bcaa747) + c;
+    c = lane(c ^ round(k, C3), 17, 0x96cd1c35) + a;
+  }
+  let tail = 0;
+  for (let shift = 0; p < end; p++, shift += 8) tail |= bytes[p]! << shift;
+  const length = end - start;
+  a ^= round(tail, C1) ^ length;
+  b ^= round(tail, C2) ^ length;
+  c ^= round(tail, C3) ^ length;
+  a += b + c;
+  b = mix(b + a);
+  c = mix(c + b);
+  words[at + HASH0] = mix(a + c);
+  words[at + HASH1] = b;
+  words[at + HASH2] = c;
+};
+
+const round = (k: number, constant: number): number => {
+  const product = Math.imul(k, constant);
+  return Math.imul((product << 15) | (product >>> 17), C2 ^ constant);
+};
+
+const lane = (h: number, turn: number, constant: number): number =>
+  (Math.imul((h << turn) | (h >>> (32 - turn)), 5) + constant) | 0;
+
+const mix = (h: number): number => {
+  let x = h;
+  x = Math.imul(x ^ (x >>> 16), 0x85ebca6b);
+  x = Math.imul(x ^ (x >>> 13), 0xc2b2ae35);
+  return x ^ (x >>> 16);
+};
+
+/** Tenant names ↔ small numbers, looked up by bytes without making a string. Lives as long as the process. */
+export class TenantOrdinals {
+  private slots = new Int32Array(1024).fill(-1);
+  private readonly names: Buffer[] = [];
+
+  of(bytes: Uint8Array, start: number, end: number): number {
+    const mask = this.slots.length - 1;
+    let slot = hashName(bytes, start, end) & mask;
+    for (;;) {
+      const ordinal = this.slots[slot]!;
+      if (ordinal < 0) break;
+      if (equal(this.names[ordinal]!, bytes, start, end)) return ordinal;
+      slot = (slot + 1) & mask;
+    }
+    const ordinal = this.names.length;
+    this.names.push(Buffer.from(bytes.subarray(start, end)));
+    this.slots[slot] = ordinal;
+    if (this.names.length * 2 > this.slots.length) this.grow();
+    return ordinal;
+  }
+
+  private grow(): void {
+    const slots = new Int32Array(this.slots.length * 2).fill(-1);
+    for (const [ordinal, name] of this.names.entries()) {
+      let slot = hashName(name, 0, name.length) & (slots.length - 1);
+      while (slots[slot]! >= 0) slot = (slot + 1) & (slots.length - 1);
+      slots[slot] = ordinal;
+    }
+    this.slots = slots;
+  }
+}
+
+function hashName(bytes: Uint8Array, start: number, end: number): number {
+  let h = SEED0;
+  for (let p = start; p < end; p++) h = Math.imul(h ^ bytes[p]!, 0x01000193);
+  return mix(h);
+}
+
+function equal(name: Buffer, bytes: Uint8Array, start: number, end: number): boolean {
+  if (name.length !== end - start) return false;
+  for (let i = 0; i < name.length; i++) if (name[i] !== bytes[start + i]) return false;
+  return true;
+}

@@ -1,0 +1,95 @@
+import { compareOrder, FLAGS, HASH0, ROW, sameKey, TENANT, WORDS } from "./order.js";
+
+const FREE = 0xffffffff;
+const MAX_LOAD = 0.7;
+
+/**
+ * Entity → order fields and location of its current row or tombstone. Open addressing over one typed array, 48 bytes
+ * a slot. A cache: the table alone rebuilds it. The tenant word marks a free slot.
+ */
+export class KeyIndex {
+  private words: Uint32Array;
+  private used = 0;
+
+  constructor(expected = 1024) {
+    this.words = free(capacityFor(expected));
+  }
+
+  get size(): number {
+    return this.used;
+  }
+
+  get bytes(): number {
+    return this.words.byteLength;
+  }
+
+  /** Bytes the index would take with so many keys. */
+  static bytesFor(keys: number): number {
+    return capacityFor(keys) * WORDS * 4;
+  }
+
+  /** Word offset of the record's entity in `records`, or -1. */
+  find(record: Uint32Array, at: number): number {
+    const slot = this.slot(this.words, record, at);
+    return this.words[slot + TENANT] === FREE ? -1 : slot;
+  }
+
+  /** The slots themselves; valid until the next `put`. */
+  get records(): Uint32Array {
+    return this.words;
+  }
+
+  /** Stores the record, replacing what the entity had. */
+  put(record: Uint32Array, at: number): void {
+    const slot = this.slot(this.words, record, at);
+    if (this.words[slot + TENANT] === FREE) this.used++;
+    this.words.set(record.subarray(at, at + WORDS), slot);
+    if (this.used * WORDS > this.words.length * MAX_LOAD) this.grow();
+  }
+
+  /** Stores the record unless the entity has one that is at least as great. */
+  putIfGreater(record: Uint32Array, at: number): void {
+    const slot = this.find(record, at);
+    if (slot < 0 || compareOrder(record, at, this.words, slot) > 0) this.put(record, at);
+  }
+
+  /** Points an entity's record elsewhere, if it is at `from` now. True when it was. */
+  move(record: Uint32Array, at: number, isFrom: (flags: number) => boolean): boolean {
+    const slot = this.find(record, at);
+    if (slot < 0 || !isFrom(this.words[slot + FLAGS]!)) return false;
+    this.words[slot + FLAGS] = record[at + FLAGS]!;
+    this.words[slot + ROW] = record[at + ROW]!;
+    return true;
+  }
+
+  private slot(words: Uint32Array, record: Uint32Array, at: number): number {
+    const slots = words.length / WORDS;
+    let slot = ((record[at + HASH0]! ^ Math.imul(record[at + TENANT]!, 0x9e3779b1)) >>> 0) & (slots - 1);
+    for (;;) {
+      const offset = slot * WORDS;
+      if (words[offset + TENANT] === FREE || sameKey(words, offset, record, at)) return offset;
+      slot = (slot + 1) & (slots - 1);
+    }
+  }
+
+  private grow(): void {
+    const words = free((this.words.length / WORDS) * 2);
+    for (let from = 0; from < this.words.length; from += WORDS) {
+      if (this.words[from + TENANT] === FREE) continue;
+      words.set(this.words.subarray(from, from + WORDS), this.slot(words, this.words, from));
+    }
+    this.words = words;
+  }
+}
+
+function capacityFor(keys: number): number {
+  let slots = 1024;
+  while (slots * MAX_LOAD <= keys) slots *= 2;
+  return slots;
+}
+
+function free(slots: number): Uint32Array {
+  const words = new Uint32Array(slots * WORDS);
+  for (let at = TENANT; at < words.length; at += WORDS) words[at] = FREE;
+  return words;
+}

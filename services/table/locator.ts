@@ -1,0 +1,246 @@
+import type { DuckDBBlobValue, DuckDBConnection, DuckDBDataChunk } from "@duckdb/node-api";
+import { literal } from "../base/duckdb.js";
+import type { DeltaTable } from "./delta-table.js";
+import { type EntityHash, entityHash, TenantOrdinals } from "./entity-hash.js";
+import { KeyIndex } from "./key-index.js";
+import {
+  CONTENT_HI,
+  CONTENT_LO,
+  compareOrder,
+  FILE_SHIFT,
+  FLAGS,
+  MAX_FILES,
+  OCCURRED_HI,
+  OCCURRED_LO,
+  OPERATION_MASK,
+  ROW,
+  TENANT,
+  TOMBSTONE_BIT,
+  VERSION_HI,
+  VERSION_LO,
+  WORDS,
+} from "./order.js";
+import type { StagedFile } from "./stage.js";
+import type { TableFile } from "./types.js";
+
+/** Tenant ordinals are shared by all tables of a process: they never repeat and never change meaning. */
+export const tenantOrdinals = new TenantOrdinals();
+
+/** Standing records of a batch: offsets[i] is the word offset of record i's entity in `records`, or -1. */
+export interface Standing {
+  readonly records: Uint32Array;
+  readonly offsets: Int32Array;
+}
+
+const LOW = 0xffffffff;
+const ORDER_SELECT = `
+  (f._tributary_version & ${LOW})::UINTEGER, ((f._tributary_version >> 32) & ${LOW})::UINTEGER,
+  f._tributary_operation::UTINYINT,
+  (f._tributary_hash & ${LOW})::UINTEGER, ((f._tributary_hash >> 32) & ${LOW})::UINTEGER,
+  (epoch_us(f._tributary_occurred_at) & ${LOW})::UINTEGER,
+  ((epoch_us(f._tributary_occurred_at) >> 32) & ${LOW})::UINTEGER,
+  f.file_row_number::UINTEGER`;
+
+/**
+ * Finds the standing record (row or tombstone) of entities: in the key index where it fits its memory budget, else by
+ * a semi-join of the batch's keys with the table's key columns. Superseded rows need no masks here: of all rows an
+ * entity ever had, those that are left in files, the greatest is the standing one.
+ */
+export class EntityLocator {
+  private index: KeyIndex | undefined;
+  /** Version of the table that the index describes. */
+  private version = -1;
+  private readonly paths: string[] = [];
+  private readonly ordinalOf = new Map<string, number>();
+
+  constructor(
+    private readonly table: DeltaTable,
+    private readonly budgetBytes: number,
+    private readonly hash: EntityHash = entityHash,
+  ) {}
+
+  /** Drops the index; the next batch reads the table again. */
+  forget(): void {
+    this.index = undefined;
+  }
+
+  /** Says which version the next calls are about. An index of another one is worthless: another writer was there. */
+  useVersion(version: number): void {
+    if (version !== this.version) this.forget();
+    this.version = version;
+  }
+
+  /** Says that the index has been brought from version `from` up to this version. */
+  reached(version: number, from: number): void {
+    if (this.version === from) this.version = version;
+  }
+
+  get indexedKeys(): number | undefined {
+    return this.index?.size;
+  }
+
+  /** Path of the file with this ordinal. */
+  fileOf(ordinal: number): string {
+    return this.paths[ordinal]!;
+  }
+
+  ordinal(path: string): number {
+    let ordinal = this.ordinalOf.get(path);
+    if (ordinal === undefined) {
+      ordinal = this.paths.length;
+      if (ordinal >= MAX_FILES) throw new Error("assertion failed: file ordinals are used up");
+      this.paths.push(path);
+      this.ordinalOf.set(path, ordinal);
+    }
+    return ordinal;
+  }
+
+  /** `connection` holds the temporary table batch_keys of these records. */
+  async locate(records: Uint32Array, connection: DuckDBConnection): Promise<Standing> {
+    if (this.index === undefined && this.fits()) this.index = await this.load(connection);
+    if (this.index === undefined) return this.semiJoin(records, connection);
+    const offsets = new Int32Array(records.length / WORDS);
+    for (let i = 0; i < offsets.length; i++) offsets[i] = this.index.find(records, i * WORDS);
+    return { records: this.index.records, offsets };
+  }
+
+  /** After a commit: the records with these ordinals now stand in file `path`, in this order. */
+  record(records: Uint32Array, ords: readonly number[], path: string | undefined, tombstones: boolean): void {
+    if (this.index === undefined || path === undefined) return;
+    const place = (this.ordinal(decodeURIComponent(path)) << FILE_SHIFT) | (tombstones ? TOMBSTONE_BIT : 0);
+    const record = new Uint32Array(WORDS);
+    for (const [row, ord] of ords.entries()) {
+      record.set(records.subarray(ord * WORDS, (ord + 1) * WORDS));
+      record[FLAGS] = place | (record[FLAGS]! & OPERATION_MASK);
+      record[ROW] = row;
+      this.index.put(record, 0);
+    }
+    if (this.index.bytes > this.budgetBytes) this.forget();
+  }
+
+  /** Reads where the entities of a file that is not yet part of the table will stand. Undefined without an index. */
+  async prepareMove(file: StagedFile, connection: DuckDBConnection): Promise<Uint32Array | undefined> {
+    if (this.index === undefined) return undefined;
+    const records = new Uint32Array(file.rows * WORDS);
+    let at = 0;
+    const path = decodeURIComponent(file.add.path);
+    await this.scanFile(connection, { path, tombstones: false }, (record) => {
+      records.set(record, at);
+      at += WORDS;
+    });
+    return records;
+  }
+
+  /** After a compaction: entities that stood in one of `sources` now stand where `records` say. */
+  move(records: Uint32Array, sources: readonly TableFile[]): void {
+    const from = new Set(sources.map(({ path }) => this.ordinal(path)));
+    const isFrom = (flags: number) => (flags & TOMBSTONE_BIT) === 0 && from.has(flags >>> FILE_SHIFT);
+    for (let at = 0; at < records.length; at += WORDS) this.index?.move(records, at, isFrom);
+  }
+
+  private fits(): boolean {
+    const keys = this.table.snapshot.files.reduce((sum, file) => sum + this.keysIn(file), 0);
+    return KeyIndex.bytesFor(keys) <= this.budgetBytes;
+  }
+
+  private keysIn(file: TableFile): number {
+    return file.tombstones ? file.rows : file.rows - file.maskedRows;
+  }
+
+  private async load(connection: DuckDBConnection): Promise<KeyIndex> {
+    const { files } = this.table.snapshot;
+    const index = new KeyIndex(files.reduce((sum, file) => sum + this.keysIn(file), 0));
+    for (const file of files) {
+      await this.scanFile(connection, file, (record) => index.putIfGreater(record, 0));
+    }
+    return index;
+  }
+
+  /** Calls back with the record of every physical row of a file, in row order; the record is reused. */
+  async scanFile(
+    connection: DuckDBConnection,
+    file: Pick<TableFile, "path" | "tombstones">,
+    use: (record: Uint32Array) => void,
+  ): Promise<void> {
+    const path = await this.table.store.localPath(`${this.table.root}/${file.path}`);
+    const result = await connection.stream(
+      `SELECT ${ORDER_SELECT}, f.tenant_id::BLOB, f.entity_id::BLOB
+       FROM read_parquet(${literal(path)}, file_row_number=true, hive_partitioning=false) f`,
+    );
+    const place = (this.ordinal(file.path) << FILE_SHIFT) | (file.tombstones ? TOMBSTONE_BIT : 0);
+    const record = new Uint32Array(WORDS);
+    for (
+      let chunk = await result.fetchChunk();
+      chunk && chunk.rowCount > 0;
+      chunk = await result.fetchChunk()
+    ) {
+      const order = orderColumns(chunk);
+      const tenants = chunk.getColumnValues(8) as DuckDBBlobValue[];
+      const entities = chunk.getColumnValues(9) as DuckDBBlobValue[];
+      for (let i = 0; i < chunk.rowCount; i++) {
+        fillOrder(record, 0, order, i, place);
+        const tenant = tenants[i]!.bytes;
+        const entity = entities[i]!.bytes;
+        record[TENANT] = tenantOrdinals.of(tenant, 0, tenant.length);
+        this.hash(entity, 0, entity.length, record, 0);
+        use(record);
+      }
+    }
+  }
+
+  private async semiJoin(records: Uint32Array, connection: DuckDBConnection): Promise<Standing> {
+    const offsets = new Int32Array(records.length / WORDS).fill(-1);
+    const { files } = this.table.snapshot;
+    if (files.length === 0 || records.length === 0) return { records, offsets };
+    const ordinalOf = new Map<string, { ordinal: number; tombstones: boolean }>();
+    for (const file of files) {
+      const path = await this.table.store.localPath(`${this.table.root}/${file.path}`);
+      ordinalOf.set(path, { ordinal: this.ordinal(file.path), tombstones: file.tombstones });
+    }
+    const result = await connection.stream(
+      `SELECT ${ORDER_SELECT}, f.filename, k.ord
+       FROM read_parquet([${[...ordinalOf.keys()].map(literal).join(", ")}],
+                         filename=true, file_row_number=true, hive_partitioning=false) f
+       JOIN batch_keys k ON f.entity_id = k.entity_id AND f.tenant_id = k.tenant_id`,
+    );
+    const found = new Uint32Array(records.length);
+    const record = new Uint32Array(WORDS);
+    for (
+      let chunk = await result.fetchChunk();
+      chunk && chunk.rowCount > 0;
+      chunk = await result.fetchChunk()
+    ) {
+      const order = orderColumns(chunk);
+      const names = chunk.getColumnValues(8) as string[];
+      const ords = chunk.getColumnValues(9) as number[];
+      for (let i = 0; i < chunk.rowCount; i++) {
+        const { ordinal, tombstones } = ordinalOf.get(names[i]!)!;
+        fillOrder(record, 0, order, i, (ordinal << FILE_SHIFT) | (tombstones ? TOMBSTONE_BIT : 0));
+        const ord = ords[i]!;
+        const at = ord * WORDS;
+        if (offsets[ord]! < 0 || compareOrder(record, 0, found, at) > 0) {
+          found.set(record, at);
+          offsets[ord] = at;
+        }
+      }
+    }
+    return { records: found, offsets };
+  }
+}
+
+type OrderColumns = (number | null)[][];
+
+const orderColumns = (chunk: DuckDBDataChunk): OrderColumns =>
+  Array.from({ length: 8 }, (_, column) => chunk.getColumnValues(column) as (number | null)[]);
+
+function fillOrder(record: Uint32Array, at: number, order: OrderColumns, row: number, place: number): void {
+  record[at + VERSION_LO] = order[0]![row]!;
+  record[at + VERSION_HI] = order[1]![row]!;
+  record[at + CONTENT_LO] = order[3]![row]!;
+  record[at + CONTENT_HI] = order[4]![row]!;
+  const occurredHi = order[6]![row];
+  record[at + OCCURRED_LO] = order[5]![row] ?? 0;
+  record[at + OCCURRED_HI] = occurredHi == null ? 0 : occurredHi ^ 0x80000000;
+  record[at + FLAGS] = place | order[2]![row]!;
+  record[at + ROW] = order[7]![row]!;
+}

@@ -1,0 +1,89 @@
+import { identifier, literal } from "../base/duckdb.js";
+import type { DeltaTable } from "./delta-table.js";
+import { PARTITION_COLUMN } from "./state.js";
+import type { TableFile, TableSnapshot } from "./types.js";
+
+export interface ScanOptions {
+  /** Column names; all of the table when absent. */
+  readonly columns?: readonly string[];
+  /** Trusted SQL condition over the table's columns. */
+  readonly where?: string;
+  /** Skips files that cannot hold rows of this tenant. Not a filter: say so in `where` too. */
+  readonly tenant?: string;
+}
+
+/**
+ * Trusted SQL that yields the snapshot's live rows: explicit file lists, one bitmap predicate per masked file and
+ * none for unmasked ones (a NULL bitmap would silently lose rows).
+ */
+export async function scanSql(
+  table: DeltaTable,
+  snapshot: TableSnapshot,
+  options: ScanOptions = {},
+): Promise<string> {
+  const { tenant } = options;
+  const files = snapshot.files.filter(
+    (file) =>
+      !file.tombstones && file.maskedRows < file.rows && (tenant === undefined || mayHold(file, tenant)),
+  );
+  return scanFilesSql(table, snapshot, files, options);
+}
+
+/** As `scanSql`, over some of the snapshot's files, in their order. */
+export async function scanFilesSql(
+  table: DeltaTable,
+  snapshot: TableSnapshot,
+  files: readonly TableFile[],
+  options: ScanOptions = {},
+): Promise<string> {
+  const wanted = snapshot.columns.filter(({ name }) => options.columns?.includes(name) ?? true);
+  const select = (partition: string | undefined) =>
+    wanted
+      .map(({ name }) =>
+        name === PARTITION_COLUMN ? `${literal(partition ?? "")} AS ${identifier(name)}` : identifier(name),
+      )
+      .join(", ");
+  const conditions = options.where === undefined ? [] : [`(${options.where})`];
+  const parts: string[] = [];
+  let plain: { paths: string[]; partition: string | undefined } | undefined;
+  const flush = () => {
+    if (plain === undefined) return;
+    const where = conditions.length === 0 ? "" : ` WHERE ${conditions.join(" AND ")}`;
+    parts.push(
+      `SELECT ${select(plain.partition)} FROM read_parquet([${plain.paths.join(", ")}], hive_partitioning=false)${where}`,
+    );
+    plain = undefined;
+  };
+  for (const file of files) {
+    const path = literal(await table.store.localPath(`${table.root}/${file.path}`));
+    const mask = await table.mask(file);
+    if (mask === undefined || mask.count === 0) {
+      if (plain !== undefined && plain.partition !== file.partition) flush();
+      plain ??= { paths: [], partition: file.partition };
+      plain.paths.push(path);
+      continue;
+    }
+    flush();
+    const bits = Buffer.from(mask.bits.buffer, mask.bits.byteOffset, mask.bits.length).toString("base64");
+    const unmasked = `get_bit(from_base64('${bits}')::BIT, file_row_number::INTEGER) = 0`;
+    parts.push(
+      `SELECT ${select(file.partition)} FROM read_parquet(${path}, file_row_number=true, hive_partitioning=false) WHERE ${[...conditions, unmasked].join(" AND ")}`,
+    );
+  }
+  flush();
+  if (parts.length > 0) return parts.join("\nUNION ALL\n");
+  return `SELECT ${wanted.map(({ name, type }) => `NULL::${type} AS ${identifier(name)}`).join(", ")} WHERE false`;
+}
+
+function mayHold(file: TableFile, tenant: string): boolean {
+  const { tenant_id: min } = file.min;
+  const { tenant_id: max } = file.max;
+  return (
+    typeof min !== "string" ||
+    typeof max !== "string" ||
+    (byBytes(min, tenant) <= 0 && byBytes(tenant, max) <= 0)
+  );
+}
+
+/** Statistics of strings are bounds of their UTF-8 bytes; JavaScript compares UTF-16 units. */
+const byBytes = (a: string, b: string): number => Buffer.compare(Buffer.from(a), Buffer.from(b));

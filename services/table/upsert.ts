@@ -1,0 +1,244 @@
+import { randomUUID } from "node:crypto";
+import { type DuckDBConnection, INTEGER, LIST, listValue } from "@duckdb/node-api";
+import type { Action } from "./actions.js";
+import { removeOf } from "./actions.js";
+import { encodeVectorFile, vectorFileName } from "./deletion-vector.js";
+import type { CommitResult, DeltaTable } from "./delta-table.js";
+import { EntityLocator } from "./locator.js";
+import { Mask } from "./mask.js";
+import { compareOrder, FILE_SHIFT, FLAGS, ROW, TOMBSTONE_BIT, WORDS } from "./order.js";
+import { advancePositions, type Positions } from "./progress.js";
+import { type StagedFile, stageFile } from "./stage.js";
+import type { TableFile } from "./types.js";
+
+export const SHARED_PARTITION = "~shared";
+/** Where an entity's row stands in the order of writes; kept with the row so that a rebuilt index settles ties alike. */
+export const ORDER_COLUMNS = [
+  "_tributary_version",
+  "_tributary_operation",
+  "_tributary_hash",
+  "_tributary_occurred_at",
+] as const;
+export const KEY_COLUMNS = ["tenant_id", "entity_id"] as const;
+const BOUNDED_COLUMNS = ["tenant_id"];
+
+export interface UpsertBatch {
+  readonly stream: string;
+  readonly from: Positions;
+  readonly to: Positions;
+  /** One record (order.ts) an entity, the winner of its events in the batch; ROW counts 0, 1, 2, … */
+  readonly records: Uint32Array;
+  readonly connection: DuckDBConnection;
+  /** Makes the temporary table `batch_keys(ord, tenant_id, entity_id, <order columns>)`, a row per record. */
+  writeKeys(): Promise<void>;
+  /**
+   * Makes the temporary table `batch_rows(ord, <table columns>)`: the rows of the records named, at most one a
+   * record. A record without a row becomes a tombstone. Errors of the model come out of here.
+   */
+  writeRows(survivors: readonly number[]): Promise<void>;
+  /** Awaited before the commit; false gives the batch up (what it builds on did not come to be). */
+  readonly ready: Promise<boolean>;
+}
+
+export interface UpsertOutcome {
+  readonly live: number;
+  readonly tombstones: number;
+  /** Records that lost against what the table had. */
+  readonly lost: number;
+  readonly touchedFiles: number;
+}
+
+export type UpsertResult =
+  | (UpsertOutcome & { readonly kind: "committed"; readonly version: number })
+  | { readonly kind: "given-up" }
+  | Extract<CommitResult, { kind: "conflict" }>;
+
+/**
+ * Last-write-wins upserts into one table, at the cost of min(changed keys, files touched): look up, write winners as
+ * a new file, mask what they replace, commit both with the positions. One writer object per table and process.
+ */
+export class UpsertWriter {
+  private turn: Promise<unknown> = Promise.resolve();
+
+  constructor(
+    readonly table: DeltaTable,
+    readonly locator: EntityLocator,
+  ) {}
+
+  static for(table: DeltaTable, indexBytes: number): UpsertWriter {
+    return new UpsertWriter(table, new EntityLocator(table, indexBytes));
+  }
+
+  /** Batches are applied one after the other. On a conflict nothing has changed; refresh, and come with the rest. */
+  upsert(batch: UpsertBatch): Promise<UpsertResult> {
+    return this.exclusively(() => this.apply(batch));
+  }
+
+  /** Keeps upserts out while `work` changes which file holds which row (compaction's commit). */
+  exclusively<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.turn.then(work, work);
+    this.turn = result.catch(() => undefined);
+    return result;
+  }
+
+  private async apply(batch: UpsertBatch): Promise<UpsertResult> {
+    const { records, connection } = batch;
+    const basedOn = this.table.snapshot.version;
+    this.locator.useVersion(basedOn);
+    if (records.length > 0) await batch.writeKeys();
+    const standing = await this.locator.locate(records, connection);
+    const survivors: number[] = [];
+    for (let at = 0; at < records.length; at += WORDS) {
+      const before = standing.offsets[at / WORDS]!;
+      if (before < 0 || compareOrder(records, at, standing.records, before) > 0) survivors.push(at / WORDS);
+    }
+    const staged = survivors.length === 0 ? none : await this.stage(batch, survivors);
+    const masked = await this.maskReplaced(standing, survivors);
+    const vectors = await this.stageVectors(masked, staged.tombstones);
+    await this.table.store.adopt(
+      [staged.rows, staged.tombstones].filter((file): file is StagedFile => file !== undefined),
+    );
+    if (!(await batch.ready)) return { kind: "given-up" };
+    const progress = advancePositions(batch.stream, batch.from, batch.to);
+    const result = await this.table.commit({
+      operation: "MERGE",
+      actions: [
+        ...(staged.rows === undefined ? [] : [{ add: staged.rows.add }]),
+        ...vectors,
+        ...progress.actions,
+      ],
+      expect: progress.expect,
+      basedOn,
+      serializable: true,
+    });
+    if (result.kind === "conflict") return result;
+    this.rememberMasks(masked);
+    this.locator.record(records, staged.liveOrds, staged.rows?.add.path, false);
+    this.locator.record(records, staged.tombstoneOrds, staged.tombstones?.add.path, true);
+    this.locator.reached(result.version, basedOn);
+    return {
+      kind: "committed",
+      version: result.version,
+      live: staged.liveOrds.length,
+      tombstones: staged.tombstoneOrds.length,
+      lost: records.length / WORDS - survivors.length,
+      touchedFiles: masked.size,
+    };
+  }
+
+  /** Runs the model for the survivors and writes rows and tombstones as files that nothing names yet. */
+  private async stage(batch: UpsertBatch, survivors: readonly number[]): Promise<Staged> {
+    const { connection } = batch;
+    await batch.writeRows(survivors);
+    const liveOrds = await ordinals(connection, "SELECT ord FROM batch_rows");
+    const columns = this.table.snapshot.columns.filter(
+      ({ name }) => !this.table.snapshot.partitionColumns.includes(name),
+    );
+    const rows =
+      liveOrds.length === 0
+        ? undefined
+        : await stageFile(
+            this.table,
+            connection,
+            `SELECT ${columns.map(({ name }) => `"${name}"`).join(", ")} FROM batch_rows`,
+            { partition: SHARED_PARTITION, boundedColumns: BOUNDED_COLUMNS },
+          );
+    const live = new Set(liveOrds);
+    const tombstoneOrds = survivors.filter((ord) => !live.has(ord));
+    if (tombstoneOrds.length === 0) return { rows, liveOrds, tombstones: undefined, tombstoneOrds };
+    await connection.run(
+      "CREATE OR REPLACE TEMP TABLE batch_tombstones AS SELECT unnest($1) AS ord",
+      [listValue(tombstoneOrds)],
+      [LIST(INTEGER)],
+    );
+    const tombstones = await stageFile(
+      this.table,
+      connection,
+      `SELECT ${[...KEY_COLUMNS, ...ORDER_COLUMNS].join(", ")}
+       FROM batch_keys JOIN batch_tombstones USING (ord) ORDER BY tenant_id, entity_id`,
+      { partition: SHARED_PARTITION, tombstones: true, boundedColumns: BOUNDED_COLUMNS },
+    );
+    return { rows, liveOrds, tombstones, tombstoneOrds };
+  }
+
+  /** New masks of the files whose rows the survivors replace. */
+  private async maskReplaced(
+    standing: { records: Uint32Array; offsets: Int32Array },
+    survivors: readonly number[],
+  ): Promise<Map<TableFile, Mask>> {
+    const files = new Map(this.table.snapshot.files.map((file) => [file.path, file]));
+    const masked = new Map<TableFile, Mask>();
+    for (const ord of survivors) {
+      const at = standing.offsets[ord]!;
+      if (at < 0) continue;
+      const flags = standing.records[at + FLAGS]!;
+      if ((flags & TOMBSTONE_BIT) !== 0) continue;
+      const file = files.get(this.locator.fileOf(flags >>> FILE_SHIFT));
+      if (file === undefined) throw new Error("assertion failed: the index names a file that is not live");
+      let mask = masked.get(file);
+      if (mask === undefined) {
+        mask = (await this.table.mask(file))?.copy() ?? Mask.none(file.rows);
+        masked.set(file, mask);
+      }
+      if (!mask.set(standing.records[at + ROW]!)) {
+        throw new Error("assertion failed: the index names a row that is masked already");
+      }
+    }
+    return masked;
+  }
+
+  /** Writes the vectors of touched files and of the tombstone file into one file; returns the actions they need. */
+  private async stageVectors(
+    masked: ReadonlyMap<TableFile, Mask>,
+    tombstones: StagedFile | undefined,
+  ): Promise<Action[]> {
+    const now = Date.now();
+    const actions: Action[] = [];
+    const touched: TableFile[] = [];
+    for (const [file, mask] of masked) {
+      actions.push({ remove: removeOf(file.add, now, true) });
+      if (mask.count < file.rows) touched.push(file);
+    }
+    if (touched.length === 0 && tombstones === undefined) return actions;
+    const uuid = randomUUID();
+    const vectors = touched.map((file) => masked.get(file)!.toRows());
+    // Born fully masked: every reader skips the tombstones, the index rebuild reads them.
+    if (tombstones !== undefined)
+      vectors.push(Uint32Array.from({ length: tombstones.rows }, (_, row) => row));
+    const { bytes, descriptors } = encodeVectorFile(uuid, vectors);
+    await this.table.store.put(`${this.table.root}/${vectorFileName(uuid)}`, bytes);
+    for (const [index, file] of touched.entries()) {
+      const { deletionVector: _, ...add } = file.add;
+      const stats = JSON.stringify({ ...JSON.parse(add.stats ?? "{}"), tightBounds: false });
+      actions.push({ add: { ...add, stats, dataChange: true, deletionVector: descriptors[index]! } });
+    }
+    if (tombstones !== undefined) {
+      actions.push({ add: { ...tombstones.add, deletionVector: descriptors[touched.length]! } });
+    }
+    return actions;
+  }
+
+  private rememberMasks(masked: ReadonlyMap<TableFile, Mask>): void {
+    const live = new Map(this.table.snapshot.files.map((file) => [file.path, file]));
+    for (const [{ path }, mask] of masked) {
+      const file = live.get(path);
+      if (file !== undefined) this.table.rememberMask(file, mask);
+    }
+  }
+}
+
+interface Staged {
+  readonly rows: StagedFile | undefined;
+  /** Ordinals of the file's rows, in their order. */
+  readonly liveOrds: readonly number[];
+  readonly tombstones: StagedFile | undefined;
+  readonly tombstoneOrds: readonly number[];
+}
+
+const none: Staged = { rows: undefined, liveOrds: [], tombstones: undefined, tombstoneOrds: [] };
+
+async function ordinals(connection: DuckDBConnection, sql: string): Promise<number[]> {
+  const result = await connection.runAndReadAll(sql);
+  const [column] = result.getColumns();
+  return (column ?? []) as number[];
+}

@@ -1,0 +1,111 @@
+import { errors, jwtVerify, SignJWT } from "jose";
+import { TributaryError } from "../base/errors.js";
+import { type Claims, Grant, readClaims } from "./grant.js";
+import type { SigningKey } from "./signing-key.js";
+
+/** Tokens are signed with this and nothing else; a token that names another algorithm is refused. */
+const ALGORITHM = "HS256";
+const MAX_TOKEN_BYTES = 16_384;
+
+export interface TokenInit extends Claims {
+  readonly subject: string;
+  /** Seconds from now, at least 1. */
+  readonly expiresIn: number;
+}
+
+/** A token for that audience. Errors: TRB-REQ-INVALID when a claim has a wrong shape. */
+export function signToken(key: SigningKey, audience: string, token: TokenInit): Promise<string> {
+  const body = {
+    role: token.role,
+    tenants: token.tenants,
+    ...(token.entityTypes === undefined ? {} : { entity_types: token.entityTypes }),
+    ...(token.scope === undefined ? {} : { scope: token.scope }),
+  };
+  if (!readClaims(body)) {
+    throw new TributaryError(
+      "TRB-REQ-INVALID",
+      'token: expected role producer, analyst or operator, tenants "*" or tenant ids, and lists of names',
+    );
+  }
+  if (token.subject === "") throw new TributaryError("TRB-REQ-INVALID", "subject: expected a name");
+  if (!Number.isInteger(token.expiresIn) || token.expiresIn < 1) {
+    throw new TributaryError("TRB-REQ-INVALID", "expiresIn: expected whole seconds, at least 1");
+  }
+  const now = Math.floor(Date.now() / 1000);
+  return new SignJWT(body)
+    .setProtectedHeader({ alg: ALGORITHM, typ: "JWT" })
+    .setSubject(token.subject)
+    .setAudience(audience)
+    .setIssuedAt(now)
+    .setExpirationTime(now + token.expiresIn)
+    .sign(key.secret);
+}
+
+interface Verified {
+  readonly grant: Grant;
+  /** Milliseconds since the epoch. */
+  readonly expiresAt: number;
+}
+
+/** Verifies bearer tokens. Tokens it has verified are remembered, the most recent `remembered`, until they expire. */
+export class TokenVerifier {
+  readonly #key: SigningKey;
+  readonly #audience: string;
+  readonly #remembered: number;
+  /** By the whole header; least recently used first. */
+  readonly #known = new Map<string, Verified>();
+
+  constructor(key: SigningKey, audience: string, remembered = 10_000) {
+    this.#key = key;
+    this.#audience = audience;
+    this.#remembered = remembered;
+  }
+
+  /**
+   * The grant of an Authorization header; at once when the token is known.
+   * Errors: TRB-AUTH-MISSING, TRB-AUTH-INVALID, TRB-AUTH-EXPIRED.
+   */
+  verify(header: string | undefined): Grant | Promise<Grant> {
+    if (header === undefined || header === "") throw new TributaryError("TRB-AUTH-MISSING");
+    const known = this.#known.get(header);
+    if (!known) return this.#verify(header);
+    if (known.expiresAt <= Date.now()) {
+      this.#known.delete(header);
+      throw new TributaryError("TRB-AUTH-EXPIRED");
+    }
+    this.#known.delete(header);
+    this.#known.set(header, known);
+    return known.grant;
+  }
+
+  async #verify(header: string): Promise<Grant> {
+    const token = /^Bearer +([A-Za-z0-9._-]+)$/i.exec(header)?.[1];
+    if (token === undefined || token.length > MAX_TOKEN_BYTES) throw new TributaryError("TRB-AUTH-INVALID");
+    const verified = await this.#decode(token);
+    if (this.#known.size >= this.#remembered) {
+      const [oldest] = this.#known.keys();
+      if (oldest !== undefined) this.#known.delete(oldest);
+    }
+    this.#known.set(header, verified);
+    return verified.grant;
+  }
+
+  async #decode(token: string): Promise<Verified> {
+    try {
+      const { payload } = await jwtVerify(token, this.#key.secret, {
+        algorithms: [ALGORITHM],
+        audience: this.#audience,
+        requiredClaims: ["exp", "aud", "sub"],
+      });
+      const claims = readClaims(payload);
+      if (claims && payload.sub && payload.exp !== undefined) {
+        return { grant: new Grant(payload.sub, claims), expiresAt: payload.exp * 1000 };
+      }
+    } catch (cause) {
+      if (cause instanceof errors.JWTExpired) throw new TributaryError("TRB-AUTH-EXPIRED");
+      // What exactly was wrong is nothing a forger should learn.
+      throw new TributaryError("TRB-AUTH-INVALID", undefined, { cause });
+    }
+    throw new TributaryError("TRB-AUTH-INVALID");
+  }
+}

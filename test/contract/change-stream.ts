@@ -1,0 +1,294 @@
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import type {
+  ChangeStreamReader,
+  ChangeStreamWriter,
+  Checkpoint,
+  StreamConsumer,
+} from "../../services/stream/change-stream.js";
+import { eventSlices, eventsOf, type ReadEvent } from "../support/event-slices.js";
+
+/** One stream of 4 partitions, empty at first; what `openWriter` and `openReader` return is closed by `dispose`. */
+export interface ChangeStreamFixture {
+  openWriter(): Promise<ChangeStreamWriter>;
+  openReader(): Promise<ChangeStreamReader>;
+  dispose(): Promise<void>;
+}
+
+const PLENTY = { maxEvents: 10_000, maxBytes: 64 * 1024 * 1024, waitMs: 5_000 };
+
+/** Events named by the text, one partition after the other unless told. */
+export const texts = (from: number, count: number, partition = (i: number) => i % 4) =>
+  eventSlices(
+    Array.from({ length: count }, (_, i) => ({
+      partition: partition(i),
+      bytes: Buffer.from(`event-${from + i}`),
+    })),
+  );
+
+/** Reads until `count` events have come. */
+export async function readEvents(
+  consumer: StreamConsumer,
+  count: number,
+  limit = PLENTY,
+): Promise<ReadEvent[]> {
+  const events: ReadEvent[] = [];
+  while (events.length < count) {
+    const batch = await consumer.read(limit);
+    if (batch === undefined) throw new Error(`${events.length} of ${count} events came`);
+    events.push(...eventsOf(batch));
+  }
+  return events;
+}
+
+/** Last position per partition. */
+export function lastOf(reader: ChangeStreamReader, events: readonly ReadEvent[]): Checkpoint {
+  return new Map(events.map((event) => [reader.partitions[event.partition]!, event.position]));
+}
+
+const names = (events: readonly ReadEvent[]) => events.map((event) => event.text);
+const numbered = (from: number, count: number) =>
+  Array.from({ length: count }, (_, i) => `event-${from + i}`);
+
+/** What every adapter of the change-stream port has to do. */
+export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): void {
+  describe("change stream", () => {
+    let fixture: ChangeStreamFixture;
+    let writer: ChangeStreamWriter;
+    let reader: ChangeStreamReader;
+
+    beforeEach(async () => {
+      fixture = await make();
+      writer = await fixture.openWriter();
+      reader = await fixture.openReader();
+    });
+    afterEach(() => fixture.dispose());
+
+    test("writer and reader agree on name and partitions", () => {
+      expect(reader.name).toBe(writer.name);
+      expect(reader.partitions).toEqual(writer.partitions);
+      expect(writer.partitions).toHaveLength(4);
+    });
+
+    test("what was appended is read byte for byte, with its partition, position and time", async () => {
+      const before = Date.now();
+      const consumer = await reader.consume("c");
+      const all = Buffer.from(Array.from({ length: 256 }, (_, i) => i));
+      const positions = await writer.append(
+        eventSlices([
+          { partition: 2, bytes: all },
+          { partition: 0, bytes: Buffer.alloc(0) },
+          { partition: 2, bytes: Buffer.from("x") },
+        ]),
+      );
+      const events = await readEvents(consumer, 3);
+      expect(names(events).sort()).toEqual(["", "x", all.toString("latin1")].sort());
+      for (const [text, partition, i] of [[all.toString("latin1"), 2, 0] as const, ["", 0, 1], ["x", 2, 2]]) {
+        const event = events.find((candidate) => candidate.text === text);
+        expect(event).toMatchObject({ partition, position: positions[i as number] });
+        expect(event!.receivedAt).toBeGreaterThanOrEqual(before);
+        expect(event!.receivedAt).toBeLessThanOrEqual(Date.now());
+      }
+    });
+
+    test("positions of a partition order as strings, in the order of appending", async () => {
+      const consumer = await reader.consume("c");
+      const given: string[][] = [[], [], [], []];
+      for (let call = 0; call < 30; call++) {
+        const positions = await writer.append(texts(call * 40, 40));
+        positions.forEach((position, i) => {
+          given[i % 4]!.push(position);
+        });
+      }
+      const events = await readEvents(consumer, 1200);
+      for (let p = 0; p < 4; p++) {
+        expect(given[p]).toEqual([...new Set(given[p])].sort());
+        expect(new Set(given[p]!.map((position) => position.length)).size).toBe(1);
+        const mine = events.filter((event) => event.partition === p);
+        expect(mine.map((event) => event.position)).toEqual(given[p]);
+        expect(names(mine)).toEqual(numbered(0, 1200).filter((_, i) => i % 4 === p));
+      }
+    });
+
+    test("appends at the same time all land once, each in its own order", async () => {
+      const consumer = await reader.consume("c");
+      const calls = await Promise.all(
+        Array.from({ length: 50 }, (_, call) => writer.append(texts(call * 10, 10, () => 1))),
+      );
+      const events = await readEvents(consumer, 500);
+      const byPosition = new Map(events.map((event) => [event.position, event.text]));
+      expect(byPosition.size).toBe(500);
+      calls.forEach((positions, call) => {
+        expect(positions).toEqual([...positions].sort());
+        positions.forEach((position, i) => {
+          expect(byPosition.get(position)).toBe(`event-${call * 10 + i}`);
+        });
+      });
+    });
+
+    test("an append of nothing gets no positions", async () => {
+      expect(await writer.append(texts(0, 0))).toEqual([]);
+    });
+
+    test("an append of 64 MiB is read back", async () => {
+      const consumer = await reader.consume("c");
+      const bytes = Buffer.alloc(1024 * 1024);
+      const one = eventSlices(
+        Array.from({ length: 64 }, (_, i) => {
+          bytes.fill(i + 1);
+          return { partition: i % 4, bytes: Buffer.from(bytes) };
+        }),
+      );
+      await writer.append(one);
+      await writer.append(texts(0, 4));
+      let count = 0;
+      const seen = new Set<number>();
+      while (count < 68) {
+        const batch = await consumer.read({ ...PLENTY, maxBytes: 5 * 1024 * 1024 });
+        let size = 0;
+        for (let i = 0; i < batch!.count; i++) {
+          const event = batch!.bytes.subarray(batch!.starts[i]!, batch!.ends[i]!);
+          size += event.length;
+          if (event.length < 1024) continue;
+          expect(event.equals(Buffer.alloc(1024 * 1024, event[0]))).toBe(true);
+          seen.add(event[0]!);
+        }
+        expect(size).toBeLessThanOrEqual(5 * 1024 * 1024);
+        count += batch!.count;
+      }
+      expect(seen.size).toBe(64);
+    });
+
+    test("a batch keeps both limits but holds at least one event", async () => {
+      const consumer = await reader.consume("c");
+      await writer.append(texts(0, 20));
+      expect((await consumer.read({ ...PLENTY, maxEvents: 3 }))!.count).toBe(3);
+      expect((await consumer.read({ ...PLENTY, maxBytes: 15 }))!.count).toBeLessThanOrEqual(2);
+      expect((await consumer.read({ ...PLENTY, maxBytes: 1 }))!.count).toBe(1);
+    });
+
+    test("reading an empty stream ends after its time, or on abort", async () => {
+      const consumer = await reader.consume("c");
+      expect(await consumer.read({ ...PLENTY, waitMs: 0 })).toBeUndefined();
+      expect(await consumer.read({ ...PLENTY, waitMs: 30 })).toBeUndefined();
+      const abort = new AbortController();
+      const reading = consumer.read({ ...PLENTY, waitMs: 3_600_000, signal: abort.signal });
+      setTimeout(() => abort.abort(), 20);
+      expect(await reading).toBeUndefined();
+      expect(await consumer.read({ ...PLENTY, signal: AbortSignal.abort() })).toBeUndefined();
+    });
+
+    test("a waiting read wakes when something is appended", async () => {
+      const consumer = await reader.consume("c");
+      for (let round = 0; round < 5; round++) {
+        const reading = consumer.read({ ...PLENTY, waitMs: 3_600_000 });
+        await new Promise((resolve) => setTimeout(resolve, 10));
+        await writer.append(texts(round, 1));
+        expect(names(eventsOf((await reading)!))).toEqual([`event-${round}`]);
+      }
+    });
+
+    test("reading without committing removes nothing; it starts again after the low-water record", async () => {
+      await writer.append(texts(0, 40));
+      let consumer = await reader.consume("c");
+      const first = await readEvents(consumer, 40);
+      await consumer.close();
+      consumer = await reader.consume("c");
+      const again = await readEvents(consumer, 40);
+      expect(again).toEqual(first);
+      await consumer.commit(lastOf(reader, again.slice(0, 17)));
+      await consumer.close();
+      consumer = await reader.consume("c");
+      const rest = await readEvents(consumer, 23);
+      expect(names(rest).sort()).toEqual(names(first.slice(17)).sort());
+      expect(await consumer.read({ ...PLENTY, waitMs: 0 })).toBeUndefined();
+    });
+
+    test("a low-water record far ahead in one partition and behind in another skips just what is done", async () => {
+      await writer.append(texts(0, 400));
+      let consumer = await reader.consume("c");
+      const events = await readEvents(consumer, 400);
+      const ofOne = events.filter((event) => event.partition === 1);
+      await consumer.commit(lastOf(reader, ofOne.slice(0, 90)));
+      await consumer.close();
+      consumer = await reader.consume("c");
+      const rest = await readEvents(consumer, 310);
+      expect(names(rest.filter((event) => event.partition === 1))).toEqual(names(ofOne.slice(90)));
+      expect(rest.filter((event) => event.partition === 0)).toHaveLength(100);
+    });
+
+    test("the low-water record is told, survives, and never moves back", async () => {
+      const consumer = await reader.consume("c");
+      expect((await reader.lowWater("c")).size).toBe(0);
+      await writer.append(texts(0, 40));
+      const events = await readEvents(consumer, 40);
+      const early = lastOf(reader, events.slice(0, 12));
+      const late = lastOf(reader, events.slice(0, 32));
+      await consumer.commit(late);
+      await consumer.commit(early);
+      await consumer.commit(new Map());
+      const other = await fixture.openReader();
+      expect(new Map(await other.lowWater("c"))).toEqual(new Map(late));
+      expect((await other.lowWater("unheard-of")).size).toBe(0);
+    });
+
+    test("consumers do not disturb each other", async () => {
+      await writer.append(texts(0, 20));
+      const one = await reader.consume("one");
+      const two = await reader.consume("two");
+      const ofOne = await readEvents(one, 20);
+      await one.commit(lastOf(reader, ofOne));
+      expect(await readEvents(two, 20)).toEqual(ofOne);
+      expect((await reader.lowWater("two")).size).toBe(0);
+    });
+
+    test("head tells the last position of each partition", async () => {
+      expect((await reader.head()).size).toBe(0);
+      const expected = new Map<string, string>();
+      for (let call = 0; call < 20; call++) {
+        const slices = texts(call, 7, (i) => (i + call) % 3);
+        const positions = await writer.append(slices);
+        positions.forEach((position, i) => {
+          expected.set(writer.partitions[slices.partitions[i]!]!, position);
+        });
+        if (call % 6 === 0) expect(new Map(await reader.head())).toEqual(expected);
+      }
+      expect(new Map(await reader.head())).toEqual(expected);
+    });
+
+    test("the backlog is what the slowest consumer is not done with", async () => {
+      const one = await reader.consume("one");
+      const two = await reader.consume("two");
+      await writer.append(eventSlices([{ partition: 0, bytes: Buffer.alloc(100_000) }]));
+      expect(writer.backlogBytes()).toBeGreaterThanOrEqual(100_000);
+      const events = await readEvents(one, 1);
+      await one.commit(lastOf(reader, events));
+      await new Promise((resolve) => setTimeout(resolve, 150));
+      writer.backlogBytes();
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      expect(writer.backlogBytes()).toBeGreaterThanOrEqual(100_000);
+      await readEvents(two, 1);
+      await two.commit(lastOf(reader, events));
+      await expect.poll(() => writer.backlogBytes(), { timeout: 10_000 }).toBe(0);
+    });
+
+    test("a closed writer takes nothing; another goes on where it ended", async () => {
+      const consumer = await reader.consume("c");
+      const before = await writer.append(texts(0, 4));
+      await writer.close();
+      await expect(writer.append(texts(4, 4))).rejects.toMatchObject({ code: "TRB-BUS-STREAM-DOWN" });
+      const next = await fixture.openWriter();
+      expect(next.name).toBe(writer.name);
+      const after = await next.append(texts(4, 4));
+      after.forEach((position, p) => {
+        expect(position > before[p]!).toBe(true);
+      });
+      expect(names(await readEvents(consumer, 8)).sort()).toEqual(numbered(0, 8).sort());
+    });
+
+    test("closing the writer first finishes what was appended", async () => {
+      const appends = Array.from({ length: 20 }, (_, i) => writer.append(texts(i, 1)));
+      await writer.close();
+      expect((await Promise.all(appends)).flat()).toHaveLength(20);
+    });
+  });
+}

@@ -1,0 +1,33 @@
+{{ config(materialized='incremental', unique_key=['tenant_id', 'entity_id']) }}
+
+select
+    tenant_id,
+    entity_id,
+    payload.key as key,
+    payload.project_key as project_key,
+    payload.summary as summary,
+    payload.description as description,
+    payload.type as type,
+    payload.status as status,
+    replace(payload.status_category, 'STATUS_CATEGORY_', '') as status_category,
+    replace(payload.priority, 'PRIORITY_', '') as priority,
+    nullif(payload.assignee, '') as assignee,
+    payload.reporter as reporter,
+    payload.labels as labels,
+    payload.components as components,
+    payload.fix_versions as fix_versions,
+    nullif(payload.parent_key, '') as parent_key,
+    payload.original_estimate_seconds as original_estimate_seconds,
+    payload.remaining_estimate_seconds as remaining_estimate_seconds,
+    payload.time_spent_seconds as time_spent_seconds,
+    payload.story_points as story_points,
+    payload.created_at as created_at,
+    payload.updated_at as updated_at,
+    payload.resolved_at as resolved_at,
+    nullif(payload.resolution, '') as resolution,
+    payload.due_at as due_at,
+    payload.custom_fields as custom_fields,
+    payload.comment_count as comment_count,
+    payload.watcher_count as watcher_count,
+    payload.vote_count as vote_count
+from {{ source('raw', 'tracker.v1.Issue') }}
