@@ -279,6 +279,18 @@ export const CODES = {
     "read the message: it names the path, what was expected and what was found",
   ),
   "TRB-CLI-USAGE": entry(400, false, "the command line is wrong", "see --help"),
+  "TRB-CLI-SOURCE": entry(
+    400,
+    false,
+    "what events are to be read from cannot be read",
+    "look at the file or repository named",
+  ),
+  "TRB-CLI-UNREACHABLE": entry(
+    503,
+    true,
+    "the server cannot be reached or does not answer",
+    "check --url, and that the server runs",
+  ),
   "TRB-INTERNAL": entry(
     500,
     true,

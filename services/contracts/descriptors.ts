@@ -106,9 +106,7 @@ function describeMessage(type: protobuf.Type): MessageInit {
       label: each.repeated ? Label.REPEATED : Label.OPTIONAL,
       ...(each.partOf === null ? {} : { oneofIndex: oneofs.indexOf(each.partOf) }),
       ...(each.partOf !== null && isSynthetic(each.partOf) ? { proto3Optional: true } : {}),
-      ...(each.repeated && each.options?.["packed"] !== undefined
-        ? { options: { packed: each.packed } }
-        : {}),
+      ...(each.repeated && each.options?.packed !== undefined ? { options: { packed: each.packed } } : {}),
     });
   }
   const nested = type.nestedArray;
@@ -143,7 +141,7 @@ function describeEnum(each: protobuf.Enum): EnumInit {
   return {
     name: each.name,
     value: Object.entries(each.values).map(([name, number]) => ({ name, number })),
-    ...(each.options?.["allow_alias"] === true ? { options: { allowAlias: true } } : {}),
+    ...(each.options?.allow_alias === true ? { options: { allowAlias: true } } : {}),
   };
 }
 
@@ -162,7 +160,7 @@ function typeOf(field: protobuf.FieldBase): { type: FieldType; typeName?: string
 
 /** An `optional` field of proto3 is, in descriptors, the only member of a oneof made for it. */
 const isSynthetic = (oneof: protobuf.OneOf): boolean =>
-  oneof.fieldsArray.length === 1 && oneof.fieldsArray[0]!.options?.["proto3_optional"] === true;
+  oneof.fieldsArray.length === 1 && oneof.fieldsArray[0]!.options?.proto3_optional === true;
 
 /** As protoc derives it: each "_" is dropped and the character after it capitalised. */
 const lowerCamel = (name: string): string => name.replace(/_+(.?)/g, (_, next: string) => next.toUpperCase());

@@ -60,7 +60,7 @@ export class JsonEvents {
         `body: expected {"events": […]} or an array of events; field "${name(other)}" is not known`,
       );
     }
-    const events: unknown = value["events"] ?? [];
+    const events: unknown = value.events ?? [];
     if (!Array.isArray(events)) throw unreadable("events: expected an array");
     return events;
   }
@@ -91,16 +91,16 @@ export class JsonEvents {
 
   /** What is told apart by code before the library meets it. */
   #checkPayloadType(event: JsonObject): JsonEvent | undefined {
-    const payload = event["payload"];
+    const payload = event.payload;
     if (payload === undefined || payload === null) return undefined;
-    const compression = event["payloadCompression"] ?? event["payload_compression"] ?? 0;
+    const compression = event.payloadCompression ?? event.payload_compression ?? 0;
     if (compression !== 0 && compression !== "COMPRESSION_UNSPECIFIED") {
       return rejected(
         "TRB-EVENT-COMPRESSION",
         "payload_compression: expected none, for a payload written in JSON",
       );
     }
-    const entityType = event["entityType"] ?? event["entity_type"];
+    const entityType = event.entityType ?? event.entity_type;
     if (typeof entityType !== "string" || !this.#registry.entityType(entityType)) {
       return rejected("TRB-EVENT-ENTITY-TYPE");
     }

@@ -75,7 +75,7 @@ test("the shipped folders give the shipped entity types and keep the envelope ou
   expect(registry.lookup("tributary.v1.ChangeEvent")).toBeDefined();
   expect(registry.lookup("tracker.v1.Priority")).toBeDefined();
   expect(registry.lookup("tracker.v1")).toBeUndefined();
-  expect(registry.entityType("scm.v1.File")!.fields["last_commit_sha"]!.comment).toMatch(/last touched/);
+  expect(registry.entityType("scm.v1.File")!.fields.last_commit_sha!.comment).toMatch(/last touched/);
 });
 
 test("a folder of its own is enough: the envelope comes along", () => {
@@ -141,15 +141,27 @@ test("the JSON registry agrees with the binary one on every kind of field", () =
     far: { name_1: "n" },
     colour_by_name: { r: "COLOUR_RED" },
   });
-  expect(Object.values(plain["by_number"] as object)).toEqual(["four"]);
+  expect(Object.values(plain.by_number as object)).toEqual(["four"]);
   // Re-encoded by the other library, it is the same message, and prints as the same JSON.
   const again = fromBinary(schema, type.encode(decoded).finish());
   expect(toJson(schema, again, { registry: registry.jsonRegistry })).toEqual(json);
   // Presence and packing are those of the file, not a library's guess.
-  expect(schema.field["looseNumbers"]!).toMatchObject({ packed: false });
-  expect(schema.field["packedNumbers"]!).toMatchObject({ packed: true });
+  expect(schema.field.looseNumbers!).toMatchObject({ packed: false });
+  expect(schema.field.packedNumbers!).toMatchObject({ packed: true });
   expect(schema.oneofs.map((oneof) => oneof.name)).toEqual(["choice_of"]);
   expect(toBinary(schema, create(schema)).length).toBe(0);
+});
+
+test("custom options, which import Google's descriptor file, do no harm", () => {
+  put(
+    "opt.proto",
+    `syntax = "proto3"; package opt.v1; import "google/protobuf/descriptor.proto";
+     extend google.protobuf.FieldOptions { string column = 50001; }
+     message Row { string id = 1 [(column) = "identifier"]; }`,
+  );
+  const registry = ProtoRegistry.load([dir]);
+  expect(registry.entityTypes()).toEqual(["opt.v1.Row"]);
+  expect(registry.jsonRegistry.getMessage("opt.v1.Row")!.fields.map((field) => field.name)).toEqual(["id"]);
 });
 
 describe("what cannot be loaded is refused with its file and line", () => {
@@ -173,6 +185,13 @@ describe("what cannot be loaded is refused with its file and line", () => {
     put("a.proto", `syntax = "proto3"; package p; message M {}`);
     put("b.proto", `syntax = "proto3"; package p;\nmessage M {}`);
     expect(refusal()).toMatch(/b\.proto, line 2: .*M/);
+  });
+  test("a field of a Google message that JSON support does not cover", () => {
+    put(
+      "api.proto",
+      `syntax = "proto3"; import "google/protobuf/api.proto"; message M { google.protobuf.Api a = 1; }`,
+    );
+    expect(refusal()).toMatch(/proto files: .*google\.protobuf\.Api/);
   });
   test("a folder that is not there", () => {
     expect(() => ProtoRegistry.load([join(dir, "nowhere")])).toThrow(/protoDirs/);

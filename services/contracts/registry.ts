@@ -1,5 +1,6 @@
 import { readdirSync, readFileSync, realpathSync } from "node:fs";
-import { join, sep } from "node:path";
+import { createRequire } from "node:module";
+import { dirname, join, sep } from "node:path";
 import type { FileRegistry } from "@bufbuild/protobuf";
 import protobuf from "protobufjs";
 import { errno, TributaryError } from "../base/errors.js";
@@ -51,7 +52,7 @@ export class ProtoRegistry {
         if (object instanceof protobuf.Type) entities.set(nameOf(object), object);
       }
     }
-    return new ProtoRegistry(loader.root, describeFiles([...loader.sources.values()]), entities);
+    return new ProtoRegistry(loader.root, loader.describe(), entities);
   }
 
   /** The payload message of that full name: a top-level message outside tributary.* and google.*. */
@@ -131,6 +132,15 @@ class Loader {
     }
     try {
       this.root.resolveAll();
+    } catch (cause) {
+      throw new TributaryError("TRB-CONFIG", `proto files: ${(cause as Error).message}`, { cause });
+    }
+  }
+
+  /** The same for JSON; fails where a field uses one of Google's messages that JSON support does not cover. */
+  describe(): FileRegistry {
+    try {
+      return describeFiles([...this.sources.values()]);
     } catch (cause) {
       throw new TributaryError("TRB-CONFIG", `proto files: ${(cause as Error).message}`, { cause });
     }
@@ -225,7 +235,4 @@ function isFile(path: string): boolean {
 }
 
 /** The folder of the protobufjs package, which ships the google/protobuf files it does not bundle. */
-function googleProtos(): string {
-  const entry = import.meta.resolve("protobufjs/package.json");
-  return new URL(".", entry).pathname;
-}
+const googleProtos = (): string => dirname(createRequire(import.meta.url).resolve("protobufjs/package.json"));

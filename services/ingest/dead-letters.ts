@@ -1,12 +1,5 @@
-import {
-  BIGINT,
-  BLOB,
-  blobValue,
-  type DuckDBConnection,
-  DuckDBTimestampTZValue,
-  TIMESTAMPTZ,
-  VARCHAR,
-} from "@duckdb/node-api";
+import { BLOB, type DuckDBConnection } from "@duckdb/node-api";
+import { FixedColumn, TextColumn } from "../base/column-writers.js";
 import { type Duck, literal, rowsOf } from "../base/duckdb.js";
 import { Envelope } from "../contracts/envelope.js";
 import type { ObjectStore } from "../storage/object-store.js";
@@ -14,8 +7,7 @@ import { DeltaTable, type TableOptions, type TableSpec } from "../table/delta-ta
 import { scanSql } from "../table/scan.js";
 import { deltaTypeOf } from "../table/schema.js";
 import { stageFile } from "../table/stage.js";
-import { versionOf } from "./event-batch.js";
-import { Feed, type FeedColumn } from "./feed.js";
+import { Feed, type FeedColumn, type FeedSource } from "./feed.js";
 
 /**
  * Events that could not be taken in, with why and their bytes (I8). `model` tells which table misses the event; it is
@@ -34,24 +26,79 @@ export interface DeadLetter {
 
 export const DEAD_LETTERS_ROOT = "dead_letters";
 
-const COLUMNS: readonly FeedColumn[] = [
-  { name: "model", type: VARCHAR },
-  { name: "code", type: VARCHAR },
-  { name: "reason", type: VARCHAR },
-  { name: "tenant_id", type: VARCHAR },
-  { name: "entity_type", type: VARCHAR },
-  { name: "entity_id", type: VARCHAR },
-  { name: "version", type: BIGINT },
-  { name: "stream", type: VARCHAR },
-  { name: "partition", type: VARCHAR },
-  { name: "position", type: VARCHAR },
-  { name: "received_at", type: TIMESTAMPTZ },
-  { name: "dead_at", type: TIMESTAMPTZ },
-  { name: "event", type: BLOB },
-];
+/** Letters as rows of the table. */
+class LetterRows {
+  private readonly texts = {
+    model: new TextColumn(),
+    code: new TextColumn(),
+    reason: new TextColumn(),
+    tenant: new TextColumn(),
+    type: new TextColumn(),
+    id: new TextColumn(),
+    stream: new TextColumn(),
+    partition: new TextColumn(),
+    position: new TextColumn(),
+  };
+  private readonly version = FixedColumn.bigint();
+  private readonly received = FixedColumn.timestamp();
+  private readonly dead = FixedColumn.timestamp();
+  private readonly event = new TextColumn(BLOB);
+
+  readonly columns: readonly FeedColumn[] = [
+    { name: "model", writer: this.texts.model, nullable: false },
+    { name: "code", writer: this.texts.code, nullable: false },
+    { name: "reason", writer: this.texts.reason, nullable: false },
+    { name: "tenant_id", writer: this.texts.tenant, nullable: true },
+    { name: "entity_type", writer: this.texts.type, nullable: true },
+    { name: "entity_id", writer: this.texts.id, nullable: true },
+    { name: "version", writer: this.version, nullable: true },
+    { name: "stream", writer: this.texts.stream, nullable: false },
+    { name: "partition", writer: this.texts.partition, nullable: false },
+    { name: "position", writer: this.texts.position, nullable: false },
+    { name: "received_at", writer: this.received, nullable: false },
+    { name: "dead_at", writer: this.dead, nullable: false },
+    { name: "event", writer: this.event, nullable: false },
+  ];
+
+  source(letters: readonly DeadLetter[]): FeedSource {
+    const envelope = new Envelope();
+    const now = Date.now();
+    return {
+      rows: letters.length,
+      fill: (start, rows) => {
+        for (let row = 0; row < rows; row++) this.put(row, letters[start + row]!, envelope, now);
+      },
+    };
+  }
+
+  private put(row: number, letter: DeadLetter, envelope: Envelope, now: number): void {
+    const { texts } = this;
+    texts.model.setString(row, letter.model);
+    texts.code.setString(row, letter.code);
+    texts.reason.setString(row, letter.reason.slice(0, MAX_REASON).toWellFormed());
+    texts.stream.setString(row, letter.stream);
+    texts.partition.setString(row, letter.partition);
+    texts.position.setString(row, letter.position);
+    this.received.setMicros(row, 0, Math.round(letter.receivedAt * 1000));
+    this.dead.setMicros(row, 0, now * 1000);
+    this.event.set(row, letter.event, 0, letter.event.length);
+    if (envelope.read(letter.event, 0, letter.event.length) !== undefined) return;
+    const { bytes } = envelope;
+    texts.tenant.set(row, bytes, envelope.tenantStart, envelope.tenantEnd);
+    texts.type.set(row, bytes, envelope.typeStart, envelope.typeEnd);
+    texts.id.set(row, bytes, envelope.idStart, envelope.idEnd);
+    this.version.set64(row, envelope.versionLo, envelope.versionHi);
+  }
+}
+
+const MAX_REASON = 1000;
 
 const SPEC: TableSpec = {
-  columns: COLUMNS.map(({ name, type }) => ({ name, type: deltaTypeOf(type)!, nullable: true })),
+  columns: new LetterRows().columns.map(({ name, writer }) => ({
+    name,
+    type: deltaTypeOf(writer.type)!,
+    nullable: true,
+  })),
   partitionColumns: [],
   properties: { "delta.enableDeletionVectors": "true", "delta.dataSkippingStatsColumns": "tenant_id" },
   protocol: {
@@ -63,21 +110,22 @@ const SPEC: TableSpec = {
   description: "Events that could not be taken in.",
 };
 
-const MAX_REASON = 1000;
-
 export class DeadLetters {
   private turn: Promise<unknown> = Promise.resolve();
 
   private constructor(
     readonly table: DeltaTable,
     private readonly connection: DuckDBConnection,
+    private readonly rows: LetterRows,
     private readonly feed: Feed,
   ) {}
 
   static async open(store: ObjectStore, duck: Duck, options: TableOptions): Promise<DeadLetters> {
     const table = await DeltaTable.openOrCreate(store, DEAD_LETTERS_ROOT, duck, options, SPEC);
     const connection = await duck.connect();
-    return new DeadLetters(table, connection, Feed.register(connection, "tributary_dead_letters", COLUMNS));
+    const rows = new LetterRows();
+    const feed = Feed.register(connection, "tributary_dead_letters", rows.columns);
+    return new DeadLetters(table, connection, rows, feed);
   }
 
   /** Durable when resolved. A letter that lies there already, of the same model and position, is not added again. */
@@ -93,16 +141,7 @@ export class DeadLetters {
       const known = await this.known(letters);
       const fresh = letters.filter((letter) => !known.has(keyOf(letter)));
       if (fresh.length === 0) return;
-      this.feed.use({
-        rows: fresh.length,
-        fill: (columns, start, rows) => {
-          for (let row = 0; row < rows; row++) {
-            const values = valuesOf(fresh[start + row]!);
-            for (const [index, column] of columns.entries())
-              if (column !== undefined) column[row] = values[index]!;
-          }
-        },
-      });
+      this.feed.use(this.rows.source(fresh));
       const file = await stageFile(this.table, this.connection, `SELECT * FROM ${this.feed.name}()`, {
         boundedColumns: ["tenant_id"],
       });
@@ -135,24 +174,3 @@ export class DeadLetters {
 
 const keyOf = ({ model, stream, partition, position }: DeadLetter): string =>
   [model, stream, partition, position].join("\n");
-
-function valuesOf(letter: DeadLetter) {
-  const envelope = new Envelope();
-  const readable = envelope.read(letter.event, 0, letter.event.length) === undefined;
-  const micros = (ms: number) => new DuckDBTimestampTZValue(BigInt(Math.round(ms * 1000)));
-  return [
-    letter.model,
-    letter.code,
-    letter.reason.slice(0, MAX_REASON),
-    readable ? envelope.tenantId() : null,
-    readable ? envelope.entityType() : null,
-    readable ? envelope.entityId() : null,
-    readable ? versionOf(envelope) : null,
-    letter.stream,
-    letter.partition,
-    letter.position,
-    micros(letter.receivedAt),
-    micros(Date.now()),
-    blobValue(letter.event),
-  ];
-}

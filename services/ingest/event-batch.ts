@@ -1,4 +1,3 @@
-import { DuckDBTimestampTZValue } from "@duckdb/node-api";
 import { Envelope } from "../contracts/envelope.js";
 import type { StreamBatch } from "../stream/change-stream.js";
 
@@ -144,13 +143,4 @@ export function occurredMicros(envelope: Envelope): bigint | null {
   // 2^53 microseconds are 285 years.
   if (Math.abs(seconds) < 9_000_000_000) return BigInt(seconds * 1e6 + micros);
   return BigInt(seconds) * MILLION + BigInt(micros);
-}
-
-export const timestamp = (micros: bigint | null): DuckDBTimestampTZValue | null =>
-  micros === null ? null : new DuckDBTimestampTZValue(micros);
-
-/** The version as a bigint, without big-integer arithmetic while a double holds it. */
-export function versionOf(envelope: Envelope): bigint {
-  const { versionHi, versionLo } = envelope;
-  return versionHi < 0x200000 ? BigInt(versionHi * 0x1_0000_0000 + versionLo) : envelope.version();
 }

@@ -1,22 +1,21 @@
-import {
-  type DuckDBConnection,
-  DuckDBTableFunction,
-  type DuckDBType,
-  type DuckDBValue,
-} from "@duckdb/node-api";
+import { type DuckDBConnection, DuckDBTableFunction } from "@duckdb/node-api";
+import duckdb from "@duckdb/node-bindings";
+import type { ColumnWriter } from "../base/column-writers.js";
 
 export interface FeedColumn {
   readonly name: string;
-  readonly type: DuckDBType;
+  readonly writer: ColumnWriter;
+  /** A row that `fill` writes nothing to is NULL; else the type's zero. */
+  readonly nullable: boolean;
 }
 
 /**
- * Rows that JavaScript hands to DuckDB as columns, 2,048 at a time, while a statement runs: `SELECT … FROM <name>()`.
- * `fill` writes `rows` rows from `start` into the columns asked for; the others are undefined.
+ * Rows that go to DuckDB as columns, 2,048 at a time, while a statement runs: `SELECT … FROM <name>()`.
+ * `fill` writes rows [start, start + rows) into rows [0, rows) of the feed's writers, where a chunk was begun.
  */
 export interface FeedSource {
   readonly rows: number;
-  fill(columns: readonly (DuckDBValue[] | undefined)[], start: number, rows: number): void;
+  fill(start: number, rows: number): void;
 }
 
 const CHUNK = 2048;
@@ -40,13 +39,15 @@ export class Feed {
         name,
         supportsProjectionPushdown: true,
         bindFunction: (info) => {
-          for (const column of columns) info.addResultColumn(column.name, column.type);
+          for (const { name: column, writer } of columns) info.addResultColumn(column, writer.type);
         },
         initFunction: (info) => {
           feed.asked = info.getColumnIndexes();
           feed.next = 0;
         },
-        mainFunction: (_, chunk) => feed.produce(chunk),
+        mainFunction: (_, chunk) => {
+          chunk.rowCount = feed.produce(chunk.chunk);
+        },
       }),
     );
     return feed;
@@ -62,18 +63,18 @@ export class Feed {
     this.source = undefined;
   }
 
-  private produce(chunk: {
-    rowCount: number;
-    setColumns(columns: readonly (readonly DuckDBValue[])[]): void;
-  }): void {
+  private produce(chunk: Parameters<typeof duckdb.data_chunk_get_vector>[0]): number {
     if (this.source === undefined) throw new Error(`assertion failed: ${this.name} has no rows to give`);
     const rows = Math.min(CHUNK, this.source.rows - this.next);
-    chunk.rowCount = rows;
-    if (rows === 0) return;
-    const wanted: (DuckDBValue[] | undefined)[] = new Array(this.columns.length).fill(undefined);
-    for (const index of this.asked) if (index < wanted.length) wanted[index] = new Array<DuckDBValue>(rows);
-    this.source.fill(wanted, this.next, rows);
+    if (rows === 0) return 0;
+    for (const { writer, nullable } of this.columns) writer.begin(rows, nullable);
+    this.source.fill(this.next, rows);
     this.next += rows;
-    chunk.setColumns(this.asked.map((index) => wanted[index]!));
+    for (const [at, index] of this.asked.entries()) {
+      // A scan that wants no column at all (count(*)) asks for one that is not there.
+      const column = this.columns[index];
+      if (column !== undefined) column.writer.flush(duckdb.data_chunk_get_vector(chunk, at), rows);
+    }
+    return rows;
   }
 }

@@ -7,7 +7,7 @@ import { positionsOf } from "../table/progress.js";
 import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
 import { Feed } from "./feed.js";
-import { RAW_BOUNDS, RAW_COLUMNS, rawRoot, rawRows, rawSpec } from "./raw-table.js";
+import { RAW_BOUNDS, RawRows, rawRoot, rawSpec } from "./raw-table.js";
 import { Target } from "./target.js";
 
 let feeds = 0;
@@ -29,6 +29,7 @@ export class Lane {
     readonly entityType: string,
     readonly raw: DeltaTable,
     private readonly connection: DuckDBConnection,
+    private readonly rows: RawRows,
     private readonly feed: Feed,
     readonly targets: readonly Target[],
   ) {}
@@ -43,13 +44,14 @@ export class Lane {
       rawSpec(entityType),
     );
     const connection = await duck.connect();
-    const feed = Feed.register(connection, `tributary_raw_${++feeds}`, RAW_COLUMNS);
+    const rows = new RawRows();
+    const feed = Feed.register(connection, `tributary_raw_${++feeds}`, rows.columns);
     const targets = await Promise.all(
       context.models
         .filter((model) => model.entityType === entityType)
         .map((model) => Target.open(context, model)),
     );
-    const lane = new Lane(context, entityType, raw, connection, feed, targets);
+    const lane = new Lane(context, entityType, raw, connection, rows, feed, targets);
     for (const target of targets) if (!target.inStep(lane.rawPositions())) lane.startCatchUp(target);
     return lane;
   }
@@ -61,21 +63,30 @@ export class Lane {
   /** Resolves when every event of the batch is in raw, and in the models that are in step. Retries until then. */
   land(batch: EventBatch): Promise<void> {
     return this.exclusively(async () => {
-      for (let wait = RETRY_MS; ; wait = Math.min(wait * 2, MAX_RETRY_MS)) {
+      // After a batch that was given up a later one must not land: raw would have a gap.
+      this.stopping.signal.throwIfAborted();
+      for (let wait = RETRY_MS, failed = false; ; wait = Math.min(wait * 2, MAX_RETRY_MS)) {
         try {
+          if (failed) await this.raw.refresh();
           return await this.landOnce(batch.after(this.rawPositions()));
         } catch (error) {
+          failed = true;
           if (this.stopping.signal.aborted) throw error;
           this.context.log.error({ err: error, entityType: this.entityType }, "landing failed; trying again");
           await sleep(wait, undefined, { signal: this.stopping.signal });
-          await this.raw.refresh();
         }
       }
     });
   }
 
   private async landOnce(batch: EventBatch): Promise<void> {
-    if (batch.count === 0) return;
+    if (batch.count > 0) await this.landAndRefine(batch);
+    // Also after an empty batch: the commit of a first try may have happened and its models been told otherwise.
+    const raw = this.rawPositions();
+    for (const target of this.targets) if (!target.inStep(raw)) this.startCatchUp(target);
+  }
+
+  private async landAndRefine(batch: EventBatch): Promise<void> {
     const before = this.rawPositions();
     const ready = this.targets.filter((target) => !this.catchingUp.has(target) && target.inStep(before));
     const landed = this.landRaw(batch, before);
@@ -92,14 +103,14 @@ export class Lane {
         );
       }),
     );
-    await Promise.all([landed, ...refined]);
+    // A model that is still at it would be in the way of the next try.
+    await Promise.allSettled([landed, ...refined]);
+    await landed;
     this.context.metrics.events.inc(batch.count);
-    const raw = this.rawPositions();
-    for (const target of this.targets) if (!target.inStep(raw)) this.startCatchUp(target);
   }
 
   private async landRaw(batch: EventBatch, from: Map<string, string>): Promise<void> {
-    this.feed.use(rawRows(batch, this.context.stream));
+    this.feed.use(this.rows.source(batch, this.context.stream));
     const result = await append(this.raw, this.connection, `SELECT * FROM ${this.feed.name}()`, {
       stream: this.context.stream,
       from,

@@ -1,43 +1,30 @@
-import {
-  BIGINT,
-  BLOB,
-  blobValue,
-  DuckDBTimestampTZValue,
-  type DuckDBValue,
-  MAP,
-  mapValue,
-  TIMESTAMPTZ,
-  VARCHAR,
-} from "@duckdb/node-api";
+import { BLOB } from "@duckdb/node-api";
+import { FixedColumn, ListColumn, TextColumn } from "../base/column-writers.js";
 import { Envelope } from "../contracts/envelope.js";
 import type { TableSpec } from "../table/delta-table.js";
 import { deltaTypeOf } from "../table/schema.js";
-import { type EventBatch, OPERATIONS, occurredMicros, timestamp, versionOf } from "./event-batch.js";
+import { type EventBatch, OPERATIONS } from "./event-batch.js";
 import type { FeedColumn, FeedSource } from "./feed.js";
 
 /** Raw tables: every event as it arrived, append-only, one table an entity type, payload bytes untouched. */
 
-export const RAW_COLUMNS: readonly (FeedColumn & { readonly description: string })[] = [
-  { name: "tenant_id", type: VARCHAR, description: "Customer the event belongs to." },
-  { name: "entity_type", type: VARCHAR, description: "Full name of the payload's message." },
-  { name: "entity_id", type: VARCHAR, description: "Identity within tenant and type." },
-  { name: "operation", type: VARCHAR, description: "CREATED, UPDATED or DELETED." },
-  { name: "version", type: BIGINT, description: "Greatest wins." },
-  {
-    name: "occurred_at",
-    type: TIMESTAMPTZ,
-    description: "When it happened, says the producer; microseconds.",
-  },
-  { name: "payload_type_url", type: VARCHAR, description: "Type URL of the payload; NULL without one." },
-  { name: "payload", type: BLOB, description: "The payload's bytes as published; NULL without one." },
-  { name: "payload_compression", type: VARCHAR, description: "GZIP or ZSTD; NULL when not packed." },
-  { name: "attributes", type: MAP(VARCHAR, VARCHAR), description: "The producer's own labels." },
-  { name: "event_id", type: VARCHAR, description: "The producer's own id; NULL without one." },
-  { name: "stream", type: VARCHAR, description: "Stream it came by." },
-  { name: "partition", type: VARCHAR, description: "Partition of the stream." },
-  { name: "position", type: VARCHAR, description: "Position within the partition, ordered as text." },
-  { name: "received_at", type: TIMESTAMPTZ, description: "When the bus took it." },
-];
+const DESCRIPTIONS = {
+  tenant_id: "Customer the event belongs to.",
+  entity_type: "Full name of the payload's message.",
+  entity_id: "Identity within tenant and type.",
+  operation: "CREATED, UPDATED or DELETED.",
+  version: "Greatest wins.",
+  occurred_at: "When it happened, says the producer; microseconds.",
+  payload_type_url: "Type URL of the payload; NULL without one.",
+  payload: "The payload's bytes as published; NULL without one.",
+  payload_compression: "GZIP or ZSTD; NULL when not packed.",
+  attributes: "The producer's own labels.",
+  event_id: "The producer's own id; NULL without one.",
+  stream: "Stream it came by.",
+  partition: "Partition of the stream.",
+  position: "Position within the partition, ordered as text.",
+  received_at: "When the bus took it.",
+} as const;
 
 /** Positions find what a model has not seen; tenants find what a tenant's life cycle needs. */
 export const RAW_BOUNDS = ["tenant_id", "partition", "position"];
@@ -45,11 +32,11 @@ export const RAW_BOUNDS = ["tenant_id", "partition", "position"];
 export const rawRoot = (entityType: string): string => `raw/${entityType}`;
 
 export const rawSpec = (entityType: string): TableSpec => ({
-  columns: RAW_COLUMNS.map(({ name, type, description }) => ({
+  columns: new RawRows().columns.map(({ name, writer }) => ({
     name,
-    type: deltaTypeOf(type)!,
+    type: deltaTypeOf(writer.type)!,
     nullable: true,
-    description,
+    description: DESCRIPTIONS[name as keyof typeof DESCRIPTIONS],
   })),
   partitionColumns: [],
   properties: { "tributary.entityType": entityType },
@@ -57,46 +44,113 @@ export const rawSpec = (entityType: string): TableSpec => ({
   description: `Change events of ${entityType} as they arrived.`,
 });
 
-const COMPRESSIONS = [null, "GZIP", "ZSTD"] as const;
-const NO_ATTRIBUTES = mapValue([]);
+const OPERATION_NAMES = OPERATIONS.map((name) => Buffer.from(name));
+const COMPRESSION_NAMES = ["", "GZIP", "ZSTD"].map((name) => Buffer.from(name));
 
-/** The batch as rows of RAW_COLUMNS. */
-export function rawRows(batch: EventBatch, stream: string): FeedSource {
-  const envelope = new Envelope();
-  return {
-    rows: batch.count,
-    fill(columns, start, rows) {
-      const [tenant, type, id, operation, version, occurred, url, payload, compression, attributes, eventId] =
-        columns;
-      const [streams, partition, position, received] = columns.slice(11);
-      for (let row = 0; row < rows; row++) {
-        const i = start + row;
-        batch.read(i, envelope);
-        const bytes = envelope.bytes;
-        set(tenant, row, envelope.tenantId());
-        set(type, row, batch.entityType);
-        set(id, row, envelope.entityId());
-        set(operation, row, OPERATIONS[envelope.operation]!);
-        set(version, row, versionOf(envelope));
-        set(occurred, row, timestamp(occurredMicros(envelope)));
-        const has = envelope.payloadStart >= 0;
-        set(url, row, has ? envelope.typeUrl() : null);
-        set(payload, row, has ? blobValue(bytes.subarray(envelope.payloadStart, envelope.payloadEnd)) : null);
-        set(compression, row, COMPRESSIONS[envelope.compression]!);
-        set(attributes, row, envelope.attributeCount === 0 ? NO_ATTRIBUTES : attributesOf(envelope));
-        set(eventId, row, envelope.eventIdStart === envelope.eventIdEnd ? null : envelope.eventId());
-        set(streams, row, stream);
-        set(partition, row, batch.partitions[i]!);
-        set(position, row, batch.positions[i]!);
-        set(received, row, new DuckDBTimestampTZValue(BigInt(Math.round(batch.receivedAt[i]! * 1000))));
+/** Events as rows of a raw table. */
+export class RawRows {
+  private readonly tenant = new TextColumn();
+  private readonly type = new TextColumn();
+  private readonly id = new TextColumn();
+  private readonly operation = new TextColumn();
+  private readonly version = FixedColumn.bigint();
+  private readonly occurred = FixedColumn.timestamp();
+  private readonly url = new TextColumn();
+  private readonly payload = new TextColumn(BLOB);
+  private readonly compression = new TextColumn();
+  private readonly attributeKey = new TextColumn();
+  private readonly attributeValue = new TextColumn();
+  private readonly attributes = ListColumn.map(this.attributeKey, this.attributeValue);
+  private readonly eventId = new TextColumn();
+  private readonly stream = new TextColumn();
+  private readonly partition = new TextColumn();
+  private readonly position = new TextColumn();
+  private readonly received = FixedColumn.timestamp();
+
+  readonly columns: readonly FeedColumn[] = [
+    { name: "tenant_id", writer: this.tenant, nullable: false },
+    { name: "entity_type", writer: this.type, nullable: false },
+    { name: "entity_id", writer: this.id, nullable: false },
+    { name: "operation", writer: this.operation, nullable: false },
+    { name: "version", writer: this.version, nullable: false },
+    { name: "occurred_at", writer: this.occurred, nullable: true },
+    { name: "payload_type_url", writer: this.url, nullable: true },
+    { name: "payload", writer: this.payload, nullable: true },
+    { name: "payload_compression", writer: this.compression, nullable: true },
+    { name: "attributes", writer: this.attributes, nullable: false },
+    { name: "event_id", writer: this.eventId, nullable: true },
+    { name: "stream", writer: this.stream, nullable: false },
+    { name: "partition", writer: this.partition, nullable: false },
+    { name: "position", writer: this.position, nullable: false },
+    { name: "received_at", writer: this.received, nullable: false },
+  ];
+
+  source(batch: EventBatch, stream: string): FeedSource {
+    const envelope = new Envelope();
+    const streamName = Buffer.from(stream);
+    return {
+      rows: batch.count,
+      fill: (start, rows) => {
+        for (let row = 0; row < rows; row++) this.put(row, batch, start + row, envelope, streamName);
+      },
+    };
+  }
+
+  private put(row: number, batch: EventBatch, i: number, envelope: Envelope, stream: Buffer): void {
+    batch.read(i, envelope);
+    const { bytes } = envelope;
+    this.tenant.set(row, bytes, envelope.tenantStart, envelope.tenantEnd);
+    this.type.set(row, bytes, envelope.typeStart, envelope.typeEnd);
+    this.id.set(row, bytes, envelope.idStart, envelope.idEnd);
+    const operation = OPERATION_NAMES[envelope.operation]!;
+    this.operation.set(row, operation, 0, operation.length);
+    this.version.set64(row, envelope.versionLo, envelope.versionHi);
+    putOccurred(this.occurred, row, envelope);
+    if (envelope.payloadStart >= 0) {
+      this.url.set(row, bytes, envelope.typeUrlStart, envelope.typeUrlEnd);
+      this.payload.set(row, bytes, envelope.payloadStart, envelope.payloadEnd);
+    }
+    if (envelope.compression !== 0) {
+      const name = COMPRESSION_NAMES[envelope.compression]!;
+      this.compression.set(row, name, 0, name.length);
+    }
+    this.putAttributes(row, envelope);
+    if (envelope.eventIdEnd > envelope.eventIdStart) {
+      this.eventId.set(row, bytes, envelope.eventIdStart, envelope.eventIdEnd);
+    }
+    this.stream.set(row, stream, 0, stream.length);
+    this.partition.setString(row, batch.partitions[i]!);
+    this.position.setString(row, batch.positions[i]!);
+    const received = batch.receivedAt[i]!;
+    const seconds = Math.floor(received / 1000);
+    this.received.setMicros(row, seconds, Math.round((received - seconds * 1000) * 1000));
+  }
+
+  /** Of equal keys the last stands, as a map has it. */
+  private putAttributes(row: number, envelope: Envelope): void {
+    const { attributes, attributeCount, bytes } = envelope;
+    for (let at = 0; at < attributeCount * 4; at += 4) {
+      let overwritten = false;
+      for (let later = at + 4; later < attributeCount * 4 && !overwritten; later += 4) {
+        overwritten =
+          bytes.compare(
+            bytes,
+            attributes[at],
+            attributes[at + 1],
+            attributes[later],
+            attributes[later + 1],
+          ) === 0;
       }
-    },
-  };
+      if (overwritten) continue;
+      const element = this.attributes.append(row);
+      this.attributeKey.set(element, bytes, attributes[at]!, attributes[at + 1]!);
+      this.attributeValue.set(element, bytes, attributes[at + 2]!, attributes[at + 3]!);
+    }
+  }
 }
 
-const set = (column: DuckDBValue[] | undefined, row: number, value: DuckDBValue): void => {
-  if (column !== undefined) column[row] = value;
-};
-
-const attributesOf = (envelope: Envelope): DuckDBValue =>
-  mapValue([...envelope.attributeMap()].map(([key, value]) => ({ key, value })));
+/** occurred_at in microseconds, rounded down; NULL where the event has none. */
+export function putOccurred(column: FixedColumn, row: number, envelope: Envelope): void {
+  if (Number.isNaN(envelope.occurredSeconds)) column.setNull(row);
+  else column.setMicros(row, envelope.occurredSeconds, Math.floor(envelope.occurredNanos / 1000));
+}

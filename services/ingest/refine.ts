@@ -1,12 +1,5 @@
-import {
-  BIGINT,
-  type DuckDBConnection,
-  type DuckDBValue,
-  INTEGER,
-  TIMESTAMPTZ,
-  TINYINT,
-  VARCHAR,
-} from "@duckdb/node-api";
+import type { DuckDBConnection } from "@duckdb/node-api";
+import { FixedColumn, TextColumn } from "../base/column-writers.js";
 import { identifier } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import { contentHash } from "../contracts/content-hash.js";
@@ -31,8 +24,9 @@ import {
   WORDS,
 } from "../table/order.js";
 import { ORDER_COLUMNS, type UpsertBatch } from "../table/upsert.js";
-import { type EventBatch, OPERATIONS, occurredMicros, timestamp, versionOf } from "./event-batch.js";
+import { type EventBatch, OPERATIONS, occurredMicros } from "./event-batch.js";
 import { Feed } from "./feed.js";
+import { putOccurred } from "./raw-table.js";
 
 /** A model cannot digest some events of a batch; which ones is found by bisection. */
 export class ModelFailure extends Error {
@@ -57,6 +51,7 @@ export interface Poison {
 }
 
 let feeds = 0;
+const OPERATION_NAMES = OPERATIONS.map((name) => Buffer.from(name));
 
 /** Unpacked payloads beyond this are a fault of the event (the bus has the same limit). */
 const MAX_UNPACKED_BYTES = 64 * 1024 * 1024;
@@ -69,6 +64,19 @@ export class Refiner {
   private readonly decoder: PayloadDecoder;
   private readonly keys: Feed;
   private readonly events: Feed;
+  /** Columns that both feeds have; they are never read at the same time. */
+  private readonly envelope = {
+    tenant: new TextColumn(),
+    entity: new TextColumn(),
+    operation: new TextColumn(),
+    version: FixedColumn.bigint(),
+    occurred: FixedColumn.timestamp(),
+  };
+  private readonly order = {
+    ord: FixedColumn.integer(),
+    operation: FixedColumn.tinyint(),
+    hash: FixedColumn.bigint(),
+  };
 
   constructor(
     private readonly connection: DuckDBConnection,
@@ -81,22 +89,23 @@ export class Refiner {
     }
     this.decoder = new PayloadDecoder(type);
     const id = ++feeds;
+    const { tenant, entity, operation, version, occurred } = this.envelope;
     this.keys = Feed.register(connection, `tributary_keys_${id}`, [
-      { name: "ord", type: INTEGER },
-      { name: "tenant_id", type: VARCHAR },
-      { name: "entity_id", type: VARCHAR },
-      { name: "_tributary_version", type: BIGINT },
-      { name: "_tributary_operation", type: TINYINT },
-      { name: "_tributary_hash", type: BIGINT },
-      { name: "_tributary_occurred_at", type: TIMESTAMPTZ },
+      { name: "ord", writer: this.order.ord, nullable: false },
+      { name: "tenant_id", writer: tenant, nullable: false },
+      { name: "entity_id", writer: entity, nullable: false },
+      { name: "_tributary_version", writer: version, nullable: false },
+      { name: "_tributary_operation", writer: this.order.operation, nullable: false },
+      { name: "_tributary_hash", writer: this.order.hash, nullable: false },
+      { name: "_tributary_occurred_at", writer: occurred, nullable: true },
     ]);
     this.events = Feed.register(connection, `tributary_events_${id}`, [
-      { name: "tenant_id", type: VARCHAR },
-      { name: "entity_id", type: VARCHAR },
-      { name: "operation", type: VARCHAR },
-      { name: "version", type: BIGINT },
-      { name: "occurred_at", type: TIMESTAMPTZ },
-      ...this.decoder.columns.map((column) => ({ name: `payload.${column.name}`, type: column.type })),
+      { name: "tenant_id", writer: tenant, nullable: false },
+      { name: "entity_id", writer: entity, nullable: false },
+      { name: "operation", writer: operation, nullable: false },
+      { name: "version", writer: version, nullable: false },
+      { name: "occurred_at", writer: occurred, nullable: true },
+      ...this.decoder.columns.map((column) => ({ ...column, name: `payload.${column.name}` })),
     ]);
   }
 
@@ -146,27 +155,32 @@ export class Refiner {
 
   private async writeKeys({ batch, events, records }: Winners): Promise<void> {
     const envelope = new Envelope();
-    const halves = new Uint32Array(2);
-    const signed = new BigInt64Array(halves.buffer);
+    const { ord: ords, operation, hash } = this.order;
     this.keys.use({
       rows: events.length,
-      fill: (columns, start, rows) => {
+      fill: (start, rows) => {
         for (let row = 0; row < rows; row++) {
           const ord = start + row;
           batch.read(events[ord]!, envelope);
-          halves[0] = records[ord * WORDS + CONTENT_LO]!;
-          halves[1] = records[ord * WORDS + CONTENT_HI]!;
-          put(columns[0], row, ord);
-          put(columns[1], row, envelope.tenantId());
-          put(columns[2], row, envelope.entityId());
-          put(columns[3], row, versionOf(envelope));
-          put(columns[4], row, envelope.operation);
-          put(columns[5], row, signed[0]!);
-          put(columns[6], row, timestamp(occurredMicros(envelope)));
+          this.putEnvelope(row, envelope);
+          ords.int32[row] = ord;
+          operation.bytes[row] = envelope.operation;
+          hash.set64(row, records[ord * WORDS + CONTENT_LO]!, records[ord * WORDS + CONTENT_HI]!);
         }
       },
     });
     await this.run(`CREATE OR REPLACE TEMP TABLE batch_keys AS SELECT * FROM ${this.keys.name}()`, this.keys);
+  }
+
+  private putEnvelope(row: number, envelope: Envelope): void {
+    const { tenant, entity, operation, version, occurred } = this.envelope;
+    const { bytes } = envelope;
+    tenant.set(row, bytes, envelope.tenantStart, envelope.tenantEnd);
+    entity.set(row, bytes, envelope.idStart, envelope.idEnd);
+    const name = OPERATION_NAMES[envelope.operation]!;
+    operation.set(row, name, 0, name.length);
+    version.set64(row, envelope.versionLo, envelope.versionHi);
+    putOccurred(occurred, row, envelope);
   }
 
   private async writeRows(winners: Winners, survivors: readonly number[]): Promise<void> {
@@ -176,26 +190,19 @@ export class Refiner {
     const undecodable: number[] = [];
     this.events.use({
       rows: upserts.length,
-      fill: (columns, start, rows) => {
-        const payload = columns.slice(5);
+      fill: (start, rows) => {
         for (let row = 0; row < rows; row++) {
           const ord = upserts[start + row]!;
           batch.read(events[ord]!, envelope);
-          put(columns[0], row, envelope.tenantId());
-          put(columns[1], row, envelope.entityId());
-          put(columns[2], row, OPERATIONS[envelope.operation]!);
-          put(columns[3], row, versionOf(envelope));
-          put(columns[4], row, timestamp(occurredMicros(envelope)));
-          if (this.decode(envelope, payload, row)) continue;
-          undecodable.push(ord);
-          for (const column of payload) put(column, row, null);
+          this.putEnvelope(row, envelope);
+          if (!this.decode(envelope, row)) undecodable.push(ord);
         }
       },
     });
     const names = this.model.columns.map(({ name }) => `m.${identifier(name)}`);
     const sql = `CREATE OR REPLACE TEMP TABLE batch_rows AS
       SELECT k.ord, ${names.join(", ")}, ${ORDER_COLUMNS.map((name) => `k.${name}`).join(", ")}
-      FROM (${this.model.sql}) m
+      FROM (\n${this.model.sql}\n) m
       LEFT JOIN batch_keys k ON m.entity_id = k.entity_id AND m.tenant_id = k.tenant_id`;
     try {
       await this.run(sql, this.events);
@@ -237,12 +244,12 @@ export class Refiner {
     return found;
   }
 
-  private decode(envelope: Envelope, columns: readonly (DuckDBValue[] | undefined)[], row: number): boolean {
+  private decode(envelope: Envelope, row: number): boolean {
     const { bytes, payloadStart, payloadEnd, compression } = envelope;
     if (payloadStart < 0) return false;
-    if (compression === 0) return this.decoder.decode(bytes, payloadStart, payloadEnd, columns, row);
+    if (compression === 0) return this.decoder.decode(bytes, payloadStart, payloadEnd, row);
     const unpacked = unpack(envelope);
-    return unpacked !== undefined && this.decoder.decode(unpacked, 0, unpacked.length, columns, row);
+    return unpacked !== undefined && this.decoder.decode(unpacked, 0, unpacked.length, row);
   }
 
   private async run(sql: string, feed: Feed): Promise<void> {
@@ -307,10 +314,6 @@ function unpack(envelope: Envelope): Buffer | undefined {
   if (typeof unpacked === "string") return undefined;
   return Buffer.from(unpacked.buffer, unpacked.byteOffset, unpacked.byteLength);
 }
-
-const put = (column: DuckDBValue[] | undefined, row: number, value: DuckDBValue): void => {
-  if (column !== undefined) column[row] = value;
-};
 
 /** What DuckDB says when a value does not fit an expression; anything else is not the event's fault. */
 const DATA_ERRORS =

@@ -144,10 +144,11 @@ export class Target {
       if (result.kind === "committed") break;
     }
     this.upserts = this.context.writerFor(this.table);
-    // The files are the main table's now; a log that names them too would only mislead.
+    // The files are the main table's now; a log that names them too would only mislead. Newest first, one by one: what
+    // a crash leaves is an older version of the side table, from which a later rebuild of this model could go on.
     const leftovers: string[] = [];
     for await (const { key } of store.list(`${side.root}/_delta_log/`)) leftovers.push(key);
-    await store.delete(leftovers);
+    for (const key of leftovers.reverse()) await store.delete([key]);
     log.info({ model: this.model.name }, "rebuilt");
   }
 
@@ -204,11 +205,18 @@ export class Target {
     this.context.metrics.deadLetters.inc({ model: this.model.name }, poison.length);
   }
 
-  /** Applies stored events again without moving positions: redrive of dead letters. */
-  async reapply(batch: EventBatch): Promise<Poison[]> {
+  /**
+   * Applies stored events again without moving positions: redrive of dead letters. Those that the model can digest
+   * are in the table when this resolves; the others are returned.
+   */
+  async reapply(events: EventBatch): Promise<Poison[]> {
+    const failed: Poison[] = [];
+    // Indices into `events` of what is still in the batch.
+    let left = Array.from({ length: events.count }, (_, i) => i);
     for (;;) {
       await this.table.refresh();
-      const winners = this.refiner.winners(batch);
+      const kept = new Set(left);
+      const winners = this.refiner.winners(events.filter((i) => kept.has(i)));
       try {
         const result = await this.upserts.upsert(
           this.refiner.upsertBatch(winners, {
@@ -218,10 +226,14 @@ export class Target {
             ready: Promise.resolve(true),
           }),
         );
-        if (result.kind === "committed") return [];
+        if (result.kind === "committed") return failed;
       } catch (error) {
         if (!(error instanceof ModelFailure)) throw error;
-        return this.refiner.findPoison(winners, error);
+        const poison = await this.refiner.findPoison(winners, error);
+        if (poison.length === 0) throw error;
+        failed.push(...poison.map((one) => ({ ...one, event: left[one.event]! })));
+        const gone = new Set(poison.map(({ event }) => left[event]!));
+        left = left.filter((i) => !gone.has(i));
       }
     }
   }

@@ -54,7 +54,7 @@ export async function bindModel(
     `CREATE OR REPLACE TEMP TABLE ${identifier(model.entityType)} (${relation.join(", ")})`,
   );
   try {
-    const described = await rowsOf(connection, `DESCRIBE ${model.sql}`);
+    const described = await rowsOf(connection, `DESCRIBE SELECT * FROM (\n${model.sql}\n) m`);
     const columns = described.map(([name, columnType]) => ({
       name: String(name),
       type: String(columnType),

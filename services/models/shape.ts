@@ -1,11 +1,17 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
+import { unstableFunctions } from "./functions.js";
 import type { Model } from "./project.js";
 
+const KEYS = ["tenant_id", "entity_id"];
+
 /**
- * A model maps each event by itself to rows: state is then a function of the set of events (I3), however they are
- * batched. So no aggregates, windows, joins, limits, and nothing that tells one run from another.
+ * A model maps each event by itself to rows that keep their event's key: state is then a function of the set of
+ * events (I3), however they are batched, and no row can pass for another tenant's (I5). So a model is a chain of
+ * SELECTs over its one source(), without aggregates, windows, joins, subqueries in expressions, limits, and without
+ * anything that tells one run from another; and every SELECT of the chain hands tenant_id and entity_id on by name.
+ * Errors: TRB-MODEL-INVALID, naming the construct.
  */
 export async function checkShape(connection: DuckDBConnection, model: Model): Promise<void> {
   const [[serialized]] = (await rowsOf(
@@ -14,101 +20,240 @@ export async function checkShape(connection: DuckDBConnection, model: Model): Pr
     [model.sql],
   )) as [[string]];
   const parsed = JSON.parse(serialized) as Parsed;
-  if (parsed.error || parsed.statements?.length !== 1) {
+  const [statement, ...others] = parsed.statements ?? [];
+  if (parsed.error || statement === undefined || others.length > 0) {
     throw refused(model, parsed.error_message ?? "expected exactly one SELECT");
   }
-  const unstable = await unstableFunctions(connection);
-  const ctes = new Set<string>();
-  let sources = 0;
-  const visit = (value: unknown): void => {
-    if (Array.isArray(value)) return value.forEach(visit);
-    if (typeof value !== "object" || value === null) return;
-    const node = value as Node;
-    for (const { key } of node.cte_map?.map ?? []) ctes.add(key);
-    if (node.type === "BASE_TABLE") {
-      if (node.table_name === model.entityType) sources++;
-      else if (node.table_name === undefined || !ctes.has(node.table_name)) {
-        throw refused(model, `reads "${node.table_name}"; expected its source() alone`);
-      }
-    }
-    const construct = node.type === undefined ? undefined : REFUSED.get(node.type);
-    if (construct !== undefined) throw refused(model, `uses ${construct}; a model maps each event by itself`);
-    if (node.class === "WINDOW")
-      throw refused(model, "uses a window function; a model maps each event by itself");
-    if (node.class === "FUNCTION" && node.function_name !== undefined) {
-      const reason = unstable.get(node.function_name.toLowerCase());
-      if (reason !== undefined) throw refused(model, `calls ${node.function_name}(), ${reason}`);
-    }
-    for (const item of node.type === "SELECT_NODE" ? (node.select_list ?? []) : []) checkKey(model, item);
-    if (node.type === "SELECT_NODE" && (node.group_expressions !== undefined || node.having !== undefined)) {
-      throw refused(model, "groups rows; a model maps each event by itself");
-    }
-    Object.values(node).forEach(visit);
-  };
-  visit(parsed.statements);
-  if (sources !== 1) throw refused(model, `reads its source() ${sources} times; expected once`);
+  const check = new ShapeCheck(model, await unstableFunctions(connection));
+  check.select(statement.node, new Map());
+  if (check.sources !== 1) throw refused(model, `reads its source() ${check.sources} times; expected once`);
 }
 
-const REFUSED = new Map([
-  ["JOIN", "a join"],
-  ["TABLE_FUNCTION", "a table function"],
-  ["SET_OPERATION_NODE", "UNION, INTERSECT or EXCEPT"],
-  ["RECURSIVE_CTE_NODE", "a recursive CTE"],
-  ["LIMIT_MODIFIER", "LIMIT"],
-  ["LIMIT_PERCENT_MODIFIER", "LIMIT"],
-  ["DISTINCT_MODIFIER", "DISTINCT"],
-  ["PIVOT", "PIVOT"],
-  ["SHOW_REF", "SHOW"],
+/** What SQL keywords without parentheses stand for when no column of that name is there. */
+const VALUE_WORDS = new Set([
+  "current_catalog",
+  "current_date",
+  "current_role",
+  "current_schema",
+  "current_time",
+  "current_timestamp",
+  "current_user",
+  "localtime",
+  "localtimestamp",
+  "session_user",
+  "user",
 ]);
 
-/** A row keeps the key of its event: nothing else may be called tenant_id or entity_id on the way. */
-function checkKey(model: Model, item: Node): void {
-  const source = item.class === "COLUMN_REF" ? item.column_names?.at(-1) : undefined;
-  const name = item.alias ?? source;
-  for (const key of ["tenant_id", "entity_id"]) {
-    if (name?.toLowerCase() === key && source?.toLowerCase() !== key) {
-      throw refused(model, `column "${key}": expected the source's own ${key}, not an expression`);
+const FROM_CONSTRUCTS: Readonly<Record<string, string>> = {
+  JOIN: "a join",
+  TABLE_FUNCTION: "a table function",
+  EXPRESSION_LIST: "VALUES",
+  PIVOT: "PIVOT",
+  SHOW_REF: "SHOW",
+  EMPTY: "a SELECT without FROM",
+};
+
+const NODE_CONSTRUCTS: Readonly<Record<string, string>> = {
+  SET_OPERATION_NODE: "UNION, INTERSECT or EXCEPT",
+  RECURSIVE_CTE_NODE: "a recursive CTE",
+};
+
+class ShapeCheck {
+  sources = 0;
+
+  constructor(
+    private readonly model: Model,
+    private readonly unstable: ReadonlyMap<string, string>,
+  ) {}
+
+  /** Checks a SELECT and what it reads; `ctes` are those in scope. */
+  select(node: Node, outer: ReadonlyMap<string, Node>): void {
+    if (node.type !== "SELECT_NODE") this.refuse(NODE_CONSTRUCTS[node.type ?? ""] ?? `${node.type}`);
+    const ctes = new Map(outer);
+    for (const { key, value } of node.cte_map?.map ?? []) {
+      if (key.toLowerCase() === this.model.entityType.toLowerCase()) {
+        throw refused(this.model, `a CTE bears the name of the source, "${key}"`);
+      }
+      this.renames(value.aliases, `the CTE "${key}"`);
+      if (value.query === undefined) this.refuse(`the CTE "${key}", which is no SELECT`);
+      ctes.set(key.toLowerCase(), value.query.node);
     }
+    if (node.sample !== undefined) this.refuse("a sample");
+    if (node.aggregate_handling !== undefined && node.aggregate_handling !== "STANDARD_HANDLING") {
+      this.refuse("GROUP BY");
+    }
+    if (node.group_expressions !== undefined || node.group_sets !== undefined || node.having !== undefined) {
+      this.refuse("GROUP BY");
+    }
+    if (node.qualify !== undefined) this.refuse("QUALIFY");
+    for (const modifier of node.modifiers ?? []) {
+      if (modifier.type !== "ORDER_MODIFIER") {
+        this.refuse(modifier.type === "DISTINCT_MODIFIER" ? "DISTINCT" : "LIMIT");
+      }
+    }
+    const relation = this.from(node.from_table, ctes);
+    this.keys(node.select_list ?? [], relation);
+    for (const item of node.select_list ?? []) {
+      this.expression(item.class === "STAR" ? item.replace_list : item);
+    }
+    this.expression(node.where_clause);
+    this.expression(node.modifiers);
+  }
+
+  /** Checks what is read; returns the name it goes by. */
+  private from(table: Node | undefined, ctes: ReadonlyMap<string, Node>): string {
+    const type = table?.type ?? "EMPTY";
+    if (table === undefined || (type !== "BASE_TABLE" && type !== "SUBQUERY")) {
+      this.refuse(FROM_CONSTRUCTS[type] ?? type);
+    }
+    if (table.sample !== undefined) this.refuse("a sample");
+    if (table.at_clause !== undefined) this.refuse("AT");
+    this.renames(table.column_name_alias, "a relation");
+    if (type === "SUBQUERY") {
+      this.select(table.subquery!.node, ctes);
+      return table.alias ?? "";
+    }
+    const name = table.table_name ?? "";
+    const plain = table.schema_name === undefined && table.catalog_name === undefined;
+    const cte = plain ? ctes.get(name.toLowerCase()) : undefined;
+    if (plain && name === this.model.entityType) this.sources++;
+    else if (cte === undefined) {
+      throw refused(this.model, `reads "${name}"; expected its source() alone`);
+    } else {
+      // Without itself: what it reads was defined before it.
+      this.select(cte, new Map([...ctes].filter(([key]) => key !== name.toLowerCase())));
+    }
+    return table.alias ?? name;
+  }
+
+  private renames(names: readonly string[] | undefined, what: string): void {
+    if (names !== undefined && names.length > 0) this.refuse(`a column list behind ${what}`);
+  }
+
+  /** Each key stands in the list once: by name, or in a star. */
+  private keys(list: readonly Node[], relation: string): void {
+    const found = new Set<string>();
+    for (const item of list) {
+      if (item.class === "STAR") {
+        this.star(item, relation);
+        for (const key of KEYS) found.add(key);
+        continue;
+      }
+      const names = item.column_names ?? [];
+      const name = (item.alias ?? names.at(-1))?.toLowerCase();
+      if (name === undefined || !KEYS.includes(name)) continue;
+      const own =
+        item.class === "COLUMN_REF" &&
+        names.at(-1)?.toLowerCase() === name &&
+        (names.length === 1 || (names.length === 2 && names[0]!.toLowerCase() === relation.toLowerCase()));
+      if (!own) {
+        throw refused(this.model, `column "${name}": expected the source's own ${name}, not an expression`);
+      }
+      found.add(name);
+    }
+    for (const key of KEYS) {
+      if (!found.has(key))
+        throw refused(this.model, `column "${key}": expected in every SELECT of the model`);
+    }
+  }
+
+  private star(item: Node, relation: string): void {
+    if (item.columns === true || item.expr !== undefined) this.refuse("COLUMNS() or a star with a pattern");
+    if (item.rename_list !== undefined) this.refuse("a star with RENAME");
+    if (item.relation_name !== undefined && item.relation_name.toLowerCase() !== relation.toLowerCase()) {
+      this.refuse(`${item.relation_name}.*, which is not what it reads`);
+    }
+    const touched = [
+      ...(item.replace_list ?? []).map(({ key }) => key),
+      ...(item.exclude_list ?? []).map((name) => (typeof name === "string" ? name : (name.column ?? ""))),
+      ...(item.qualified_exclude_list ?? []).map(({ column }) => column ?? ""),
+    ];
+    const key = touched.find((name) => KEYS.includes(name.toLowerCase()));
+    if (key !== undefined)
+      throw refused(this.model, `column "${key}": a star must not replace or exclude it`);
+  }
+
+  /** Walks an expression, or anything made of expressions. */
+  private expression(value: unknown): void {
+    if (Array.isArray(value)) {
+      for (const item of value) this.expression(item);
+      return;
+    }
+    if (typeof value !== "object" || value === null) return;
+    const node = value as Node;
+    switch (node.class) {
+      case "SUBQUERY":
+        return this.refuse("a subquery in an expression");
+      case "WINDOW":
+        return this.refuse("a window function");
+      case "STAR":
+        return this.refuse("a star in an expression");
+      case "POSITIONAL_REFERENCE":
+        return this.refuse("a column by position");
+      case "COLUMN_REF": {
+        const [name, ...rest] = node.column_names ?? [];
+        if (rest.length === 0 && VALUE_WORDS.has(name?.toLowerCase() ?? "")) {
+          throw refused(this.model, `calls ${name}; equal events must give equal rows`);
+        }
+        return;
+      }
+      case "FUNCTION": {
+        const name = node.function_name?.toLowerCase() ?? "";
+        if (name === "unnest" || name === "unlist") this.refuse("unnest(): a model yields one row an event");
+        const reason = this.unstable.get(name);
+        if (reason !== undefined) throw refused(this.model, `calls ${name}(), ${reason}`);
+      }
+    }
+    for (const child of Object.values(node)) this.expression(child);
+  }
+
+  private refuse(construct: string): never {
+    throw refused(this.model, `uses ${construct}; a model maps each event by itself`);
   }
 }
 
 interface Parsed {
   readonly error?: boolean;
   readonly error_message?: string;
-  readonly statements?: readonly unknown[];
+  readonly statements?: readonly { readonly node: Node }[];
 }
 
+/** The parts of DuckDB's serialized syntax tree that matter here. */
 interface Node {
   readonly type?: string;
   readonly class?: string;
-  readonly table_name?: string;
-  readonly function_name?: string;
   readonly alias?: string;
-  readonly column_names?: readonly string[];
   readonly select_list?: readonly Node[];
-  readonly cte_map?: { readonly map?: readonly { readonly key: string }[] };
+  readonly from_table?: Node;
+  readonly where_clause?: Node;
+  readonly cte_map?: {
+    readonly map?: readonly {
+      readonly key: string;
+      readonly value: { readonly aliases?: readonly string[]; readonly query?: { readonly node: Node } };
+    }[];
+  };
+  readonly modifiers?: readonly Node[];
+  readonly aggregate_handling?: string;
   readonly group_expressions?: unknown;
+  readonly group_sets?: unknown;
   readonly having?: unknown;
-}
-
-/** Functions whose answer depends on more than their arguments, by name, with why. */
-async function unstableFunctions(connection: DuckDBConnection): Promise<Map<string, string>> {
-  const rows = await rowsOf(
-    connection,
-    `SELECT DISTINCT function_name, function_type, stability FROM duckdb_functions()
-     WHERE function_type = 'aggregate' OR stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY')
-        OR function_name IN ('current_setting', 'getvariable', 'query', 'query_table')`,
-  );
-  return new Map(
-    rows.map(([name, type, stability]) => [
-      String(name).toLowerCase(),
-      type === "aggregate"
-        ? "an aggregate; a model maps each event by itself"
-        : `which is ${String(stability ?? "volatile")
-            .toLowerCase()
-            .replaceAll("_", " ")}; equal events must give equal rows`,
-    ]),
-  );
+  readonly qualify?: unknown;
+  readonly sample?: unknown;
+  readonly at_clause?: unknown;
+  readonly table_name?: string;
+  readonly schema_name?: string;
+  readonly catalog_name?: string;
+  readonly subquery?: { readonly node: Node };
+  readonly column_name_alias?: readonly string[];
+  readonly column_names?: readonly string[];
+  readonly function_name?: string;
+  readonly columns?: boolean;
+  readonly expr?: unknown;
+  readonly relation_name?: string;
+  readonly rename_list?: unknown;
+  readonly replace_list?: readonly { readonly key: string }[];
+  readonly exclude_list?: readonly (string | { readonly column?: string })[];
+  readonly qualified_exclude_list?: readonly { readonly column?: string }[];
 }
 
 const refused = (model: Model, message: string): TributaryError =>

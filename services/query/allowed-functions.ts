@@ -74,15 +74,42 @@ export const FUNCTION_GROUPS = {
 } as const satisfies Record<string, readonly string[]>;
 
 /** Functions that may stand in FROM. */
-export const TABLE_FUNCTIONS: ReadonlySet<string> = new Set(["unnest", "generate_series", "range", "json_each"]);
+export const TABLE_FUNCTIONS: ReadonlySet<string> = new Set([
+  "unnest",
+  "generate_series",
+  "range",
+  "json_each",
+]);
 
 /** Functions that may stand in an expression, in lower case. */
 export const FUNCTIONS: ReadonlySet<string> = new Set(Object.values(FUNCTION_GROUPS).flat());
 
 /** Types a value may be cast to, as the parser names them; LIST, ARRAY, STRUCT and MAP of these too. */
 export const TYPES: ReadonlySet<string> = new Set([
-  ...["BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "BIGNUM", "FLOAT", "DOUBLE", "DECIMAL"],
-  ...["UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT", "VARCHAR", "BLOB", "BIT", "UUID", "INTERVAL"],
+  ...[
+    "BOOLEAN",
+    "TINYINT",
+    "SMALLINT",
+    "INTEGER",
+    "BIGINT",
+    "HUGEINT",
+    "BIGNUM",
+    "FLOAT",
+    "DOUBLE",
+    "DECIMAL",
+  ],
+  ...[
+    "UTINYINT",
+    "USMALLINT",
+    "UINTEGER",
+    "UBIGINT",
+    "UHUGEINT",
+    "VARCHAR",
+    "BLOB",
+    "BIT",
+    "UUID",
+    "INTERVAL",
+  ],
   ...["DATE", "TIME", "TIME WITH TIME ZONE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"],
   ...["TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "LIST", "ARRAY", "STRUCT", "MAP"],
 ]);

@@ -122,7 +122,8 @@ function plainOf(value: DuckDBValue | undefined, type: DuckDBType | undefined, e
 
 function plainObjectOf(value: DuckDBValue & object, type: DuckDBType | undefined, exact: boolean): Plain {
   if (value instanceof DuckDBListValue || value instanceof DuckDBArrayValue) {
-    const inner = type instanceof DuckDBListType || type instanceof DuckDBArrayType ? type.valueType : undefined;
+    const inner =
+      type instanceof DuckDBListType || type instanceof DuckDBArrayType ? type.valueType : undefined;
     return value.items.map((item) => plainOf(item, inner, exact));
   }
   if (value instanceof DuckDBStructValue) {
@@ -143,7 +144,10 @@ function plainObjectOf(value: DuckDBValue & object, type: DuckDBType | undefined
     return new PlainObject(
       value.entries.map((entry) => {
         const key = plainOf(entry.key, types?.keyType, exact);
-        return [typeof key === "object" ? jsonText(key) : String(key), plainOf(entry.value, types?.valueType, exact)];
+        return [
+          typeof key === "object" ? jsonText(key) : String(key),
+          plainOf(entry.value, types?.valueType, exact),
+        ];
       }),
     );
   }

@@ -32,10 +32,21 @@ const ABOUT_COLUMNS =
 export function failureOf(error: unknown): Failure {
   if (error instanceof TributaryError) return { type: "failed", code: error.code };
   const told = readError(error);
-  if (told === undefined) return { type: "failed", code: "TRB-INTERNAL" };
-  const place = told.position === undefined ? {} : { offset: told.position };
-  return { type: "failed", code: codeOf(told), ...place };
+  if (told === undefined) return { type: "failed", code: "TRB-INTERNAL", cause: assertionOf(error) };
+  const code = codeOf(told);
+  return {
+    type: "failed",
+    code,
+    ...(told.position === undefined ? {} : { offset: told.position }),
+    ...(code === "TRB-INTERNAL" ? { cause: told.type } : {}),
+  };
 }
+
+/** Our own assertions name no data; what anything else says is not known. */
+const assertionOf = (error: unknown): string =>
+  error instanceof Error && error.message.startsWith("assertion failed: ")
+    ? error.message
+    : "an unknown error";
 
 function codeOf(told: EngineError): Code {
   if (told.message.startsWith("Max expression depth")) return "TRB-QUERY-TOO-LONG";

@@ -143,7 +143,10 @@ class Gate {
    */
   #name(name: string, outer: Scope | undefined): Scope {
     const folded = fold(name);
-    if (!/^[\p{L}_][\p{L}\p{M}\p{N}_$ -]*$/u.test(name) || /^(duckdb_|pg_|sqlite_|pragma_|which_)/.test(folded)) {
+    if (
+      !/^[\p{L}_][\p{L}\p{M}\p{N}_$ -]*$/u.test(name) ||
+      /^(duckdb_|pg_|sqlite_|pragma_|which_)/.test(folded)
+    ) {
       throw new TributaryError(
         "TRB-QUERY-CONSTRUCT",
         "sql: the name of a common table expression must be letters, digits and underscores, and not one of the engine's own",
@@ -156,15 +159,18 @@ class Gate {
     switch (modifier.type) {
       case "ORDER_MODIFIER":
         this.#keys(modifier, ["type", "orders"]);
-        return this.#orders(modifier.orders, scope);
+        this.#orders(modifier.orders, scope);
+        return;
       case "LIMIT_MODIFIER":
       case "LIMIT_PERCENT_MODIFIER":
         this.#keys(modifier, ["type", "limit", "offset"]);
         this.#optional("expression", modifier.limit, scope);
-        return this.#optional("expression", modifier.offset, scope);
+        this.#optional("expression", modifier.offset, scope);
+        return;
       case "DISTINCT_MODIFIER":
         this.#keys(modifier, ["type", "distinct_on_targets"]);
-        return this.#expressions(modifier.distinct_on_targets, scope);
+        this.#expressions(modifier.distinct_on_targets, scope);
+        return;
       default:
         throw this.#construct(`modifier ${spoken(modifier.type)}`, modifier);
     }
@@ -191,7 +197,8 @@ class Gate {
     this.#sample(node.sample);
     switch (node.type) {
       case "BASE_TABLE":
-        return this.#baseTable(node, scope);
+        this.#baseTable(node, scope);
+        return;
       case "SUBQUERY": {
         const { depth, lambdas } = this.#here;
         this.#statement(object(node.subquery), scope, depth + 1, lambdas);
@@ -201,7 +208,8 @@ class Gate {
         if (!JOINS.has(text(node.ref_type))) throw this.#construct(`${spoken(node.ref_type)} join`, node);
         this.#child("table", node.left, scope);
         this.#child("table", node.right, scope);
-        return this.#optional("expression", node.condition, scope);
+        this.#optional("expression", node.condition, scope);
+        return;
       case "EXPRESSION_LIST":
         for (const row of list(node.values)) this.#expressions(row, scope);
         return;
@@ -252,13 +260,16 @@ class Gate {
     }
     switch (node.class) {
       case "COLUMN_REF":
-        return this.#column(node);
+        this.#column(node);
+        return;
       case "FUNCTION":
-        return this.#function(node, FUNCTIONS, "a function", scope);
+        this.#function(node, FUNCTIONS, "a function", scope);
+        return;
       case "WINDOW":
         this.#functionName(node, FUNCTIONS, "a window function");
         this.#orders(node.orders, scope);
-        return this.#orders(node.arg_orders, scope);
+        this.#orders(node.arg_orders, scope);
+        return;
       case "CASE":
         for (const branch of list(node.case_checks)) {
           this.#keys(object(branch), ["when_expr", "then_expr"]);
@@ -267,7 +278,8 @@ class Gate {
         }
         return;
       case "CAST":
-        return this.#type(object(node.cast_type), node);
+        this.#type(object(node.cast_type), node);
+        return;
       case "COLLATE":
         if (COLLATIONS.has(fold(text(node.collation)))) return;
         throw this.#construct("this collation", node);
@@ -287,12 +299,7 @@ class Gate {
     }
   }
 
-  #function(
-    node: JsonObject,
-    allowed: ReadonlySet<string>,
-    what: string,
-    scope: Scope | undefined,
-  ): void {
+  #function(node: JsonObject, allowed: ReadonlySet<string>, what: string, scope: Scope | undefined): void {
     this.#keys(node, [...["class", "type", "alias", "query_location"], ...FUNCTION_KEYS]);
     this.#functionName(node, allowed, what);
     if (node.export_state === true) throw this.#construct("EXPORT_STATE", node);
@@ -345,7 +352,13 @@ class Gate {
     return this.#current ?? { depth: 0, lambdas: 0 };
   }
 
-  #push(kind: Task["kind"], node: Json | undefined, scope: Scope | undefined, depth: number, lambdas: number) {
+  #push(
+    kind: Task["kind"],
+    node: Json | undefined,
+    scope: Scope | undefined,
+    depth: number,
+    lambdas: number,
+  ) {
     const child = object(node);
     const inside = child.class === "LAMBDA" ? lambdas + 1 : lambdas;
     if (inside > MAX_LAMBDAS) throw tooDeep();
@@ -377,7 +390,10 @@ class Gate {
   }
 
   #refuse(code: Code, message: string, node: JsonObject): TributaryError {
-    const position = positionAt(this.#sql, typeof node.query_location === "number" ? node.query_location : undefined);
+    const position = positionAt(
+      this.#sql,
+      typeof node.query_location === "number" ? node.query_location : undefined,
+    );
     return new TributaryError(code, message, position === undefined ? undefined : { details: { position } });
   }
 
@@ -386,7 +402,8 @@ class Gate {
     if (message.startsWith("Only SELECT statements")) {
       return new TributaryError("TRB-QUERY-STATEMENT", "sql: expected a SELECT statement");
     }
-    if (message.startsWith("Max expression depth") || message.startsWith("memory exhausted")) return tooDeep();
+    if (message.startsWith("Max expression depth") || message.startsWith("memory exhausted"))
+      return tooDeep();
     const position = positionAt(this.#sql, Number(optionalText(parsed.position) ?? Number.NaN));
     if (position === undefined) return new TributaryError("TRB-QUERY-SYNTAX", "sql: cannot be parsed");
     return new TributaryError(
@@ -464,7 +481,13 @@ const EXPRESSIONS: ReadonlyMap<string, ExpressionRule> = new Map<string, Express
     "OPERATOR",
     {
       types: new Set([
-        ...["OPERATOR_COALESCE", "OPERATOR_UNPACK", "OPERATOR_NOT", "OPERATOR_IS_NULL", "OPERATOR_IS_NOT_NULL"],
+        ...[
+          "OPERATOR_COALESCE",
+          "OPERATOR_UNPACK",
+          "OPERATOR_NOT",
+          "OPERATOR_IS_NULL",
+          "OPERATOR_IS_NOT_NULL",
+        ],
         ...["OPERATOR_TRY", "ARRAY_EXTRACT", "ARRAY_SLICE", "ARRAY_CONSTRUCTOR", "STRUCT_EXTRACT"],
         ...["COMPARE_IN", "COMPARE_NOT_IN", "GROUPING_FUNCTION"],
       ]),
@@ -479,7 +502,14 @@ const EXPRESSIONS: ReadonlyMap<string, ExpressionRule> = new Map<string, Express
     {
       children: ["expr"],
       other: [
-        ...["relation_name", "exclude_list", "replace_list", "columns", "qualified_exclude_list", "rename_list"],
+        ...[
+          "relation_name",
+          "exclude_list",
+          "replace_list",
+          "columns",
+          "qualified_exclude_list",
+          "rename_list",
+        ],
       ],
     },
   ],

@@ -11,7 +11,6 @@ export type Parameter = Scalar | readonly Scalar[];
 export interface SessionTable {
   readonly domain: string;
   readonly model: string;
-  readonly version: number;
   /** What the user sees, by name. */
   readonly columns: readonly string[];
   /** Trusted SQL with these columns and tenant_id, over files that may hold rows of several tenants. */
@@ -36,7 +35,7 @@ export type Request =
       readonly format: AnswerFormat;
       readonly numbers: "exact" | "js";
       readonly maxRows: number;
-      readonly maxBytes: number;
+      readonly maxCharacters: number;
       readonly timeoutMs: number;
     };
 
@@ -59,4 +58,6 @@ export interface Failure {
   readonly code: Code;
   /** UTF-8 byte offset in the user's SQL. */
   readonly offset?: number;
+  /** With TRB-INTERNAL, for the log: what of ours did not hold, or the engine's kind of exception. */
+  readonly cause?: string;
 }

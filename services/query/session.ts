@@ -1,17 +1,18 @@
+import { createHash } from "node:crypto";
 import {
+  BIGINT,
+  BOOLEAN,
+  DOUBLE,
   type DuckDBConnection,
   DuckDBInstance,
   DuckDBListValue,
   type DuckDBPreparedStatement,
-  DuckDBResult,
+  type DuckDBResult,
+  type DuckDBType,
   type DuckDBValue,
   LIST,
-  BIGINT,
-  BOOLEAN,
-  DOUBLE,
   StatementType,
   VARCHAR,
-  type DuckDBType,
 } from "@duckdb/node-api";
 import { identifier, literal, rowsOf } from "../base/duckdb.js";
 import { assert, TributaryError } from "../base/errors.js";
@@ -22,7 +23,15 @@ import type { AnswerColumn, Parameter, Request, SessionTable } from "./protocol.
 type Run = Extract<Request, { type: "run" }>;
 
 /** Names of schemas that are the engine's own. */
-const RESERVED = new Set(["main", "temp", "system", "memory", "information_schema", "pg_catalog", "recurring"]);
+const RESERVED = new Set([
+  "main",
+  "temp",
+  "system",
+  "memory",
+  "information_schema",
+  "pg_catalog",
+  "recurring",
+]);
 const TENANT_RULE = /^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$/;
 
 /** Rows the engine keeps ready before the first is fetched: an error within them arrives with its place. */
@@ -50,7 +59,7 @@ export class Session {
   readonly #instance: DuckDBInstance;
   readonly #connection: DuckDBConnection;
   readonly #tenant: string;
-  readonly #versions: ReadonlyMap<string, string>;
+  readonly #stamps: ReadonlyMap<string, string>;
 
   private constructor(
     instance: DuckDBInstance,
@@ -61,7 +70,7 @@ export class Session {
     this.#instance = instance;
     this.#connection = connection;
     this.#tenant = tenant;
-    this.#versions = new Map(tables.map((table) => [qualifiedName(table), stamp(table)]));
+    this.#stamps = new Map(tables.map((table) => [qualifiedName(table), stamp(table)]));
   }
 
   /** A session without tables, for parsing: nothing that reaches it runs. */
@@ -95,12 +104,12 @@ export class Session {
       allow_community_extensions: "false",
       allow_persistent_secrets: "false",
       enable_external_file_cache: "false",
-      streaming_buffer_size: `${EAGER_BYTES}B`,
     });
     try {
       const connection = await instance.connect();
       onConnection?.(connection);
       await connection.run("SET errors_as_json=true; SET TimeZone='UTC'; SET Calendar='gregorian'");
+      await connection.run(`SET streaming_buffer_size='${EAGER_BYTES}B'`);
       for (const table of tables) await load(connection, tenant, table);
       await shut(connection);
       return new Session(instance, connection, tenant, tables);
@@ -110,11 +119,11 @@ export class Session {
     }
   }
 
-  /** Whether it holds these very tables, at these versions, of this tenant. */
+  /** Whether it holds these very rows: the same tenant, tables and files. */
   serves(tenant: string, tables: readonly SessionTable[]): boolean {
     return (
       tenant === this.#tenant &&
-      tables.every((table) => this.#versions.get(qualifiedName(table)) === stamp(table))
+      tables.every((table) => this.#stamps.get(qualifiedName(table)) === stamp(table))
     );
   }
 
@@ -177,7 +186,7 @@ export class Session {
       text += rows;
       rowCount += chunk.rowCount;
       characters += rows.length;
-      if (characters > request.maxBytes) throw new TributaryError("TRB-QUERY-ROWS");
+      if (characters > request.maxCharacters) throw new TributaryError("TRB-QUERY-ROWS");
       if (text.length > MESSAGE_CHARACTERS) {
         emit(text);
         text = "";
@@ -237,9 +246,11 @@ async function shut(connection: DuckDBConnection): Promise<void> {
   }
 }
 
-/** A table is the same when its version and what is read of it are. */
+/** Two loads are the same when the same SQL reads the same files, which never change, into the same names. */
 const stamp = (table: SessionTable): string =>
-  JSON.stringify([table.version, table.columns, table.unqualified]);
+  createHash("sha256")
+    .update(JSON.stringify([table.loadSql, table.columns, table.unqualified]))
+    .digest("base64");
 
 function bind(statement: DuckDBPreparedStatement, parameters: Readonly<Record<string, Parameter>>): void {
   const values: Record<string, DuckDBValue> = {};
@@ -251,7 +262,9 @@ function bind(statement: DuckDBPreparedStatement, parameters: Readonly<Record<st
       continue;
     }
     const items = value as readonly Parameter[];
-    const whole = items.every((item) => item === null || (typeof item === "number" && Number.isSafeInteger(item)));
+    const whole = items.every(
+      (item) => item === null || (typeof item === "number" && Number.isSafeInteger(item)),
+    );
     const first = items.find((item) => item !== null);
     types[name] = LIST(
       typeof first === "boolean" ? BOOLEAN : typeof first === "number" ? (whole ? BIGINT : DOUBLE) : VARCHAR,

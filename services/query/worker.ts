@@ -23,11 +23,7 @@ async function handle(request: Request): Promise<void> {
     }
     await run(request);
   } catch (error) {
-    const failure = failureOf(error);
-    send(failure);
-    // An engine that has failed inwardly is not used again: the pool replaces this process.
-    if (failure.code === "TRB-INTERNAL") process.exitCode = 1;
-    if (failure.code === "TRB-INTERNAL") process.disconnect();
+    send(failureOf(error));
   }
 }
 

@@ -103,11 +103,11 @@ export async function compactUpserted(
       serializable: true,
     });
     if (commit.kind === "conflict") return { kind: "overtaken" };
-    if (relocation !== undefined) writer.locator.move(relocation, sources);
+    if (!tombstones) writer.locator.move(relocation, sources);
     writer.locator.reached(commit.version, snapshot.version);
     return { kind: "compacted", files: sources.length, rows: staged.rows, version: commit.version };
   });
-  if (result.kind === "overtaken") await table.store.delete([staged.key]);
+  if (result.kind === "overtaken" || staged.rows === 0) await table.store.delete([staged.key]);
   return result;
 }
 

@@ -34,14 +34,20 @@ export function decodeVector(payload: Buffer): Uint32Array {
   }
   const buckets = payload.readBigUInt64LE(4);
   if (buckets === 0n) return new Uint32Array(0);
+  if (payload.length < 16) {
+    throw new TributaryError("TRB-TABLE-CORRUPT", "deletion vector: cut short");
+  }
   if (buckets !== 1n || payload.readUInt32LE(12) !== 0) {
     throw new TributaryError("TRB-TABLE-UNSUPPORTED", "deletion vector: row numbers of 2^32 and more");
   }
-  const bitmap = RoaringBitmap32.deserialize(payload.subarray(16), "portable");
+  let bitmap: RoaringBitmap32 | undefined;
   try {
+    bitmap = RoaringBitmap32.deserialize(payload.subarray(16), "portable");
     return bitmap.toUint32Array();
+  } catch (cause) {
+    throw new TributaryError("TRB-TABLE-CORRUPT", "deletion vector: unreadable bitmap", { cause });
   } finally {
-    bitmap.dispose();
+    bitmap?.dispose();
   }
 }
 

@@ -37,12 +37,19 @@ export async function readCommit(
   }
 }
 
-/** Brings `state` from its version to the newest one. */
-export async function advance(store: ObjectStore, root: string, state: TableState): Promise<void> {
+/** Brings `state` from its version to the newest one. Returns the version on the way that bears `txnId`, if one does. */
+export async function advance(
+  store: ObjectStore,
+  root: string,
+  state: TableState,
+  txnId?: string,
+): Promise<number | undefined> {
+  let found: number | undefined;
   for (;;) {
     const actions = await readCommit(store, root, state.version + 1);
-    if (actions === undefined) return;
+    if (actions === undefined) return found;
     state.apply(state.version + 1, actions);
+    if (txnId !== undefined && actions.some((a) => a.commitInfo?.txnId === txnId)) found = state.version;
   }
 }
 
@@ -72,13 +79,12 @@ export async function loadCheckpoint(
   state.apply(version, actions);
 }
 
-/** Writes the state as a classic log checkpoint. Removes older than `keepRemovedAfter` (ms) are left out. */
+/** Writes the state as a classic log checkpoint. */
 export async function writeCheckpoint(
   store: ObjectStore,
   root: string,
   duck: Duck,
   state: TableState,
-  keepRemovedAfter: number,
 ): Promise<void> {
   const { version } = state;
   const actions: Action[] = [
@@ -87,9 +93,7 @@ export async function writeCheckpoint(
     ...[...state.domains].map(([domain, configuration]) => ({
       domainMetadata: { domain, configuration, removed: false },
     })),
-    ...[...state.removed.values()]
-      .filter((remove) => remove.deletionTimestamp > keepRemovedAfter)
-      .map((remove) => ({ remove: { ...remove, dataChange: false } })),
+    ...[...state.removed.values()].map((remove) => ({ remove: { ...remove, dataChange: false } })),
     ...[...state.files.values()].map(({ add }) => ({ add: { ...add, dataChange: false } })),
   ];
   const scratch = join(store.scratch, randomUUID());

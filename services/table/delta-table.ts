@@ -4,7 +4,7 @@ import { TributaryError } from "../base/errors.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { type Action, commitKey, encodeCommit, type ProtocolAction } from "./actions.js";
 import { decodeVector, locateVector, unframeVector } from "./deletion-vector.js";
-import { advance, loadCheckpoint, readCommit, writeCheckpoint } from "./delta-log.js";
+import { advance, loadCheckpoint, writeCheckpoint } from "./delta-log.js";
 import { Mask } from "./mask.js";
 import { type ColumnSpec, schemaString } from "./schema.js";
 import { TableState, vectorId } from "./state.js";
@@ -12,8 +12,10 @@ import type { TableFile, TableSnapshot } from "./types.js";
 
 const ENGINE = "tributary/0.1.0";
 const PUT_ATTEMPTS = 5;
-/** How long a log checkpoint remembers removed files, so that a vacuum can still find them: 7 days in ms. */
-const KEEP_REMOVED_MS = 7 * 24 * 3600 * 1000;
+const HOUR_MS = 3600 * 1000;
+const HOURS: Readonly<Record<string, number>> = { hour: 1, day: 24, week: 7 * 24 };
+/** Delta's default for `delta.deletedFileRetentionDuration`. */
+const DEFAULT_RETENTION = "interval 1 week";
 
 export interface TableSpec {
   readonly columns: readonly ColumnSpec[];
@@ -66,6 +68,8 @@ export class DeltaTable {
     readonly duck: Duck,
     private readonly options: TableOptions,
     private readonly state: TableState,
+    /** Version of the newest log checkpoint known here. */
+    private checkpointed: number,
   ) {}
 
   /** Undefined when there is no table at `root`. */
@@ -77,8 +81,9 @@ export class DeltaTable {
   ): Promise<DeltaTable | undefined> {
     const state = new TableState();
     await loadCheckpoint(store, root, duck, state);
+    const checkpointed = Math.max(state.version, 0);
     await advance(store, root, state);
-    return state.version < 0 ? undefined : new DeltaTable(store, root, duck, options, state);
+    return state.version < 0 ? undefined : new DeltaTable(store, root, duck, options, state, checkpointed);
   }
 
   /** Opens the table at `root`, or makes it as its version 0; of two makers one wins and both get the winner's. */
@@ -112,6 +117,7 @@ export class DeltaTable {
   async refresh(): Promise<TableSnapshot> {
     return this.exclusively(async () => {
       await advance(this.store, this.root, this.state);
+      this.trim();
       return this.state.snapshot();
     });
   }
@@ -164,8 +170,10 @@ export class DeltaTable {
    */
   async commit(request: CommitRequest): Promise<CommitResult> {
     const result = await this.exclusively(() => this.tryCommit(request));
-    if (result.kind === "committed" && result.version % this.options.checkpointEvery === 0) {
-      await this.checkpoint();
+    if (result.kind === "committed" && result.version - this.checkpointed >= this.options.checkpointEvery) {
+      // The commit stands, come what may: without a log checkpoint opening only takes longer, and the next commit
+      // tries again.
+      await this.checkpoint().catch(() => undefined);
     }
     return result;
   }
@@ -174,29 +182,27 @@ export class DeltaTable {
     const txnId = randomUUID();
     const actions = [commitInfo(request.operation, txnId), ...request.actions];
     const bytes = encodeCommit(actions);
+    let failure: unknown;
     for (let failures = 0; ; ) {
-      await advance(this.store, this.root, this.state);
+      // A put that failed may have happened, at once or late (I11): what stands there now decides.
+      const own = await advance(this.store, this.root, this.state, txnId);
+      this.trim();
+      if (own !== undefined) return { kind: "committed", version: own };
+      if (failures >= PUT_ATTEMPTS) throw failure;
       const reason = this.conflict(request);
       if (reason !== undefined) return { kind: "conflict", reason };
       const version = this.state.version + 1;
-      let outcome: "created" | "exists";
       try {
         // This is the commit point: before it the batch does not exist, after it it does.
-        outcome = await this.store.putIfAbsent(commitKey(this.root, version), bytes);
+        const outcome = await this.store.putIfAbsent(commitKey(this.root, version), bytes);
+        if (outcome === "exists") continue;
       } catch (cause) {
-        // The put may or may not have happened (I11): what stands there now decides.
-        const standing = await readCommit(this.store, this.root, version);
-        if (standing === undefined) {
-          if (++failures >= PUT_ATTEMPTS) throw cause;
-          continue;
-        }
-        outcome = standing.some((a) => a.commitInfo?.txnId === txnId) ? "created" : "exists";
+        failure = cause;
+        failures++;
+        continue;
       }
-      if (outcome === "created") {
-        this.state.apply(version, actions);
-        this.forgetMasks();
-        return { kind: "committed", version };
-      }
+      this.state.apply(version, actions);
+      return { kind: "committed", version };
     }
   }
 
@@ -217,13 +223,15 @@ export class DeltaTable {
 
   /** Writes a log checkpoint of the newest version known here. */
   async checkpoint(): Promise<void> {
-    await this.exclusively(() =>
-      writeCheckpoint(this.store, this.root, this.duck, this.state, Date.now() - KEEP_REMOVED_MS),
-    );
+    await this.exclusively(async () => {
+      await writeCheckpoint(this.store, this.root, this.duck, this.state);
+      this.checkpointed = this.state.version;
+    });
   }
 
-  /** Masks of vectors that have been replaced are dropped; a reader of an old snapshot reads them back. */
-  private forgetMasks(): void {
+  /** Keeps what is remembered in proportion to the live files. A reader of an old snapshot reads masks back. */
+  private trim(): void {
+    this.state.trimRemoved(Date.now() - retentionMs(this.state.snapshot()));
     if (this.masks.size < 2 * this.state.files.size + 64) return;
     const live = new Set([...this.state.files.values()].map((file) => vectorId(file.add.deletionVector)));
     for (const id of this.masks.keys()) if (!live.has(id)) this.masks.delete(id);
@@ -234,6 +242,12 @@ export class DeltaTable {
     this.turn = result.catch(() => undefined);
     return result;
   }
+}
+
+function retentionMs({ properties }: TableSnapshot): number {
+  const text = properties.get("delta.deletedFileRetentionDuration") ?? DEFAULT_RETENTION;
+  const [, count, unit] = /^interval (\d+) (hour|day|week)s?$/.exec(text) ?? [];
+  return unit === undefined ? Number.POSITIVE_INFINITY : Number(count) * HOURS[unit]! * HOUR_MS;
 }
 
 const commitInfo = (operation: string, txnId: string): Action => ({

@@ -26,6 +26,12 @@ import type { TableFile } from "./types.js";
 /** Tenant ordinals are shared by all tables of a process: they never repeat and never change meaning. */
 export const tenantOrdinals = new TenantOrdinals();
 
+/** Records of the rows of one file, to be put in the index once the file is part of the table. */
+export interface Relocation {
+  readonly path: string;
+  readonly records: Uint32Array;
+}
+
 /** Standing records of a batch: offsets[i] is the word offset of record i's entity in `records`, or -1. */
 export interface Standing {
   readonly records: Uint32Array;
@@ -50,8 +56,10 @@ export class EntityLocator {
   private index: KeyIndex | undefined;
   /** Version of the table that the index describes. */
   private version = -1;
-  private readonly paths: string[] = [];
-  private readonly ordinalOf = new Map<string, number>();
+  /** Files that records point into, by ordinal; ordinals of files that are gone are used again. */
+  private paths: string[] = [];
+  private ordinalOf = new Map<string, number>();
+  private free: number[] = [];
 
   constructor(
     private readonly table: DeltaTable,
@@ -62,6 +70,9 @@ export class EntityLocator {
   /** Drops the index; the next batch reads the table again. */
   forget(): void {
     this.index = undefined;
+    this.paths = [];
+    this.ordinalOf = new Map();
+    this.free = [];
   }
 
   /** Says which version the next calls are about. An index of another one is worthless: another writer was there. */
@@ -84,15 +95,30 @@ export class EntityLocator {
     return this.paths[ordinal]!;
   }
 
-  ordinal(path: string): number {
+  private ordinal(path: string): number {
     let ordinal = this.ordinalOf.get(path);
     if (ordinal === undefined) {
-      ordinal = this.paths.length;
+      ordinal = this.free.pop() ?? this.paths.length;
       if (ordinal >= MAX_FILES) throw new Error("assertion failed: file ordinals are used up");
-      this.paths.push(path);
+      this.paths[ordinal] = path;
       this.ordinalOf.set(path, ordinal);
     }
     return ordinal;
+  }
+
+  /** FLAGS without the operation. Tombstones need no file: nothing masks them. */
+  private place(path: string, tombstones: boolean): number {
+    return tombstones ? TOMBSTONE_BIT : this.ordinal(path) << FILE_SHIFT;
+  }
+
+  /** Says that no entity stands in these files any more. */
+  release(paths: readonly string[]): void {
+    for (const path of paths) {
+      const ordinal = this.ordinalOf.get(path);
+      if (ordinal === undefined) continue;
+      this.ordinalOf.delete(path);
+      this.free.push(ordinal);
+    }
   }
 
   /** `connection` holds the temporary table batch_keys of these records. */
@@ -107,7 +133,7 @@ export class EntityLocator {
   /** After a commit: the records with these ordinals now stand in file `path`, in this order. */
   record(records: Uint32Array, ords: readonly number[], path: string | undefined, tombstones: boolean): void {
     if (this.index === undefined || path === undefined) return;
-    const place = (this.ordinal(decodeURIComponent(path)) << FILE_SHIFT) | (tombstones ? TOMBSTONE_BIT : 0);
+    const place = this.place(decodeURIComponent(path), tombstones);
     const record = new Uint32Array(WORDS);
     for (const [row, ord] of ords.entries()) {
       record.set(records.subarray(ord * WORDS, (ord + 1) * WORDS));
@@ -118,24 +144,36 @@ export class EntityLocator {
     if (this.index.bytes > this.budgetBytes) this.forget();
   }
 
-  /** Reads where the entities of a file that is not yet part of the table will stand. Undefined without an index. */
-  async prepareMove(file: StagedFile, connection: DuckDBConnection): Promise<Uint32Array | undefined> {
+  /** Reads the records of a file that is not yet part of the table. Undefined without an index. */
+  async prepareMove(file: StagedFile, connection: DuckDBConnection): Promise<Relocation | undefined> {
     if (this.index === undefined) return undefined;
     const records = new Uint32Array(file.rows * WORDS);
     let at = 0;
     const path = decodeURIComponent(file.add.path);
-    await this.scanFile(connection, { path, tombstones: false }, (record) => {
+    await this.scan(connection, path, 0, (record) => {
       records.set(record, at);
       at += WORDS;
     });
-    return records;
+    return { path, records };
   }
 
-  /** After a compaction: entities that stood in one of `sources` now stand where `records` say. */
-  move(records: Uint32Array, sources: readonly TableFile[]): void {
-    const from = new Set(sources.map(({ path }) => this.ordinal(path)));
+  /** After a compaction: entities that stood in one of `sources` now stand where `relocation` says. */
+  move(relocation: Relocation | undefined, sources: readonly TableFile[]): void {
+    if (this.index === undefined) return;
+    if (relocation === undefined) {
+      // The index was loaded while the new file was written.
+      this.forget();
+      return;
+    }
+    const { path, records } = relocation;
+    const place = this.place(path, false);
+    const from = new Set(sources.map((source) => this.ordinalOf.get(source.path)));
     const isFrom = (flags: number) => (flags & TOMBSTONE_BIT) === 0 && from.has(flags >>> FILE_SHIFT);
-    for (let at = 0; at < records.length; at += WORDS) this.index?.move(records, at, isFrom);
+    for (let at = 0; at < records.length; at += WORDS) {
+      records[at + FLAGS] = place | (records[at + FLAGS]! & OPERATION_MASK);
+      this.index.move(records, at, isFrom);
+    }
+    this.release(sources.map((source) => source.path));
   }
 
   private fits(): boolean {
@@ -151,23 +189,24 @@ export class EntityLocator {
     const { files } = this.table.snapshot;
     const index = new KeyIndex(files.reduce((sum, file) => sum + this.keysIn(file), 0));
     for (const file of files) {
-      await this.scanFile(connection, file, (record) => index.putIfGreater(record, 0));
+      const place = this.place(file.path, file.tombstones);
+      await this.scan(connection, file.path, place, (record) => index.putIfGreater(record, 0));
     }
     return index;
   }
 
   /** Calls back with the record of every physical row of a file, in row order; the record is reused. */
-  async scanFile(
+  private async scan(
     connection: DuckDBConnection,
-    file: Pick<TableFile, "path" | "tombstones">,
+    file: string,
+    place: number,
     use: (record: Uint32Array) => void,
   ): Promise<void> {
-    const path = await this.table.store.localPath(`${this.table.root}/${file.path}`);
+    const path = await this.table.store.localPath(`${this.table.root}/${file}`);
     const result = await connection.stream(
-      `SELECT ${ORDER_SELECT}, f.tenant_id::BLOB, f.entity_id::BLOB
+      `SELECT ${ORDER_SELECT}, encode(f.tenant_id), encode(f.entity_id)
        FROM read_parquet(${literal(path)}, file_row_number=true, hive_partitioning=false) f`,
     );
-    const place = (this.ordinal(file.path) << FILE_SHIFT) | (file.tombstones ? TOMBSTONE_BIT : 0);
     const record = new Uint32Array(WORDS);
     for (
       let chunk = await result.fetchChunk();
@@ -192,14 +231,15 @@ export class EntityLocator {
     const offsets = new Int32Array(records.length / WORDS).fill(-1);
     const { files } = this.table.snapshot;
     if (files.length === 0 || records.length === 0) return { records, offsets };
-    const ordinalOf = new Map<string, { ordinal: number; tombstones: boolean }>();
+    this.forget();
+    const placeOf = new Map<string, number>();
     for (const file of files) {
       const path = await this.table.store.localPath(`${this.table.root}/${file.path}`);
-      ordinalOf.set(path, { ordinal: this.ordinal(file.path), tombstones: file.tombstones });
+      placeOf.set(path, this.place(file.path, file.tombstones));
     }
     const result = await connection.stream(
       `SELECT ${ORDER_SELECT}, f.filename, k.ord
-       FROM read_parquet([${[...ordinalOf.keys()].map(literal).join(", ")}],
+       FROM read_parquet([${[...placeOf.keys()].map(literal).join(", ")}],
                          filename=true, file_row_number=true, hive_partitioning=false) f
        JOIN batch_keys k ON f.entity_id = k.entity_id AND f.tenant_id = k.tenant_id`,
     );
@@ -214,8 +254,7 @@ export class EntityLocator {
       const names = chunk.getColumnValues(8) as string[];
       const ords = chunk.getColumnValues(9) as number[];
       for (let i = 0; i < chunk.rowCount; i++) {
-        const { ordinal, tombstones } = ordinalOf.get(names[i]!)!;
-        fillOrder(record, 0, order, i, (ordinal << FILE_SHIFT) | (tombstones ? TOMBSTONE_BIT : 0));
+        fillOrder(record, 0, order, i, placeOf.get(names[i]!)!);
         const ord = ords[i]!;
         const at = ord * WORDS;
         if (offsets[ord]! < 0 || compareOrder(record, 0, found, at) > 0) {

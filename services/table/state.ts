@@ -32,6 +32,7 @@ export class TableState {
   readonly removed = new Map<string, RemoveAction>();
   readonly domains = new Map<string, string>();
   private cached: TableSnapshot | undefined;
+  private trimAt = 1024;
 
   /** Within one commit a remove and an add of one path are an update of its vector, in whatever order they stand. */
   apply(version: number, actions: readonly Action[]): void {
@@ -58,6 +59,15 @@ export class TableState {
     }
     this.version = version;
     this.cached = undefined;
+  }
+
+  /** Forgets files removed before `time` (ms), now and then: they are of no use to readers any more. */
+  trimRemoved(time: number): void {
+    if (this.removed.size < this.trimAt) return;
+    for (const [key, { deletionTimestamp }] of this.removed) {
+      if (deletionTimestamp < time) this.removed.delete(key);
+    }
+    this.trimAt = Math.max(1024, this.removed.size * 2);
   }
 
   private add(add: AddAction): void {

@@ -113,6 +113,9 @@ export class UpsertWriter {
     });
     if (result.kind === "conflict") return result;
     this.rememberMasks(masked);
+    this.locator.release(
+      [...masked].flatMap(([file, mask]) => (mask.count === file.rows ? [file.path] : [])),
+    );
     this.locator.record(records, staged.liveOrds, staged.rows?.add.path, false);
     this.locator.record(records, staged.tombstoneOrds, staged.tombstones?.add.path, true);
     this.locator.reached(result.version, basedOn);

@@ -1,0 +1,108 @@
+import { type ChildProcess, fork, spawn } from "node:child_process";
+import { once } from "node:events";
+import { readdirSync, readFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import type { FromLoad, LoadOrder, LoadReport } from "./load.js";
+
+const CLI = fileURLToPath(new URL("../services/main/cli.js", import.meta.url));
+
+/** A server process of the built command line. */
+export class BenchServer {
+  private constructor(
+    private readonly child: ChildProcess,
+    readonly url: string,
+  ) {}
+
+  static async start(command: string, data: string, env: NodeJS.ProcessEnv = {}): Promise<BenchServer> {
+    const child = spawn(process.execPath, [CLI, command, "--data", data, "--port", "0", "--json"], {
+      env: { ...process.env, TRIBUTARY_LOG__LEVEL: "error", ...env },
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    const [line] = (await once(createInterface({ input: child.stdout! }), "line")) as [string];
+    return new BenchServer(child, (JSON.parse(line) as { url: string }).url);
+  }
+
+  /** CPU seconds of the process itself and of each process below it, by command. */
+  cpu(): CpuSeconds {
+    const own = cpuOf(this.child.pid!);
+    const below = childrenOf(this.child.pid!).reduce((sum, pid) => sum + cpuOf(pid), 0);
+    return { own, below };
+  }
+
+  /** Highest resident memory of the process and its children so far, in bytes. */
+  peakBytes(): number {
+    return [this.child.pid!, ...childrenOf(this.child.pid!)].reduce((sum, pid) => sum + peakOf(pid), 0);
+  }
+
+  async stop(): Promise<void> {
+    const ended = once(this.child, "exit");
+    this.child.kill("SIGTERM");
+    await ended;
+  }
+}
+
+export interface CpuSeconds {
+  readonly own: number;
+  readonly below: number;
+}
+
+const TICKS = 100;
+
+/** User and system time; 0 where there is no /proc. */
+function cpuOf(pid: number): number {
+  try {
+    const fields = readFileSync(`/proc/${pid}/stat`, "utf8")
+      .replace(/^.*\) /, "")
+      .split(" ");
+    return (Number(fields[11]) + Number(fields[12])) / TICKS;
+  } catch {
+    return 0;
+  }
+}
+
+function peakOf(pid: number): number {
+  try {
+    return Number(/VmHWM:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1] ?? 0) * 1024;
+  } catch {
+    return 0;
+  }
+}
+
+function childrenOf(pid: number): number[] {
+  try {
+    return readdirSync(`/proc/${pid}/task`).flatMap((task) =>
+      readFileSync(`/proc/${pid}/task/${task}/children`, "utf8").split(" ").filter(Boolean).map(Number),
+    );
+  } catch {
+    return [];
+  }
+}
+
+/** A load generator that has encoded its events and waits for the word. */
+export class Load {
+  private constructor(private readonly child: ChildProcess) {}
+
+  static async prepare(order: LoadOrder): Promise<Load> {
+    const child = fork(fileURLToPath(new URL("./load.js", import.meta.url)));
+    child.send({ order });
+    await message(child, (m) => "encoded" in m);
+    return new Load(child);
+  }
+
+  async run(): Promise<LoadReport> {
+    this.child.send({ go: true });
+    const answer = await message(this.child, (m) => "report" in m);
+    this.child.disconnect();
+    return (answer as { report: LoadReport }).report;
+  }
+}
+
+async function message(child: ChildProcess, wanted: (m: FromLoad) => boolean): Promise<FromLoad> {
+  return new Promise((resolve, reject) => {
+    child.on("message", (m: FromLoad) => {
+      if (wanted(m)) resolve(m);
+    });
+    child.once("exit", (code) => reject(new Error(`the load generator ended (${code})`)));
+  });
+}

@@ -1,0 +1,67 @@
+import { Counter, Gauge, Histogram, type Registry } from "prom-client";
+import type { Code } from "../base/codes.js";
+import type { Results } from "./response.js";
+
+const SECONDS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
+
+/** What the bus tells Prometheus. Labels come from closed lists only: no tenant, no entity. */
+export class BusMetrics {
+  readonly #accepted: Counter;
+  readonly #rejected: Counter<"code">;
+  readonly requestSeconds: Histogram<"status">;
+  readonly appendSeconds: Histogram;
+
+  constructor(registry: Registry, inFlightBytes: () => number, backlogBytes: () => number) {
+    const registers = [registry];
+    this.#accepted = new Counter({
+      name: "tributary_bus_events_accepted_total",
+      help: "Events answered as accepted",
+      registers,
+    });
+    this.#rejected = new Counter({
+      name: "tributary_bus_events_rejected_total",
+      help: "Events rejected, by code",
+      labelNames: ["code"],
+      registers,
+    });
+    this.requestSeconds = new Histogram({
+      name: "tributary_bus_request_seconds",
+      help: "Time from the head of a publish request to its answer",
+      labelNames: ["status"],
+      buckets: SECONDS,
+      registers,
+    });
+    this.appendSeconds = new Histogram({
+      name: "tributary_bus_append_seconds",
+      help: "Time until appended events were durable",
+      buckets: SECONDS,
+      registers,
+    });
+    new Gauge({
+      name: "tributary_bus_in_flight_bytes",
+      help: "Bytes of requests being read or waiting for their sync",
+      registers,
+      collect() {
+        this.set(inFlightBytes());
+      },
+    });
+    new Gauge({
+      name: "tributary_bus_backlog_bytes",
+      help: "Accepted bytes that ingest has not landed yet",
+      registers,
+      collect() {
+        this.set(backlogBytes());
+      },
+    });
+  }
+
+  count(results: Results): void {
+    if (results.accepted > 0) this.#accepted.inc(results.accepted);
+    if (results.accepted === results.count) return;
+    const byCode = new Map<Code, number>();
+    for (const code of results.codes) {
+      if (code !== undefined) byCode.set(code, (byCode.get(code) ?? 0) + 1);
+    }
+    for (const [code, count] of byCode) this.#rejected.inc({ code }, count);
+  }
+}

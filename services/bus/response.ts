@@ -1,0 +1,147 @@
+import { CODES, type Code } from "../base/codes.js";
+import { describe } from "../contracts/envelope.js";
+
+/** What became of a request's events, in their order. Filled by the publisher, written out once. */
+export class Results {
+  readonly count: number;
+  /** The code each was rejected with; undefined for accepted ones. */
+  readonly codes: (Code | undefined)[];
+  /** Messages other than the code's own, by event. */
+  readonly messages = new Map<number, string>();
+  /** Index of the partition of each accepted event. */
+  readonly partitions: Uint16Array;
+  accepted = 0;
+
+  constructor(count: number) {
+    this.count = count;
+    this.codes = new Array<Code | undefined>(count).fill(undefined);
+    this.partitions = new Uint16Array(count);
+  }
+
+  messageOf(index: number, code: Code): string {
+    return this.messages.get(index) ?? describe(code);
+  }
+}
+
+/** Writes PublishResponse bodies for streams with these partition names. */
+export class ResponseWriter {
+  readonly #partitions: readonly string[];
+  /** accepted = true and the partition, encoded. */
+  readonly #heads: readonly Buffer[];
+  /** Whole EventResults of rejections with the code's own message. */
+  readonly #rejections = new Map<Code, Buffer>();
+
+  constructor(partitions: readonly string[]) {
+    this.#partitions = partitions;
+    this.#heads = partitions.map((name) => Buffer.concat([Buffer.from([8, 1]), stringField(2, name)]));
+  }
+
+  /** The PublishResponse on the wire; `positions` are those of the accepted events, in order. */
+  protobuf(results: Results, positions: readonly string[]): Buffer {
+    const rejections = results.codes.map((code, i) =>
+      code === undefined ? undefined : this.#rejection(results, i, code),
+    );
+    let size = 12;
+    let at = 0;
+    for (let i = 0; i < results.count; i++) {
+      const rejection = rejections[i];
+      if (rejection) size += rejection.length + 6;
+      else size += this.#heads[results.partitions[i]!]!.length + positions[at++]!.length * 3 + 12;
+    }
+    const out = Buffer.allocUnsafe(size);
+    let pos = 0;
+    at = 0;
+    for (let i = 0; i < results.count; i++) {
+      const rejection = rejections[i];
+      out[pos++] = 10;
+      if (rejection) {
+        pos = writeVarint(out, pos, rejection.length);
+        pos += rejection.copy(out, pos);
+        continue;
+      }
+      const head = this.#heads[results.partitions[i]!]!;
+      const position = positions[at++]!;
+      const positionBytes = isAscii(position) ? position.length : Buffer.byteLength(position);
+      pos = writeVarint(out, pos, head.length + 1 + varintSize(positionBytes) + positionBytes);
+      for (let k = 0; k < head.length; k++) out[pos++] = head[k]!;
+      out[pos++] = 26;
+      pos = writeVarint(out, pos, positionBytes);
+      if (positionBytes === position.length) {
+        for (let k = 0; k < positionBytes; k++) out[pos++] = position.charCodeAt(k);
+      } else pos += out.write(position, pos, "utf8");
+    }
+    const rejected = results.count - results.accepted;
+    if (results.accepted > 0) {
+      out[pos++] = 16;
+      pos = writeVarint(out, pos, results.accepted);
+    }
+    if (rejected > 0) {
+      out[pos++] = 24;
+      pos = writeVarint(out, pos, rejected);
+    }
+    return out.subarray(0, pos);
+  }
+
+  /** The same as proto3 JSON. */
+  json(results: Results, positions: readonly string[]): string {
+    let at = 0;
+    return JSON.stringify({
+      results: results.codes.map((code, i) =>
+        code === undefined
+          ? { accepted: true, partition: this.#partitions[results.partitions[i]!], position: positions[at++] }
+          : {
+              accepted: false,
+              code,
+              message: results.messageOf(i, code),
+              retryable: CODES[code].retry,
+            },
+      ),
+      accepted: results.accepted,
+      rejected: results.count - results.accepted,
+    });
+  }
+
+  #rejection(results: Results, index: number, code: Code): Buffer {
+    if (results.messages.has(index)) return rejectionBytes(code, results.messageOf(index, code));
+    let bytes = this.#rejections.get(code);
+    if (!bytes) {
+      bytes = rejectionBytes(code, describe(code));
+      this.#rejections.set(code, bytes);
+    }
+    return bytes;
+  }
+}
+
+function rejectionBytes(code: Code, message: string): Buffer {
+  const retryable = Buffer.from(CODES[code].retry ? [48, 1] : []);
+  return Buffer.concat([stringField(4, code), stringField(5, message), retryable]);
+}
+
+function stringField(field: number, text: string): Buffer {
+  const bytes = Buffer.from(text);
+  const head = Buffer.alloc(6);
+  head[0] = (field << 3) | 2;
+  return Buffer.concat([head.subarray(0, writeVarint(head, 1, bytes.length)), bytes]);
+}
+
+function writeVarint(out: Buffer, at: number, value: number): number {
+  let pos = at;
+  let rest = value;
+  while (rest > 0x7f) {
+    out[pos++] = (rest & 0x7f) | 0x80;
+    rest >>>= 7;
+  }
+  out[pos++] = rest;
+  return pos;
+}
+
+function varintSize(value: number): number {
+  let size = 1;
+  for (let rest = value; rest > 0x7f; rest >>>= 7) size++;
+  return size;
+}
+
+function isAscii(text: string): boolean {
+  for (let i = 0; i < text.length; i++) if (text.charCodeAt(i) > 0x7f) return false;
+  return true;
+}

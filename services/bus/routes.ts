@@ -1,0 +1,221 @@
+import type { FastifyBaseLogger, FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
+import type { Registry } from "prom-client";
+import type { Config } from "../base/config.js";
+import { TributaryError } from "../base/errors.js";
+import { errorResponses } from "../base/http.js";
+import { JsonEvents } from "../contracts/json.js";
+import type { ProtoRegistry } from "../contracts/registry.js";
+import type { ChangeStreamWriter } from "../stream/change-stream.js";
+import type { Grant } from "../tenancy/grant.js";
+import { grantOf, requireRole } from "../tenancy/http-auth.js";
+import type { TokenVerifier } from "../tenancy/tokens.js";
+import { Admission, type Reservation } from "./admission.js";
+import { readBody, readHead } from "./body.js";
+import { EventGate } from "./event-gate.js";
+import { BusMetrics } from "./metrics.js";
+import { type Collected, collectJson, collectNdjson, collectProtobuf } from "./publish.js";
+import { ResponseWriter } from "./response.js";
+
+export interface BusOptions {
+  readonly stream: ChangeStreamWriter;
+  readonly registry: ProtoRegistry;
+  readonly verifier: TokenVerifier;
+  readonly config: Pick<Config, "bus">;
+  readonly metrics: Registry;
+  readonly log: FastifyBaseLogger;
+}
+
+const PROTOBUF = "application/x-protobuf";
+const JSON_TYPE = "application/json";
+const NDJSON = "application/x-ndjson";
+
+/** Adds POST /v1/events: change events in, durable on the stream before they are answered as accepted. */
+export async function registerBus(app: FastifyInstance, options: BusOptions): Promise<void> {
+  const publisher = new Publisher(options);
+  // A scope of its own: here bodies are handed over unread, whatever other services do with theirs.
+  await app.register(async (scope) => {
+    scope.removeAllContentTypeParsers();
+    scope.addContentTypeParser([PROTOBUF, JSON_TYPE, NDJSON], (_request, _payload, done) => done(null));
+    scope.post(
+      "/v1/events",
+      {
+        schema: publishSchema,
+        // The schema is for readers of the documentation; the contracts check bodies.
+        validatorCompiler: () => () => true,
+        onRequest: requireRole(options.verifier, "producer"),
+      },
+      (request, reply) => publisher.publish(request, reply),
+    );
+  });
+  const entityTypes = options.registry.entityTypes();
+  options.log.info({ entityTypes, partitions: options.stream.partitions.length }, "bus takes events");
+}
+
+class Publisher {
+  readonly #stream: ChangeStreamWriter;
+  readonly #limits: Config["bus"];
+  readonly #admission: Admission;
+  readonly #gate: EventGate;
+  readonly #json: JsonEvents;
+  readonly #writer: ResponseWriter;
+  readonly #metrics: BusMetrics;
+
+  constructor({ stream, registry, config, metrics }: BusOptions) {
+    this.#stream = stream;
+    this.#limits = config.bus;
+    this.#admission = new Admission(stream, config.bus);
+    this.#gate = new EventGate(registry, config.bus.maxPayloadBytes, stream.partitions.length);
+    this.#json = new JsonEvents(registry);
+    this.#writer = new ResponseWriter(stream.partitions);
+    this.#metrics = new BusMetrics(
+      metrics,
+      () => this.#admission.inFlightBytes,
+      () => stream.backlogBytes(),
+    );
+  }
+
+  async publish(request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
+    const started = performance.now();
+    let status = 500;
+    let reservation: Reservation | undefined;
+    try {
+      const type = mediaType(request);
+      const head = readHead(request.raw, this.#limits.maxBodyBytes);
+      reservation = this.#admission.enter(head.contentLength ?? 0);
+      const body = await readBody(request.raw, head, this.#limits.maxBodyBytes, reservation);
+      const { results, events } = await this.#collect(type, body, grantOf(request));
+      const positions = events.count === 0 ? [] : await this.#append(events);
+      this.#metrics.count(results);
+      status = 200;
+      return type === PROTOBUF
+        ? reply.type(PROTOBUF).send(this.#writer.protobuf(results, positions))
+        : reply.type("application/json; charset=utf-8").send(this.#writer.json(results, positions));
+    } catch (error) {
+      if (error instanceof TributaryError) status = error.status;
+      throw error;
+    } finally {
+      reservation?.release();
+      this.#metrics.requestSeconds.observe({ status }, (performance.now() - started) / 1000);
+    }
+  }
+
+  #collect(type: string, body: Buffer, grant: Grant): Collected | Promise<Collected> {
+    const { maxEventsPerRequest } = this.#limits;
+    if (type === PROTOBUF) return collectProtobuf(body, this.#gate, grant, maxEventsPerRequest);
+    const collect = type === NDJSON ? collectNdjson : collectJson;
+    return collect(body, this.#json, this.#gate, grant, maxEventsPerRequest);
+  }
+
+  async #append(events: Collected["events"]): Promise<readonly string[]> {
+    const started = performance.now();
+    const positions = await this.#stream.append(events);
+    this.#metrics.appendSeconds.observe((performance.now() - started) / 1000);
+    return positions;
+  }
+}
+
+/** Errors: TRB-REQ-CONTENT-TYPE. Fastify has refused other types, but lets a request without a type and body pass. */
+function mediaType(request: FastifyRequest): string {
+  const type = request.headers["content-type"]?.split(";", 1)[0]?.trim().toLowerCase();
+  if (type !== PROTOBUF && type !== JSON_TYPE && type !== NDJSON) {
+    throw new TributaryError(
+      "TRB-REQ-CONTENT-TYPE",
+      `content-type: expected ${PROTOBUF}, ${JSON_TYPE} or ${NDJSON}`,
+    );
+  }
+  return type;
+}
+
+const text = (description: string) => ({ type: "string", description });
+
+const eventSchema = {
+  type: "object",
+  description: "tributary.v1.ChangeEvent as proto3 JSON.",
+  required: ["tenantId", "entityType", "entityId", "operation", "version"],
+  properties: {
+    tenantId: text("Whose data it is: [A-Za-z0-9][A-Za-z0-9._:-]{0,127}."),
+    entityType: text('Full name of the payload message, such as "scm.v1.File".'),
+    entityId: text("Names the entity within tenant and type: 1 to 1024 bytes of UTF-8."),
+    operation: { type: "string", enum: ["OPERATION_CREATED", "OPERATION_UPDATED", "OPERATION_DELETED"] },
+    version: text("1 to 2^63-1, growing per entity; the greatest wins."),
+    occurredAt: { type: "string", format: "date-time", description: "When it happened in the product." },
+    payload: {
+      type: "object",
+      description: "The entity's whole new state; none for OPERATION_DELETED.",
+      required: ["@type"],
+      properties: { "@type": text("type.googleapis.com/ and the entity_type.") },
+      additionalProperties: true,
+    },
+    attributes: { type: "object", additionalProperties: { type: "string" } },
+    eventId: text("The producer's own name for the event."),
+  },
+} as const;
+
+const responseSchema = {
+  type: "object",
+  properties: {
+    results: {
+      type: "array",
+      description: "One per event, in input order.",
+      items: {
+        type: "object",
+        properties: {
+          accepted: { type: "boolean", description: "Whether the event is durable." },
+          partition: text("Where it lies; accepted events only."),
+          position: text("Opaque, ordered as a string within the partition; accepted events only."),
+          code: text("Why it was rejected."),
+          message: text("The field at fault and what was expected."),
+          retryable: { type: "boolean", description: "Whether sending it again can help." },
+        },
+      },
+    },
+    accepted: { type: "integer" },
+    rejected: { type: "integer" },
+  },
+} as const;
+
+const publishSchema = {
+  tags: ["events"],
+  summary: "Publish change events",
+  description:
+    "Answered once every accepted event is durable. Events are judged one by one: a rejected one, or a bad line of " +
+    "NDJSON, stops no other. Any answer but 200 means that nothing was promised. The body may be gzip-encoded.",
+  security: [{ token: [] }],
+  body: {
+    content: {
+      [PROTOBUF]: { schema: text("A tributary.v1.PublishRequest.") },
+      [JSON_TYPE]: {
+        schema: {
+          oneOf: [
+            { type: "object", properties: { events: { type: "array", items: eventSchema } } },
+            { type: "array", items: eventSchema },
+          ],
+        },
+      },
+      [NDJSON]: { schema: text("One event in JSON per line; blank lines are ignored.") },
+    },
+  },
+  response: {
+    200: {
+      description: "A tributary.v1.PublishResponse; for JSON and NDJSON, as JSON.",
+      content: {
+        [JSON_TYPE]: { schema: responseSchema },
+        [PROTOBUF]: { schema: text("A tributary.v1.PublishResponse.") },
+      },
+    },
+    ...errorResponses(
+      "TRB-REQ-UNREADABLE",
+      "TRB-AUTH-MISSING",
+      "TRB-AUTH-INVALID",
+      "TRB-AUTH-EXPIRED",
+      "TRB-AUTH-ROLE",
+      "TRB-REQ-TOO-LARGE",
+      "TRB-REQ-TOO-MANY-EVENTS",
+      "TRB-REQ-CONTENT-TYPE",
+      "TRB-REQ-ENCODING",
+      "TRB-BUS-BUSY",
+      "TRB-BUS-STREAM-DOWN",
+      "TRB-BUS-DRAINING",
+    ),
+  },
+};

@@ -1,0 +1,90 @@
+import type { Command } from "commander";
+import type { Duck } from "../../base/duckdb.js";
+import { TributaryError } from "../../base/errors.js";
+import { ProtoRegistry } from "../../contracts/registry.js";
+import { refinedRoot, refinedSpec } from "../../ingest/refined-table.js";
+import { bindModel } from "../../models/bind.js";
+import { loadModels, type Model } from "../../models/project.js";
+import { type TestResult, testModel } from "../../models/test-models.js";
+import { DeltaTable } from "../../table/delta-table.js";
+import { scanSql } from "../../table/scan.js";
+import { openStore, readingDuck } from "../runtime.js";
+import { textTable } from "../text-table.js";
+import { configOf, type DataOptions, withData } from "./options.js";
+
+export function addModelCommands(program: Command): void {
+  const group = program.command("models").description("the refined tables' SQL models");
+  withData(group.command("ls"))
+    .description("list the models of the dbt project")
+    .action((options: DataOptions) => {
+      const models = loadModels(configOf(options).transformsDir);
+      if (options.json) console.log(JSON.stringify({ models: models.map(brief) }));
+      else
+        console.log(
+          textTable(
+            ["model", "source", "description"],
+            models.map((m) => [m.name, m.entityType, m.description ?? ""]),
+          ),
+        );
+    });
+  withData(group.command("check"))
+    .description("bind every model against its descriptors; exit code 1 when one does not fit")
+    .action(async (options: DataOptions) => check(options));
+  withData(group.command("test"))
+    .description("run the tests of schema.yml over the lake; exit code 1 when one fails")
+    .action(async (options: DataOptions) => test(options));
+}
+
+const brief = ({ name, entityType, description }: Model) => ({ name, entityType, description });
+
+async function check(options: DataOptions): Promise<void> {
+  const config = configOf(options);
+  const registry = ProtoRegistry.load(config.protoDirs);
+  const duck = await readingDuck();
+  const results: { model: string; columns?: number; error?: string }[] = [];
+  await duck.with(async (connection) => {
+    for (const model of loadModels(config.transformsDir)) {
+      try {
+        const bound = await bindModel(connection, registry, model);
+        await refinedSpec(connection, bound);
+        results.push({ model: model.name, columns: bound.columns.length });
+      } catch (error) {
+        if (!(error instanceof TributaryError)) throw error;
+        results.push({ model: model.name, error: error.message });
+      }
+    }
+  });
+  duck.close();
+  if (options.json) console.log(JSON.stringify({ models: results }));
+  else
+    for (const { model, columns, error } of results) console.log(error ?? `${model}: ok, ${columns} columns`);
+  if (results.some(({ error }) => error !== undefined)) process.exitCode = 1;
+}
+
+async function test(options: DataOptions): Promise<void> {
+  const config = configOf(options);
+  const store = await openStore(config, `cli-${process.pid}`);
+  const duck: Duck = await readingDuck();
+  const results: TestResult[] = [];
+  for (const model of loadModels(config.transformsDir)) {
+    const table = await DeltaTable.open(store, refinedRoot(model), duck, {
+      checkpointEvery: config.table.checkpointEvery,
+    });
+    if (table === undefined) continue;
+    const rows = await scanSql(table, table.snapshot);
+    results.push(...(await duck.with((connection) => testModel(connection, model, rows))));
+  }
+  duck.close();
+  if (options.json) console.log(JSON.stringify({ results }));
+  else if (results.length === 0) console.log("no table of a model is there yet");
+  else {
+    const rows = results.map((r) => [
+      r.model,
+      r.column,
+      r.test,
+      r.failures === 0 ? "ok" : `${r.failures} rows fail`,
+    ]);
+    console.log(textTable(["model", "column", "test", ""], rows));
+  }
+  if (results.some(({ failures }) => failures > 0)) process.exitCode = 1;
+}

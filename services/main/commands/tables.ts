@@ -1,0 +1,188 @@
+import type { Command } from "commander";
+import { Duck, rowsOf } from "../../base/duckdb.js";
+import { TributaryError } from "../../base/errors.js";
+import type { FileStore } from "../../storage/file-store.js";
+import { DeltaTable } from "../../table/delta-table.js";
+import { scanSql } from "../../table/scan.js";
+import { type Verification, verifyTable } from "../../table/verify.js";
+import { openStore } from "../runtime.js";
+import { textTable } from "../text-table.js";
+import { configOf, type DataOptions, withData } from "./options.js";
+
+const GiB = 1024 ** 3;
+const PROGRESS = /^tributary\.pos\.(.+)\.([^.]+)$/;
+
+export function addTableCommands(program: Command): void {
+  const group = program.command("table").description("the lake's Delta tables");
+  withData(group.command("ls"))
+    .description("list all tables: raw, refined, dead letters")
+    .action(async (options: DataOptions) => {
+      const rows = await withTables(options, (tables) =>
+        Promise.all([...tables].map(([name, t]) => overview(name, t))),
+      );
+      if (options.json) console.log(JSON.stringify({ tables: rows }));
+      else
+        console.log(
+          textTable(["table", "version", "files", "rows", "masked", "bytes"], rows.map(Object.values)),
+        );
+    });
+  withData(group.command("show").argument("<table>", "e.g. scm.files or raw/scm.v1.File"))
+    .description("columns, properties, positions")
+    .action(async (name: string, options: DataOptions) => {
+      await withTables(options, async (tables) => show(name, pick(tables, name), options.json === true));
+    });
+  withData(group.command("verify").argument("[table]", "default: all"))
+    .description("check files, vectors, unique keys and gapless positions; exit code 1 on a fault")
+    .action(async (name: string | undefined, options: DataOptions) => {
+      await withTables(options, async (tables) => {
+        const chosen = name === undefined ? tables : new Map([[name, pick(tables, name)]]);
+        const results: Record<string, Verification> = {};
+        for (const [each, table] of chosen) results[each] = await verifyTable(table, uniqueKey(each));
+        const gaps = name === undefined ? await positionProblems(tables) : [];
+        report(results, gaps, options.json === true);
+      });
+    });
+}
+
+async function overview(name: string, table: DeltaTable) {
+  const { version, files } = table.snapshot;
+  const sum = (of: (file: (typeof files)[number]) => number) =>
+    files.reduce((total, file) => total + of(file), 0);
+  return {
+    table: name,
+    version,
+    files: files.length,
+    rows: sum((file) => file.rows - file.maskedRows),
+    maskedRows: sum((file) => file.maskedRows),
+    bytes: sum((file) => file.bytes),
+  };
+}
+
+async function show(name: string, table: DeltaTable, json: boolean): Promise<void> {
+  const { snapshot } = table;
+  const positions = [...snapshot.domains].flatMap(([domain, configuration]) => {
+    const match = PROGRESS.exec(domain);
+    return match === null ? [] : [{ stream: match[1]!, partition: match[2]!, ...JSON.parse(configuration) }];
+  });
+  if (json) {
+    const { version, columns, description } = snapshot;
+    const properties = Object.fromEntries(snapshot.properties);
+    console.log(JSON.stringify({ table: name, version, description, columns, properties, positions }));
+    return;
+  }
+  console.log(
+    `${name}, version ${snapshot.version}${snapshot.description ? `: ${snapshot.description}` : ""}\n`,
+  );
+  console.log(
+    textTable(
+      ["column", "type", "description"],
+      snapshot.columns.map((c) => [c.name, c.type, c.description ?? ""]),
+    ),
+  );
+  console.log(`\n${textTable(["property", "value"], [...snapshot.properties])}`);
+  if (positions.length > 0) {
+    console.log(
+      `\n${textTable(
+        ["stream", "partition", "position"],
+        positions.map((p) => [p.stream, p.partition, p.position]),
+      )}`,
+    );
+  }
+}
+
+function report(results: Record<string, Verification>, gaps: readonly string[], json: boolean): void {
+  const problems = [
+    ...Object.entries(results).flatMap(([name, r]) => r.problems.map((p) => `${name}: ${p}`)),
+    ...gaps,
+  ];
+  if (json) console.log(JSON.stringify({ ok: problems.length === 0, tables: results, problems }));
+  else {
+    const rows = Object.entries(results).map(([name, r]) => [
+      name,
+      r.version,
+      r.files,
+      r.rows,
+      r.problems.length === 0 ? "ok" : "FAULT",
+    ]);
+    console.log(textTable(["table", "version", "files", "rows", ""], rows));
+    for (const problem of problems) console.log(problem);
+  }
+  if (problems.length > 0) process.exitCode = 1;
+}
+
+/**
+ * I2 over the whole lake: each position of a partition stands once in raw (or among the unreadable events), without
+ * gaps from the first to the last.
+ */
+async function positionProblems(tables: ReadonlyMap<string, DeltaTable>): Promise<string[]> {
+  const columns = ["stream", "partition", "position"];
+  const parts: string[] = [];
+  let duck: Duck | undefined;
+  for (const [name, table] of tables) {
+    duck = table.duck;
+    if (name.startsWith("raw/")) parts.push(await scanSql(table, table.snapshot, { columns }));
+    if (name === "dead_letters")
+      parts.push(await scanSql(table, table.snapshot, { columns, where: "model = ''" }));
+  }
+  if (duck === undefined || parts.length === 0) return [];
+  const rows = await duck.with((connection) =>
+    rowsOf(
+      connection,
+      `SELECT stream, partition, count(*), count(DISTINCT position), max(position)::BIGINT - min(position)::BIGINT + 1
+       FROM (${parts.map((part) => `(${part})`).join(" UNION ALL ")}) GROUP BY ALL ORDER BY ALL`,
+    ),
+  );
+  return rows.flatMap(([stream, partition, count, distinct, span]) => [
+    ...(count === distinct
+      ? []
+      : [`${stream}/${partition}: ${Number(count) - Number(distinct)} positions stand twice`]),
+    ...(distinct === span
+      ? []
+      : [`${stream}/${partition}: ${Number(span) - Number(distinct)} positions are missing`]),
+  ]);
+}
+
+const uniqueKey = (name: string): readonly string[] =>
+  name.startsWith("raw/")
+    ? ["stream", "partition", "position"]
+    : name === "dead_letters"
+      ? ["model", "stream", "partition", "position"]
+      : ["tenant_id", "entity_id"];
+
+function pick(tables: ReadonlyMap<string, DeltaTable>, name: string): DeltaTable {
+  const table = tables.get(name);
+  if (table === undefined)
+    throw new TributaryError("TRB-TABLE-NOT-FOUND", `no table "${name}"; see \`tributary table ls\``);
+  return table;
+}
+
+async function withTables<T>(
+  options: DataOptions,
+  use: (tables: ReadonlyMap<string, DeltaTable>) => Promise<T>,
+): Promise<T> {
+  const config = configOf(options);
+  const store = await openStore(config, `cli-${process.pid}`);
+  const duck = await Duck.create({ memoryBytes: GiB });
+  try {
+    const tables = new Map<string, DeltaTable>();
+    for (const [name, root] of await tableRoots(store)) {
+      const table = await DeltaTable.open(store, root, duck, {
+        checkpointEvery: config.table.checkpointEvery,
+      });
+      if (table !== undefined) tables.set(name, table);
+    }
+    return await use(tables);
+  } finally {
+    duck.close();
+  }
+}
+
+/** Name → root of every table: "scm.files", "raw/scm.v1.File", "dead_letters". */
+async function tableRoots(store: FileStore): Promise<Map<string, string>> {
+  const roots = new Map<string, string>();
+  for await (const { key } of store.list("")) {
+    const match = /^(dead_letters|raw\/[^/]+|refined\/([^/]+)\/([^/]+))\/_delta_log\//.exec(key);
+    if (match !== null) roots.set(match[2] === undefined ? match[1]! : `${match[2]}.${match[3]}`, match[1]!);
+  }
+  return roots;
+}

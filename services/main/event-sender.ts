@@ -1,0 +1,162 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import protobuf from "protobufjs";
+import { TributaryError } from "../base/errors.js";
+import { type Answer, failureOf, type HttpClient } from "./http-client.js";
+
+/** What became of one request, its events counted from 0. */
+export interface Receipt {
+  readonly accepted: number;
+  readonly rejected: number;
+  readonly rejections: readonly Rejection[];
+}
+
+export interface Rejection {
+  readonly index: number;
+  readonly code: string;
+  readonly message: string;
+}
+
+export const PROTOBUF = "application/x-protobuf";
+export const NDJSON = "application/x-ndjson";
+
+/** Without a single success for so long, retrying ends. */
+const PATIENCE_MS = 120_000;
+const FIRST_PAUSE_MS = 100;
+const LONGEST_PAUSE_MS = 5_000;
+
+/**
+ * Posts request bodies to /v1/events, and again while that can help: 429 and 503 after the pause asked for, lost
+ * connections once the server has been met. An event sent twice does no harm.
+ */
+export class EventSender {
+  readonly #client: HttpClient;
+  readonly #signal: AbortSignal | undefined;
+  readonly #patienceMs: number;
+  #lastSuccess = performance.now();
+  #met = false;
+
+  constructor(client: HttpClient, options: { signal?: AbortSignal | undefined; patienceMs?: number } = {}) {
+    this.#client = client;
+    this.#signal = options.signal;
+    this.#patienceMs = options.patienceMs ?? PATIENCE_MS;
+  }
+
+  /** Errors: the server's code; TRB-CLI-UNREACHABLE; the signal's reason when it aborts between two attempts. */
+  async send(contentType: string, body: Buffer): Promise<Receipt> {
+    const since = performance.now();
+    for (let attempt = 0; ; attempt++) {
+      const { failure, answer } = await this.#try(contentType, body);
+      if (failure === undefined) {
+        this.#lastSuccess = performance.now();
+        this.#met = true;
+        return receiptOf(answer!);
+      }
+      this.#met ||= failure.code !== "TRB-CLI-UNREACHABLE";
+      const helps = this.#met && (failure.status === 429 || failure.status === 503);
+      const waited = performance.now() - Math.max(since, this.#lastSuccess);
+      if (!helps || waited > this.#patienceMs) throw failure;
+      await sleep(pause(attempt, answer), undefined, this.#signal && { signal: this.#signal });
+    }
+  }
+
+  async #try(contentType: string, body: Buffer): Promise<{ failure?: TributaryError; answer?: Answer }> {
+    try {
+      const answer = await this.#client.post("/v1/events", contentType, body);
+      if (answer.status === 200) return { answer };
+      return { failure: failureOf(answer), answer };
+    } catch (error) {
+      if (error instanceof TributaryError) return { failure: error };
+      throw error;
+    }
+  }
+}
+
+/** As long as the server asks for, else longer each time; never the same for two clients. */
+function pause(attempt: number, answer: Answer | undefined): number {
+  const asked = Number(answer?.headers["retry-after"]) * 1000;
+  const jitter = 1 + Math.random() * 0.25;
+  if (asked > 0) return Math.min(asked, 60_000) * jitter;
+  return Math.min(FIRST_PAUSE_MS * 2 ** attempt, LONGEST_PAUSE_MS) * jitter;
+}
+
+function receiptOf(answer: Answer): Receipt {
+  try {
+    return answer.headers["content-type"]?.startsWith(PROTOBUF)
+      ? fromProtobuf(answer.body)
+      : fromJson(answer.body);
+  } catch (cause) {
+    throw new TributaryError("TRB-CLI-UNREACHABLE", "expected a PublishResponse, found something else", {
+      cause,
+    });
+  }
+}
+
+function fromJson(body: Buffer): Receipt {
+  const response = JSON.parse(body.toString("utf8")) as {
+    readonly results?: readonly { accepted?: boolean; code?: string; message?: string }[];
+    readonly accepted?: number;
+    readonly rejected?: number;
+  };
+  const rejections: Rejection[] = [];
+  for (const [index, { accepted, code, message }] of (response.results ?? []).entries()) {
+    if (!accepted) rejections.push({ index, code: code ?? "", message: message ?? "" });
+  }
+  return { accepted: response.accepted ?? 0, rejected: response.rejected ?? 0, rejections };
+}
+
+/** Reads the counts, and of the results only those of a request that has rejections. */
+function fromProtobuf(body: Buffer): Receipt {
+  const reader = protobuf.Reader.create(body);
+  const results: Uint8Array[] = [];
+  let accepted = 0;
+  let rejected = 0;
+  while (reader.pos < reader.len) {
+    const tag = reader.uint32();
+    if (tag === 10) results.push(reader.bytes());
+    else if (tag === 16) accepted = reader.int32();
+    else if (tag === 24) rejected = reader.int32();
+    else reader.skipType(tag & 7);
+  }
+  return { accepted, rejected, rejections: rejected === 0 ? [] : results.flatMap(rejectionOf) };
+}
+
+function rejectionOf(bytes: Uint8Array, index: number): readonly Rejection[] {
+  const reader = protobuf.Reader.create(bytes);
+  let [code, message, accepted] = ["", "", false];
+  while (reader.pos < reader.len) {
+    const tag = reader.uint32();
+    if (tag === 8) accepted = reader.bool();
+    else if (tag === 34) code = reader.string();
+    else if (tag === 42) message = reader.string();
+    else reader.skipType(tag & 7);
+  }
+  return accepted ? [] : [{ index, code, message }];
+}
+
+/**
+ * Works on up to `concurrency` items at a time, taken in order. After a failure nothing new is begun; what is in
+ * flight ends first, then the failure is thrown.
+ */
+export async function inParallel<T>(
+  items: AsyncIterable<T> | Iterable<T>,
+  concurrency: number,
+  work: (item: T, index: number) => Promise<void>,
+): Promise<void> {
+  const inFlight = new Set<Promise<void>>();
+  const failures: unknown[] = [];
+  let index = 0;
+  try {
+    for await (const item of items) {
+      if (failures.length > 0) break;
+      const task = work(item, index++)
+        .catch((error: unknown) => void failures.push(error))
+        .finally(() => inFlight.delete(task));
+      inFlight.add(task);
+      if (inFlight.size >= concurrency) await Promise.race(inFlight);
+      if (failures.length > 0) break;
+    }
+  } finally {
+    await Promise.all(inFlight);
+  }
+  if (failures.length > 0) throw failures[0];
+}

@@ -1,0 +1,36 @@
+import type { Config } from "../base/config.js";
+import { type RunningIngest, runIngest } from "./ingest-process.js";
+import { openLog } from "./runtime.js";
+
+/**
+ * The ingest process of an all-in-one server. It lives as long as its parent: a channel that breaks means the parent
+ * is gone, and what was not committed is read again by the next one.
+ */
+export type ToChild = { readonly config: Config } | { readonly metrics: number } | { readonly stop: true };
+export type FromChild = { readonly ready: true } | { readonly metrics: number; readonly text: string };
+
+let ingest: RunningIngest | undefined;
+const tell = (message: FromChild) => process.send?.(message);
+
+process.on("disconnect", () => process.exit(1));
+// A terminal sends its interrupt to the whole group; the parent decides when we stop.
+process.on("SIGINT", () => undefined);
+process.on("SIGTERM", () => ingest?.stop());
+process.on("message", (message: ToChild) => {
+  if ("config" in message) void start(message.config);
+  else if ("stop" in message) ingest?.stop();
+  else void ingest?.metrics.metrics().then((text) => tell({ metrics: message.metrics, text }));
+});
+
+async function start(config: Config): Promise<void> {
+  const log = openLog(config);
+  try {
+    ingest = await runIngest(config);
+    tell({ ready: true });
+    await ingest.done;
+    process.exit(0);
+  } catch (error) {
+    log.fatal({ err: error }, "ingest has ended");
+    process.exit(1);
+  }
+}

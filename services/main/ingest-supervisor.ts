@@ -1,0 +1,94 @@
+import { type ChildProcess, fork } from "node:child_process";
+import { once } from "node:events";
+import { fileURLToPath } from "node:url";
+import type { Logger } from "pino";
+import type { Config } from "../base/config.js";
+import type { FromChild, ToChild } from "./ingest-child.js";
+
+const RESTART_MS = 1_000;
+/** COPY statements run on libuv's threads; a raw and a refined one of several lanes go at once. */
+const THREADS = "8";
+
+/**
+ * Runs ingest in a process of its own, so that its work on columns never delays an acknowledgement, and starts it
+ * again when it dies: progress is in the tables, nothing is handed over.
+ */
+export class IngestSupervisor {
+  private child: ChildProcess | undefined;
+  private readyNow = false;
+  private stopping = false;
+  private asked = 0;
+  private readonly answers = new Map<number, (text: string) => void>();
+
+  constructor(
+    private readonly config: Config,
+    private readonly log: Logger,
+  ) {}
+
+  get ready(): boolean {
+    return this.readyNow;
+  }
+
+  /** Resolves once ingest lands events. Rejects when it ends before that. */
+  async start(): Promise<void> {
+    const child = this.spawn();
+    await new Promise<void>((resolve, reject) => {
+      child.on("message", (message: FromChild) => {
+        if ("ready" in message) resolve();
+      });
+      child.once("exit", (code) => reject(new Error(`ingest ended at its start (${code})`)));
+    });
+  }
+
+  private spawn(): ChildProcess {
+    const child = fork(fileURLToPath(new URL("./ingest-child.js", import.meta.url)), [], {
+      env: { ...process.env, UV_THREADPOOL_SIZE: THREADS },
+      stdio: ["ignore", "inherit", "inherit", "ipc"],
+    });
+    this.child = child;
+    child.on("message", (message: FromChild) => {
+      if ("ready" in message) this.readyNow = true;
+      else this.answers.get(message.metrics)?.(message.text);
+    });
+    child.on("exit", (code, signal) => {
+      this.readyNow = false;
+      for (const answer of this.answers.values()) answer("");
+      if (this.stopping) return;
+      this.log.error({ code, signal }, "ingest has died; starting it again");
+      setTimeout(() => {
+        if (!this.stopping) this.spawn();
+      }, RESTART_MS);
+    });
+    this.send({ config: this.config });
+    return child;
+  }
+
+  /** The child's metrics in text exposition format; empty while there is none. */
+  async metrics(): Promise<string> {
+    if (!this.readyNow) return "";
+    const asked = ++this.asked;
+    try {
+      return await new Promise<string>((resolve) => {
+        this.answers.set(asked, resolve);
+        setTimeout(() => resolve(""), 1_000).unref();
+        this.send({ metrics: asked });
+      });
+    } finally {
+      this.answers.delete(asked);
+    }
+  }
+
+  /** Ingest lands what it has read, then ends. */
+  async stop(): Promise<void> {
+    this.stopping = true;
+    const { child } = this;
+    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
+    const ended = once(child, "exit");
+    this.send({ stop: true });
+    await ended;
+  }
+
+  private send(message: ToChild): void {
+    if (this.child?.connected) this.child.send(message);
+  }
+}

@@ -1,0 +1,44 @@
+import type { Duck } from "../base/duckdb.js";
+import type { Catalog, CatalogTable } from "../query/catalog.js";
+import type { ObjectStore } from "../storage/object-store.js";
+import { DeltaTable, type TableOptions } from "../table/delta-table.js";
+import { scanSql } from "../table/scan.js";
+
+/** The refined tables of a lake as queries see them: whatever was committed before a question is in its answer. */
+export class LakeCatalog implements Catalog {
+  private readonly open = new Map<string, DeltaTable>();
+
+  constructor(
+    private readonly store: ObjectStore,
+    private readonly duck: Duck,
+    private readonly options: TableOptions,
+    private readonly models: readonly { readonly domain: string; readonly table: string }[],
+  ) {}
+
+  async tables(): Promise<CatalogTable[]> {
+    const found = await Promise.all(this.models.map((model) => this.table(model.domain, model.table)));
+    return found.filter((table) => table !== undefined);
+  }
+
+  private async table(domain: string, model: string): Promise<CatalogTable | undefined> {
+    const root = `refined/${domain}/${model}`;
+    let table = this.open.get(root);
+    if (table === undefined) {
+      table = await DeltaTable.open(this.store, root, this.duck, this.options);
+      // A model without a table has had no event yet.
+      if (table === undefined) return undefined;
+      this.open.set(root, table);
+    }
+    const opened = table;
+    const snapshot = await opened.refresh();
+    return {
+      domain,
+      model,
+      columns: snapshot.columns,
+      description: snapshot.description,
+      version: snapshot.version,
+      freshness: null,
+      loadSql: (columns, tenant) => scanSql(opened, snapshot, { columns, tenant }),
+    };
+  }
+}

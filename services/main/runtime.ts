@@ -1,0 +1,41 @@
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import pino, { type Logger } from "pino";
+import type { Config } from "../base/config.js";
+import { Duck } from "../base/duckdb.js";
+import { nodeFiles } from "../base/files.js";
+import { layout } from "../base/paths.js";
+import { acquireLock, type ProcessLock } from "../base/process-lock.js";
+import { FileStore } from "../storage/file-store.js";
+import { EmbeddedLogReader } from "../stream/embedded/reader.js";
+import { SigningKey } from "../tenancy/signing-key.js";
+
+/** What the composition roots share: how a configuration becomes adapters. */
+
+/** Logs go to standard error, so that what a command answers stays readable for programs. */
+export const openLog = (config: Config): Logger => pino({ level: config.log.level }, pino.destination(2));
+
+/** `user` names the process's part of the scratch folder. */
+export function openStore(config: Config, user: string): Promise<FileStore> {
+  const { lake, scratch } = layout(config.data);
+  return FileStore.open({ folder: lake, scratch: join(scratch, user) });
+}
+
+export function openReader(config: Config): Promise<EmbeddedLogReader> {
+  return EmbeddedLogReader.open({ folder: layout(config.data).stream, partitions: config.stream.partitions });
+}
+
+export async function openKey(config: Config): Promise<SigningKey> {
+  if (config.auth.keyFile !== undefined) return SigningKey.open(config.auth.keyFile);
+  const { keys } = layout(config.data);
+  await mkdir(keys, { recursive: true, mode: 0o700 });
+  return SigningKey.openOrCreate(keys);
+}
+
+export async function lockData(config: Config, name: string): Promise<ProcessLock> {
+  await mkdir(config.data, { recursive: true });
+  return acquireLock(nodeFiles, config.data, name);
+}
+
+/** For reading tables only. */
+export const readingDuck = (): Promise<Duck> => Duck.create({ memoryBytes: 1024 * 1024 * 1024 });

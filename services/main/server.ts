@@ -1,0 +1,112 @@
+import type { Logger } from "pino";
+import { Registry } from "prom-client";
+import type { Config } from "../base/config.js";
+import { buildServer, type HttpServer } from "../base/http.js";
+import { layout } from "../base/paths.js";
+import { registerBus } from "../bus/routes.js";
+import { ProtoRegistry } from "../contracts/registry.js";
+import { loadModels } from "../models/project.js";
+import { registerQuery } from "../query/routes.js";
+import { EmbeddedLogWriter } from "../stream/embedded/writer.js";
+import type { Role } from "../tenancy/grant.js";
+import { requireRole } from "../tenancy/http-auth.js";
+import { signToken, TokenVerifier } from "../tenancy/tokens.js";
+import { IngestSupervisor } from "./ingest-supervisor.js";
+import { LakeCatalog } from "./lake-catalog.js";
+import { openKey, openLog, openStore, readingDuck } from "./runtime.js";
+
+export interface ServerParts {
+  readonly bus: boolean;
+  readonly query: boolean;
+  /** Run ingest too, in a process of its own. */
+  readonly ingest: boolean;
+}
+
+export interface RunningServer {
+  readonly url: string;
+  /** A token of this data folder's own key. */
+  token(role: Role, tenants: "*" | readonly string[], expiresIn?: number): Promise<string>;
+  /** Ends gracefully: answers what is in flight, lands what was accepted. */
+  close(): Promise<void>;
+}
+
+const DAY = 24 * 3600;
+
+/** One process that listens: bus, query or both, with or without ingest beside it. */
+export async function startServer(config: Config, parts: ServerParts): Promise<RunningServer> {
+  const log = openLog(config);
+  const metrics = new Registry();
+  const key = await openKey(config);
+  const verifier = new TokenVerifier(key, config.auth.audience);
+  const closers: (() => Promise<unknown>)[] = [];
+  const supervisor = parts.ingest ? new IngestSupervisor(config, log) : undefined;
+  let server: HttpServer | undefined;
+  try {
+    server = await buildServer({
+      log,
+      metrics: {
+        contentType: metrics.contentType,
+        metrics: async () => (await metrics.metrics()) + ((await supervisor?.metrics()) ?? ""),
+      },
+      guardMetrics: requireRole(verifier, "operator"),
+      notReady: () => (supervisor === undefined || supervisor.ready ? undefined : "ingest is starting"),
+    });
+    if (parts.bus) closers.push(await addBus(server, config, verifier, metrics, log));
+    if (parts.query) closers.push(await addQuery(server, config, verifier, metrics, log));
+    if (supervisor !== undefined) {
+      await supervisor.start();
+      closers.push(() => supervisor.stop());
+    }
+    const url = await server.listen(config.http.host, config.http.port);
+    const running = server;
+    return {
+      url,
+      token: (role, tenants, expiresIn = DAY) =>
+        signToken(key, config.auth.audience, { subject: `local-${role}`, role, tenants, expiresIn }),
+      close: async () => {
+        await running.drain();
+        for (const close of closers) await close();
+      },
+    };
+  } catch (error) {
+    await supervisor?.stop();
+    await server?.drain();
+    for (const close of closers) await close();
+    throw error;
+  }
+}
+
+async function addBus(
+  server: HttpServer,
+  config: Config,
+  verifier: TokenVerifier,
+  metrics: Registry,
+  log: Logger,
+): Promise<() => Promise<void>> {
+  const stream = await EmbeddedLogWriter.open({
+    folder: layout(config.data).stream,
+    partitions: config.stream.partitions,
+    segmentBytes: config.stream.segmentBytes,
+  });
+  const registry = ProtoRegistry.load(config.protoDirs);
+  await registerBus(server.app, { stream, registry, verifier, config, metrics, log });
+  return () => stream.close();
+}
+
+async function addQuery(
+  server: HttpServer,
+  config: Config,
+  verifier: TokenVerifier,
+  metrics: Registry,
+  log: Logger,
+): Promise<() => Promise<void>> {
+  const store = await openStore(config, "query");
+  const duck = await readingDuck();
+  const tableOptions = { checkpointEvery: config.table.checkpointEvery };
+  const catalog = new LakeCatalog(store, duck, tableOptions, loadModels(config.transformsDir));
+  const query = await registerQuery(server.app, { catalog, verifier, config, metrics, log });
+  return async () => {
+    await query.close();
+    duck.close();
+  };
+}

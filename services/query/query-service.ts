@@ -1,0 +1,169 @@
+import type { Config } from "../base/config.js";
+import { assert, TributaryError } from "../base/errors.js";
+import { isTenantId } from "../contracts/envelope.js";
+import { type Catalog, type CatalogTable, TENANT_COLUMN, visibleColumns } from "./catalog.js";
+import { checkQuery, type GatedQuery } from "./gate.js";
+import { type Answered, type Lease, WorkerPool } from "./pool.js";
+import type { AnswerColumn, AnswerFormat, Failure, Parameter, SessionTable } from "./protocol.js";
+import { SnapshotSealer } from "./snapshot-token.js";
+import { checkText, positionAt } from "./sql-text.js";
+
+export interface QueryRequest {
+  readonly tenant: string;
+  readonly sql: string;
+  /** Values in order ($1 or ?), or by name ($name). */
+  readonly params?: readonly Parameter[] | Readonly<Record<string, Parameter>>;
+  readonly format: AnswerFormat;
+  readonly numbers: "exact" | "js";
+}
+
+export interface QueryAnswer {
+  readonly columns: readonly AnswerColumn[];
+  /** The rows as text in the format asked for, in pieces; CSV with its header, JSON without the outer brackets. */
+  readonly rows: readonly string[];
+  readonly rowCount: number;
+  readonly elapsedMs: number;
+  readonly snapshot: string;
+}
+
+/** What one answer may hold as text; more than any screen, less than what hurts the server. */
+const MAX_ANSWER_CHARACTERS = 64 * 1024 * 1024;
+/** What parsing may take; 64 KB take some ten milliseconds, and a fresh worker a second to start on a busy machine. */
+const PARSE_MS = 10_000;
+/** Between asking a query to stop and killing the worker it runs in. */
+const GRACE_MS = 500;
+
+/** Answers SQL of one tenant: gate, barrier, sandbox. */
+export class QueryService {
+  readonly pool: WorkerPool;
+  readonly #catalog: Catalog;
+  readonly #limits: Config["query"];
+  readonly #sealer = new SnapshotSealer();
+
+  constructor(catalog: Catalog, limits: Config["query"]) {
+    this.#catalog = catalog;
+    this.#limits = limits;
+    this.pool = new WorkerPool(limits);
+  }
+
+  /** Errors: TributaryError TRB-QUERY-*, TRB-REQ-INVALID; all of them safe to show. */
+  async run(request: QueryRequest, signal?: AbortSignal): Promise<QueryAnswer> {
+    const started = performance.now();
+    const { tenant, sql } = request;
+    assert(isTenantId(tenant), "a query has a tenant");
+    checkText(sql, this.#limits.maxSqlBytes);
+    const lease = await this.pool.lease(tenant, signal);
+    try {
+      const parsed = await lease.call({ type: "parse", sql }, PARSE_MS);
+      if (parsed.type !== "parsed") throw refusal(sql, parsed);
+      const available = await this.#catalog.tables();
+      const query = checkQuery(sql, parsed.ast, available);
+      const parameters = parametersOf(query, request.params);
+      const tables = await Promise.all(query.tables.map((table) => sessionTable(table, available, tenant)));
+      const rows: string[] = [];
+      const answered = await this.#execute(lease, request, tables, parameters, rows);
+      if (answered.type !== "done") throw refusal(sql, answered, query);
+      return {
+        columns: answered.columns,
+        rows,
+        rowCount: answered.rowCount,
+        elapsedMs: Math.round((performance.now() - started) * 10) / 10,
+        snapshot: this.#sealer.seal(tenant, query.tables),
+      };
+    } finally {
+      lease.release();
+    }
+  }
+
+  tables(): Promise<readonly CatalogTable[]> {
+    return this.#catalog.tables();
+  }
+
+  close(): Promise<void> {
+    return this.pool.close();
+  }
+
+  #execute(
+    lease: Lease,
+    request: QueryRequest,
+    tables: readonly SessionTable[],
+    parameters: Readonly<Record<string, Parameter>>,
+    rows: string[],
+  ): Promise<Answered> {
+    const { timeoutMs, maxRows } = this.#limits;
+    return lease.call(
+      {
+        type: "run",
+        tenant: request.tenant,
+        tables,
+        sql: request.sql,
+        parameters,
+        format: request.format,
+        numbers: request.numbers,
+        maxRows,
+        maxCharacters: MAX_ANSWER_CHARACTERS,
+        timeoutMs,
+      },
+      timeoutMs + GRACE_MS,
+      (text) => rows.push(text),
+    );
+  }
+}
+
+async function sessionTable(
+  table: CatalogTable,
+  available: readonly CatalogTable[],
+  tenant: string,
+): Promise<SessionTable> {
+  const columns = visibleColumns(table).map(({ name }) => name);
+  const needed = columns.includes(TENANT_COLUMN) ? columns : [...columns, TENANT_COLUMN];
+  const sameName = available.filter(({ model }) => model.toLowerCase() === table.model.toLowerCase());
+  return {
+    domain: table.domain,
+    model: table.model,
+    columns,
+    loadSql: await table.loadSql(needed, tenant),
+    unqualified: sameName.length === 1,
+  };
+}
+
+/** The request's values by the parameters' names; each parameter needs one, and no value may be left over. */
+function parametersOf(query: GatedQuery, given: QueryRequest["params"]): Record<string, Parameter> {
+  const values = new Map<string, Parameter>(
+    Array.isArray(given)
+      ? given.map((value: Parameter, at) => [String(at + 1), value])
+      : Object.entries((given ?? {}) as Record<string, Parameter>),
+  );
+  const bound: Record<string, Parameter> = Object.create(null) as Record<string, Parameter>;
+  for (const name of query.parameters) {
+    const value = values.get(name);
+    if (value === undefined)
+      throw new TributaryError("TRB-REQ-INVALID", `params: expected a value for $${name}`);
+    bound[name] = value;
+    values.delete(name);
+  }
+  if (values.size > 0) {
+    throw new TributaryError(
+      "TRB-REQ-INVALID",
+      `params: expected ${query.parameters.length} values, one for each parameter`,
+    );
+  }
+  return bound;
+}
+
+/** A failure in the user's terms: its code, where it is, and of names only what the user wrote there. */
+function refusal(sql: string, answered: Answered, query?: GatedQuery): TributaryError {
+  assert(answered.type === "failed", "a worker answers what it was asked");
+  const { code, offset, cause }: Failure = answered;
+  const position = positionAt(sql, offset);
+  const options = {
+    ...(position === undefined ? {} : { details: { position } }),
+    ...(cause === undefined ? {} : { cause: new Error(cause) }),
+  };
+  const name = code === "TRB-QUERY-COLUMN" && offset !== undefined ? query?.columnsAt.get(offset) : undefined;
+  return new TributaryError(
+    code,
+    name === undefined ? undefined : `${name}: no such column, or more than one`,
+    options,
+  );
+}

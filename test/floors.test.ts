@@ -1,0 +1,117 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { dirname, join, normalize, relative, sep } from "node:path";
+import { describe, expect, it } from "vitest";
+import { CODES } from "../services/base/codes.js";
+import { packageRoot } from "../services/base/paths.js";
+
+/** The house: which floor a service stands on. A service imports from lower floors and from itself. */
+const FLOORS: Readonly<Record<string, number>> = {
+  base: 1,
+  stream: 2,
+  storage: 2,
+  contracts: 2,
+  table: 3,
+  tenancy: 3,
+  models: 3,
+  bus: 4,
+  ingest: 4,
+  query: 4,
+  main: 5,
+};
+const MAX_LINES = 400;
+
+const files = readdirSync(join(packageRoot, "services"), { recursive: true, encoding: "utf8" })
+  .filter((name) => name.endsWith(".ts"))
+  .map((name) => name.split(sep).join("/"));
+const sources = files.filter((name) => !name.endsWith(".test.ts"));
+const read = (name: string) => readFileSync(join(packageRoot, "services", name), "utf8");
+const serviceOf = (name: string) => name.split("/")[0]!;
+
+function importsOf(name: string): string[] {
+  const specifiers = [...read(name).matchAll(/\bfrom "([^"]+)"|\bimport\("([^"]+)"\)/g)].map(
+    (m) => m[1] ?? m[2]!,
+  );
+  return specifiers
+    .filter((s) => s.startsWith("."))
+    .map((s) =>
+      normalize(join(dirname(name), s))
+        .split(sep)
+        .join("/"),
+    );
+}
+
+describe("the house's rules", () => {
+  it("knows every service's floor, and every floor has its service", () => {
+    expect([...new Set(files.map(serviceOf))].sort()).toEqual(Object.keys(FLOORS).sort());
+  });
+
+  it("a service imports from lower floors only, never sideways or up", () => {
+    const wrong = sources.flatMap((name) =>
+      importsOf(name)
+        .filter((target) => serviceOf(target) !== serviceOf(name))
+        .filter((target) => !(FLOORS[serviceOf(target)]! < FLOORS[serviceOf(name)]!))
+        .map((target) => `${name} imports ${target}`),
+    );
+    expect(wrong).toEqual([]);
+  });
+
+  it(`no source is longer than ${MAX_LINES} lines`, () => {
+    const long = sources.filter((name) => read(name).split("\n").length > MAX_LINES);
+    expect(long).toEqual([]);
+  });
+
+  it("types stay strict and tests run", () => {
+    const banned: readonly [RegExp, string][] = [
+      [/\bas any\b|: any\b|<any>/, "any"],
+      [/@ts-(ignore|expect-error|nocheck)/, "a silenced type error"],
+      [/\b(it|describe|test)\.(skip|only|todo)\b/, "a skipped test"],
+      [/\bexport \* from\b/, "a barrel"],
+      [/\b(TODO|FIXME|XXX)\b/, "unfinished work"],
+    ];
+    const tests = readdirSync(join(packageRoot, "test"), { recursive: true, encoding: "utf8" })
+      .filter((name) => name.endsWith(".ts") && name !== "floors.test.ts")
+      .map((name) => relative(join(packageRoot, "services"), join(packageRoot, "test", name)));
+    const found = [...files, ...tests].flatMap((name) =>
+      banned.filter(([pattern]) => pattern.test(read(name))).map(([, what]) => `${name}: ${what}`),
+    );
+    expect(found).toEqual([]);
+  });
+
+  it("a library stays behind the folder that knows it", () => {
+    const homes: readonly [string, RegExp][] = [
+      ["jose", /^tenancy\//],
+      ["fastify", /^(base|bus|query|tenancy)\//],
+      ["roaring-wasm", /^table\//],
+      ["@huggingface/jinja", /^models\//],
+    ];
+    const wrong = homes.flatMap(([module, home]) =>
+      sources
+        .filter((name) => read(name).includes(`from "${module}"`) && !home.test(name))
+        .map((n) => `${n}: ${module}`),
+    );
+    expect(wrong).toEqual([]);
+  });
+});
+
+describe("docs/errors.md", () => {
+  it("lists every code with its status, whether a retry helps, and its remedy", () => {
+    const text = readFileSync(join(packageRoot, "docs", "errors.md"), "utf8");
+    const rows = Object.entries(CODES).map(
+      ([code, { status, retry, summary, remedy }]) =>
+        `| \`${code}\` | ${status} | ${retry ? "yes" : "no"} | ${summary} | ${remedy} |`,
+    );
+    const listed = text.split("\n").filter((line) => line.startsWith("| `TRB-"));
+    expect(listed).toEqual(rows);
+  });
+});
+
+describe("docs/invariants.md", () => {
+  it("names, for each invariant, tests that exist", () => {
+    const text = readFileSync(join(packageRoot, "docs", "invariants.md"), "utf8");
+    const ids = [...text.matchAll(/^\| (I\d+) \|/gm)].map((m) => m[1]);
+    expect(ids).toEqual(["I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I11"]);
+    const named = [...text.matchAll(/`((?:services|test)\/[^`]+\.test\.ts)`/g)].map((m) => m[1]!);
+    expect(named.length).toBeGreaterThan(0);
+    for (const name of named) expect(() => readFileSync(join(packageRoot, name))).not.toThrow();
+  });
+});

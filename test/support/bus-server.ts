@@ -1,0 +1,57 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { pino } from "pino";
+import { Registry } from "prom-client";
+import { type Config, loadConfig } from "../../services/base/config.js";
+import { buildServer, type HttpServer } from "../../services/base/http.js";
+import { packageRoot } from "../../services/base/paths.js";
+import { registerBus } from "../../services/bus/routes.js";
+import { ProtoRegistry } from "../../services/contracts/registry.js";
+import { requireRole } from "../../services/tenancy/http-auth.js";
+import { SigningKey } from "../../services/tenancy/signing-key.js";
+import { signToken, type TokenInit, TokenVerifier } from "../../services/tenancy/tokens.js";
+import { MemoryStream } from "./memory-stream.js";
+
+export const testRegistry = ProtoRegistry.load([join(packageRoot, "proto")]);
+
+export interface TestBus {
+  readonly server: HttpServer;
+  readonly stream: MemoryStream;
+  readonly key: SigningKey;
+  /** An Authorization header; by default of a producer for all tenants. */
+  bearer(token?: Partial<TokenInit>): Promise<string>;
+  close(): Promise<void>;
+}
+
+/** A bus on a stream in memory, with everything else real. */
+export async function startTestBus(
+  limits: Partial<Config["bus"]> = {},
+  notReady?: () => string | undefined,
+): Promise<TestBus> {
+  const folder = mkdtempSync(join(tmpdir(), "bus-"));
+  const key = await SigningKey.openOrCreate(join(folder, "keys"));
+  const verifier = new TokenVerifier(key, "tributary");
+  const metrics = new Registry();
+  const log = pino({ level: "silent" });
+  const stream = new MemoryStream();
+  const server = await buildServer({
+    log,
+    metrics,
+    guardMetrics: requireRole(verifier, "operator"),
+    ...(notReady && { notReady }),
+  });
+  const config = loadConfig({ bus: limits }, { env: {} });
+  await registerBus(server.app, { stream, registry: testRegistry, verifier, config, metrics, log });
+  return {
+    server,
+    stream,
+    key,
+    bearer: async (token = {}) =>
+      `Bearer ${await signToken(key, "tributary", { role: "producer", tenants: "*", subject: "test", expiresIn: 60, ...token })}`,
+    close: async () => {
+      await server.drain();
+      rmSync(folder, { recursive: true });
+    },
+  };
+}

@@ -1,0 +1,84 @@
+import { TributaryError } from "../../services/base/errors.js";
+import type { ObjectStore } from "../../services/storage/object-store.js";
+
+/** What becomes of the operation at which a fault is due. */
+export type Fault =
+  /** It does not happen and fails; those after it go well again. */
+  | "fails"
+  /** It happens and yet fails: the answer was lost. */
+  | "happens-and-fails"
+  /** It does not happen, and nothing after it ever does: the process is gone. */
+  | "crash";
+
+const OPERATIONS = ["get", "getRange", "put", "putIfAbsent", "adopt", "delete"] as const;
+type Operation = (typeof OPERATIONS)[number];
+
+/** An object store that fails at one operation, by number, in a given way. */
+export class FaultyStore {
+  /** Operations so far, those that change nothing included. */
+  count = 0;
+  /** Name of the operation that met the fault. */
+  victim: string | undefined;
+  private at = Number.POSITIVE_INFINITY;
+  private fault: Fault = "fails";
+  private dead = false;
+  private tellGone: () => void = () => undefined;
+  /** Resolves when a crash has come about. */
+  gone: Promise<void> = new Promise(() => undefined);
+
+  readonly store: ObjectStore;
+
+  constructor(inner: ObjectStore) {
+    const wrapped: Partial<Record<Operation, unknown>> = {};
+    for (const name of OPERATIONS) {
+      const run = inner[name].bind(inner) as (...args: unknown[]) => Promise<unknown>;
+      wrapped[name] = (...args: unknown[]) => this.pass(name, () => run(...args));
+    }
+    this.store = Object.assign(Object.create(inner) as ObjectStore, wrapped, {
+      scratch: inner.scratch,
+      localPath: inner.localPath.bind(inner),
+      list: inner.list.bind(inner),
+    });
+  }
+
+  /** The operation with this number, counted from now on, meets the fault. */
+  arm(number: number, fault: Fault): void {
+    this.count = 0;
+    this.at = number;
+    this.fault = fault;
+    this.dead = false;
+    this.gone = new Promise((resolve) => {
+      this.tellGone = resolve;
+    });
+  }
+
+  /** No fault from now on. True when it had come about. */
+  disarm(): boolean {
+    const struck = this.count > this.at;
+    this.at = Number.POSITIVE_INFINITY;
+    return struck;
+  }
+
+  private async pass(name: Operation, run: () => Promise<unknown>): Promise<unknown> {
+    // A process that is gone gets no answer at all.
+    if (this.dead) return new Promise(() => undefined);
+    const due = this.count++ === this.at;
+    if (!due) return run();
+    this.victim = name;
+    switch (this.fault) {
+      case "fails":
+        throw new TributaryError("TRB-STORE-FAILED", "a fault of the test");
+      case "happens-and-fails":
+        await run();
+        throw new TributaryError("TRB-STORE-FAILED", "a fault of the test");
+      case "crash":
+        return this.die();
+    }
+  }
+
+  private die(): Promise<never> {
+    this.dead = true;
+    this.tellGone();
+    return new Promise(() => undefined);
+  }
+}
