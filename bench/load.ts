@@ -1,4 +1,4 @@
-import { Agent, request } from "node:http";
+import { connect, type Socket } from "node:net";
 import { ProtoRegistry } from "../services/contracts/registry.js";
 import { TrackerWorkload } from "../services/main/workload/generator.js";
 
@@ -53,18 +53,62 @@ process.on("message", (message: { order?: LoadOrder; go?: true }) => {
 });
 process.on("disconnect", () => process.exit(0));
 
+/** One keep-alive connection: a request goes out as soon as the one before it is answered. */
+class Connection {
+  private readonly socket: Socket;
+  private answer = "";
+  private waiting: ((status: number) => void) | undefined;
+
+  constructor(
+    private readonly url: URL,
+    private readonly token: string,
+  ) {
+    this.socket = connect(Number(url.port), url.hostname);
+    this.socket.setNoDelay(true);
+    this.socket.setEncoding("latin1").on("data", (text: string) => this.receive(text));
+    this.socket.on("error", (error) => {
+      throw error;
+    });
+  }
+
+  post(body: Buffer): Promise<number> {
+    const head = `POST /v1/events HTTP/1.1\r\nhost: ${this.url.host}\r\nauthorization: Bearer ${this.token}\r\ncontent-type: application/x-protobuf\r\ncontent-length: ${body.length}\r\n\r\n`;
+    this.socket.cork();
+    this.socket.write(head);
+    this.socket.write(body);
+    this.socket.uncork();
+    return new Promise((resolve) => {
+      this.waiting = resolve;
+    });
+  }
+
+  private receive(text: string): void {
+    this.answer += text;
+    const head = this.answer.indexOf("\r\n\r\n");
+    const length = /content-length: (\d+)/i.exec(this.answer)?.[1];
+    if (head < 0 || length === undefined || this.answer.length < head + 4 + Number(length)) return;
+    const status = Number(this.answer.slice(9, 12));
+    this.answer = "";
+    this.waiting?.(status);
+  }
+
+  end(): void {
+    this.socket.end();
+  }
+}
+
 async function drive({ url, token, connections, events }: LoadOrder): Promise<LoadReport> {
-  const agent = new Agent({ keepAlive: true, maxSockets: connections });
   const latencies: number[] = [];
   let next = 0;
   let retries = 0;
   const cpu = process.cpuUsage();
   const started = performance.now();
   const worker = async () => {
+    const connection = new Connection(new URL(url), token);
     for (let body = bodies[next++]; body !== undefined; body = bodies[next++]) {
       for (;;) {
         const sent = performance.now();
-        const status = await post(agent, url, token, body);
+        const status = await connection.post(body);
         if (status === 200) {
           latencies.push(performance.now() - sent);
           break;
@@ -74,11 +118,11 @@ async function drive({ url, token, connections, events }: LoadOrder): Promise<Lo
         await new Promise((resolve) => setTimeout(resolve, 20));
       }
     }
+    connection.end();
   };
   await Promise.all(Array.from({ length: connections }, worker));
   const seconds = (performance.now() - started) / 1000;
   const used = process.cpuUsage(cpu);
-  agent.destroy();
   latencies.sort((a, b) => a - b);
   const at = (share: number) =>
     latencies[Math.min(latencies.length - 1, Math.floor(latencies.length * share))] ?? 0;
@@ -90,27 +134,4 @@ async function drive({ url, token, connections, events }: LoadOrder): Promise<Lo
     retries,
     latencyMs: { p50: at(0.5), p99: at(0.99) },
   };
-}
-
-function post(agent: Agent, url: string, token: string, body: Buffer): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const outgoing = request(
-      `${url}/v1/events`,
-      {
-        method: "POST",
-        agent,
-        headers: {
-          authorization: `Bearer ${token}`,
-          "content-type": "application/x-protobuf",
-          "content-length": body.length,
-        },
-      },
-      (response) => {
-        response.resume();
-        response.on("end", () => resolve(response.statusCode ?? 0));
-      },
-    );
-    outgoing.on("error", reject);
-    outgoing.end(body);
-  });
 }

@@ -104,11 +104,13 @@ export function loadConfig(
   const parsed = configSchema.safeParse(merged);
   if (parsed.success) return parsed.data;
   const lines = parsed.error.issues.map((issue) => {
+    const path = issue.path.join(".") || "(top)";
+    if (issue.code === "unrecognized_keys") return `${path}: no such setting: ${issue.keys.join(", ")}`;
     const found = issue.path.reduce<unknown>(
       (value, key) => (value as Record<PropertyKey, unknown>)?.[key],
       merged,
     );
-    return `${issue.path.join(".") || "(top)"}: ${issue.message}, found ${JSON.stringify(found)}`;
+    return `${path}: ${issue.message}, found ${JSON.stringify(found)}`;
   });
   throw new TributaryError("TRB-CONFIG", lines.join("; "));
 }
@@ -124,7 +126,10 @@ function fromEnvironment(env: NodeJS.ProcessEnv): Record<string, unknown> {
       .split("__")
       .map((part) => part.toLowerCase().replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase()));
     let node = result;
-    for (const key of path.slice(0, -1)) node = (node[key] ??= {}) as Record<string, unknown>;
+    for (const key of path.slice(0, -1)) {
+      node[key] ??= {};
+      node = node[key] as Record<string, unknown>;
+    }
     node[path[path.length - 1]!] = value;
   }
   return result;

@@ -1,7 +1,8 @@
 import { BLOB, type DuckDBType, VARCHAR } from "@duckdb/node-api";
 import protobuf from "protobufjs";
-import { type ColumnWriter, ListColumn, StructColumn, TextColumn } from "../base/column-writers.js";
+import { type ColumnWriter, TextColumn } from "../base/column-writers.js";
 import { TributaryError } from "../base/errors.js";
+import { ListColumn, StructColumn } from "../base/nested-columns.js";
 import { nameOf } from "./registry.js";
 import { type Read, SCALARS, type Value, WELL_KNOWN } from "./scalar-columns.js";
 import * as wire from "./wire.js";
@@ -120,7 +121,7 @@ function shapeOf(type: protobuf.Type, outer: readonly protobuf.Type[]): MessageS
 }
 
 function fieldShape(field: protobuf.Field, outer: readonly protobuf.Type[]): FieldShape {
-  const value = valueOf(field, outer);
+  const value = valueShape(field, outer);
   const { name } = field;
   if (field instanceof protobuf.MapField) return { name, ...mapShape(SCALARS[field.keyType]!(), value) };
   if (!field.repeated) {
@@ -144,7 +145,7 @@ function fieldShape(field: protobuf.Field, outer: readonly protobuf.Type[]): Fie
   };
 }
 
-function valueOf(field: protobuf.Field, outer: readonly protobuf.Type[]): Value {
+function valueShape(field: protobuf.Field, outer: readonly protobuf.Type[]): Value {
   const resolved = field.resolvedType;
   if (resolved === null) return SCALARS[field.type]!();
   if (resolved instanceof protobuf.Enum) return enumValue(resolved);
@@ -209,11 +210,7 @@ function mapShape(key: Value, value: Value): Omit<FieldShape, "name"> {
       }
     }
     if (list.length(row) === 0) seen.clear();
-    let element = seen.find(bytes, keyFrom, keyTo);
-    if (element < 0) {
-      element = list.append(row);
-      seen.add(element, keyFrom, keyTo);
-    }
+    const element = seen.place(keyText(key.wireType, bytes, keyFrom, keyTo), () => list.append(row));
     key.writer.setZero(element);
     prepare(value, element);
     if (keyFrom < keyTo && !key.read(bytes, keyFrom, keyTo, element)) return false;
@@ -229,26 +226,31 @@ function mapShape(key: Value, value: Value): Omit<FieldShape, "name"> {
   };
 }
 
-/** The keys of one map value so far, as slices of the payload: a key given again takes the place of the first. */
+/** Equal for equal keys, however they are written; an absent key is the zero. */
+function keyText(wireType: number, bytes: Buffer, from: number, to: number): string {
+  if (wireType === wire.LENGTH_DELIMITED) return bytes.toString("latin1", from, to);
+  if (wireType !== wire.VARINT)
+    return from === to ? "" : bytes.toString("latin1", from, to).replace(/^\0+$/, "");
+  if (from === to) return "0:0";
+  wire.readVarint(bytes, from, to);
+  return `${wire.low}:${wire.high}`;
+}
+
+/** The keys of one map value so far: a key given again takes the place of the first. */
 class SeenKeys {
-  /** element, from, to; element, from, to; … */
-  private slices: number[] = [];
+  private readonly elements = new Map<string, number>();
 
   clear(): void {
-    if (this.slices.length > 0) this.slices = [];
+    if (this.elements.size > 0) this.elements.clear();
   }
 
-  /** The element with this key, or -1. */
-  find(bytes: Buffer, from: number, to: number): number {
-    const { slices } = this;
-    for (let at = 0; at < slices.length; at += 3) {
-      if (bytes.compare(bytes, slices[at + 1], slices[at + 2], from, to) === 0) return slices[at]!;
+  place(key: string, append: () => number): number {
+    let element = this.elements.get(key);
+    if (element === undefined) {
+      element = append();
+      this.elements.set(key, element);
     }
-    return -1;
-  }
-
-  add(element: number, from: number, to: number): void {
-    this.slices.push(element, from, to);
+    return element;
   }
 }
 

@@ -1,9 +1,13 @@
 import { Envelope } from "../contracts/envelope.js";
 import type { StreamBatch } from "../stream/change-stream.js";
 
+/** Words an event takes in `EventBatch.fields`. */
+const FIELDS = 17;
+
 /**
- * Events of one entity type on their way into tables: slices of the stream's buffers with what the stream knows of
- * them. Fields are read from the bytes when a column needs them; no event becomes an object.
+ * Events of one entity type on their way into tables: slices of the stream's buffers, where their fields lie in them,
+ * and what the stream knows of them. Values are read from the bytes when a column needs them; no event becomes an
+ * object.
  */
 export class EventBatch {
   readonly bytes: Buffer[] = [];
@@ -14,6 +18,9 @@ export class EventBatch {
   /** Milliseconds since the epoch. */
   readonly receivedAt: number[] = [];
   byteCount = 0;
+  /** What `Envelope.read` found, FIELDS words an event, so that it is found once. */
+  private fields = new Int32Array(64 * FIELDS);
+  private readonly occurredSeconds: number[] = [];
 
   constructor(readonly entityType: string) {}
 
@@ -21,6 +28,7 @@ export class EventBatch {
     return this.starts.length;
   }
 
+  /** `read` has the event's fields, when the caller has read them already. */
   add(
     bytes: Buffer,
     start: number,
@@ -28,7 +36,9 @@ export class EventBatch {
     partition: string,
     position: string,
     receivedAt: number,
+    read: Envelope = readEnvelope(bytes, start, end),
   ): void {
+    this.keep(read);
     this.bytes.push(bytes);
     this.starts.push(start);
     this.ends.push(end);
@@ -38,8 +48,66 @@ export class EventBatch {
     this.byteCount += end - start;
   }
 
-  /** Points `envelope` at event `i`, which was read without fault before. */
+  private keep(envelope: Envelope): void {
+    let at = this.count * FIELDS;
+    if (at === this.fields.length) {
+      const grown = new Int32Array(at * 2);
+      grown.set(this.fields);
+      this.fields = grown;
+    }
+    const { fields } = this;
+    fields[at++] = envelope.tenantStart;
+    fields[at++] = envelope.tenantEnd;
+    fields[at++] = envelope.typeStart;
+    fields[at++] = envelope.typeEnd;
+    fields[at++] = envelope.idStart;
+    fields[at++] = envelope.idEnd;
+    fields[at++] = envelope.operation;
+    fields[at++] = envelope.versionLo;
+    fields[at++] = envelope.versionHi;
+    fields[at++] = envelope.occurredNanos;
+    fields[at++] = envelope.typeUrlStart;
+    fields[at++] = envelope.typeUrlEnd;
+    fields[at++] = envelope.payloadStart;
+    fields[at++] = envelope.payloadEnd;
+    fields[at++] = envelope.compression;
+    fields[at++] = envelope.eventIdStart;
+    fields[at] = envelope.eventIdEnd;
+    this.occurredSeconds.push(envelope.occurredSeconds);
+  }
+
+  /** Points `envelope` at event `i`; its attributes are not there (see `readWhole`). */
   read(i: number, envelope: Envelope): void {
+    const { fields } = this;
+    let at = i * FIELDS;
+    envelope.bytes = this.bytes[i]!;
+    envelope.start = this.starts[i]!;
+    envelope.end = this.ends[i]!;
+    envelope.tenantStart = fields[at++]!;
+    envelope.tenantEnd = fields[at++]!;
+    envelope.typeStart = fields[at++]!;
+    envelope.typeEnd = fields[at++]!;
+    envelope.idStart = fields[at++]!;
+    envelope.idEnd = fields[at++]!;
+    envelope.operation = fields[at++]!;
+    envelope.versionLo = fields[at++]! >>> 0;
+    envelope.versionHi = fields[at++]! >>> 0;
+    envelope.occurredNanos = fields[at++]!;
+    envelope.typeUrlStart = fields[at++]!;
+    envelope.typeUrlEnd = fields[at++]!;
+    envelope.payloadStart = fields[at++]!;
+    envelope.payloadEnd = fields[at++]!;
+    envelope.compression = fields[at++]!;
+    envelope.eventIdStart = fields[at++]!;
+    envelope.eventIdEnd = fields[at]!;
+    envelope.occurredSeconds = this.occurredSeconds[i]!;
+    envelope.referenceStart = -1;
+    envelope.referenceEnd = -1;
+    envelope.attributeCount = 0;
+  }
+
+  /** As `read`, with attributes. */
+  readWhole(i: number, envelope: Envelope): void {
     const code = envelope.read(this.bytes[i]!, this.starts[i]!, this.ends[i]!);
     if (code !== undefined) throw new Error(`assertion failed: an event of a batch is unreadable (${code})`);
   }
@@ -51,8 +119,10 @@ export class EventBatch {
   /** The events that `keep` says yes to, in order. */
   filter(keep: (i: number) => boolean): EventBatch {
     const kept = new EventBatch(this.entityType);
+    const envelope = new Envelope();
     for (let i = 0; i < this.count; i++) {
       if (!keep(i)) continue;
+      this.read(i, envelope);
       kept.add(
         this.bytes[i]!,
         this.starts[i]!,
@@ -60,6 +130,7 @@ export class EventBatch {
         this.partitions[i]!,
         this.positions[i]!,
         this.receivedAt[i]!,
+        envelope,
       );
     }
     return kept;
@@ -83,6 +154,13 @@ export class EventBatch {
     }
     return reached;
   }
+}
+
+function readEnvelope(bytes: Buffer, start: number, end: number): Envelope {
+  const envelope = new Envelope();
+  const code = envelope.read(bytes, start, end);
+  if (code !== undefined) throw new Error(`assertion failed: an unreadable event comes to a batch (${code})`);
+  return envelope;
 }
 
 export interface Unreadable {
@@ -127,20 +205,25 @@ export function route(
       last = batchFor(type);
       lastType = type;
     }
-    last.add(batch.bytes, start, end, partition, position, receivedAt);
+    last.add(batch.bytes, start, end, partition, position, receivedAt, envelope);
   }
 }
 
 export const OPERATIONS = ["", "CREATED", "UPDATED", "DELETED"] as const;
 
-const MILLION = 1_000_000n;
-
-/** occurred_at in microseconds, or null. */
-export function occurredMicros(envelope: Envelope): bigint | null {
-  const seconds = envelope.occurredSeconds;
-  if (Number.isNaN(seconds)) return null;
+/** occurred_at in microseconds, rounded down, as int64 halves; false when the event has none. */
+export function occurredHalves(envelope: Envelope, halves: Uint32Array): boolean {
+  const { occurredSeconds: seconds } = envelope;
+  if (Number.isNaN(seconds)) return false;
   const micros = Math.floor(envelope.occurredNanos / 1000);
-  // 2^53 microseconds are 285 years.
-  if (Math.abs(seconds) < 9_000_000_000) return BigInt(seconds * 1e6 + micros);
-  return BigInt(seconds) * MILLION + BigInt(micros);
+  const total = seconds * 1e6 + micros;
+  if (Number.isSafeInteger(total)) {
+    halves[1] = Math.floor(total / 0x1_0000_0000);
+    halves[0] = total;
+  } else {
+    const exact = BigInt.asUintN(64, BigInt(seconds) * 1_000_000n + BigInt(micros));
+    halves[0] = Number(exact & 0xffffffffn);
+    halves[1] = Number(exact >> 32n);
+  }
+  return true;
 }

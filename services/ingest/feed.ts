@@ -1,5 +1,6 @@
 import { type DuckDBConnection, DuckDBTableFunction } from "@duckdb/node-api";
 import duckdb from "@duckdb/node-bindings";
+import { assertTextLayout } from "../base/column-layout.js";
 import type { ColumnWriter } from "../base/column-writers.js";
 
 export interface FeedColumn {
@@ -33,6 +34,7 @@ export class Feed {
 
   /** `name` is unique within the database of the connection. */
   static register(connection: DuckDBConnection, name: string, columns: readonly FeedColumn[]): Feed {
+    assertTextLayout();
     const feed = new Feed(name, columns);
     connection.registerTableFunction(
       DuckDBTableFunction.create({

@@ -1,5 +1,6 @@
 import { BLOB } from "@duckdb/node-api";
-import { FixedColumn, ListColumn, TextColumn } from "../base/column-writers.js";
+import { FixedColumn, TextColumn } from "../base/column-writers.js";
+import { ListColumn } from "../base/nested-columns.js";
 import { Envelope } from "../contracts/envelope.js";
 import type { TableSpec } from "../table/delta-table.js";
 import { deltaTypeOf } from "../table/schema.js";
@@ -97,7 +98,7 @@ export class RawRows {
   }
 
   private put(row: number, batch: EventBatch, i: number, envelope: Envelope, stream: Buffer): void {
-    batch.read(i, envelope);
+    batch.readWhole(i, envelope);
     const { bytes } = envelope;
     this.tenant.set(row, bytes, envelope.tenantStart, envelope.tenantEnd);
     this.type.set(row, bytes, envelope.typeStart, envelope.typeEnd);

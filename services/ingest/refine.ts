@@ -24,7 +24,7 @@ import {
   WORDS,
 } from "../table/order.js";
 import { ORDER_COLUMNS, type UpsertBatch } from "../table/upsert.js";
-import { type EventBatch, OPERATIONS, occurredMicros } from "./event-batch.js";
+import { type EventBatch, OPERATIONS, occurredHalves } from "./event-batch.js";
 import { Feed } from "./feed.js";
 import { putOccurred } from "./raw-table.js";
 
@@ -204,14 +204,18 @@ export class Refiner {
       SELECT k.ord, ${names.join(", ")}, ${ORDER_COLUMNS.map((name) => `k.${name}`).join(", ")}
       FROM (\n${this.model.sql}\n) m
       LEFT JOIN batch_keys k ON m.entity_id = k.entity_id AND m.tenant_id = k.tenant_id`;
+    let failure: unknown;
     try {
       await this.run(sql, this.events);
     } catch (error) {
-      throw asModelFailure(error, upserts);
+      failure = asModelFailure(error, upserts);
+      if (!(failure instanceof ModelFailure)) throw error;
     }
+    // First: what the model says of rows that are half read is nothing to go by.
     if (undecodable.length > 0) {
       throw new ModelFailure("TRB-EVENT-PAYLOAD-DECODE", "the payload does not decode", undecodable, true);
     }
+    if (failure !== undefined) throw failure;
     const [counts] = (
       await this.connection.runAndReadAll("SELECT count(*), count(ord), count(DISTINCT ord) FROM batch_rows")
     ).getRows();
@@ -285,9 +289,7 @@ function orderRecords(batch: EventBatch): Uint32Array {
     wide[0] = hashOf(envelope);
     records[at + CONTENT_LO] = halves[0]!;
     records[at + CONTENT_HI] = halves[1]!;
-    const occurred = occurredMicros(envelope);
-    if (occurred !== null) {
-      wide[0] = occurred;
+    if (occurredHalves(envelope, halves)) {
       records[at + OCCURRED_LO] = halves[0]!;
       records[at + OCCURRED_HI] = halves[1]! ^ 0x80000000;
     }

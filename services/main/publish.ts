@@ -140,7 +140,7 @@ class FilePublisher {
 
   async #open(): Promise<AsyncIterable<LineBatch>> {
     const { input, batch = BATCH_LINES, resume = true } = this.#options;
-    const limits = { lines: batch, bytes: BATCH_BYTES };
+    const limits = { lines: Math.max(1, batch), bytes: BATCH_BYTES };
     if (typeof input !== "string" || input === "-") {
       const stream = typeof input === "string" ? process.stdin : input;
       // A pipe may have nothing to say for hours.
@@ -274,7 +274,7 @@ export async function publishBodies(
 }
 
 const clientOf = ({ url, token, concurrency = CONCURRENCY }: PublishTarget): HttpClient =>
-  new HttpClient({ url, token, connections: concurrency });
+  new HttpClient({ url, token, connections: Math.max(1, concurrency) });
 
 const senderOf = ({ signal, patienceMs }: PublishTarget, client: HttpClient): EventSender =>
   new EventSender(client, { signal, ...(patienceMs === undefined ? {} : { patienceMs }) });

@@ -54,7 +54,9 @@ export async function bindModel(
     `CREATE OR REPLACE TEMP TABLE ${identifier(model.entityType)} (${relation.join(", ")})`,
   );
   try {
-    const described = await rowsOf(connection, `DESCRIBE SELECT * FROM (\n${model.sql}\n) m`);
+    const described = await rowsOf(connection, `DESCRIBE ${model.sql}`);
+    // As ingest runs it: a trailing semicolon, say, would only show there.
+    await connection.run(`SELECT * FROM (\n${model.sql}\n) m`);
     const columns = described.map(([name, columnType]) => ({
       name: String(name),
       type: String(columnType),

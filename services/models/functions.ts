@@ -15,6 +15,23 @@ const MISLABELLED = [
   "version",
 ];
 
+const CHANGING = "which depends on more than its arguments; equal events must give equal rows";
+
+/** What SQL keywords without parentheses stand for when no column of that name is there. */
+export const VALUE_WORDS = new Set([
+  "current_catalog",
+  "current_date",
+  "current_role",
+  "current_schema",
+  "current_time",
+  "current_timestamp",
+  "current_user",
+  "localtime",
+  "localtimestamp",
+  "session_user",
+  "user",
+]);
+
 /** Functions whose answer depends on more than their arguments, macros that call one included: name → why. */
 export async function unstableFunctions(connection: DuckDBConnection): Promise<Map<string, string>> {
   const rows = await rowsOf(
@@ -22,12 +39,7 @@ export async function unstableFunctions(connection: DuckDBConnection): Promise<M
     `SELECT DISTINCT function_name, function_type, stability, macro_definition FROM duckdb_functions()
      WHERE function_type IN ('aggregate', 'macro') OR stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY')`,
   );
-  const unstable = new Map<string, string>(
-    MISLABELLED.map((name) => [
-      name,
-      "which depends on more than its arguments; equal events must give equal rows",
-    ]),
-  );
+  const unstable = new Map<string, string>(MISLABELLED.map((name) => [name, CHANGING]));
   const macros: [string, string][] = [];
   for (const [name, type, stability, macro] of rows) {
     const key = String(name).toLowerCase();
@@ -42,8 +54,8 @@ export async function unstableFunctions(connection: DuckDBConnection): Promise<M
   for (let before = -1; before !== unstable.size; ) {
     before = unstable.size;
     for (const [name, definition] of macros) {
-      const cause = callsOf(definition).find((word) => unstable.has(word));
-      if (cause !== undefined && !unstable.has(name)) unstable.set(name, unstable.get(cause)!);
+      const cause = callsOf(definition).find((word) => unstable.has(word) || VALUE_WORDS.has(word));
+      if (cause !== undefined && !unstable.has(name)) unstable.set(name, unstable.get(cause) ?? CHANGING);
     }
   }
   return unstable;

@@ -1,7 +1,7 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
-import { unstableFunctions } from "./functions.js";
+import { unstableFunctions, VALUE_WORDS } from "./functions.js";
 import type { Model } from "./project.js";
 
 const KEYS = ["tenant_id", "entity_id"];
@@ -28,21 +28,6 @@ export async function checkShape(connection: DuckDBConnection, model: Model): Pr
   check.select(statement.node, new Map());
   if (check.sources !== 1) throw refused(model, `reads its source() ${check.sources} times; expected once`);
 }
-
-/** What SQL keywords without parentheses stand for when no column of that name is there. */
-const VALUE_WORDS = new Set([
-  "current_catalog",
-  "current_date",
-  "current_role",
-  "current_schema",
-  "current_time",
-  "current_timestamp",
-  "current_user",
-  "localtime",
-  "localtimestamp",
-  "session_user",
-  "user",
-]);
 
 const FROM_CONSTRUCTS: Readonly<Record<string, string>> = {
   JOIN: "a join",
@@ -183,13 +168,17 @@ class ShapeCheck {
     const node = value as Node;
     switch (node.class) {
       case "SUBQUERY":
-        return this.refuse("a subquery in an expression");
+        this.refuse("a subquery in an expression");
+        break;
       case "WINDOW":
-        return this.refuse("a window function");
+        this.refuse("a window function");
+        break;
       case "STAR":
-        return this.refuse("a star in an expression");
+        this.refuse("a star in an expression");
+        break;
       case "POSITIONAL_REFERENCE":
-        return this.refuse("a column by position");
+        this.refuse("a column by position");
+        break;
       case "COLUMN_REF": {
         const [name, ...rest] = node.column_names ?? [];
         if (rest.length === 0 && VALUE_WORDS.has(name?.toLowerCase() ?? "")) {

@@ -27,6 +27,7 @@ import {
   type DuckDBValue,
   DuckDBVariantValue,
 } from "@duckdb/node-api";
+import { TributaryError } from "../base/errors.js";
 import type { AnswerFormat } from "./protocol.js";
 
 /** A value as it stands in an answer. Objects are kept as entries, so that no key is special to JavaScript. */
@@ -128,6 +129,10 @@ function plainObjectOf(value: DuckDBValue & object, type: DuckDBType | undefined
   }
   if (value instanceof DuckDBStructValue) {
     const names = type instanceof DuckDBStructType ? type.entryNames : Object.keys(value.entries);
+    if (names.includes("__proto__")) {
+      // JavaScript has swallowed its value already.
+      throw new TributaryError("TRB-QUERY-CONSTRUCT", "a struct's field may not be called __proto__");
+    }
     return new PlainObject(
       names.map((name, at) => [
         name,

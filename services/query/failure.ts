@@ -30,7 +30,9 @@ const ABOUT_COLUMNS =
  * The session has errors_as_json set, so that kind and place need not be guessed from prose.
  */
 export function failureOf(error: unknown): Failure {
-  if (error instanceof TributaryError) return { type: "failed", code: error.code };
+  if (error instanceof TributaryError) {
+    return { type: "failed", code: error.code, message: error.message };
+  }
   const told = readError(error);
   if (told === undefined) return { type: "failed", code: "TRB-INTERNAL", cause: assertionOf(error) };
   const code = codeOf(told);

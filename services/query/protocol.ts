@@ -56,6 +56,8 @@ export type Reply =
 export interface Failure {
   readonly type: "failed";
   readonly code: Code;
+  /** Words of our own, safe to show. */
+  readonly message?: string;
   /** UTF-8 byte offset in the user's SQL. */
   readonly offset?: number;
   /** With TRB-INTERNAL, for the log: what of ours did not hold, or the engine's kind of exception. */

@@ -154,7 +154,7 @@ function parametersOf(query: GatedQuery, given: QueryRequest["params"]): Record<
 /** A failure in the user's terms: its code, where it is, and of names only what the user wrote there. */
 function refusal(sql: string, answered: Answered, query?: GatedQuery): TributaryError {
   assert(answered.type === "failed", "a worker answers what it was asked");
-  const { code, offset, cause }: Failure = answered;
+  const { code, message, offset, cause }: Failure = answered;
   const position = positionAt(sql, offset);
   const options = {
     ...(position === undefined ? {} : { details: { position } }),
@@ -163,7 +163,7 @@ function refusal(sql: string, answered: Answered, query?: GatedQuery): Tributary
   const name = code === "TRB-QUERY-COLUMN" && offset !== undefined ? query?.columnsAt.get(offset) : undefined;
   return new TributaryError(
     code,
-    name === undefined ? undefined : `${name}: no such column, or more than one`,
+    name === undefined ? message : `${name}: no such column, or more than one`,
     options,
   );
 }

@@ -34,8 +34,11 @@ const RESERVED = new Set([
 ]);
 const TENANT_RULE = /^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$/;
 
-/** Rows the engine keeps ready before the first is fetched: an error within them arrives with its place. */
-const EAGER_BYTES = 32 * 1024 * 1024;
+/**
+ * Rows the engine keeps ready before the first is fetched: an error within them arrives with its place. Texts are not
+ * counted, so that this is some hundred thousand rows.
+ */
+const EAGER_BYTES = 4 * 1024 * 1024;
 /** Rows that go to the parent in one message. */
 const MESSAGE_CHARACTERS = 256 * 1024;
 
@@ -186,7 +189,11 @@ export class Session {
       text += rows;
       rowCount += chunk.rowCount;
       characters += rows.length;
-      if (characters > request.maxCharacters) throw new TributaryError("TRB-QUERY-ROWS");
+      if (characters > request.maxCharacters)
+        throw new TributaryError(
+          "TRB-QUERY-ROWS",
+          `the answer has more than ${request.maxCharacters} characters`,
+        );
       if (text.length > MESSAGE_CHARACTERS) {
         emit(text);
         text = "";
@@ -258,7 +265,10 @@ function bind(statement: DuckDBPreparedStatement, parameters: Readonly<Record<st
   for (const [name, value] of Object.entries(parameters)) {
     if (!Array.isArray(value)) {
       const scalar = value as Exclude<Parameter, readonly unknown[]>;
-      values[name] = typeof scalar === "number" && Number.isSafeInteger(scalar) ? BigInt(scalar) : scalar;
+      const whole = typeof scalar === "number" && Number.isSafeInteger(scalar);
+      values[name] = whole ? BigInt(scalar) : scalar;
+      // Left to itself, the binding takes it for the largest kind there is.
+      if (whole) types[name] = BIGINT;
       continue;
     }
     const items = value as readonly Parameter[];

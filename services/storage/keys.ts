@@ -22,8 +22,7 @@ export function checkPrefix(prefix: string): void {
   if (
     prefix.length > MAX_KEY_BYTES ||
     (prefix !== "" && !KEY.test(prefix)) ||
-    complete.some((segment) => segment === "" || segment === "." || segment === "..") ||
-    prefix.endsWith("/..")
+    complete.some((segment) => segment === "" || segment === "." || segment === "..")
   ) {
     throw badKey("prefix", "the beginning of a key");
   }

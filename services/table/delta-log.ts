@@ -11,6 +11,7 @@ import type { TableState } from "./state.js";
 
 const VECTOR =
   'STRUCT("storageType" VARCHAR, "pathOrInlineDv" VARCHAR, "offset" INTEGER, "sizeInBytes" INTEGER, cardinality BIGINT)';
+const MIN_OBJECT_BYTES = 1024 * 1024;
 const STRINGS = "MAP(VARCHAR, VARCHAR)";
 // Delta protocol, "Checkpoint Schema" (V1, classic).
 const CHECKPOINT_COLUMNS: Readonly<Record<string, string>> = {
@@ -100,11 +101,14 @@ export async function writeCheckpoint(
   const json = `${scratch}.ndjson`;
   const parquet = `${scratch}.parquet`;
   try {
-    await writeFile(json, actions.map((action) => JSON.stringify(action)).join("\n"));
+    const lines = actions.map((action) => Buffer.from(`${JSON.stringify(action)}\n`));
+    await writeFile(json, lines);
+    // DuckDB takes twice this at once, whatever the lines are.
+    const longest = lines.reduce((most, { length }) => Math.max(most, length), MIN_OBJECT_BYTES);
     const columns = Object.entries(CHECKPOINT_COLUMNS).map(([name, type]) => `${name}: ${literal(type)}`);
     await duck.with((connection) =>
       connection.run(
-        `COPY (SELECT * FROM read_json(${literal(json)}, format='newline_delimited', maximum_object_size=268435456,
+        `COPY (SELECT * FROM read_json(${literal(json)}, format='newline_delimited', maximum_object_size=${longest},
            columns={${columns.join(", ")}})) TO ${literal(parquet)} (FORMAT parquet, COMPRESSION zstd)`,
       ),
     );

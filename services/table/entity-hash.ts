@@ -19,9 +19,11 @@ const seed = randomBytes(12);
 const SEED0 = seed.readInt32LE(0);
 const SEED1 = seed.readInt32LE(4);
 const SEED2 = seed.readInt32LE(8);
+// Odd, so that multiplying by them loses nothing.
 const C1 = 0x239b961b;
 const C2 = 0xab0e9789 | 0;
 const C3 = 0x38b34ae5;
+const C4 = 0xa1e38b93 | 0;
 
 export const entityHash: EntityHash = (bytes, start, end, words, at) => {
   let a = SEED0;
@@ -31,16 +33,16 @@ export const entityHash: EntityHash = (bytes, start, end, words, at) => {
   const whole = end - ((end - start) & 3);
   for (; p < whole; p += 4) {
     const k = bytes[p]! | (bytes[p + 1]! << 8) | (bytes[p + 2]! << 16) | (bytes[p + 3]! << 24);
-    a = lane(a ^ round(k, C1), 13, 0x561ccd1b) + b;
-    b = lane(b ^ round(k, C2), 15, 0x0bcaa747) + c;
-    c = lane(c ^ round(k, C3), 17, 0x96cd1c35) + a;
+    a = lane(a ^ round(k, C1, C2), 13, 0x561ccd1b) + b;
+    b = lane(b ^ round(k, C2, C3), 15, 0x0bcaa747) + c;
+    c = lane(c ^ round(k, C3, C4), 17, 0x96cd1c35) + a;
   }
   let tail = 0;
   for (let shift = 0; p < end; p++, shift += 8) tail |= bytes[p]! << shift;
-  const length = end - start;
-  a ^= round(tail, C1) ^ length;
-  b ^= round(tail, C2) ^ length;
-  c ^= round(tail, C3) ^ length;
+  // The length goes into one lane: in all of them it could cancel itself out when they are added up.
+  a ^= round(tail, C1, C2) ^ (end - start);
+  b ^= round(tail, C2, C3);
+  c ^= round(tail, C3, C4);
   a += b + c;
   b = mix(b + a);
   c = mix(c + b);
@@ -49,9 +51,9 @@ export const entityHash: EntityHash = (bytes, start, end, words, at) => {
   words[at + HASH2] = c;
 };
 
-const round = (k: number, constant: number): number => {
-  const product = Math.imul(k, constant);
-  return Math.imul((product << 15) | (product >>> 17), C2 ^ constant);
+const round = (k: number, first: number, second: number): number => {
+  const product = Math.imul(k, first);
+  return Math.imul((product << 15) | (product >>> 17), second);
 };
 
 const lane = (h: number, turn: number, constant: number): number =>

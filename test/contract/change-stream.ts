@@ -231,6 +231,17 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
       expect((await other.lowWater("unheard-of")).size).toBe(0);
     });
 
+    test("a checkpoint beyond what was read does not skip events", async () => {
+      await writer.append(texts(0, 40));
+      let consumer = await reader.consume("c");
+      const [first] = await readEvents(consumer, 1, { ...PLENTY, maxEvents: 1 });
+      await consumer.commit(await reader.head());
+      expect(new Map(await reader.lowWater("c"))).toEqual(new Map(lastOf(reader, [first!])));
+      await consumer.close();
+      consumer = await reader.consume("c");
+      expect(names(await readEvents(consumer, 39))).not.toContain(first!.text);
+    });
+
     test("consumers do not disturb each other", async () => {
       await writer.append(texts(0, 20));
       const one = await reader.consume("one");

@@ -13,6 +13,22 @@ export type Fault =
 const OPERATIONS = ["get", "getRange", "put", "putIfAbsent", "adopt", "delete"] as const;
 type Operation = (typeof OPERATIONS)[number];
 
+/** The store with some operations replaced. */
+export function overriding(inner: ObjectStore, operations: Partial<ObjectStore>): ObjectStore {
+  return {
+    get: (key) => inner.get(key),
+    getRange: (key, start, end) => inner.getRange(key, start, end),
+    put: (key, bytes) => inner.put(key, bytes),
+    putIfAbsent: (key, bytes) => inner.putIfAbsent(key, bytes),
+    adopt: (files) => inner.adopt(files),
+    scratch: inner.scratch,
+    localPath: (key) => inner.localPath(key),
+    list: (prefix, startAfter) => inner.list(prefix, startAfter),
+    delete: (keys) => inner.delete(keys),
+    ...operations,
+  };
+}
+
 /** An object store that fails at one operation, by number, in a given way. */
 export class FaultyStore {
   /** Operations so far, those that change nothing included. */
@@ -34,11 +50,7 @@ export class FaultyStore {
       const run = inner[name].bind(inner) as (...args: unknown[]) => Promise<unknown>;
       wrapped[name] = (...args: unknown[]) => this.pass(name, () => run(...args));
     }
-    this.store = Object.assign(Object.create(inner) as ObjectStore, wrapped, {
-      scratch: inner.scratch,
-      localPath: inner.localPath.bind(inner),
-      list: inner.list.bind(inner),
-    });
+    this.store = overriding(inner, wrapped as Partial<ObjectStore>);
   }
 
   /** The operation with this number, counted from now on, meets the fault. */

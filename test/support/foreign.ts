@@ -8,9 +8,9 @@ const run = promisify(execFile);
 
 /** A Python with the packages of test/requirements.txt; .ci/run makes one. */
 function python(): string {
-  const path = process.env.TRIBUTARY_PYTHON ?? join(packageRoot, ".venv", "bin", "python");
+  const path = process.env.TEST_PYTHON ?? join(packageRoot, ".venv", "bin", "python");
   if (!existsSync(path)) {
-    throw new Error("no Python with deltalake: run .ci/run once, or set TRIBUTARY_PYTHON");
+    throw new Error("no Python with deltalake: run .ci/run once, or set TEST_PYTHON");
   }
   return path;
 }

@@ -123,6 +123,11 @@ export class Lake {
     return new Lake(folder, options, await Lake.contextOf(folder, options));
   }
 
+  /** A second process, as it were, on the same data. */
+  async twin(): Promise<Lake> {
+    return new Lake(this.folder, this.options, await Lake.contextOf(this.folder, this.options));
+  }
+
   private static async contextOf(folder: string, options: LakeOptions): Promise<IngestContext> {
     writeProject(join(folder, "transforms"), options.models ?? { things: THINGS_SQL }, options.schema);
     const config = loadConfig(
@@ -397,7 +402,8 @@ export function seeds(fixed: number): number[] {
 }
 
 const TENANTS = ["acme", "acme:eu", "b.x-9"];
-const IDS = ["1", "é", "🜁-2", "a\u0000b", "x".repeat(300)];
+// Two of them are one id to whoever takes escapes for what they stand for.
+const IDS = ["1", "é", "🜁-2", "a\u0000b", "a\\x41", "aA", "x".repeat(300)];
 const VERSIONS = [
   1n,
   2n,

@@ -4,7 +4,7 @@ import { gunzipSync } from "node:zlib";
 import { packageRoot } from "../../services/base/paths.js";
 
 /** Real change logs with the answers they must give, kept beside the repository. */
-const folder = process.env.TRIBUTARY_SHARED_DATA ?? join(packageRoot, "..", "shared", "data");
+const folder = process.env.TEST_SHARED_DATA ?? join(packageRoot, "..", "shared", "data");
 
 export interface ChangeLog {
   readonly name: string;
@@ -23,7 +23,7 @@ export interface ChangeLog {
 
 export function changeLogs(): ChangeLog[] {
   if (!existsSync(folder))
-    throw new Error("no change logs: set TRIBUTARY_SHARED_DATA to the folder that holds them");
+    throw new Error("no change logs: set TEST_SHARED_DATA to the folder that holds them");
   const table = readFileSync(join(folder, "README.md"), "utf8");
   const rows = [...table.matchAll(/^\| (\S+)\.ndjson\.gz \|(.+)\|$/gm)];
   if (rows.length === 0) throw new Error("the change logs' README has no table of answers");

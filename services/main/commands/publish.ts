@@ -1,7 +1,7 @@
 import type { Command } from "commander";
-import { ProgressBar } from "../progress-bar.js";
-import { type PublishSummary, publishFile } from "../publish.js";
+import { runPublish } from "../publish-report.js";
 import { type ClientOptions, wholeNumber, withClient } from "./options.js";
+import { stopSignal } from "./stop-signal.js";
 
 interface PublishCommandOptions extends ClientOptions {
   readonly batch: number;
@@ -18,34 +18,6 @@ export function addPublishCommand(program: Command): void {
     .option("--no-resume", "start over instead of going on where an earlier run was stopped")
     .option("--resume-file <file>", "where the resume point is kept (default: beside the file)")
     .action(async (file: string, options: PublishCommandOptions) => {
-      const stop = new AbortController();
-      for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => stop.abort());
-      const bar = new ProgressBar(process.stderr, "publishing");
-      const summary = await publishFile({
-        ...options,
-        input: file,
-        signal: stop.signal,
-        onProgress: ({ bytes, totalBytes, events }) =>
-          bar.update({ fraction: totalBytes === undefined ? undefined : bytes / totalBytes, count: events }),
-      });
-      bar.end();
-      report(summary, options.json === true);
-      if (summary.rejected > 0 || summary.interrupted || summary.failure !== undefined) process.exitCode = 1;
-      if (summary.failure !== undefined) throw summary.failure;
+      process.exitCode = await runPublish({ ...options, input: file, signal: stopSignal() });
     });
-}
-
-function report({ failure: _, ...summary }: PublishSummary, json: boolean): void {
-  if (json) {
-    console.log(JSON.stringify(summary));
-    return;
-  }
-  const { accepted, rejected, elapsedMs, eventsPerSecond, rejections, interrupted, resumedAfterLines } =
-    summary;
-  if (resumedAfterLines > 0) console.log(`resumed after line ${resumedAfterLines}`);
-  console.log(
-    `accepted ${accepted}, rejected ${rejected}, in ${(elapsedMs / 1000).toFixed(1)} s (${Math.round(eventsPerSecond)} events/s)`,
-  );
-  for (const { line, code, message } of rejections) console.log(`  line ${line}: ${code} ${message}`);
-  if (interrupted) console.log("stopped early; the same command goes on from here");
 }

@@ -57,7 +57,7 @@ async function ask(sql: string, { url, token, tenant, csv }: SqlOptions): Promis
       body: JSON.stringify({ sql, ...(tenant === undefined ? {} : { tenant }) }),
     });
   } catch (cause) {
-    throw new TributaryError("TRB-CLI-USAGE", `--url: no server answers at ${url}`, { cause });
+    throw new TributaryError("TRB-CLI-UNREACHABLE", `--url: no server answers at ${url}`, { cause });
   }
   if (response.ok) return response;
   const body = (await response.json().catch(() => undefined)) as

@@ -64,6 +64,23 @@ describe("retention", () => {
     await close();
   });
 
+  test("segments go oldest first, each durably before the next", async () => {
+    const { files, writer, reader, fill, close } = await setUp();
+    const consumer = await reader.consume("c");
+    await fill(1, 3);
+    await consumer.commit((await take(consumer, 3)).last);
+    const before = files.operations.length;
+    await writer.trim();
+    const log = files.operations.slice(before).filter((step) => /unlink|syncFolder .*log$/.test(step));
+    expect(log.map((step) => step.replace(`${FOLDER}/log`, "LOG"))).toEqual([
+      "unlink LOG/000000000001.seg",
+      "syncFolder LOG",
+      "unlink LOG/000000000002.seg",
+      "syncFolder LOG",
+    ]);
+    await close();
+  });
+
   test("a partition that lags holds its segments", async () => {
     const { writer, reader, segments, fill, close } = await setUp();
     const consumer = await reader.consume("c");

@@ -57,7 +57,10 @@ describe("order of operations", () => {
         operation.replace(/\.0+2\.seg\.[0-9a-f]+\.tmp/, "TEMPORARY").replace(`${FOLDER}/log`, "LOG"),
       );
     const firstFrame = steps.indexOf("write LOG/000000000002.seg");
-    expect(steps.slice(0, firstFrame)).toEqual([
+    // Retention looks at the consumers meanwhile; that has no part in the order.
+    expect(
+      steps.slice(0, firstFrame).filter((step) => step.includes(" LOG/") || step.endsWith(" LOG")),
+    ).toEqual([
       "create LOG/TEMPORARY",
       "write LOG/TEMPORARY",
       "dataSync LOG/TEMPORARY",
@@ -246,7 +249,6 @@ describe("damage", () => {
       files.damage(segment(1), (bytes) => {
         bytes[at]! ^= 0x01;
       });
-      // The four bytes between are not covered by the checksum's meaning, but by the checksum.
       await expect(open(files)).rejects.toMatchObject({ code: "TRB-STREAM-CORRUPT" });
     }
   });
@@ -255,7 +257,7 @@ describe("damage", () => {
     const { files, ends } = await threeFrames();
     const reader = await EmbeddedLogReader.open({ folder: FOLDER, files });
     const consumer = await reader.consume("c");
-    await consumer.read({ maxEvents: 10, maxBytes: 1e6, waitMs: 0 });
+    while ((await consumer.read({ maxEvents: 10, maxBytes: 1e6, waitMs: 0 })) !== undefined);
     await consumer.commit(await reader.head());
     await reader.close();
     await (await files.open(segment(1), "write")).truncate(ends[1]!);

@@ -1,0 +1,167 @@
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { gateTables } from "../../test/support/query-lake.js";
+import { TributaryError } from "../base/errors.js";
+import { checkQuery, type GatedQuery } from "./gate.js";
+import { Session } from "./session.js";
+import { checkText } from "./sql-text.js";
+
+let parser: Session;
+beforeAll(async () => {
+  parser = await Session.parser(128 * 1024 * 1024);
+});
+afterAll(() => parser.close());
+
+async function gate(sql: string): Promise<GatedQuery> {
+  checkText(sql, 65_536);
+  return checkQuery(sql, await parser.parse(sql), gateTables);
+}
+
+/** The tables a query reads, or the code it is refused with. */
+async function outcome(sql: string): Promise<string> {
+  try {
+    const { tables } = await gate(sql);
+    return tables
+      .map(({ domain, model }) => `${domain}.${model}`)
+      .sort()
+      .join(" ");
+  } catch (error) {
+    if (error instanceof TributaryError) return error.code;
+    throw error;
+  }
+}
+
+describe("names resolve as the engine resolves them", () => {
+  const cases: [string, string][] = [
+    ["select 1", ""],
+    ["select * from files", "scm.files"],
+    ["select * from scm.files", "scm.files"],
+    [`select * from "SCM"."Files"`, "scm.files"],
+    ["select * from files, commits c, scm.files f2", "scm.commits scm.files"],
+    // Two domains have projects.
+    ["select * from projects", "TRB-QUERY-TABLE"],
+    ["select * from crm.projects", "crm.projects"],
+    ["select * from scm.projects", "TRB-QUERY-TABLE"],
+    ["select * from memory.scm.files", "TRB-QUERY-CONSTRUCT"],
+    // A common table hides a table of its name, where it can be seen and nowhere else.
+    ["with files as (select 1) select * from files", ""],
+    ["with files as (select 1) select * from scm.files", "scm.files"],
+    ["with files as (select * from files) select * from files", "scm.files"],
+    ["with recursive files as (select 1 union all select * from files) select * from files", ""],
+    ["with a as (select 1), b as (select * from a) select * from b", ""],
+    ["with a as (select * from b), b as (select 1) select * from a", "TRB-QUERY-TABLE"],
+    ["select * from (with issues as (select 1) select * from issues) x, issues", "tracker.issues"],
+    ["with issues as (select 1) select * from (select * from issues) x", ""],
+    ["with c as (select 1) select (select count(*) from c), (select count(*) from commits)", "scm.commits"],
+    ["with c as (select 1) (select * from c union select * from c)", ""],
+    ["(with c as (select 1) select * from c) union select * from c", "TRB-QUERY-TABLE"],
+    ["with c as (with d as (select * from issues) select * from d) select * from c", "tracker.issues"],
+    ["with c as (with d as (select 1) select * from d) select * from d", "TRB-QUERY-TABLE"],
+    ["with C as (select 1) select * from c", ""],
+    [`with "ſ" as (select 1) select * from s`, "TRB-QUERY-TABLE"],
+    // Every place a query can stand.
+    ["select 1 where exists (select 1 from files)", "scm.files"],
+    ["select 1 order by (select count(*) from files)", "scm.files"],
+    ["select 1 limit (select count(*) from files)", "scm.files"],
+    ["select case when (select true from files) then 1 end", "scm.files"],
+    ["select sum(1) over (order by (select count(*) from files))", "scm.files"],
+    ["select count(*) filter (where exists (select 1 from files))", "scm.files"],
+    [
+      "select * from issues i join commits c on (select true from files)",
+      "scm.commits scm.files tracker.issues",
+    ],
+    ["values ((select count(*) from files))", "scm.files"],
+    ["select * from range((select count(*) from files))", "scm.files"],
+    [
+      "select * from issues i, lateral (select * from files f where f.path = i.key)",
+      "scm.files tracker.issues",
+    ],
+    ["select list_transform([1], lambda x: (select count(*) from files))", "scm.files"],
+    ["select * replace ((select 1 from files) as key) from issues", "scm.files tracker.issues"],
+    ["select array(select path from files)", "scm.files"],
+    ["select 1 group by (select 1 from files)", "scm.files"],
+    ["select distinct on ((select 1 from files)) 1", "scm.files"],
+    ["select string_agg('x', ',' order by (select 1 from files))", "scm.files"],
+  ];
+  test.each(cases)("%s → %s", async (sql, expected) => {
+    expect(await outcome(sql)).toBe(expected);
+  });
+});
+
+test("parameters are named as the engine binds them", async () => {
+  expect((await gate("select ?, ?")).parameters.toSorted()).toEqual(["1", "2"]);
+  expect((await gate("select $b, $a, $b")).parameters.toSorted()).toEqual(["a", "b"]);
+});
+
+test("a node, a key or a type that is not known is refused, wherever it stands", async () => {
+  const ast = await parser.parse("select path, count(*) from files where path = 'x' group by all order by 1");
+  const whole = JSON.parse(ast) as Record<string, unknown>;
+  let refused = 0;
+  const objects: Record<string, unknown>[] = [];
+  const collect = (value: unknown, key: string): void => {
+    // What a constant holds is data.
+    if (typeof value !== "object" || value === null || key === "value") return;
+    if (!Array.isArray(value)) objects.push(value as Record<string, unknown>);
+    for (const [name, child] of Object.entries(value)) collect(child, name);
+  };
+  collect(whole.statements, "");
+  expect(objects.length).toBeGreaterThan(10);
+  for (const node of objects) {
+    const original = { ...node };
+    for (const change of [{ something_new: 1 }, { something_new: { class: "FUNCTION" } }]) {
+      Object.assign(node, change);
+      expect(() => checkQuery("", JSON.stringify(whole), gateTables)).toThrow(TributaryError);
+      delete node.something_new;
+      refused++;
+    }
+    for (const key of ["class", "type"]) {
+      if (typeof node[key] !== "string" || node.null_order !== undefined) continue;
+      // The type of classes with one type only is not looked at: the class says it all.
+      if (key === "type" && node.class !== undefined && node.class !== "COMPARISON") continue;
+      node[key] = "SOMETHING_NEW";
+      expect(() => checkQuery("", JSON.stringify(whole), gateTables), `${key} ${original[key]}`).toThrow(
+        TributaryError,
+      );
+      node[key] = original[key];
+      refused++;
+    }
+  }
+  expect(refused).toBeGreaterThan(20);
+  expect(() => checkQuery("", JSON.stringify(whole), gateTables)).not.toThrow();
+});
+
+test("the parser's answer in any other shape is refused", () => {
+  for (const answer of [
+    "{}",
+    "[]",
+    '{"error":false}',
+    '{"error":false,"statements":[1]}',
+    '{"error":false,"statements":{}}',
+  ]) {
+    expect(() => checkQuery("", answer, gateTables)).toThrow(TributaryError);
+  }
+});
+
+describe("refusals name what the user wrote and where", () => {
+  const cases: [string, string, { line: number; column: number } | undefined][] = [
+    ["select 'ä𐍈',\n  getenv('x')", "getenv: not a function that queries may use", { line: 2, column: 3 }],
+    ["select 'ä𐍈', getenv('x')", "getenv: not a function that queries may use", { line: 1, column: 14 }],
+    ["select * from nowhere", "nowhere: not one of the tenant's tables", { line: 1, column: 15 }],
+    [
+      "select * from projects",
+      "projects: ambiguous, write one of crm.projects, tracker.projects",
+      { line: 1, column: 15 },
+    ],
+    ["select * frm files", "sql: cannot be parsed at line 1, column 14", { line: 1, column: 14 }],
+  ];
+  test.each(cases)("%s", async (sql, message, position) => {
+    const refusal = await gate(sql).catch((error: unknown) => error as TributaryError);
+    expect(refusal).toBeInstanceOf(TributaryError);
+    expect((refusal as TributaryError).message).toBe(message);
+    expect((refusal as TributaryError).details?.position).toEqual(position);
+  });
+});
+
+test("column references are known by where they stand", async () => {
+  const { columnsAt } = await gate("select 'ä', f.path from files f");
+  expect([...columnsAt]).toEqual([[13, "f.path"]]);
+});

@@ -1,0 +1,173 @@
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import type { ObjectStore } from "../../services/storage/object-store.js";
+
+/** An empty store, and further clients of the same one, as other processes have them. */
+export interface ObjectStoreFixture {
+  openStore(): Promise<ObjectStore>;
+  dispose(): Promise<void>;
+}
+
+/** What every adapter of the object-store port has to do. */
+export function objectStoreContract(make: () => Promise<ObjectStoreFixture>): void {
+  describe("object store", () => {
+    let fixture: ObjectStoreFixture;
+    let store: ObjectStore;
+
+    beforeEach(async () => {
+      fixture = await make();
+      store = await fixture.openStore();
+    });
+    afterEach(() => fixture.dispose());
+
+    const text = async (key: string) => (await store.get(key))?.toString("latin1");
+    async function keys(prefix: string, startAfter?: string, from = store): Promise<string[]> {
+      const result: string[] = [];
+      for await (const { key } of from.list(prefix, startAfter)) result.push(key);
+      return result;
+    }
+
+    test("what was put is got, by any client", async () => {
+      const bytes = Buffer.from(Array.from({ length: 256 }, (_, i) => i));
+      await store.put("a/b/c.bin", bytes);
+      const other = await fixture.openStore();
+      expect((await other.get("a/b/c.bin"))?.equals(bytes)).toBe(true);
+      expect(await store.get("a/b/absent")).toBeUndefined();
+      expect(await store.get("a/b")).toBeUndefined();
+      expect(await store.get("a/b/c.bin/d")).toBeUndefined();
+    });
+
+    test("an empty object is an object", async () => {
+      await store.put("empty", Buffer.alloc(0));
+      expect((await store.get("empty"))?.length).toBe(0);
+      expect(await store.putIfAbsent("empty", Buffer.from("x"))).toBe("exists");
+    });
+
+    test("a second put replaces the first", async () => {
+      await store.put("pointer", Buffer.from("one, longer"));
+      await store.put("pointer", Buffer.from("two"));
+      expect(await text("pointer")).toBe("two");
+    });
+
+    test("putIfAbsent creates once; a loser changes nothing", async () => {
+      expect(await store.putIfAbsent("log/0.json", Buffer.from("first"))).toBe("created");
+      expect(await store.putIfAbsent("log/0.json", Buffer.from("second"))).toBe("exists");
+      expect(await (await fixture.openStore()).putIfAbsent("log/0.json", Buffer.from("third"))).toBe(
+        "exists",
+      );
+      expect(await text("log/0.json")).toBe("first");
+      expect(await keys("")).toEqual(["log/0.json"]);
+    });
+
+    test("of many that put one key at the same time exactly one wins, and its bytes stay", async () => {
+      const clients = [store, await fixture.openStore(), await fixture.openStore()];
+      for (let round = 0; round < 20; round++) {
+        const key = `race/${round}.json`;
+        const outcomes = await Promise.all(
+          Array.from({ length: 24 }, (_, i) => clients[i % 3]!.putIfAbsent(key, Buffer.from(`by ${i}`))),
+        );
+        const winners = outcomes.flatMap((outcome, i) => (outcome === "created" ? [i] : []));
+        expect(winners).toHaveLength(1);
+        expect(await text(key)).toBe(`by ${winners[0]}`);
+      }
+    });
+
+    test("a range is bytes from start up to, not including, end", async () => {
+      await store.put("r", Buffer.from("0123456789"));
+      expect((await store.getRange("r", 2, 5)).toString()).toBe("234");
+      expect((await store.getRange("r", 0, 10)).toString()).toBe("0123456789");
+      expect((await store.getRange("r", 10, 10)).length).toBe(0);
+      await expect(store.getRange("r", 5, 11)).rejects.toMatchObject({ code: "TRB-STORE-FAILED" });
+      await expect(store.getRange("absent", 0, 1)).rejects.toMatchObject({ code: "TRB-STORE-FAILED" });
+    });
+
+    test("adopted files are objects, and gone from where they were written", async () => {
+      const files = await Promise.all(
+        Array.from({ length: 40 }, async (_, i) => {
+          const localPath = join(store.scratch, `part-${i}.parquet`);
+          await writeFile(localPath, `data ${i}`);
+          return { localPath, key: `t/x=${i % 3}/part-${i}.parquet` };
+        }),
+      );
+      await store.adopt(files);
+      for (const [i, { key }] of files.entries()) expect(await text(key)).toBe(`data ${i}`);
+      await expect(store.adopt(files.slice(0, 1))).rejects.toMatchObject({ code: "TRB-STORE-FAILED" });
+      expect(await text(files[0]!.key)).toBe("data 0");
+      await store.adopt([]);
+    });
+
+    test("what is being written is never listed", async () => {
+      await writeFile(join(store.scratch, "half-done"), "x");
+      await store.put("only", Buffer.from("x"));
+      expect(await keys("")).toEqual(["only"]);
+    });
+
+    test("keys are listed in order, with their sizes, by any beginning", async () => {
+      const all = ["a", "a-b", "a.txt", "a/b", "a/b-c", "a0", "b/c/d", "b/c.d", "b/c/d/e=1/f", "z"];
+      const made = all.filter((key) => key !== "a" && key !== "b/c/d"); // no object where another's folder is
+      for (const key of [...made].reverse()) await store.put(key, Buffer.alloc(key.length));
+      expect(await keys("")).toEqual([...made].sort());
+      for (const prefix of ["a", "a/", "a/b", "a.", "b/c", "b/c/", "b/c/d/e", "c", "z", "zz", "x/y/"]) {
+        expect(await keys(prefix)).toEqual(made.filter((key) => key.startsWith(prefix)).sort());
+        for (const after of ["", "a", "a/b", "a/z", "b/", "b/c", "b/c/d/e=0", "b/c/d/e=1/f", "zzz"]) {
+          const expected = made.filter((key) => key.startsWith(prefix) && key > after).sort();
+          expect(await keys(prefix, after)).toEqual(expected);
+        }
+      }
+      for await (const { key, bytes } of store.list("")) expect(bytes).toBe(key.length);
+    });
+
+    test("a log's newest versions are found after the last known one", async () => {
+      const version = (n: number) => `t/_delta_log/${String(n).padStart(20, "0")}.json`;
+      for (let n = 0; n < 120; n++) await store.putIfAbsent(version(n), Buffer.from("{}"));
+      expect(await keys("t/_delta_log/", version(116))).toEqual([117, 118, 119].map(version));
+      expect(await keys("t/_delta_log/")).toHaveLength(120);
+    });
+
+    test("deleted objects are gone; absent ones are no failure; a key can be made anew", async () => {
+      await store.put("d/1", Buffer.from("1"));
+      await store.put("d/2", Buffer.from("2"));
+      await store.delete(["d/1", "d/absent", "nowhere/at/all"]);
+      expect(await keys("")).toEqual(["d/2"]);
+      expect(await store.get("d/1")).toBeUndefined();
+      expect(await store.putIfAbsent("d/1", Buffer.from("again"))).toBe("created");
+      await store.delete([]);
+    });
+
+    test.each([
+      "",
+      "/",
+      "/a",
+      "a/",
+      "a//b",
+      ".",
+      "..",
+      "../a",
+      "a/..",
+      "a/../b",
+      "a/./b",
+      "a\\b",
+      "a\0",
+      "é",
+      "a\n",
+    ])("key %j is refused by every operation", async (key) => {
+      const refused = { code: "TRB-STORE-FAILED" };
+      await expect(store.get(key)).rejects.toMatchObject(refused);
+      await expect(store.getRange(key, 0, 1)).rejects.toMatchObject(refused);
+      await expect(store.put(key, Buffer.from("x"))).rejects.toMatchObject(refused);
+      await expect(store.putIfAbsent(key, Buffer.from("x"))).rejects.toMatchObject(refused);
+      await expect(store.localPath(key)).rejects.toMatchObject(refused);
+      await expect(store.delete([key])).rejects.toMatchObject(refused);
+      const localPath = join(store.scratch, "file");
+      await writeFile(localPath, "x");
+      await expect(store.adopt([{ localPath, key }])).rejects.toMatchObject(refused);
+    });
+
+    test("a prefix does not lead out of the store", async () => {
+      for (const prefix of ["../", "/", "a/../", "../x", "a/../../", "./"]) {
+        await expect(keys(prefix)).rejects.toMatchObject({ code: "TRB-STORE-FAILED" });
+      }
+    });
+  });
+}
