@@ -8,6 +8,8 @@ import { ProgressTracker } from "./progress-tracker.js";
 
 export const CONSUMER = "ingest";
 const IDLE_WAIT_MS = 1_000;
+/** How long a stop waits for what was read to land; it is in the stream anyway. */
+const DRAIN_MS = 15_000;
 /** Batches of one entity type wait in memory up to this many times the flush size; then reading stops (I10). */
 const MAX_PENDING_FLUSHES = 2;
 
@@ -33,6 +35,10 @@ export class Pipeline {
   private tokens: number;
   private refilledAt = performance.now();
   private lowWaterWrite: Promise<void> = Promise.resolve();
+  private readonly burying = new Set<Promise<void>>();
+  /** Ends a wait for events: something has landed, or it is time to stop. */
+  private wake = new AbortController();
+  private failure: unknown;
 
   constructor(
     private readonly context: IngestContext,
@@ -53,41 +59,48 @@ export class Pipeline {
     return lanes.some((lane) => lane.behind);
   }
 
-  /** Runs until `stop`. Rejects when the stream cannot be read. */
+  /** Runs until `stop`. Rejects when the stream cannot be read, or when a fault of our own stops a lane. */
   async run(): Promise<void> {
-    const { config } = this.context;
     const consumer = await this.reader.consume(CONSUMER);
     const { signal } = this.stopping;
     try {
-      while (!signal.aborted) {
-        if (this.pendingBytes >= config.ingest.flushBytes * MAX_PENDING_FLUSHES) {
-          this.flushDue(consumer);
-          if (this.flushing.size === 0) this.flushLargest(consumer);
-          await Promise.race(this.flushing.values());
-          continue;
-        }
-        const waiting = this.pending.size > 0;
-        const read = await consumer.read({
-          maxEvents: config.ingest.flushEvents,
-          maxBytes: config.ingest.flushBytes,
-          waitMs: waiting ? this.untilDue() : IDLE_WAIT_MS,
-          signal,
-        });
-        if (read !== undefined) this.take(read, consumer);
-        this.flushDue(consumer);
-      }
+      while (!signal.aborted) await this.step(consumer);
       await this.drain(consumer);
+      if (this.failure !== undefined) throw this.failure;
     } finally {
       await this.compactor.close();
-      await consumer.close();
       const lanes = await Promise.allSettled(this.lanes.values());
-      for (const lane of lanes) if (lane.status === "fulfilled") await lane.value.close();
+      await Promise.all(lanes.map((lane) => (lane.status === "fulfilled" ? lane.value.close() : undefined)));
+      await Promise.allSettled([...this.flushing.values(), ...this.burying]);
+      await this.lowWaterWrite;
+      await consumer.close();
     }
+  }
+
+  /** Reads what there is, then flushes what is due. */
+  private async step(consumer: StreamConsumer): Promise<void> {
+    const { flushEvents, flushBytes } = this.context.config.ingest;
+    if (this.pendingBytes >= flushBytes * MAX_PENDING_FLUSHES) {
+      this.flushDue(consumer);
+      if (this.flushing.size === 0) this.flushLargest(consumer);
+      await Promise.race(this.flushing.values());
+      return;
+    }
+    if (this.wake.signal.aborted) this.wake = new AbortController();
+    const read = await consumer.read({
+      maxEvents: flushEvents,
+      maxBytes: flushBytes,
+      waitMs: this.untilDue(),
+      signal: this.wake.signal,
+    });
+    if (read !== undefined) this.take(read, consumer);
+    this.flushDue(consumer);
   }
 
   /** Lands what was read and ends `run`. */
   stop(): void {
     this.stopping.abort();
+    this.wake.abort();
   }
 
   private take(read: StreamBatch, consumer: StreamConsumer): void {
@@ -121,17 +134,25 @@ export class Pipeline {
     if (unreadable.length > 0) {
       this.progress.hold(number);
       for (const { event } of unreadable) this.pendingBytes -= event.length;
-      void this.buryUnreadable(unreadable).then(() => this.landed([number], 0, consumer));
+      const burial = this.buryUnreadable(unreadable)
+        .then(() => this.landed([number], 0, consumer))
+        .catch(() => undefined)
+        .finally(() => this.burying.delete(burial));
+      this.burying.add(burial);
     }
     this.progress.seal(number);
   }
 
-  /** Milliseconds until the oldest waiting batch may flush. */
+  /** Milliseconds until the oldest batch that waits may flush; those of a lane that is busy are looked at when it is not. */
   private untilDue(): number {
-    const oldest = Math.min(...[...this.pending.values()].map(({ since }) => since));
-    const age = this.context.config.ingest.lingerMs - (performance.now() - oldest);
-    const budget =
-      this.refill() >= 1 ? 0 : ((1 - this.tokens) * 1000) / this.context.config.ingest.commitsPerSecond;
+    const { lingerMs, commitsPerSecond } = this.context.config.ingest;
+    let oldest = Number.POSITIVE_INFINITY;
+    for (const [type, { since }] of this.pending) {
+      if (!this.flushing.has(type)) oldest = Math.min(oldest, since);
+    }
+    if (oldest === Number.POSITIVE_INFINITY) return IDLE_WAIT_MS;
+    const age = lingerMs - (performance.now() - oldest);
+    const budget = this.refill() >= 1 ? 0 : ((1 - this.tokens) * 1000) / commitsPerSecond;
     return Math.max(1, Math.ceil(Math.max(age, budget)));
   }
 
@@ -173,9 +194,10 @@ export class Pipeline {
       },
       (error: unknown) => {
         this.flushing.delete(type);
-        // Only a stop ends a lane's retries; what has not landed is read again at the next start.
-        if (!this.stopping.signal.aborted)
-          this.context.log.error({ err: error, entityType: type }, "a lane has failed");
+        // Lanes try again until they are closed: after that, what has not landed is read again at the next start.
+        if (this.stopping.signal.aborted) return;
+        this.failure = error;
+        this.stop();
       },
     );
     this.flushing.set(type, flush);
@@ -194,6 +216,7 @@ export class Pipeline {
 
   private landed(reads: readonly number[], bytes: number, consumer: StreamConsumer): void {
     this.pendingBytes -= bytes;
+    this.wake.abort();
     for (const read of reads) this.progress.release(read);
     const end = this.progress.advance();
     if (end !== undefined) {
@@ -243,12 +266,17 @@ export class Pipeline {
     }
   }
 
+  /** Lands what was read, unless that takes too long: the store may be down, and lanes try for ever. */
   private async drain(consumer: StreamConsumer): Promise<void> {
-    while (this.pending.size > 0 || this.flushing.size > 0) {
-      for (const [type, pending] of this.pending)
+    const end = performance.now() + DRAIN_MS;
+    while ((this.pending.size > 0 || this.flushing.size > 0) && this.failure === undefined) {
+      for (const [type, pending] of this.pending) {
         if (!this.flushing.has(type)) this.flush(type, pending, consumer);
-      await Promise.race(this.flushing.values());
+      }
+      const left = end - performance.now();
+      if (left <= 0) return;
+      await Promise.race([...this.flushing.values(), sleep(left, undefined, { ref: false })]);
     }
-    await this.lowWaterWrite;
+    await Promise.all(this.burying);
   }
 }

@@ -5,6 +5,7 @@
 export class ProgressTracker {
   private readonly reads: { readonly end: ReadonlyMap<string, string>; open: number; sealed: boolean }[] = [];
   private first = 0;
+  private readonly landed = new Map<string, string>();
 
   /** Begins a read that ends at `end`; returns its number. */
   begin(end: ReadonlyMap<string, string>): number {
@@ -26,13 +27,18 @@ export class ProgressTracker {
     this.reads[read - this.first]!.open--;
   }
 
-  /** End of the last read up to which everything has landed; undefined when nothing new has. */
+  /**
+   * Where every read up to the first unfinished one has ended, over all partitions so far; undefined when that has
+   * not moved.
+   */
   advance(): ReadonlyMap<string, string> | undefined {
-    let end: ReadonlyMap<string, string> | undefined;
+    let moved = false;
     while (this.reads.length > 0 && this.reads[0]!.sealed && this.reads[0]!.open === 0) {
-      end = this.reads.shift()!.end;
+      // A read tells of the partitions it met; of the others an earlier one has told.
+      for (const [partition, position] of this.reads.shift()!.end) this.landed.set(partition, position);
       this.first++;
+      moved = true;
     }
-    return end;
+    return moved ? new Map(this.landed) : undefined;
   }
 }

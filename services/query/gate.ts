@@ -1,8 +1,25 @@
 import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
-import { COLLATIONS, FUNCTIONS, NAMED_TYPES, TABLE_FUNCTIONS, TYPES } from "./allowed-functions.js";
+import { COLLATIONS, FUNCTIONS, TABLE_FUNCTIONS } from "./allowed-functions.js";
 import type { CatalogTable } from "./catalog.js";
 import { positionAt, tooDeep } from "./sql-text.js";
+import {
+  EXPRESSIONS,
+  FUNCTION_KEYS,
+  fold,
+  isAllowedType,
+  JOINS,
+  type Json,
+  type JsonObject,
+  list,
+  object,
+  optionalText,
+  parseRefusal,
+  QUERY_KEYS,
+  spoken,
+  TABLE_KEYS,
+  text,
+} from "./syntax.js";
 
 /** What may run, and what it needs. */
 export interface GatedQuery {
@@ -18,11 +35,6 @@ export interface GatedQuery {
 const MAX_DEPTH = 100;
 /** Each lambda inside another doubles the time to bind. JSON arrows are parsed as lambdas too. */
 const MAX_LAMBDAS = 12;
-
-type Json = null | boolean | number | string | readonly Json[] | JsonObject;
-interface JsonObject {
-  readonly [key: string]: Json;
-}
 
 /** Names of CTEs that a query sees; the innermost first. */
 interface Scope {
@@ -63,16 +75,16 @@ class Gate {
   }
 
   check(parsed: JsonObject): GatedQuery {
-    if (parsed.error !== false) throw this.#parseError(parsed);
+    if (parsed.error !== false) throw parseRefusal(this.#sql, parsed);
     const statements = list(parsed.statements);
     const [statement] = statements;
-    if (statements.length !== 1 || !isObject(statement)) {
+    if (statements.length !== 1 || statement === undefined) {
       throw new TributaryError(
         "TRB-QUERY-STATEMENT",
         `sql: expected exactly one SELECT statement, found ${statements.length}`,
       );
     }
-    const parameters = this.#statement(statement, undefined, 0, 0);
+    const parameters = this.#statement(object(statement), undefined, 0, 0);
     for (let task = this.#pending.pop(); task !== undefined; task = this.#pending.pop()) {
       this.#current = task;
       if (task.depth > MAX_DEPTH) throw tooDeep();
@@ -278,7 +290,7 @@ class Gate {
         }
         return;
       case "CAST":
-        this.#type(object(node.cast_type), node);
+        if (!isAllowedType(object(node.cast_type))) throw this.#construct("this type", node);
         return;
       case "COLLATE":
         if (COLLATIONS.has(fold(text(node.collation)))) return;
@@ -325,25 +337,6 @@ class Gate {
     const names = list(node.column_names).map(text);
     const at = node.query_location;
     if (typeof at === "number" && Number.isSafeInteger(at)) this.#columnsAt.set(at, names.join("."));
-  }
-
-  /** Types nest no deeper than the brackets that wrote them, which were counted before parsing. */
-  #type(type: JsonObject, node: JsonObject): void {
-    this.#keys(type, ["id", "type_info"]);
-    const info = type.type_info === undefined ? undefined : object(type.type_info);
-    if (type.id === "UNBOUND") {
-      this.#keys(info ?? {}, ["type", "name"]);
-      if (NAMED_TYPES.has(fold(text(info?.name)))) return;
-      throw this.#construct("this type", node);
-    }
-    if (!TYPES.has(text(type.id))) throw this.#construct("this type", node);
-    if (info === undefined) return;
-    this.#keys(info, ["type", "width", "scale", "child_type", "child_types", "size"]);
-    if (info.child_type !== undefined) this.#type(object(info.child_type), node);
-    for (const child of list(info.child_types)) {
-      this.#keys(object(child), ["first", "second"]);
-      this.#type(object(object(child).second), node);
-    }
   }
 
   // --- the walk -----------------------------------------------------------------------------------------
@@ -396,167 +389,4 @@ class Gate {
     );
     return new TributaryError(code, message, position === undefined ? undefined : { details: { position } });
   }
-
-  #parseError(parsed: JsonObject): TributaryError {
-    const message = optionalText(parsed.error_message) ?? "";
-    if (message.startsWith("Only SELECT statements")) {
-      return new TributaryError("TRB-QUERY-STATEMENT", "sql: expected a SELECT statement");
-    }
-    if (message.startsWith("Max expression depth") || message.startsWith("memory exhausted"))
-      return tooDeep();
-    const position = positionAt(this.#sql, Number(optionalText(parsed.position) ?? Number.NaN));
-    if (position === undefined) return new TributaryError("TRB-QUERY-SYNTAX", "sql: cannot be parsed");
-    return new TributaryError(
-      "TRB-QUERY-SYNTAX",
-      `sql: cannot be parsed at line ${position.line}, column ${position.column}`,
-      { details: { position } },
-    );
-  }
 }
-
-// --- what is known of the parser's nodes ----------------------------------------------------------------
-
-const QUERY_KEYS: ReadonlyMap<string, readonly string[]> = new Map([
-  [
-    "SELECT_NODE",
-    [
-      ...["select_list", "from_table", "where_clause", "group_expressions", "group_sets"],
-      ...["aggregate_handling", "having", "sample", "qualify"],
-    ],
-  ],
-  ["SET_OPERATION_NODE", ["setop_type", "left", "right", "setop_all"]],
-  ["RECURSIVE_CTE_NODE", ["cte_name", "union_all", "left", "right", "aliases", "key_targets"]],
-]);
-
-/** Time travel (at_clause) and catalog_name are not among a base table's keys: they are refused. */
-const TABLE_KEYS: ReadonlyMap<string, readonly string[]> = new Map([
-  ["BASE_TABLE", ["schema_name", "table_name", "column_name_alias"]],
-  ["SUBQUERY", ["subquery", "column_name_alias"]],
-  ["JOIN", ["left", "right", "condition", "join_type", "ref_type", "using_columns", "delim_flipped"]],
-  ["EXPRESSION_LIST", ["expected_names", "values"]],
-  ["TABLE_FUNCTION", ["function", "column_name_alias", "with_ordinality"]],
-  ["EMPTY", []],
-]);
-
-/** A positional join pairs rows by where they happen to be stored. */
-const JOINS: ReadonlySet<string> = new Set(["REGULAR", "NATURAL", "CROSS", "ASOF"]);
-
-const FUNCTION_KEYS = [
-  ...["function_name", "schema", "catalog", "children", "filter", "order_bys", "distinct", "is_operator"],
-  "export_state",
-];
-
-interface ExpressionRule {
-  /** All types of the class when absent. */
-  readonly types?: ReadonlySet<string>;
-  /** Keys that hold an expression, a list of them, or nothing. */
-  readonly children: readonly string[];
-  /** Keys that hold names and flags, or are looked into above. */
-  readonly other: readonly string[];
-}
-
-const EXPRESSIONS: ReadonlyMap<string, ExpressionRule> = new Map<string, ExpressionRule>([
-  ["BETWEEN", { children: ["input", "lower", "upper"], other: [] }],
-  ["CASE", { children: ["else_expr"], other: ["case_checks"] }],
-  ["CAST", { children: ["child"], other: ["cast_type", "try_cast"] }],
-  ["COLLATE", { children: ["child"], other: ["collation"] }],
-  ["COLUMN_REF", { children: [], other: ["column_names"] }],
-  [
-    "COMPARISON",
-    {
-      types: new Set([
-        ...["COMPARE_EQUAL", "COMPARE_NOTEQUAL", "COMPARE_LESSTHAN", "COMPARE_GREATERTHAN"],
-        ...["COMPARE_LESSTHANOREQUALTO", "COMPARE_GREATERTHANOREQUALTO"],
-        ...["COMPARE_DISTINCT_FROM", "COMPARE_NOT_DISTINCT_FROM"],
-      ]),
-      children: ["left", "right"],
-      other: [],
-    },
-  ],
-  ["CONJUNCTION", { children: ["children"], other: [] }],
-  ["CONSTANT", { children: [], other: ["value"] }],
-  ["FUNCTION", { children: ["children", "filter"], other: FUNCTION_KEYS }],
-  ["LAMBDA", { children: ["lhs", "expr"], other: [] }],
-  [
-    "OPERATOR",
-    {
-      types: new Set([
-        ...[
-          "OPERATOR_COALESCE",
-          "OPERATOR_UNPACK",
-          "OPERATOR_NOT",
-          "OPERATOR_IS_NULL",
-          "OPERATOR_IS_NOT_NULL",
-        ],
-        ...["OPERATOR_TRY", "ARRAY_EXTRACT", "ARRAY_SLICE", "ARRAY_CONSTRUCTOR", "STRUCT_EXTRACT"],
-        ...["COMPARE_IN", "COMPARE_NOT_IN", "GROUPING_FUNCTION"],
-      ]),
-      children: ["children"],
-      other: [],
-    },
-  ],
-  ["PARAMETER", { children: [], other: ["identifier"] }],
-  ["POSITIONAL_REFERENCE", { children: [], other: ["index"] }],
-  [
-    "STAR",
-    {
-      children: ["expr"],
-      other: [
-        ...[
-          "relation_name",
-          "exclude_list",
-          "replace_list",
-          "columns",
-          "qualified_exclude_list",
-          "rename_list",
-        ],
-      ],
-    },
-  ],
-  ["SUBQUERY", { children: ["child"], other: ["subquery_type", "subquery", "comparison_type"] }],
-  [
-    "WINDOW",
-    {
-      children: [
-        ...["children", "partitions", "start_expr", "end_expr", "offset_expr", "default_expr", "filter_expr"],
-      ],
-      other: [
-        ...["function_name", "schema", "catalog", "orders", "arg_orders", "start", "end", "ignore_nulls"],
-        ...["exclude_clause", "distinct"],
-      ],
-    },
-  ],
-]);
-
-// --- reading the parser's JSON: anything of another shape is refused -------------------------------------
-
-const isObject = (value: Json | undefined): value is JsonObject =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
-
-const unknownShape = () => new TributaryError("TRB-QUERY-CONSTRUCT", "sql: this construct is not known");
-
-function object(value: Json | undefined): JsonObject {
-  if (!isObject(value)) throw unknownShape();
-  return value;
-}
-
-function list(value: Json | undefined): readonly Json[] {
-  if (value === undefined) return [];
-  if (!Array.isArray(value)) throw unknownShape();
-  return value as readonly Json[];
-}
-
-function text(value: Json | undefined): string {
-  if (typeof value !== "string") throw unknownShape();
-  return value;
-}
-
-const optionalText = (value: Json | undefined): string | undefined =>
-  value === undefined || value === "" ? undefined : text(value);
-
-/** The engine compares names without regard to the case of ASCII letters, quoted or not. */
-const fold = (name: string): string => name.replace(/[A-Z]/g, (letter) => letter.toLowerCase());
-
-/** OPERATOR_CAST → "operator cast": the parser's words, which hold nothing of the data. */
-const spoken = (word: Json | undefined): string =>
-  typeof word === "string" ? word.toLowerCase().replaceAll("_", " ") : "of an unknown kind";
