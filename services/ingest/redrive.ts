@@ -2,6 +2,7 @@ import type { DuckDBBlobValue, DuckDBTimestampTZValue } from "@duckdb/node-api";
 import { literal } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import { Mask } from "../table/mask.js";
+import { discard } from "../table/stage.js";
 import type { TableFile } from "../table/types.js";
 import { stageVectors } from "../table/vectors.js";
 import type { IngestContext } from "./context.js";
@@ -143,13 +144,15 @@ async function takeAway(context: IngestContext, letters: readonly StoredLetter[]
       }
       mask.set(row);
     }
+    const vectors = await stageVectors(table, masks);
     const result = await table.commit({
       operation: "DELETE",
-      actions: await stageVectors(table, masks),
+      actions: vectors.actions,
       expect: new Map(),
       basedOn: snapshot.version,
       serializable: true,
     });
     if (result.kind === "committed") return;
+    await discard(table, vectors.keys);
   }
 }

@@ -12,7 +12,13 @@ export type FromChild = { readonly ready: true } | { readonly metrics: number; r
 let ingest: RunningIngest | undefined;
 const tell = (message: FromChild) => process.send?.(message);
 
-process.on("disconnect", () => process.exit(1));
+/**
+ * Ends at once, whatever runs. process.exit() waits for DuckDB's threads, which may wait for a column to be filled on
+ * this very thread: it can hang for ever, with the lock held.
+ */
+const die = () => process.kill(process.pid, "SIGKILL");
+
+process.on("disconnect", die);
 // A terminal sends its interrupt to the whole group; the parent decides when we stop.
 process.on("SIGINT", () => undefined);
 process.on("SIGTERM", () => ingest?.stop());
@@ -31,6 +37,6 @@ async function start(config: Config): Promise<void> {
     process.exit(0);
   } catch (error) {
     log.fatal({ err: error }, "ingest has ended");
-    process.exit(1);
+    die();
   }
 }

@@ -1,7 +1,7 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import type { CommitResult, DeltaTable } from "./delta-table.js";
 import { advancePositions, type Positions } from "./progress.js";
-import { stageFile } from "./stage.js";
+import { discard, stageFile } from "./stage.js";
 
 export interface AppendRequest {
   readonly stream: string;
@@ -23,11 +23,13 @@ export async function append(
   const file = await stageFile(table, connection, sql, { boundedColumns: request.boundedColumns });
   await table.store.adopt([file]);
   const { actions, expect } = advancePositions(request.stream, request.from, request.to);
-  return table.commit({
+  const result = await table.commit({
     operation: "WRITE",
     actions: [{ add: file.add }, ...actions],
     expect,
     basedOn,
     serializable: false,
   });
+  if (result.kind === "conflict") await discard(table, [file.key]);
+  return result;
 }

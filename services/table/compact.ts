@@ -1,13 +1,12 @@
-import { randomUUID } from "node:crypto";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { literal } from "../base/duckdb.js";
-import { type AddAction, removeOf } from "./actions.js";
-import { encodeVectorFile, vectorFileName } from "./deletion-vector.js";
+import { removeOf } from "./actions.js";
 import type { DeltaTable } from "./delta-table.js";
 import { scanFilesSql } from "./scan.js";
-import { type StagedFile, stageFile } from "./stage.js";
+import { allRows, discard, type StagedFile, stageFile } from "./stage.js";
 import type { TableFile, TableSnapshot } from "./types.js";
 import { KEY_COLUMNS, ORDER_COLUMNS, SHARED_PARTITION, type UpsertWriter } from "./upsert.js";
+import { stageVectors } from "./vectors.js";
 
 const MiB = 1024 * 1024;
 /** Files are merged with files of their own size class, so that a row is rewritten a few times in its life, not often. */
@@ -62,7 +61,7 @@ export async function compactAppended(
   if (result.kind === "committed") {
     return { kind: "compacted", files: sources.length, rows: file.rows, version: result.version };
   }
-  await table.store.delete([file.key]);
+  await discard(table, [file.key]);
   return { kind: "overtaken" };
 }
 
@@ -89,25 +88,26 @@ export async function compactUpserted(
     const current = sources.map(({ path }) => live.get(path));
     if (!current.every((file) => file !== undefined)) return { kind: "overtaken" };
     const masked = tombstones
-      ? Uint32Array.from({ length: staged.rows }, (_, row) => row)
+      ? allRows(staged)
       : await maskedMeanwhile(table, connection, sources, current, staged);
+    const born = await stageVectors(table, new Map(), staged.rows === 0 ? [] : [{ add: staged.add, masked }]);
     const now = Date.now();
     const commit = await table.commit({
       operation: "OPTIMIZE",
-      actions: [
-        ...current.map(({ add }) => ({ remove: removeOf(add, now, false) })),
-        ...(staged.rows === 0 ? [] : [{ add: await withVector(table, staged, masked) }]),
-      ],
+      actions: [...current.map(({ add }) => ({ remove: removeOf(add, now, false) })), ...born.actions],
       expect: new Map(),
       basedOn: snapshot.version,
       serializable: true,
     });
-    if (commit.kind === "conflict") return { kind: "overtaken" };
+    if (commit.kind === "conflict") {
+      await discard(table, born.keys);
+      return { kind: "overtaken" };
+    }
     if (!tombstones) writer.locator.move(relocation, sources);
     writer.locator.reached(commit.version, snapshot.version);
     return { kind: "compacted", files: sources.length, rows: staged.rows, version: commit.version };
   });
-  if (result.kind === "overtaken" || staged.rows === 0) await table.store.delete([staged.key]);
+  if (result.kind === "overtaken" || staged.rows === 0) await discard(table, [staged.key]);
   return result;
 }
 
@@ -176,15 +176,6 @@ async function maskedMeanwhile(
     rows.push(...numbers.map(Number));
   }
   return Uint32Array.from(rows).sort();
-}
-
-async function withVector(table: DeltaTable, staged: StagedFile, masked: Uint32Array): Promise<AddAction> {
-  if (masked.length === 0) return staged.add;
-  const uuid = randomUUID();
-  const { bytes, descriptors } = encodeVectorFile(uuid, [masked]);
-  await table.store.put(`${table.root}/${vectorFileName(uuid)}`, bytes);
-  const stats = JSON.stringify({ ...JSON.parse(staged.add.stats ?? "{}"), tightBounds: false });
-  return { ...staged.add, stats, deletionVector: descriptors[0]! };
 }
 
 const pathsOf = (table: DeltaTable, files: readonly TableFile[]): Promise<string[]> =>

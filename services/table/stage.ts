@@ -24,6 +24,10 @@ export interface StageOptions {
   readonly boundedColumns: readonly string[];
 }
 
+/** The rows of a file, all of them. */
+export const allRows = ({ rows }: StagedFile): Uint32Array =>
+  Uint32Array.from({ length: rows }, (_, row) => row);
+
 // Level 1 costs a third of the default level's CPU for a tenth more bytes. Dictionaries help keys and enums, not
 // payloads: beyond this many distinct values they only cost.
 const PARQUET =
@@ -65,6 +69,14 @@ export async function stageFile(
       ...(options.tombstones ? { tags: { [KIND_TAG]: TOMBSTONES } } : {}),
     },
   };
+}
+
+/**
+ * Removes files that were published for a commit which did not come to be; never after an error, for then the commit
+ * may stand. One that does not go harms nobody but the disk.
+ */
+export async function discard(table: DeltaTable, keys: readonly string[]): Promise<void> {
+  await table.store.delete(keys).catch(() => undefined);
 }
 
 const encodeSegment = (segment: string): string => encodeURIComponent(segment).replaceAll("%3D", "=");

@@ -1,15 +1,12 @@
-import { randomUUID } from "node:crypto";
 import { type DuckDBConnection, INTEGER, LIST, listValue } from "@duckdb/node-api";
-import type { Action } from "./actions.js";
-import { removeOf } from "./actions.js";
-import { encodeVectorFile, vectorFileName } from "./deletion-vector.js";
 import type { CommitResult, DeltaTable } from "./delta-table.js";
 import { EntityLocator } from "./locator.js";
 import { Mask } from "./mask.js";
 import { compareOrder, FILE_SHIFT, FLAGS, ROW, TOMBSTONE_BIT, WORDS } from "./order.js";
 import { advancePositions, type Positions } from "./progress.js";
-import { type StagedFile, stageFile } from "./stage.js";
+import { allRows, discard, type StagedFile, stageFile } from "./stage.js";
 import type { TableFile } from "./types.js";
+import { stageVectors } from "./vectors.js";
 
 export const SHARED_PARTITION = "~shared";
 /** Where an entity's row stands in the order of writes; kept with the row so that a rebuilt index settles ties alike. */
@@ -94,24 +91,37 @@ export class UpsertWriter {
     }
     const staged = survivors.length === 0 ? none : await this.stage(batch, survivors);
     const masked = await this.maskReplaced(standing, survivors);
-    const vectors = await this.stageVectors(masked, staged.tombstones);
-    await this.table.store.adopt(
-      [staged.rows, staged.tombstones].filter((file): file is StagedFile => file !== undefined),
+    const vectors = await stageVectors(
+      this.table,
+      masked,
+      // Born fully masked: every reader skips the tombstones, the index rebuild reads them.
+      staged.tombstones === undefined
+        ? []
+        : [{ add: staged.tombstones.add, masked: allRows(staged.tombstones) }],
     );
-    if (!(await batch.ready)) return { kind: "given-up" };
+    const files = [staged.rows, staged.tombstones].filter((file) => file !== undefined);
+    await this.table.store.adopt(files);
+    const published = [...files.map(({ key }) => key), ...vectors.keys];
+    if (!(await batch.ready)) {
+      await discard(this.table, published);
+      return { kind: "given-up" };
+    }
     const progress = advancePositions(batch.stream, batch.from, batch.to);
     const result = await this.table.commit({
       operation: "MERGE",
       actions: [
         ...(staged.rows === undefined ? [] : [{ add: staged.rows.add }]),
-        ...vectors,
+        ...vectors.actions,
         ...progress.actions,
       ],
       expect: progress.expect,
       basedOn,
       serializable: true,
     });
-    if (result.kind === "conflict") return result;
+    if (result.kind === "conflict") {
+      await discard(this.table, published);
+      return result;
+    }
     this.rememberMasks(masked);
     this.locator.release(
       [...masked].flatMap(([file, mask]) => (mask.count === file.rows ? [file.path] : [])),
@@ -188,37 +198,6 @@ export class UpsertWriter {
       }
     }
     return masked;
-  }
-
-  /** Writes the vectors of touched files and of the tombstone file into one file; returns the actions they need. */
-  private async stageVectors(
-    masked: ReadonlyMap<TableFile, Mask>,
-    tombstones: StagedFile | undefined,
-  ): Promise<Action[]> {
-    const now = Date.now();
-    const actions: Action[] = [];
-    const touched: TableFile[] = [];
-    for (const [file, mask] of masked) {
-      actions.push({ remove: removeOf(file.add, now, true) });
-      if (mask.count < file.rows) touched.push(file);
-    }
-    if (touched.length === 0 && tombstones === undefined) return actions;
-    const uuid = randomUUID();
-    const vectors = touched.map((file) => masked.get(file)!.toRows());
-    // Born fully masked: every reader skips the tombstones, the index rebuild reads them.
-    if (tombstones !== undefined)
-      vectors.push(Uint32Array.from({ length: tombstones.rows }, (_, row) => row));
-    const { bytes, descriptors } = encodeVectorFile(uuid, vectors);
-    await this.table.store.put(`${this.table.root}/${vectorFileName(uuid)}`, bytes);
-    for (const [index, file] of touched.entries()) {
-      const { deletionVector: _, ...add } = file.add;
-      const stats = JSON.stringify({ ...JSON.parse(add.stats ?? "{}"), tightBounds: false });
-      actions.push({ add: { ...add, stats, dataChange: true, deletionVector: descriptors[index]! } });
-    }
-    if (tombstones !== undefined) {
-      actions.push({ add: { ...tombstones.add, deletionVector: descriptors[touched.length]! } });
-    }
-    return actions;
   }
 
   private rememberMasks(masked: ReadonlyMap<TableFile, Mask>): void {

@@ -12,16 +12,23 @@ const masked = (add: AddAction, vector: NonNullable<AddAction["deletionVector"]>
   deletionVector: vector,
 });
 
+export interface StagedVectors {
+  readonly actions: readonly Action[];
+  /** Key of the vector file, which nothing names before the actions are committed; none when no vector was needed. */
+  readonly keys: readonly string[];
+}
+
 /**
  * Writes the vectors of files whose masks have grown, and of new files that are born masked, as one vector file.
  * Returns the actions that put them in force: remove(path, old vector) and add(path, new vector); a file without a
- * live row is removed altogether. The vector file is durable when this resolves.
+ * live row is removed altogether, a new file without a masked row is added as it is. The vector file is durable when
+ * this resolves.
  */
 export async function stageVectors(
   table: DeltaTable,
   grown: ReadonlyMap<TableFile, Mask>,
   born: readonly { readonly add: AddAction; readonly masked: Uint32Array }[] = [],
-): Promise<Action[]> {
+): Promise<StagedVectors> {
   const now = Date.now();
   const actions: Action[] = [];
   const vectors: { add: AddAction; rows: Uint32Array }[] = [];
@@ -33,13 +40,14 @@ export async function stageVectors(
     if (rows.length === 0) actions.push({ add });
     else vectors.push({ add, rows });
   }
-  if (vectors.length === 0) return actions;
+  if (vectors.length === 0) return { actions, keys: [] };
   const uuid = randomUUID();
   const { bytes, descriptors } = encodeVectorFile(
     uuid,
     vectors.map(({ rows }) => rows),
   );
-  await table.store.put(`${table.root}/${vectorFileName(uuid)}`, bytes);
+  const key = `${table.root}/${vectorFileName(uuid)}`;
+  await table.store.put(key, bytes);
   for (const [index, { add }] of vectors.entries()) actions.push({ add: masked(add, descriptors[index]!) });
-  return actions;
+  return { actions, keys: [key] };
 }

@@ -20,7 +20,7 @@ const SECTOR = 512;
 /**
  * A file system in memory that keeps apart what is visible and what is durable. It counts and records operations,
  * can fail or stop at any of them, and can lose power: unsynced writes then survive in part, at any byte length or
- * as any set of sectors, and unsynced names as any subset.
+ * in whatever set of sectors, and unsynced names in whatever subset.
  */
 export class SimulatedFiles implements FileOps {
   /** Every operation as "name path", in the order of its effect. */
