@@ -143,6 +143,14 @@ export class EventBatch {
     return this;
   }
 
+  /** When the newest event was received; undefined without events. */
+  newest(): number | undefined {
+    return this.receivedAt.reduce<number | undefined>(
+      (a, b) => (a === undefined || b > a ? b : a),
+      undefined,
+    );
+  }
+
   /** Partition → last position in the batch. */
   reached(): Map<string, string> {
     const reached = new Map<string, string>();

@@ -83,7 +83,8 @@ export class Pipeline {
     if (this.pendingBytes >= flushBytes * MAX_PENDING_FLUSHES) {
       this.flushDue(consumer);
       if (this.flushing.size === 0) this.flushLargest(consumer);
-      await Promise.race(this.flushing.values());
+      // A lane whose store is down tries for ever: look now and then whether it is time to stop.
+      await Promise.race([...this.flushing.values(), sleep(IDLE_WAIT_MS, undefined, { ref: false })]);
       return;
     }
     if (this.wake.signal.aborted) this.wake = new AbortController();
@@ -207,7 +208,9 @@ export class Pipeline {
     const started = performance.now();
     const lane = await this.lane(type);
     // Raw takes one commit and each model another.
-    this.tokens -= 1 + lane.targets.length;
+    // Full batches do not ask for it; what they overdraw must not keep later ones waiting for long.
+    const { commitsPerSecond } = this.context.config.ingest;
+    this.tokens = Math.max(this.tokens - 1 - lane.targets.length, -commitsPerSecond);
     await lane.land(batch);
     this.context.metrics.landSeconds.observe((performance.now() - started) / 1000);
     this.context.metrics.freshnessSeconds.set((Date.now() - batch.receivedAt.at(-1)!) / 1000);

@@ -1,6 +1,7 @@
 import type { DuckDBBlobValue, DuckDBTimestampTZValue } from "@duckdb/node-api";
 import { literal } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
+import type { DeltaTable } from "../table/delta-table.js";
 import { Mask } from "../table/mask.js";
 import { discard } from "../table/stage.js";
 import type { TableFile } from "../table/types.js";
@@ -30,8 +31,10 @@ export interface LetterFilter {
 }
 
 /** The letters that wait, oldest file first. */
-export async function storedLetters(context: IngestContext, filter: LetterFilter): Promise<StoredLetter[]> {
-  const { table } = context.deadLetters;
+export async function storedLetters(
+  { deadLetters: { table } }: { readonly deadLetters: { readonly table: DeltaTable } },
+  filter: LetterFilter,
+): Promise<StoredLetter[]> {
   const snapshot = await table.refresh();
   const conditions = [
     ...(filter.model === undefined ? [] : [`model = ${literal(filter.model)}`]),
@@ -39,7 +42,7 @@ export async function storedLetters(context: IngestContext, filter: LetterFilter
   ];
   const where = conditions.length === 0 ? "" : `WHERE ${conditions.join(" AND ")}`;
   const letters: StoredLetter[] = [];
-  await context.duck.with(async (connection) => {
+  await table.duck.with(async (connection) => {
     for (const file of snapshot.files) {
       const mask = await table.mask(file);
       const path = await table.store.localPath(`${table.root}/${file.path}`);

@@ -142,7 +142,7 @@ export class Refiner {
 
   upsertBatch(
     winners: Winners,
-    progress: Pick<UpsertBatch, "stream" | "from" | "to" | "ready">,
+    progress: Pick<UpsertBatch, "stream" | "from" | "to" | "ready" | "newest">,
   ): UpsertBatch {
     return {
       ...progress,
@@ -183,7 +183,7 @@ export class Refiner {
     putOccurred(occurred, row, envelope);
   }
 
-  private async writeRows(winners: Winners, survivors: readonly number[]): Promise<void> {
+  private async writeRows(winners: Winners, survivors: readonly number[]): Promise<readonly number[]> {
     const { batch, events, records } = winners;
     const upserts = survivors.filter((ord) => (records[ord * WORDS + FLAGS]! & 3) !== OPERATION_DELETED);
     const envelope = new Envelope();
@@ -216,15 +216,20 @@ export class Refiner {
       throw new ModelFailure("TRB-EVENT-PAYLOAD-DECODE", "the payload does not decode", undecodable, true);
     }
     if (failure !== undefined) throw failure;
-    const [counts] = (
-      await this.connection.runAndReadAll("SELECT count(*), count(ord), count(DISTINCT ord) FROM batch_rows")
-    ).getRows();
-    const [all, known, distinct] = counts!;
-    if (all !== known)
-      throw new ModelFailure("TRB-MODEL-FAILED", "the model yields a row of another entity", upserts);
-    if (all !== distinct) {
-      throw new ModelFailure("TRB-MODEL-FAILED", "the model yields several rows of one entity", upserts);
+    const [column] = (await this.connection.runAndReadAll("SELECT ord FROM batch_rows")).getColumns();
+    const ords = (column ?? []) as (number | null)[];
+    const seen = new Uint8Array(events.length);
+    for (const ord of ords) {
+      const fault =
+        ord === null
+          ? "the model yields a row of another entity"
+          : seen[ord] === 1
+            ? "the model yields several rows of one entity"
+            : undefined;
+      if (fault !== undefined) throw new ModelFailure("TRB-MODEL-FAILED", fault, upserts);
+      seen[ord!] = 1;
     }
+    return ords as number[];
   }
 
   /** The events behind a failure, found by halving: one bad event must not stop the others (I8). */

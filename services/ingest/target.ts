@@ -166,7 +166,7 @@ export class Target {
       const { stream } = this.context;
       try {
         const result = await writer.upsert(
-          this.refiner.upsertBatch(winners, { stream, from, to, ready: landed }),
+          this.refiner.upsertBatch(winners, { stream, from, to, ready: landed, newest: batch.newest() }),
         );
         if (result.kind === "conflict") {
           // Another writer was here: its rows are read with the next catch-up.
@@ -224,6 +224,7 @@ export class Target {
             from: this.positions,
             to: new Map(),
             ready: Promise.resolve(true),
+            newest: undefined,
           }),
         );
         if (result.kind === "committed") return failed;

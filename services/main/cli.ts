@@ -10,6 +10,7 @@ import { addServerCommands } from "./commands/servers.js";
 import { addSqlCommand } from "./commands/sql.js";
 import { addTableCommands } from "./commands/tables.js";
 import { addTokenCommand } from "./commands/token.js";
+import { printable } from "./text-table.js";
 
 const program = new Command("tributary")
   .description("A replication bus and customer data lake.")
@@ -43,7 +44,9 @@ function report(error: unknown): number {
     const body = known?.toBody() ?? { error: { code: "TRB-INTERNAL", message: String(error) } };
     console.error(JSON.stringify(body));
   } else if (known !== undefined) {
-    console.error(`${known.code}: ${known.message}`);
+    console.error(`${known.code}: ${printable(known.message)}`);
+    // The place in the SQL, the request id.
+    if (known.details !== undefined) console.error(`  ${printable(JSON.stringify(known.details))}`);
     console.error(`  ${CODES[known.code].remedy}`);
   } else {
     console.error(error);

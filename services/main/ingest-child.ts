@@ -1,4 +1,6 @@
+import type { Code } from "../base/codes.js";
 import type { Config } from "../base/config.js";
+import { TributaryError } from "../base/errors.js";
 import { type RunningIngest, runIngest } from "./ingest-process.js";
 import { openLog } from "./runtime.js";
 
@@ -7,10 +9,18 @@ import { openLog } from "./runtime.js";
  * is gone, and what was not committed is read again by the next one.
  */
 export type ToChild = { readonly config: Config } | { readonly metrics: number } | { readonly stop: true };
-export type FromChild = { readonly ready: true } | { readonly metrics: number; readonly text: string };
+export type FromChild =
+  | { readonly ready: true }
+  | { readonly failed: { readonly code: Code; readonly message: string } }
+  | { readonly metrics: number; readonly text: string };
 
 let ingest: RunningIngest | undefined;
-const tell = (message: FromChild) => process.send?.(message);
+const tell = (message: FromChild) =>
+  new Promise<void>((resolve) => {
+    // The channel may break meanwhile; then nobody needs the message any more.
+    if (process.send === undefined) resolve();
+    else process.send(message, () => resolve());
+  });
 
 /**
  * Ends at once, whatever runs. process.exit() waits for DuckDB's threads, which may wait for a column to be filled on
@@ -21,22 +31,29 @@ const die = () => process.kill(process.pid, "SIGKILL");
 process.on("disconnect", die);
 // A terminal sends its interrupt to the whole group; the parent decides when we stop.
 process.on("SIGINT", () => undefined);
-process.on("SIGTERM", () => ingest?.stop());
+process.on("SIGTERM", stop);
 process.on("message", (message: ToChild) => {
   if ("config" in message) void start(message.config);
-  else if ("stop" in message) ingest?.stop();
+  else if ("stop" in message) stop();
   else void ingest?.metrics.metrics().then((text) => tell({ metrics: message.metrics, text }));
 });
+
+/** Before it has begun there is nothing to land. */
+function stop(): void {
+  if (ingest === undefined) die();
+  else ingest.stop();
+}
 
 async function start(config: Config): Promise<void> {
   const log = openLog(config);
   try {
     ingest = await runIngest(config);
-    tell({ ready: true });
+    void tell({ ready: true });
     await ingest.done;
     process.exit(0);
   } catch (error) {
     log.fatal({ err: error }, "ingest has ended");
+    if (error instanceof TributaryError) await tell({ failed: { code: error.code, message: error.message } });
     die();
   }
 }

@@ -3,9 +3,12 @@ import { once } from "node:events";
 import { fileURLToPath } from "node:url";
 import type { Logger } from "pino";
 import type { Config } from "../base/config.js";
+import { TributaryError } from "../base/errors.js";
 import type { FromChild, ToChild } from "./ingest-child.js";
 
 const RESTART_MS = 1_000;
+/** A stop that takes longer hangs; nothing is lost by a kill. */
+const STOP_MS = 60_000;
 /**
  * COPY statements run on libuv's threads; a raw and a refined one of several lanes go at once. glibc's allocator gives
  * large blocks back to the kernel at once by default and faults them in again with the next batch: a fifth of
@@ -37,12 +40,13 @@ export class IngestSupervisor {
     return this.readyNow;
   }
 
-  /** Resolves once ingest lands events. Rejects when it ends before that. */
+  /** Resolves once ingest lands events. Rejects with its error when it ends before that. */
   async start(): Promise<void> {
     const child = this.spawn();
     await new Promise<void>((resolve, reject) => {
       child.on("message", (message: FromChild) => {
         if ("ready" in message) resolve();
+        else if ("failed" in message) reject(new TributaryError(message.failed.code, message.failed.message));
       });
       child.once("exit", (code) => reject(new Error(`ingest ended at its start (${code})`)));
     });
@@ -56,8 +60,9 @@ export class IngestSupervisor {
     this.child = child;
     child.on("message", (message: FromChild) => {
       if ("ready" in message) this.readyNow = true;
-      else this.answers.get(message.metrics)?.(message.text);
+      else if ("metrics" in message) this.answers.get(message.metrics)?.(message.text);
     });
+    child.on("error", (error) => this.log.error({ err: error }, "the ingest process cannot be reached"));
     child.on("exit", (code, signal) => {
       this.readyNow = false;
       for (const answer of this.answers.values()) answer("");
@@ -92,11 +97,14 @@ export class IngestSupervisor {
     const { child } = this;
     if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
     const ended = once(child, "exit");
+    const limit = setTimeout(() => child.kill("SIGKILL"), STOP_MS);
     this.send({ stop: true });
     await ended;
+    clearTimeout(limit);
   }
 
   private send(message: ToChild): void {
-    if (this.child?.connected) this.child.send(message);
+    // A child that dies at this moment is dealt with at its exit; without a callback the failed send would end us.
+    if (this.child?.connected) this.child.send(message, () => undefined);
   }
 }

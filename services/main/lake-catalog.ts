@@ -2,6 +2,7 @@ import type { Duck } from "../base/duckdb.js";
 import type { Catalog, CatalogTable } from "../query/catalog.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { DeltaTable, type TableOptions } from "../table/delta-table.js";
+import { receivedAt } from "../table/progress.js";
 import { scanSql } from "../table/scan.js";
 
 /** The refined tables of a lake as queries see them: whatever was committed before a question is in its answer. */
@@ -12,6 +13,8 @@ export class LakeCatalog implements Catalog {
     private readonly store: ObjectStore,
     private readonly duck: Duck,
     private readonly options: TableOptions,
+    /** Whether accepted events wait to be landed. */
+    private readonly eventsWait: () => Promise<boolean>,
     private readonly models: readonly { readonly domain: string; readonly table: string }[],
   ) {}
 
@@ -37,8 +40,14 @@ export class LakeCatalog implements Catalog {
       columns: snapshot.columns,
       description: snapshot.description,
       version: snapshot.version,
-      freshness: null,
+      freshness: () => this.freshness(receivedAt(snapshot)),
       loadSql: (columns, tenant) => scanSql(opened, snapshot, { columns, tenant }),
     };
+  }
+
+  /** Age of the newest event that can be queried; 0 when there is no newer one. */
+  private async freshness(newest: number | undefined): Promise<number | null> {
+    if (newest === undefined) return null;
+    return (await this.eventsWait()) ? Math.max(0, Math.round(Date.now() - newest)) : 0;
   }
 }

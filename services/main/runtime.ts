@@ -1,8 +1,10 @@
-import { mkdir } from "node:fs/promises";
+import { existsSync } from "node:fs";
+import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import pino, { type Logger } from "pino";
 import type { Config } from "../base/config.js";
 import { Duck } from "../base/duckdb.js";
+import { TributaryError } from "../base/errors.js";
 import { nodeFiles } from "../base/files.js";
 import { layout } from "../base/paths.js";
 import { acquireLock, type ProcessLock } from "../base/process-lock.js";
@@ -19,6 +21,22 @@ export const openLog = (config: Config): Logger => pino({ level: config.log.leve
 export function openStore(config: Config, user: string): Promise<FileStore> {
   const { lake, scratch } = layout(config.data);
   return FileStore.open({ folder: lake, scratch: join(scratch, user) });
+}
+
+/**
+ * For a command beside the services: makes no lake where there is none, and leaves no scratch folder behind.
+ * Errors: TRB-CLI-USAGE.
+ */
+export async function withStore<T>(config: Config, use: (store: FileStore) => Promise<T>): Promise<T> {
+  if (!existsSync(layout(config.data).lake)) {
+    throw new TributaryError("TRB-CLI-USAGE", "--data: expected a data folder with a lake, found none there");
+  }
+  const store = await openStore(config, `cli-${process.pid}`);
+  try {
+    return await use(store);
+  } finally {
+    await rm(store.scratch, { recursive: true, force: true });
+  }
 }
 
 export function openReader(config: Config): Promise<EmbeddedLogReader> {

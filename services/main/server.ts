@@ -1,10 +1,12 @@
 import type { Logger } from "pino";
 import { Registry } from "prom-client";
 import type { Config } from "../base/config.js";
+import { errno, TributaryError } from "../base/errors.js";
 import { buildServer, type HttpServer } from "../base/http.js";
 import { layout } from "../base/paths.js";
 import { registerBus } from "../bus/routes.js";
 import { ProtoRegistry } from "../contracts/registry.js";
+import { CONSUMER } from "../ingest/pipeline.js";
 import { loadModels } from "../models/project.js";
 import { registerQuery } from "../query/routes.js";
 import { EmbeddedLogWriter } from "../stream/embedded/writer.js";
@@ -13,7 +15,7 @@ import { requireRole } from "../tenancy/http-auth.js";
 import { signToken, TokenVerifier } from "../tenancy/tokens.js";
 import { IngestSupervisor } from "./ingest-supervisor.js";
 import { LakeCatalog } from "./lake-catalog.js";
-import { openKey, openLog, openStore, readingDuck } from "./runtime.js";
+import { openKey, openLog, openReader, openStore, readingDuck } from "./runtime.js";
 
 export interface ServerParts {
   readonly bus: boolean;
@@ -26,7 +28,7 @@ export interface RunningServer {
   readonly url: string;
   /** A token of this data folder's own key. */
   token(role: Role, tenants: "*" | readonly string[], expiresIn?: number): Promise<string>;
-  /** Ends gracefully: answers what is in flight, lands what was accepted. */
+  /** Ends gracefully: answers what is in flight, lands what ingest has read. The rest is durable in the stream. */
   close(): Promise<void>;
 }
 
@@ -57,7 +59,7 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
       await supervisor.start();
       closers.push(() => supervisor.stop());
     }
-    const url = await server.listen(config.http.host, config.http.port);
+    const url = await listen(server, config);
     const running = server;
     return {
       url,
@@ -65,15 +67,45 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
         signToken(key, config.auth.audience, { subject: `local-${role}`, role, tenants, expiresIn }),
       close: async () => {
         await running.drain();
-        for (const close of closers) await close();
+        await closeAll(closers);
       },
     };
   } catch (error) {
     await supervisor?.stop();
     await server?.drain();
-    for (const close of closers) await close();
+    await closeAll(closers).catch(() => undefined);
     throw error;
   }
+}
+
+/** Errors: TRB-CONFIG when host or port cannot be had. */
+async function listen(server: HttpServer, config: Config): Promise<string> {
+  const { host, port } = config.http;
+  try {
+    return await server.listen(host, port);
+  } catch (cause) {
+    const reason = LISTEN_FAILURES[errno(cause) ?? ""];
+    if (reason === undefined) throw cause;
+    throw new TributaryError("TRB-CONFIG", `${reason}, found ${host}:${port}`, { cause });
+  }
+}
+
+const LISTEN_FAILURES: Readonly<Record<string, string>> = {
+  EADDRINUSE: "http.port: expected a free port (0 = any)",
+  EACCES: "http.port: expected a port this user may listen on",
+  ERR_SOCKET_BAD_PORT: "http.port: expected 0 to 65535",
+  EADDRNOTAVAIL: "http.host: expected an address of this machine",
+  ENOTFOUND: "http.host: expected an address of this machine",
+};
+
+/** Closes them all, one after the other; the first failure is thrown in the end. */
+async function closeAll(closers: readonly (() => Promise<unknown>)[]): Promise<void> {
+  const failures: unknown[] = [];
+  // What is waited for, such as the end of query workers, may not keep this process alive by itself.
+  const alive = setInterval(() => undefined, 1_000);
+  for (const close of closers) await close().catch((error: unknown) => failures.push(error));
+  clearInterval(alive);
+  if (failures.length > 0) throw failures[0];
 }
 
 async function addBus(
@@ -83,12 +115,12 @@ async function addBus(
   metrics: Registry,
   log: Logger,
 ): Promise<() => Promise<void>> {
+  const registry = ProtoRegistry.load(config.protoDirs);
   const stream = await EmbeddedLogWriter.open({
     folder: layout(config.data).stream,
     partitions: config.stream.partitions,
     segmentBytes: config.stream.segmentBytes,
   });
-  const registry = ProtoRegistry.load(config.protoDirs);
   await registerBus(server.app, { stream, registry, verifier, config, metrics, log });
   return () => stream.close();
 }
@@ -100,13 +132,20 @@ async function addQuery(
   metrics: Registry,
   log: Logger,
 ): Promise<() => Promise<void>> {
+  const models = loadModels(config.transformsDir);
   const store = await openStore(config, "query");
   const duck = await readingDuck();
   const tableOptions = { checkpointEvery: config.table.checkpointEvery };
-  const catalog = new LakeCatalog(store, duck, tableOptions, loadModels(config.transformsDir));
+  const reader = await openReader(config);
+  const eventsWait = async () => {
+    const done = await reader.lowWater(CONSUMER);
+    return [...(await reader.head())].some(([partition, position]) => done.get(partition) !== position);
+  };
+  const catalog = new LakeCatalog(store, duck, tableOptions, eventsWait, models);
   const query = await registerQuery(server.app, { catalog, verifier, config, metrics, log });
   return async () => {
     await query.close();
+    await reader.close();
     duck.close();
   };
 }

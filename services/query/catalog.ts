@@ -17,7 +17,7 @@ export interface CatalogTable {
   readonly description: string | undefined;
   readonly version: number;
   /** Milliseconds between now and the arrival of the newest event that can be queried; null when not known. */
-  readonly freshness: number | null;
+  freshness(): Promise<number | null>;
   /**
    * Trusted SQL that yields the named columns of the live rows at this version: all rows of `tenant`, and perhaps
    * rows of others. The caller filters by tenant_id; `tenant` only lets the table skip files.

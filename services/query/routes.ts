@@ -175,17 +175,18 @@ function numbersOf(query: unknown): "exact" | "js" {
 
 async function describeTables(service: QueryService) {
   const tables = await service.tables();
-  return tables.map((table) => ({
+  const described = tables.map(async (table) => ({
     schema: table.domain,
     name: table.model,
     description: table.description ?? null,
-    freshnessMs: table.freshness,
+    freshnessMs: await table.freshness(),
     columns: visibleColumns(table).map(({ name, type, description }) => ({
       name,
       type,
       description: description ?? null,
     })),
   }));
+  return Promise.all(described);
 }
 
 // --- documentation ---------------------------------------------------------------------------------------

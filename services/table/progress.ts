@@ -43,3 +43,23 @@ export function advancePositions(
   }
   return { actions, expect };
 }
+
+const NEWEST = "tributary.newest";
+
+/** When the newest event that the table has taken in was received, in ms since the epoch; undefined before the first. */
+export function receivedAt(snapshot: Pick<TableSnapshot, "domains">): number | undefined {
+  const configuration = snapshot.domains.get(NEWEST);
+  return configuration === undefined
+    ? undefined
+    : (JSON.parse(configuration) as { receivedAt: number }).receivedAt;
+}
+
+/** The action that notes it, when `newest` is later than what is noted. */
+export function newestReceived(
+  snapshot: Pick<TableSnapshot, "domains">,
+  newest: number | undefined,
+): Action[] {
+  if (newest === undefined || newest <= (receivedAt(snapshot) ?? 0)) return [];
+  const configuration = JSON.stringify({ receivedAt: newest });
+  return [{ domainMetadata: { domain: NEWEST, configuration, removed: false } }];
+}

@@ -3,7 +3,7 @@ import type { CommitResult, DeltaTable } from "./delta-table.js";
 import { EntityLocator } from "./locator.js";
 import { Mask } from "./mask.js";
 import { compareOrder, FILE_SHIFT, FLAGS, ROW, TOMBSTONE_BIT, WORDS } from "./order.js";
-import { advancePositions, type Positions } from "./progress.js";
+import { advancePositions, newestReceived, type Positions } from "./progress.js";
 import { allRows, discard, type StagedFile, stageFile } from "./stage.js";
 import type { TableFile } from "./types.js";
 import { stageVectors } from "./vectors.js";
@@ -23,6 +23,8 @@ export interface UpsertBatch {
   readonly stream: string;
   readonly from: Positions;
   readonly to: Positions;
+  /** When the newest event of the batch was received, in ms since the epoch; undefined when it has none. */
+  readonly newest: number | undefined;
   /** One record (order.ts) an entity, the winner of its events in the batch; ROW counts 0, 1, 2, … */
   readonly records: Uint32Array;
   readonly connection: DuckDBConnection;
@@ -30,9 +32,9 @@ export interface UpsertBatch {
   writeKeys(): Promise<void>;
   /**
    * Makes the temporary table `batch_rows(ord, <table columns>)`: the rows of the records named, at most one a
-   * record. A record without a row becomes a tombstone. Errors of the model come out of here.
+   * record. Resolves to the rows' ordinals, in the table's order. A record without a row becomes a tombstone. Errors of the model come out of here.
    */
-  writeRows(survivors: readonly number[]): Promise<void>;
+  writeRows(survivors: readonly number[]): Promise<readonly number[]>;
   /** Awaited before the commit; false gives the batch up (what it builds on did not come to be). */
   readonly ready: Promise<boolean>;
 }
@@ -113,6 +115,7 @@ export class UpsertWriter {
         ...(staged.rows === undefined ? [] : [{ add: staged.rows.add }]),
         ...vectors.actions,
         ...progress.actions,
+        ...newestReceived(this.table.snapshot, batch.newest),
       ],
       expect: progress.expect,
       basedOn,
@@ -142,8 +145,7 @@ export class UpsertWriter {
   /** Runs the model for the survivors and writes rows and tombstones as files that nothing names yet. */
   private async stage(batch: UpsertBatch, survivors: readonly number[]): Promise<Staged> {
     const { connection } = batch;
-    await batch.writeRows(survivors);
-    const liveOrds = await ordinals(connection, "SELECT ord FROM batch_rows");
+    const liveOrds = await batch.writeRows(survivors);
     const columns = this.table.snapshot.columns.filter(
       ({ name }) => !this.table.snapshot.partitionColumns.includes(name),
     );
@@ -218,9 +220,3 @@ interface Staged {
 }
 
 const none: Staged = { rows: undefined, liveOrds: [], tombstones: undefined, tombstoneOrds: [] };
-
-async function ordinals(connection: DuckDBConnection, sql: string): Promise<number[]> {
-  const result = await connection.runAndReadAll(sql);
-  const [column] = result.getColumns();
-  return (column ?? []) as number[];
-}

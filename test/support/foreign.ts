@@ -15,14 +15,19 @@ function python(): string {
   return path;
 }
 
+/** Standard output of a script of test/support. */
+export async function runForeign(script: string, ...args: readonly string[]): Promise<string> {
+  const path = join(packageRoot, "test", "support", script);
+  const { stdout } = await run(python(), [path, ...args], { maxBuffer: 1024 * 1024 * 1024 });
+  return stdout;
+}
+
 /** Rows of a Delta table as an engine that is not ours reads them. `sql` reads the table `t`. */
 export async function readForeign(
   folder: string,
   sql = "SELECT * FROM t",
 ): Promise<Record<string, unknown>[]> {
-  const script = join(packageRoot, "test", "support", "foreign_reader.py");
-  const { stdout } = await run(python(), [script, folder, sql], { maxBuffer: 1024 * 1024 * 1024 });
-  return stdout
+  return (await runForeign("foreign_reader.py", folder, sql))
     .split("\n")
     .filter((line) => line !== "")
     .map((line) => JSON.parse(line) as Record<string, unknown>);

@@ -191,7 +191,7 @@ function tableOf(name: string, shape: Shape, files: readonly string[], version: 
     columns: [...ids, ...shape.columns, ...hidden],
     description: shape.description,
     version: version + 4_200_000,
-    freshness: 12,
+    freshness: async () => 12,
     loadSql: async (columns) =>
       `SELECT ${columns.map(identifier).join(", ")} FROM read_parquet([${paths}], hive_partitioning=false)`,
   };

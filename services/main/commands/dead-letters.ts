@@ -1,10 +1,17 @@
 import type { Command } from "commander";
 import { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
-import type { IngestContext } from "../../ingest/context.js";
+import { DEAD_LETTERS_ROOT } from "../../ingest/dead-letters.js";
 import { openContext } from "../../ingest/ingest.js";
-import { type LetterFilter, redrive, type StoredLetter, storedLetters } from "../../ingest/redrive.js";
-import { openLog, openReader, openStore } from "../runtime.js";
+import {
+  type LetterFilter,
+  type Redriven,
+  redrive,
+  type StoredLetter,
+  storedLetters,
+} from "../../ingest/redrive.js";
+import { DeltaTable } from "../../table/delta-table.js";
+import { openLog, openReader, readingDuck, withStore } from "../runtime.js";
 import { textTable } from "../text-table.js";
 import { configOf, type DataOptions, withData } from "./options.js";
 
@@ -17,34 +24,30 @@ export function addDeadLetterCommands(program: Command): void {
   filtered(group.command("ls"))
     .description("list them: where from, why")
     .action(async (options: Options) => {
-      await withContext(configOf(options), async (context) => {
-        const letters = await storedLetters(context, options);
-        if (options.json) console.log(JSON.stringify({ deadLetters: letters.map(summary) }));
-        else if (letters.length === 0) console.log("no dead letters");
-        else console.log(lettersTable(letters));
-      });
+      const letters = await lettersOf(options);
+      if (options.json) console.log(JSON.stringify({ deadLetters: letters.map(summary) }));
+      else if (letters.length === 0) console.log("no dead letters");
+      else console.log(lettersTable(letters));
     });
   filtered(group.command("redrive"))
     .description("apply them again, after the model or the descriptor was mended")
     .option("--dry-run", "say what would be applied, change nothing")
     .action(async (options: Options) => {
-      await withContext(configOf(options), async (context) => {
-        const letters = await storedLetters(context, options);
-        if (options.dryRun) {
-          if (options.json) console.log(JSON.stringify({ dryRun: true, wouldApply: letters.map(summary) }));
-          else console.log(`would apply ${letters.length}:\n${lettersTable(letters)}`);
-          return;
-        }
-        const { applied, failed } = await redrive(context, letters);
-        const still = failed.map(({ letter, reason }) => ({ ...summary(letter), reason }));
-        if (options.json) console.log(JSON.stringify({ applied, failed: still }));
-        else {
-          console.log(`applied ${applied}, failed again ${failed.length}`);
-          for (const { partition, position, reason } of still)
-            console.log(`  ${partition}/${position}: ${reason}`);
-        }
-        if (failed.length > 0) process.exitCode = 1;
-      });
+      const letters = await lettersOf(options);
+      if (options.dryRun) {
+        if (options.json) console.log(JSON.stringify({ dryRun: true, wouldApply: letters.map(summary) }));
+        else console.log(`would apply ${letters.length}:\n${lettersTable(letters)}`);
+        return;
+      }
+      const { applied, failed } = await apply(configOf(options), letters);
+      const still = failed.map(({ letter, reason }) => ({ ...summary(letter), reason }));
+      if (options.json) console.log(JSON.stringify({ applied, failed: still }));
+      else {
+        console.log(`applied ${applied}, failed again ${failed.length}`);
+        for (const { partition, position, reason } of still)
+          console.log(`  ${partition}/${position}: ${reason}`);
+      }
+      if (failed.length > 0) process.exitCode = 1;
     });
 }
 
@@ -73,20 +76,36 @@ function lettersTable(letters: readonly StoredLetter[]): string {
   );
 }
 
-async function withContext(config: Config, use: (context: IngestContext) => Promise<void>): Promise<void> {
-  const reader = await openReader(config);
-  const store = await openStore(config, `cli-${process.pid}`);
-  const context = await openContext({
-    config,
-    store,
-    stream: reader.name,
-    log: openLog(config),
-    registry: new Registry(),
+/** Reads the letters alone: neither a model that is broken nor a lake without letters is in the way. */
+function lettersOf(options: Options): Promise<StoredLetter[]> {
+  const config = configOf(options);
+  return withStore(config, async (store) => {
+    const duck = await readingDuck();
+    try {
+      const table = await DeltaTable.open(store, DEAD_LETTERS_ROOT, duck, {
+        checkpointEvery: config.table.checkpointEvery,
+      });
+      return table === undefined ? [] : await storedLetters({ deadLetters: { table } }, options);
+    } finally {
+      duck.close();
+    }
   });
+}
+
+async function apply(config: Config, letters: readonly StoredLetter[]): Promise<Redriven> {
+  const reader = await openReader(config);
   try {
-    await use(context);
+    return await withStore(config, async (store) => {
+      const log = openLog(config);
+      const parts = { config, store, stream: reader.name, log, registry: new Registry() };
+      const context = await openContext(parts);
+      try {
+        return await redrive(context, letters);
+      } finally {
+        context.duck.close();
+      }
+    });
   } finally {
-    context.duck.close();
     await reader.close();
   }
 }

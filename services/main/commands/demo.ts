@@ -2,7 +2,7 @@ import { type Command, Option } from "commander";
 import { loadConfig } from "../../base/config.js";
 import { type DemoOptions, runDemo } from "../demo.js";
 import { startServer } from "../server.js";
-import { wholeNumber } from "./options.js";
+import { portNumber, wholeNumber } from "./options.js";
 import { stopSignal } from "./stop-signal.js";
 
 type DemoCommandOptions = Pick<DemoOptions, "repo" | "domain" | "events" | "exit" | "port" | "data" | "json">;
@@ -15,7 +15,7 @@ export function addDemoCommand(program: Command): void {
     .addOption(new Option("--domain <name>", "what to publish").choices(["scm", "tracker"]))
     .option("--events <n>", "events of the generator", wholeNumber)
     .option("--exit", "end with a verdict instead of staying up; non-zero on a mismatch")
-    .option("--port <n>", "port; 0 = any free one", wholeNumber)
+    .option("--port <n>", "port; 0 = any free one (default)", portNumber)
     .option("--data <dir>", "a fresh data folder to keep (default: a temporary one)")
     .option("--json", "answer in JSON")
     .action(async (options: DemoCommandOptions) => {

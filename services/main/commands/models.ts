@@ -1,14 +1,15 @@
 import type { Command } from "commander";
-import type { Duck } from "../../base/duckdb.js";
+import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
 import { refinedRoot, refinedSpec } from "../../ingest/refined-table.js";
 import { bindModel } from "../../models/bind.js";
 import { loadModels, type Model } from "../../models/project.js";
 import { type TestResult, testModel } from "../../models/test-models.js";
+import type { FileStore } from "../../storage/file-store.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { scanSql } from "../../table/scan.js";
-import { openStore, readingDuck } from "../runtime.js";
+import { readingDuck, withStore } from "../runtime.js";
 import { textTable } from "../text-table.js";
 import { configOf, type DataOptions, withData } from "./options.js";
 
@@ -63,18 +64,7 @@ async function check(options: DataOptions): Promise<void> {
 
 async function test(options: DataOptions): Promise<void> {
   const config = configOf(options);
-  const store = await openStore(config, `cli-${process.pid}`);
-  const duck: Duck = await readingDuck();
-  const results: TestResult[] = [];
-  for (const model of loadModels(config.transformsDir)) {
-    const table = await DeltaTable.open(store, refinedRoot(model), duck, {
-      checkpointEvery: config.table.checkpointEvery,
-    });
-    if (table === undefined) continue;
-    const rows = await scanSql(table, table.snapshot);
-    results.push(...(await duck.with((connection) => testModel(connection, model, rows))));
-  }
-  duck.close();
+  const results = await withStore(config, (store) => testAll(config, store));
   if (options.json) console.log(JSON.stringify({ results }));
   else if (results.length === 0) console.log("no table of a model is there yet");
   else {
@@ -87,4 +77,22 @@ async function test(options: DataOptions): Promise<void> {
     console.log(textTable(["model", "column", "test", ""], rows));
   }
   if (results.some(({ failures }) => failures > 0)) process.exitCode = 1;
+}
+
+async function testAll(config: Config, store: FileStore): Promise<TestResult[]> {
+  const duck = await readingDuck();
+  try {
+    const results: TestResult[] = [];
+    for (const model of loadModels(config.transformsDir)) {
+      const table = await DeltaTable.open(store, refinedRoot(model), duck, {
+        checkpointEvery: config.table.checkpointEvery,
+      });
+      if (table === undefined) continue;
+      const rows = await scanSql(table, table.snapshot);
+      results.push(...(await duck.with((connection) => testModel(connection, model, rows))));
+    }
+    return results;
+  } finally {
+    duck.close();
+  }
 }

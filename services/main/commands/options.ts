@@ -27,6 +27,12 @@ export function wholeNumber(text: string): number {
   return value;
 }
 
+export function portNumber(text: string): number {
+  const value = wholeNumber(text);
+  if (value > 65_535) throw new InvalidArgumentError("expected a port, 0 to 65535");
+  return value;
+}
+
 export const withData = (command: Command): Command =>
   command
     .option("--data <dir>", "data folder (default: ./data)")
@@ -35,7 +41,7 @@ export const withData = (command: Command): Command =>
 
 export const withServer = (command: Command): Command =>
   withData(command)
-    .option("--port <n>", "port; 0 = any free one (default: 8080)", wholeNumber)
+    .option("--port <n>", "port; 0 = any free one (default: 8080)", portNumber)
     .option("--host <host>", "address to listen on (default: 127.0.0.1)");
 
 export const withClient = (command: Command): Command =>

@@ -1,6 +1,6 @@
 import type { Command } from "commander";
-import { CODES, type Code } from "../../base/codes.js";
 import { TributaryError } from "../../base/errors.js";
+import { failureOf, HttpClient } from "../http-client.js";
 import { textTable } from "../text-table.js";
 import { type ClientOptions, withClient } from "./options.js";
 
@@ -22,12 +22,12 @@ export function addSqlCommand(program: Command): void {
     .option("--tenant <id>", "the tenant, where the token grants several")
     .option("--csv", "answer in CSV")
     .action(async (sql: string, options: SqlOptions) => {
-      const response = await ask(sql, options);
+      const text = await ask(sql, options);
       if (options.csv) {
-        process.stdout.write(await response.text());
+        process.stdout.write(text);
         return;
       }
-      const answer = (await response.json()) as Answer;
+      const answer = answerOf(text);
       if (options.json) {
         console.log(JSON.stringify(answer));
         return;
@@ -44,30 +44,26 @@ export function addSqlCommand(program: Command): void {
     });
 }
 
-async function ask(sql: string, { url, token, tenant, csv }: SqlOptions): Promise<Response> {
-  let response: Response;
+/** The body of the server's answer. Errors: the server's code, TRB-CLI-UNREACHABLE, TRB-CLI-USAGE. */
+async function ask(sql: string, { url, token, tenant, csv }: SqlOptions): Promise<string> {
+  const client = new HttpClient({ url, token, connections: 1 });
   try {
-    response = await fetch(new URL("/v1/query", url), {
-      method: "POST",
-      headers: {
-        authorization: `Bearer ${token}`,
-        "content-type": "application/json",
-        accept: csv ? "text/csv" : "application/json",
-      },
-      body: JSON.stringify({ sql, ...(tenant === undefined ? {} : { tenant }) }),
-    });
-  } catch (cause) {
-    throw new TributaryError("TRB-CLI-UNREACHABLE", `--url: no server answers at ${url}`, { cause });
+    const body = Buffer.from(JSON.stringify({ sql, ...(tenant === undefined ? {} : { tenant }) }));
+    const accept = csv ? "text/csv" : "application/json";
+    const answer = await client.post("/v1/query", "application/json", body, accept);
+    if (answer.status !== 200) throw failureOf(answer);
+    return answer.body.toString("utf8");
+  } finally {
+    client.close();
   }
-  if (response.ok) return response;
-  const body = (await response.json().catch(() => undefined)) as
-    | { error?: { code?: string; message?: string; details?: Record<string, unknown> } }
-    | undefined;
-  const code = body?.error?.code;
-  if (code === undefined || !(code in CODES)) {
-    throw new TributaryError("TRB-INTERNAL", `the server answered ${response.status}`);
+}
+
+function answerOf(text: string): Answer {
+  try {
+    const answer = JSON.parse(text) as Partial<Answer>;
+    if (Array.isArray(answer.columns) && Array.isArray(answer.rows)) return answer as Answer;
+  } catch {
+    // Another program answers there.
   }
-  throw new TributaryError(code as Code, body?.error?.message, {
-    ...(body?.error?.details === undefined ? {} : { details: body.error.details }),
-  });
+  throw new TributaryError("TRB-CLI-UNREACHABLE", "expected an answer of Tributary, found something else");
 }
