@@ -11,12 +11,16 @@ const MiB = 1024 * 1024;
 /** One shape for tributary.yaml and TRIBUTARY_* variables. Sizes are bytes, times are milliseconds. */
 export const configSchema = z.strictObject({
   data: z.string().min(1).default("./data"),
-  protoDirs: z.array(z.string()).default(() => [join(packageRoot, "proto")]),
+  /** A variable gives several, separated by commas. */
+  protoDirs: z.preprocess(
+    (value) => (typeof value === "string" ? value.split(",") : value),
+    z.array(z.string().min(1)).default(() => [join(packageRoot, "proto")]),
+  ),
   transformsDir: z.string().default(() => join(packageRoot, "transforms")),
   http: z
     .strictObject({
       host: z.string().default("127.0.0.1"),
-      port: count(8080, 0),
+      port: z.coerce.number().int().min(0).max(65_535).default(8080),
     })
     .prefault({}),
   auth: z

@@ -60,6 +60,8 @@ try {
 } catch {
   // Not Linux, or not allowed: the parent's watch remains.
 }
+// A terminal interrupts the whole group; the parent decides when a worker ends.
+process.on("SIGINT", () => undefined);
 process.on("disconnect", () => process.kill(process.pid, "SIGKILL"));
 process.on("message", (request: Request) => void handle(request));
 Session.parser(PARSER_BYTES).then(
