@@ -1,5 +1,5 @@
 import { CODES, type Code } from "../base/codes.js";
-import { describe } from "../contracts/envelope.js";
+import { describe } from "../contracts/event-messages.js";
 
 /** What became of a request's events, in their order. Filled by the publisher, written out once. */
 export class Results {

@@ -11,7 +11,7 @@ import {
 import { parse as parseLossless } from "lossless-json";
 import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
-import { describe } from "./envelope.js";
+import { describe } from "./event-messages.js";
 import type { ProtoRegistry } from "./registry.js";
 
 /** One event as wire bytes, or why it is none. Messages name fields, never values. */

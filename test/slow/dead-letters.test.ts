@@ -69,6 +69,8 @@ describe("a model that fails on some events", () => {
       expect(letter.bytes).toBeGreaterThan(0);
       expect(letter.position).toMatch(/^\d+$/);
     }
+    const foreign = await readForeign(join(data, "lake", "dead_letters"));
+    expect(foreign.map((row) => String(row.entity_id)).sort()).toEqual(poison.map((i) => `file-${i}`).sort());
     const dry = await json<{ wouldApply: unknown[] }>("deadletter", "redrive", "--dry-run");
     expect(dry.wouldApply).toHaveLength(poison.length);
     const again = await cli(["deadletter", "redrive", "--data", data, "--json"], env);
@@ -86,6 +88,7 @@ describe("a model that fails on some events", () => {
     const done = await json<{ applied: number; failed: unknown[] }>("deadletter", "redrive");
     expect(done).toEqual({ applied: poison.length, failed: [] });
     expect((await json<{ deadLetters: Letter[] }>("deadletter", "ls")).deadLetters).toEqual([]);
+    expect(await readForeign(join(data, "lake", "dead_letters"))).toEqual([]);
     expect(await ids()).toEqual(without([]));
     const [raw] = await readForeign(join(data, "lake", "raw", "scm.v1.File"), "SELECT count(*) AS n FROM t");
     expect(raw!.n).toBe(String(total));

@@ -1,0 +1,27 @@
+import type { Code } from "../base/codes.js";
+
+/** What a rejected producer reads beside the code: the field and what was expected, never a value. */
+export function describe(code: Code): string {
+  return MESSAGES[code] ?? "the event was not accepted";
+}
+
+const MESSAGES: Partial<Record<Code, string>> = {
+  "TRB-EVENT-MALFORMED":
+    "event: expected a well-formed tributary.v1.ChangeEvent, with UTF-8 strings and no message field given twice",
+  "TRB-EVENT-TENANT": "tenant_id: expected [A-Za-z0-9][A-Za-z0-9._:-]{0,127}",
+  "TRB-EVENT-ENTITY-TYPE": "entity_type: expected the full name of a deployed payload message",
+  "TRB-EVENT-ENTITY-ID": "entity_id: expected 1 to 1024 bytes of UTF-8",
+  "TRB-EVENT-OPERATION": "operation: expected OPERATION_CREATED, OPERATION_UPDATED or OPERATION_DELETED",
+  "TRB-EVENT-VERSION": "version: expected 1 to 2^63-1",
+  "TRB-EVENT-TIME": "occurred_at: expected a timestamp in years 1 to 9999 with nanos from 0 to 999999999",
+  "TRB-EVENT-CONTENT":
+    "content: expected exactly one of payload and payload_reference, or neither for OPERATION_DELETED",
+  "TRB-EVENT-PAYLOAD-TYPE": "payload: expected a type URL that ends in /<entity_type>",
+  "TRB-EVENT-PAYLOAD-DECODE": "payload: expected bytes that decode as the message of entity_type",
+  "TRB-EVENT-PAYLOAD-SIZE": "payload: expected fewer bytes, packed and unpacked",
+  "TRB-EVENT-COMPRESSION":
+    "payload_compression: expected COMPRESSION_GZIP, COMPRESSION_ZSTD or none, and bytes packed that way",
+  "TRB-EVENT-REFERENCE": "payload_reference: expected an inline payload",
+  "TRB-AUTH-TENANT": "tenant_id: expected a tenant that the token grants",
+  "TRB-AUTH-ENTITY-TYPE": "entity_type: expected one that the token grants",
+};
