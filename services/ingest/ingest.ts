@@ -1,4 +1,3 @@
-import { rm } from "node:fs/promises";
 import type { Logger } from "pino";
 import { Counter, Gauge, Histogram, type Registry } from "prom-client";
 import type { Config } from "../base/config.js";
@@ -66,16 +65,13 @@ export interface Ingest {
   stop(): void;
 }
 
-/** Starts landing the stream. Leftovers of a crashed run in the scratch folder are removed first. */
+/** Starts landing the stream. */
 export async function startIngest(context: IngestContext, reader: ChangeStreamReader): Promise<Ingest> {
   const pipeline = new Pipeline(context, reader);
   await pipeline.openLanes(await rawTables(context.store));
   const done = pipeline.run().finally(() => context.duck.close());
   return { pipeline, done, stop: () => pipeline.stop() };
 }
-
-/** Empties the scratch folder; only while no other process of this data folder stages files. */
-export const clearScratch = (folder: string): Promise<void> => rm(folder, { recursive: true, force: true });
 
 function metricsOf(registry: Registry): IngestMetrics {
   const registers = [registry];

@@ -1,8 +1,10 @@
 import { rm } from "node:fs/promises";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Registry } from "prom-client";
 import type { Config } from "../base/config.js";
 import { TributaryError } from "../base/errors.js";
+import { layout } from "../base/paths.js";
 import type { ProcessLock } from "../base/process-lock.js";
 import { type Ingest, openContext, startIngest } from "../ingest/ingest.js";
 import { lockData, openLog, openReader, openStore } from "./runtime.js";
@@ -19,13 +21,12 @@ export async function runIngest(config: Config): Promise<RunningIngest> {
   const log = openLog(config);
   const lock = await waitForLock(config);
   try {
-    const store = await openStore(config, "ingest");
     // Files of a run that was killed; nobody else stages here while the lock is held.
-    await rm(store.scratch, { recursive: true, force: true });
+    await rm(join(layout(config.data).scratch, "ingest"), { recursive: true, force: true });
+    const store = await openStore(config, "ingest");
     const reader = await openReader(config);
     const metrics = new Registry();
-    const fresh = await openStore(config, "ingest");
-    const context = await openContext({ config, store: fresh, stream: reader.name, log, registry: metrics });
+    const context = await openContext({ config, store, stream: reader.name, log, registry: metrics });
     const ingest = await startIngest(context, reader);
     const done = ingest.done.finally(async () => {
       await reader.close();
