@@ -8,6 +8,7 @@ import { layout } from "../services/base/paths.js";
 import { CONSUMER } from "../services/ingest/pipeline.js";
 import { openKey } from "../services/main/runtime.js";
 import { textTable } from "../services/main/text-table.js";
+import { caughtUp } from "../services/stream/caught-up.js";
 import { EmbeddedLogReader } from "../services/stream/embedded/reader.js";
 import type { Role } from "../services/tenancy/grant.js";
 import { signToken } from "../services/tenancy/tokens.js";
@@ -68,11 +69,7 @@ const tokenFor = async (data: string, role: Role) =>
 
 async function landed(data: string): Promise<void> {
   const reader = await EmbeddedLogReader.open({ folder: layout(data).stream });
-  for (;;) {
-    const done = await reader.lowWater(CONSUMER);
-    if ([...(await reader.head())].every(([partition, position]) => done.get(partition) === position)) break;
-    await new Promise((resolve) => setTimeout(resolve, 10));
-  }
+  while (!(await caughtUp(reader, CONSUMER))) await new Promise((resolve) => setTimeout(resolve, 10));
   await reader.close();
 }
 

@@ -203,6 +203,22 @@ export class TextColumn extends ColumnWriter {
   }
 }
 
+const halves = new Uint32Array(2);
+
+/** seconds · 10^6 + micros as a signed 64-bit number: its low and high half, exactly. */
+export function microsHalves(seconds: number, micros: number, into: Uint32Array): void {
+  const total = seconds * 1e6 + micros;
+  if (Number.isSafeInteger(total)) {
+    // A typed array takes a number modulo 2^32.
+    into[0] = total;
+    into[1] = Math.floor(total / 0x1_0000_0000);
+    return;
+  }
+  const exact = BigInt.asUintN(64, BigInt(seconds) * 1_000_000n + BigInt(micros));
+  into[0] = Number(exact & 0xffffffffn);
+  into[1] = Number(exact >> 32n);
+}
+
 /** Types of a fixed width. One view suits each; all look at the same bytes. */
 export class FixedColumn extends ColumnWriter {
   private buffer: ArrayBuffer;
@@ -270,14 +286,8 @@ export class FixedColumn extends ColumnWriter {
 
   /** seconds · 10^6 + micros, exactly. */
   setMicros(row: number, seconds: number, micros: number): void {
-    const total = seconds * 1e6 + micros;
-    if (Number.isSafeInteger(total)) {
-      const high = Math.floor(total / 0x1_0000_0000);
-      this.set64(row, total - high * 0x1_0000_0000, high);
-      return;
-    }
-    const exact = BigInt.asUintN(64, BigInt(seconds) * 1_000_000n + BigInt(micros));
-    this.set64(row, Number(exact & 0xffffffffn), Number(exact >> 32n));
+    microsHalves(seconds, micros, halves);
+    this.set64(row, halves[0]!, halves[1]!);
   }
 
   override flush(vector: Vector, rows: number): void {

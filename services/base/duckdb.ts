@@ -1,4 +1,10 @@
-import { type DuckDBConnection, DuckDBInstance, type DuckDBValue } from "@duckdb/node-api";
+import {
+  type DuckDBConnection,
+  type DuckDBDataChunk,
+  DuckDBInstance,
+  type DuckDBResult,
+  type DuckDBValue,
+} from "@duckdb/node-api";
 
 /**
  * One in-memory DuckDB for trusted SQL: it scans and writes Parquet files, holds nothing between calls.
@@ -48,6 +54,15 @@ export async function rowsOf(
   values?: DuckDBValue[],
 ): Promise<DuckDBValue[][]> {
   return (await connection.runAndReadAll(sql, values)).getRows();
+}
+
+/** The chunks of a streamed result, one at a time; a chunk is read before the next is asked for. */
+export async function* chunksOf(result: DuckDBResult): AsyncGenerator<DuckDBDataChunk> {
+  for (;;) {
+    const chunk = await result.fetchChunk();
+    if (chunk === null || chunk.rowCount === 0) return;
+    yield chunk;
+  }
 }
 
 /** 'it''s' — a string literal for trusted SQL. */

@@ -126,16 +126,11 @@ function micros(make: () => FixedColumn, least: number, most: number): () => Val
         pos = wire.readTag(bytes, pos, to);
         if (pos < 0) return false;
         const tag = wire.low;
-        const start = pos;
         pos = wire.skipValue(bytes, pos, to, tag & 7);
         if (pos < 0) return false;
-        if (tag === 8) {
-          wire.readVarint(bytes, start, pos);
-          seconds = (wire.high | 0) * 0x1_0000_0000 + wire.low;
-        } else if (tag === 16) {
-          wire.readVarint(bytes, start, pos);
-          nanos = wire.low | 0;
-        } else if (tag < 24) return false;
+        if (tag === 8) seconds = wire.signed64();
+        else if (tag === 16) nanos = wire.low | 0;
+        else if (tag < 24) return false;
       }
       if (seconds < least || seconds > most || Math.abs(nanos) > 999_999_999) return false;
       writer.setMicros(row, seconds, Math.floor(nanos / 1000));

@@ -1,6 +1,7 @@
 import { BLOB, type DuckDBConnection } from "@duckdb/node-api";
 import { FixedColumn, TextColumn } from "../base/column-writers.js";
 import { type Duck, literal, rowsOf } from "../base/duckdb.js";
+import { Turns } from "../base/turns.js";
 import { Envelope } from "../contracts/envelope.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { DeltaTable, type TableOptions, type TableSpec } from "../table/delta-table.js";
@@ -111,7 +112,7 @@ const SPEC: TableSpec = {
 };
 
 export class DeadLetters {
-  private turn: Promise<unknown> = Promise.resolve();
+  private readonly turns = new Turns();
 
   private constructor(
     readonly table: DeltaTable,
@@ -130,9 +131,7 @@ export class DeadLetters {
 
   /** Durable when resolved. A letter that lies there already, of the same model and position, is not added again. */
   add(letters: readonly DeadLetter[]): Promise<void> {
-    const result = this.turn.then(() => this.append(letters));
-    this.turn = result.catch(() => undefined);
-    return result;
+    return this.turns.run(() => this.append(letters));
   }
 
   private async append(letters: readonly DeadLetter[]): Promise<void> {

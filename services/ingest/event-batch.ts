@@ -1,3 +1,4 @@
+import { microsHalves } from "../base/column-writers.js";
 import { Envelope } from "../contracts/envelope.js";
 import type { StreamBatch } from "../stream/change-stream.js";
 
@@ -223,15 +224,6 @@ export const OPERATIONS = ["", "CREATED", "UPDATED", "DELETED"] as const;
 export function occurredHalves(envelope: Envelope, halves: Uint32Array): boolean {
   const { occurredSeconds: seconds } = envelope;
   if (Number.isNaN(seconds)) return false;
-  const micros = Math.floor(envelope.occurredNanos / 1000);
-  const total = seconds * 1e6 + micros;
-  if (Number.isSafeInteger(total)) {
-    halves[1] = Math.floor(total / 0x1_0000_0000);
-    halves[0] = total;
-  } else {
-    const exact = BigInt.asUintN(64, BigInt(seconds) * 1_000_000n + BigInt(micros));
-    halves[0] = Number(exact & 0xffffffffn);
-    halves[1] = Number(exact >> 32n);
-  }
+  microsHalves(seconds, Math.floor(envelope.occurredNanos / 1000), halves);
   return true;
 }

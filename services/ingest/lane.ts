@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { TributaryError } from "../base/errors.js";
+import { Turns } from "../base/turns.js";
 import { append } from "../table/append.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { positionsOf } from "../table/progress.js";
@@ -19,7 +20,7 @@ const MAX_RETRY_MS = 10_000;
  * every model that is in step; a model that is not catches up from raw by itself and never holds the others up.
  */
 export class Lane {
-  private turn: Promise<unknown> = Promise.resolve();
+  private readonly turns = new Turns();
   private readonly catchingUp = new Set<Target>();
   private readonly stopping = new AbortController();
   private readonly catchUps = new Set<Promise<void>>();
@@ -162,15 +163,13 @@ export class Lane {
 
   /** Runs `work` between batches. */
   exclusively<T>(work: () => Promise<T>): Promise<T> {
-    const result = this.turn.then(work, work);
-    this.turn = result.catch(() => undefined);
-    return result;
+    return this.turns.run(work);
   }
 
   /** Lets the running batch finish and gives up retries and catch-ups. */
   async close(): Promise<void> {
     this.stopping.abort();
-    await Promise.allSettled([this.turn, ...this.catchUps]);
+    await Promise.allSettled([this.turns.settled(), ...this.catchUps]);
     for (const target of this.targets) target.close();
     this.connection.closeSync();
   }

@@ -1,5 +1,5 @@
 import type { DuckDBBlobValue, DuckDBConnection, DuckDBTimestampTZValue } from "@duckdb/node-api";
-import { literal } from "../base/duckdb.js";
+import { chunksOf, literal } from "../base/duckdb.js";
 import { encodeEvent } from "../contracts/encode-event.js";
 import type { DeltaTable } from "../table/delta-table.js";
 import { type Positions, positionsOf } from "../table/progress.js";
@@ -50,11 +50,7 @@ export async function* replayRaw(
   });
   const result = await connection.stream(`SELECT ${COLUMNS.join(", ")} FROM (${sql})`);
   let batch = new EventBatch(entityType);
-  for (
-    let chunk = await result.fetchChunk();
-    chunk && chunk.rowCount > 0;
-    chunk = await result.fetchChunk()
-  ) {
+  for await (const chunk of chunksOf(result)) {
     const columns = COLUMNS.map((_, index) => chunk.getColumnValues(index));
     for (let row = 0; row < chunk.rowCount; row++) {
       const [

@@ -68,7 +68,8 @@ export class Target {
   /** Takes in a live batch. `landed` tells whether raw has it; without it nothing is committed. */
   async refine(batch: EventBatch, landed: Promise<boolean>): Promise<void> {
     const from = this.positions;
-    await this.take(this.upserts, batch.after(from), from, batch.after(from).reached(), landed);
+    const fresh = batch.after(from);
+    await this.take(this.upserts, fresh, from, fresh.reached(), landed);
   }
 
   /** Brings the table to where raw stands now, reading raw alone; rebuilds it first when it is outdated. */

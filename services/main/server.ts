@@ -9,6 +9,7 @@ import { ProtoRegistry } from "../contracts/registry.js";
 import { CONSUMER } from "../ingest/pipeline.js";
 import { loadModels } from "../models/project.js";
 import { registerQuery } from "../query/routes.js";
+import { caughtUp } from "../stream/caught-up.js";
 import { EmbeddedLogWriter } from "../stream/embedded/writer.js";
 import type { Role } from "../tenancy/grant.js";
 import { requireRole } from "../tenancy/http-auth.js";
@@ -137,10 +138,7 @@ async function addQuery(
   const duck = await readingDuck();
   const tableOptions = { checkpointEvery: config.table.checkpointEvery };
   const reader = await openReader(config);
-  const eventsWait = async () => {
-    const done = await reader.lowWater(CONSUMER);
-    return [...(await reader.head())].some(([partition, position]) => done.get(partition) !== position);
-  };
+  const eventsWait = async () => !(await caughtUp(reader, CONSUMER));
   const catalog = new LakeCatalog(store, duck, tableOptions, eventsWait, models);
   const query = await registerQuery(server.app, { catalog, verifier, config, metrics, log });
   return async () => {

@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import type { Duck } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
+import { Turns } from "../base/turns.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { type Action, commitKey, encodeCommit, type ProtocolAction } from "./actions.js";
 import { decodeVector, locateVector, unframeVector } from "./deletion-vector.js";
@@ -60,7 +61,7 @@ export interface TableOptions {
 export class DeltaTable {
   private readonly masks = new Map<string, Promise<Mask>>();
   /** Refreshes and commits of this object run one after the other. */
-  private turn: Promise<unknown> = Promise.resolve();
+  private readonly turns = new Turns();
 
   private constructor(
     readonly store: ObjectStore,
@@ -115,7 +116,7 @@ export class DeltaTable {
   }
 
   async refresh(): Promise<TableSnapshot> {
-    return this.exclusively(async () => {
+    return this.turns.run(async () => {
       await advance(this.store, this.root, this.state);
       this.trim();
       return this.state.snapshot();
@@ -169,7 +170,7 @@ export class DeltaTable {
    * Errors: TRB-STORE-FAILED when the store's answer stays ambiguous.
    */
   async commit(request: CommitRequest): Promise<CommitResult> {
-    const result = await this.exclusively(() => this.tryCommit(request));
+    const result = await this.turns.run(() => this.tryCommit(request));
     if (result.kind === "committed" && result.version - this.checkpointed >= this.options.checkpointEvery) {
       // The commit stands, come what may: without a log checkpoint opening only takes longer, and the next commit
       // tries again.
@@ -223,7 +224,7 @@ export class DeltaTable {
 
   /** Writes a log checkpoint of the newest version known here. */
   async checkpoint(): Promise<void> {
-    await this.exclusively(async () => {
+    await this.turns.run(async () => {
       await writeCheckpoint(this.store, this.root, this.duck, this.state);
       this.checkpointed = this.state.version;
     });
@@ -235,12 +236,6 @@ export class DeltaTable {
     if (this.masks.size < 2 * this.state.files.size + 64) return;
     const live = new Set([...this.state.files.values()].map((file) => vectorId(file.add.deletionVector)));
     for (const id of this.masks.keys()) if (!live.has(id)) this.masks.delete(id);
-  }
-
-  private exclusively<T>(work: () => Promise<T>): Promise<T> {
-    const result = this.turn.then(work, work);
-    this.turn = result.catch(() => undefined);
-    return result;
   }
 }
 

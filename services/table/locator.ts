@@ -1,5 +1,5 @@
 import type { DuckDBBlobValue, DuckDBConnection, DuckDBDataChunk } from "@duckdb/node-api";
-import { literal } from "../base/duckdb.js";
+import { chunksOf, literal } from "../base/duckdb.js";
 import type { DeltaTable } from "./delta-table.js";
 import { type EntityHash, entityHash, TenantOrdinals } from "./entity-hash.js";
 import { KeyIndex } from "./key-index.js";
@@ -208,11 +208,7 @@ export class EntityLocator {
        FROM read_parquet(${literal(path)}, file_row_number=true, hive_partitioning=false) f`,
     );
     const record = new Uint32Array(WORDS);
-    for (
-      let chunk = await result.fetchChunk();
-      chunk && chunk.rowCount > 0;
-      chunk = await result.fetchChunk()
-    ) {
+    for await (const chunk of chunksOf(result)) {
       const order = orderColumns(chunk);
       const tenants = chunk.getColumnValues(8) as DuckDBBlobValue[];
       const entities = chunk.getColumnValues(9) as DuckDBBlobValue[];
@@ -245,11 +241,7 @@ export class EntityLocator {
     );
     const found = new Uint32Array(records.length);
     const record = new Uint32Array(WORDS);
-    for (
-      let chunk = await result.fetchChunk();
-      chunk && chunk.rowCount > 0;
-      chunk = await result.fetchChunk()
-    ) {
+    for await (const chunk of chunksOf(result)) {
       const order = orderColumns(chunk);
       const names = chunk.getColumnValues(8) as string[];
       const ords = chunk.getColumnValues(9) as number[];

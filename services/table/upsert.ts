@@ -1,4 +1,5 @@
 import { type DuckDBConnection, INTEGER, LIST, listValue } from "@duckdb/node-api";
+import { Turns } from "../base/turns.js";
 import type { CommitResult, DeltaTable } from "./delta-table.js";
 import { EntityLocator } from "./locator.js";
 import { Mask } from "./mask.js";
@@ -57,7 +58,7 @@ export type UpsertResult =
  * a new file, mask what they replace, commit both with the positions. One writer object per table and process.
  */
 export class UpsertWriter {
-  private turn: Promise<unknown> = Promise.resolve();
+  private readonly turns = new Turns();
 
   constructor(
     readonly table: DeltaTable,
@@ -75,9 +76,7 @@ export class UpsertWriter {
 
   /** Keeps upserts out while `work` changes which file holds which row (compaction's commit). */
   exclusively<T>(work: () => Promise<T>): Promise<T> {
-    const result = this.turn.then(work, work);
-    this.turn = result.catch(() => undefined);
-    return result;
+    return this.turns.run(work);
   }
 
   private async apply(batch: UpsertBatch): Promise<UpsertResult> {

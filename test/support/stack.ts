@@ -7,6 +7,7 @@ import { createInterface } from "node:readline";
 import { promisify } from "node:util";
 import { layout, packageRoot } from "../../services/base/paths.js";
 import { CONSUMER } from "../../services/ingest/pipeline.js";
+import { caughtUp } from "../../services/stream/caught-up.js";
 import { EmbeddedLogReader } from "../../services/stream/embedded/reader.js";
 
 /** The built command line, as an operator runs it: real processes on a data folder of their own. */
@@ -117,14 +118,7 @@ export async function until(what: string, check: () => Promise<boolean>, seconds
 export async function untilLanded(data: string, seconds = 120): Promise<void> {
   const reader = await EmbeddedLogReader.open({ folder: layout(data).stream });
   try {
-    await until(
-      "events to land",
-      async () => {
-        const done = await reader.lowWater(CONSUMER);
-        return [...(await reader.head())].every(([partition, position]) => done.get(partition) === position);
-      },
-      seconds,
-    );
+    await until("events to land", () => caughtUp(reader, CONSUMER), seconds);
   } finally {
     await reader.close();
   }
