@@ -2,11 +2,11 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Duck, literal } from "../services/base/duckdb.js";
+import { Feed } from "../services/columns/feed.js";
 import { Envelope } from "../services/contracts/envelope.js";
 import { PayloadDecoder } from "../services/contracts/payload-columns.js";
 import { ProtoRegistry } from "../services/contracts/registry.js";
 import { EventBatch } from "../services/ingest/event-batch.js";
-import { Feed } from "../services/ingest/feed.js";
 import { RawRows } from "../services/ingest/raw-table.js";
 import { TrackerWorkload, type WorkloadOptions } from "../services/main/workload/generator.js";
 

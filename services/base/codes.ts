@@ -48,6 +48,12 @@ export const CODES = {
     "one request holds more events than allowed",
     "send smaller batches",
   ),
+  "TRB-REQ-TOO-SLOW": entry(
+    408,
+    true,
+    "the body came slower than the least rate allowed",
+    "send the whole body at once, or smaller batches",
+  ),
   "TRB-REQ-NOT-FOUND": entry(404, false, "no such route", "see /docs"),
   "TRB-REQ-INVALID": entry(
     400,
@@ -158,6 +164,12 @@ export const CODES = {
     "ingest is behind or too much is in flight; nothing was accepted",
     "wait for Retry-After and send again",
   ),
+  "TRB-BUS-TABLE-HELD": entry(
+    429,
+    true,
+    "the raw table of this entity type cannot land events and its disk budget is used; other types go on",
+    "send the event again later; operators see why in `tributary table ls`",
+  ),
   "TRB-BUS-STREAM-DOWN": entry(
     503,
     true,
@@ -170,6 +182,12 @@ export const CODES = {
     false,
     "an acknowledged record of the log is damaged",
     "restore the segment from a copy; nothing was cut or skipped",
+  ),
+  "TRB-STREAM-FENCED": entry(
+    503,
+    true,
+    "another writer has taken over this log; what was not acknowledged may be missing",
+    "send again; stop the older of the two servers on this data folder",
   ),
   "TRB-STREAM-LOCKED": entry(
     500,
@@ -198,6 +216,12 @@ export const CODES = {
     "look at disk space and permissions",
   ),
   // --- ingest and models --------------------------------------------------------------------------------
+  "TRB-INGEST-MEMORY": entry(
+    500,
+    false,
+    "one event alone needs more memory than ingest may use",
+    "raise ingest.duckdbMemoryBytes or mend the model, then `tributary deadletter redrive`",
+  ),
   "TRB-INGEST-EVENT": entry(
     500,
     false,
@@ -277,6 +301,12 @@ export const CODES = {
     false,
     "the configuration is wrong",
     "read the message: it names the path, what was expected and what was found",
+  ),
+  "TRB-DATA-VERSION": entry(
+    500,
+    false,
+    "the data folder was written by a newer version of Tributary",
+    "run that version or a later one; a downgrade could lose data",
   ),
   "TRB-CLI-USAGE": entry(400, false, "the command line is wrong", "see --help"),
   "TRB-CLI-SOURCE": entry(

@@ -42,16 +42,16 @@ export interface OpenFile {
 }
 
 class NodeFile implements OpenFile {
-  readonly #handle: FileHandle;
+  private readonly handle: FileHandle;
 
   constructor(handle: FileHandle) {
-    this.#handle = handle;
+    this.handle = handle;
   }
 
   async read(into: Uint8Array, at: number): Promise<number> {
     let done = 0;
     while (done < into.length) {
-      const { bytesRead } = await this.#handle.read(into, done, into.length - done, at + done);
+      const { bytesRead } = await this.handle.read(into, done, into.length - done, at + done);
       if (bytesRead === 0) break;
       done += bytesRead;
     }
@@ -59,23 +59,23 @@ class NodeFile implements OpenFile {
   }
 
   async write(from: Uint8Array, at: number): Promise<number> {
-    return (await this.#handle.write(from, 0, from.length, at)).bytesWritten;
+    return (await this.handle.write(from, 0, from.length, at)).bytesWritten;
   }
 
   truncate(bytes: number): Promise<void> {
-    return this.#handle.truncate(bytes);
+    return this.handle.truncate(bytes);
   }
 
   dataSync(): Promise<void> {
-    return this.#handle.datasync();
+    return this.handle.datasync();
   }
 
   async size(): Promise<number> {
-    return (await this.#handle.stat()).size;
+    return (await this.handle.stat()).size;
   }
 
   close(): Promise<void> {
-    return this.#handle.close();
+    return this.handle.close();
   }
 }
 

@@ -10,41 +10,41 @@ export interface Reservation {
 
 /** Keeps the bytes of requests in flight and of ingest's backlog within their limits, by refusing what would exceed them. */
 export class Admission {
-  readonly #stream: Pick<ChangeStreamWriter, "backlogBytes">;
-  readonly #maxInFlightBytes: number;
-  readonly #maxLagBytes: number;
-  #inFlightBytes = 0;
+  private readonly stream: Pick<ChangeStreamWriter, "backlogBytes">;
+  private readonly maxInFlightBytes: number;
+  private readonly maxLagBytes: number;
+  private held = 0;
 
   constructor(
     stream: Pick<ChangeStreamWriter, "backlogBytes">,
     limits: { readonly maxInFlightBytes: number; readonly maxLagBytes: number },
   ) {
-    this.#stream = stream;
-    this.#maxInFlightBytes = limits.maxInFlightBytes;
-    this.#maxLagBytes = limits.maxLagBytes;
+    this.stream = stream;
+    this.maxInFlightBytes = limits.maxInFlightBytes;
+    this.maxLagBytes = limits.maxLagBytes;
   }
 
   get inFlightBytes(): number {
-    return this.#inFlightBytes;
+    return this.held;
   }
 
   /** Lets a request in that will occupy at least `bytes`, before any of it is read. Errors: TRB-BUS-BUSY. */
   enter(bytes: number): Reservation {
-    if (this.#stream.backlogBytes() > this.#maxLagBytes) {
+    if (this.stream.backlogBytes() > this.maxLagBytes) {
       throw new TributaryError("TRB-BUS-BUSY", "ingest is behind; nothing was accepted");
     }
     let held = 0;
     const reservation: Reservation = {
       grow: (more) => {
         // One request alone may always pass: its size has a limit of its own.
-        if (this.#inFlightBytes > held && this.#inFlightBytes + more > this.#maxInFlightBytes) {
+        if (this.held > held && this.held + more > this.maxInFlightBytes) {
           throw new TributaryError("TRB-BUS-BUSY", "too much is in flight; nothing was accepted");
         }
         held += more;
-        this.#inFlightBytes += more;
+        this.held += more;
       },
       release: () => {
-        this.#inFlightBytes -= held;
+        this.held -= held;
         held = 0;
       },
     };

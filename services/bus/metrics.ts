@@ -6,19 +6,19 @@ const SECONDS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 
 /** What the bus tells Prometheus. Labels come from closed lists only: no tenant, no entity. */
 export class BusMetrics {
-  readonly #accepted: Counter;
-  readonly #rejected: Counter<"code">;
+  private readonly accepted: Counter;
+  private readonly rejected: Counter<"code">;
   readonly requestSeconds: Histogram<"status">;
   readonly appendSeconds: Histogram;
 
   constructor(registry: Registry, inFlightBytes: () => number, backlogBytes: () => number) {
     const registers = [registry];
-    this.#accepted = new Counter({
+    this.accepted = new Counter({
       name: "tributary_bus_events_accepted_total",
       help: "Events answered as accepted",
       registers,
     });
-    this.#rejected = new Counter({
+    this.rejected = new Counter({
       name: "tributary_bus_events_rejected_total",
       help: "Events rejected, by code",
       labelNames: ["code"],
@@ -56,12 +56,12 @@ export class BusMetrics {
   }
 
   count(results: Results): void {
-    if (results.accepted > 0) this.#accepted.inc(results.accepted);
+    if (results.accepted > 0) this.accepted.inc(results.accepted);
     if (results.accepted === results.count) return;
     const byCode = new Map<Code, number>();
     for (const code of results.codes) {
       if (code !== undefined) byCode.set(code, (byCode.get(code) ?? 0) + 1);
     }
-    for (const [code, count] of byCode) this.#rejected.inc({ code }, count);
+    for (const [code, count] of byCode) this.rejected.inc({ code }, count);
   }
 }

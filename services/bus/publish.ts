@@ -85,16 +85,16 @@ async function collectConverted(
 }
 
 class Collector {
-  readonly #results: Results;
-  readonly #starts: Uint32Array;
-  readonly #ends: Uint32Array;
-  readonly #partitions: Uint16Array;
+  private readonly results: Results;
+  private readonly starts: Uint32Array;
+  private readonly ends: Uint32Array;
+  private readonly partitions: Uint16Array;
 
   constructor(count: number) {
-    this.#results = new Results(count);
-    this.#starts = new Uint32Array(count);
-    this.#ends = new Uint32Array(count);
-    this.#partitions = new Uint16Array(count);
+    this.results = new Results(count);
+    this.starts = new Uint32Array(count);
+    this.ends = new Uint32Array(count);
+    this.partitions = new Uint16Array(count);
   }
 
   /** Checks event `i`; where it is accepted, it will lie at `at` (default: where it is) of the appended buffer. */
@@ -108,7 +108,7 @@ class Collector {
     at: number = start,
   ): boolean {
     const code = gate.check(bytes, start, end, grant);
-    const results = this.#results;
+    const results = this.results;
     if (code !== undefined) {
       results.codes[i] = code;
       return false;
@@ -116,27 +116,27 @@ class Collector {
     const next = results.accepted++;
     const partition = gate.partition();
     results.partitions[i] = partition;
-    this.#starts[next] = at;
-    this.#ends[next] = at + end - start;
-    this.#partitions[next] = partition;
+    this.starts[next] = at;
+    this.ends[next] = at + end - start;
+    this.partitions[next] = partition;
     return true;
   }
 
   reject(i: number, code: NonNullable<Results["codes"][number]>, message: string): void {
-    this.#results.codes[i] = code;
-    this.#results.messages.set(i, message);
+    this.results.codes[i] = code;
+    this.results.messages.set(i, message);
   }
 
   finish(bytes: Buffer): Collected {
-    const count = this.#results.accepted;
+    const count = this.results.accepted;
     return {
-      results: this.#results,
+      results: this.results,
       events: {
         bytes,
         count,
-        starts: this.#starts.subarray(0, count),
-        ends: this.#ends.subarray(0, count),
-        partitions: this.#partitions.subarray(0, count),
+        starts: this.starts.subarray(0, count),
+        ends: this.ends.subarray(0, count),
+        partitions: this.partitions.subarray(0, count),
       },
     };
   }

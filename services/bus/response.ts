@@ -25,28 +25,28 @@ export class Results {
 
 /** Writes PublishResponse bodies for streams with these partition names. */
 export class ResponseWriter {
-  readonly #partitions: readonly string[];
+  private readonly partitions: readonly string[];
   /** accepted = true and the partition, encoded. */
-  readonly #heads: readonly Buffer[];
+  private readonly heads: readonly Buffer[];
   /** Whole EventResults of rejections with the code's own message. */
-  readonly #rejections = new Map<Code, Buffer>();
+  private readonly rejections = new Map<Code, Buffer>();
 
   constructor(partitions: readonly string[]) {
-    this.#partitions = partitions;
-    this.#heads = partitions.map((name) => Buffer.concat([Buffer.from([8, 1]), stringField(2, name)]));
+    this.partitions = partitions;
+    this.heads = partitions.map((name) => Buffer.concat([Buffer.from([8, 1]), stringField(2, name)]));
   }
 
   /** The PublishResponse on the wire; `positions` are those of the accepted events, in order. */
   protobuf(results: Results, positions: readonly string[]): Buffer {
     const rejections = results.codes.map((code, i) =>
-      code === undefined ? undefined : this.#rejection(results, i, code),
+      code === undefined ? undefined : this.rejection(results, i, code),
     );
     let size = 12;
     let at = 0;
     for (let i = 0; i < results.count; i++) {
       const rejection = rejections[i];
       if (rejection) size += rejection.length + 6;
-      else size += this.#heads[results.partitions[i]!]!.length + positions[at++]!.length * 3 + 12;
+      else size += this.heads[results.partitions[i]!]!.length + positions[at++]!.length * 3 + 12;
     }
     const out = Buffer.allocUnsafe(size);
     let pos = 0;
@@ -59,7 +59,7 @@ export class ResponseWriter {
         pos += rejection.copy(out, pos);
         continue;
       }
-      const head = this.#heads[results.partitions[i]!]!;
+      const head = this.heads[results.partitions[i]!]!;
       const position = positions[at++]!;
       const positionBytes = isAscii(position) ? position.length : Buffer.byteLength(position);
       pos = writeVarint(out, pos, head.length + 1 + varintSize(positionBytes) + positionBytes);
@@ -88,7 +88,7 @@ export class ResponseWriter {
     return JSON.stringify({
       results: results.codes.map((code, i) =>
         code === undefined
-          ? { accepted: true, partition: this.#partitions[results.partitions[i]!], position: positions[at++] }
+          ? { accepted: true, partition: this.partitions[results.partitions[i]!], position: positions[at++] }
           : {
               accepted: false,
               code,
@@ -101,12 +101,12 @@ export class ResponseWriter {
     });
   }
 
-  #rejection(results: Results, index: number, code: Code): Buffer {
+  private rejection(results: Results, index: number, code: Code): Buffer {
     if (results.messages.has(index)) return rejectionBytes(code, results.messageOf(index, code));
-    let bytes = this.#rejections.get(code);
+    let bytes = this.rejections.get(code);
     if (!bytes) {
       bytes = rejectionBytes(code, describe(code));
-      this.#rejections.set(code, bytes);
+      this.rejections.set(code, bytes);
     }
     return bytes;
   }

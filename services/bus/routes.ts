@@ -52,24 +52,24 @@ export async function registerBus(app: FastifyInstance, options: BusOptions): Pr
 }
 
 class Publisher {
-  readonly #stream: ChangeStreamWriter;
-  readonly #limits: Config["bus"];
-  readonly #admission: Admission;
-  readonly #gate: EventGate;
-  readonly #json: JsonEvents;
-  readonly #writer: ResponseWriter;
-  readonly #metrics: BusMetrics;
+  private readonly stream: ChangeStreamWriter;
+  private readonly limits: Config["bus"];
+  private readonly admission: Admission;
+  private readonly gate: EventGate;
+  private readonly json: JsonEvents;
+  private readonly writer: ResponseWriter;
+  private readonly metrics: BusMetrics;
 
   constructor({ stream, registry, config, metrics }: BusOptions) {
-    this.#stream = stream;
-    this.#limits = config.bus;
-    this.#admission = new Admission(stream, config.bus);
-    this.#gate = new EventGate(registry, config.bus.maxPayloadBytes, stream.partitions.length);
-    this.#json = new JsonEvents(registry);
-    this.#writer = new ResponseWriter(stream.partitions);
-    this.#metrics = new BusMetrics(
+    this.stream = stream;
+    this.limits = config.bus;
+    this.admission = new Admission(stream, config.bus);
+    this.gate = new EventGate(registry, config.bus.maxPayloadBytes, stream.partitions.length);
+    this.json = new JsonEvents(registry);
+    this.writer = new ResponseWriter(stream.partitions);
+    this.metrics = new BusMetrics(
       metrics,
-      () => this.#admission.inFlightBytes,
+      () => this.admission.inFlightBytes,
       () => stream.backlogBytes(),
     );
   }
@@ -80,36 +80,36 @@ class Publisher {
     let reservation: Reservation | undefined;
     try {
       const type = mediaType(request);
-      const head = readHead(request.raw, this.#limits.maxBodyBytes);
-      reservation = this.#admission.enter(head.contentLength ?? 0);
-      const body = await readBody(request.raw, head, this.#limits.maxBodyBytes, reservation);
-      const { results, events } = await this.#collect(type, body, grantOf(request));
-      const positions = events.count === 0 ? [] : await this.#append(events);
-      this.#metrics.count(results);
+      const head = readHead(request.raw, this.limits.maxBodyBytes);
+      reservation = this.admission.enter(head.contentLength ?? 0);
+      const body = await readBody(request.raw, head, this.limits.maxBodyBytes, reservation);
+      const { results, events } = await this.collect(type, body, grantOf(request));
+      const positions = events.count === 0 ? [] : await this.append(events);
+      this.metrics.count(results);
       status = 200;
       return type === PROTOBUF
-        ? reply.type(PROTOBUF).send(this.#writer.protobuf(results, positions))
-        : reply.type("application/json; charset=utf-8").send(this.#writer.json(results, positions));
+        ? reply.type(PROTOBUF).send(this.writer.protobuf(results, positions))
+        : reply.type("application/json; charset=utf-8").send(this.writer.json(results, positions));
     } catch (error) {
       if (error instanceof TributaryError) status = error.status;
       throw error;
     } finally {
       reservation?.release();
-      this.#metrics.requestSeconds.observe({ status }, (performance.now() - started) / 1000);
+      this.metrics.requestSeconds.observe({ status }, (performance.now() - started) / 1000);
     }
   }
 
-  #collect(type: string, body: Buffer, grant: Grant): Collected | Promise<Collected> {
-    const { maxEventsPerRequest } = this.#limits;
-    if (type === PROTOBUF) return collectProtobuf(body, this.#gate, grant, maxEventsPerRequest);
+  private collect(type: string, body: Buffer, grant: Grant): Collected | Promise<Collected> {
+    const { maxEventsPerRequest } = this.limits;
+    if (type === PROTOBUF) return collectProtobuf(body, this.gate, grant, maxEventsPerRequest);
     const collect = type === NDJSON ? collectNdjson : collectJson;
-    return collect(body, this.#json, this.#gate, grant, maxEventsPerRequest);
+    return collect(body, this.json, this.gate, grant, maxEventsPerRequest);
   }
 
-  async #append(events: Collected["events"]): Promise<readonly string[]> {
+  private async append(events: Collected["events"]): Promise<readonly string[]> {
     const started = performance.now();
-    const positions = await this.#stream.append(events);
-    this.#metrics.appendSeconds.observe((performance.now() - started) / 1000);
+    const positions = await this.stream.append(events);
+    this.metrics.appendSeconds.observe((performance.now() - started) / 1000);
     return positions;
   }
 }

@@ -4,16 +4,16 @@
  * that senders cannot make it grow.
  */
 export class ByteTable<T> {
-  readonly #max: number;
-  readonly #buckets = new Map<number, { readonly key: Buffer; readonly value: T }[]>();
-  #count = 0;
+  private readonly max: number;
+  private readonly buckets = new Map<number, { readonly key: Buffer; readonly value: T }[]>();
+  private count = 0;
 
   constructor(max: number) {
-    this.#max = max;
+    this.max = max;
   }
 
   get(bytes: Uint8Array, start: number, end: number): T | undefined {
-    const bucket = this.#buckets.get(hashOf(bytes, start, end));
+    const bucket = this.buckets.get(hashOf(bytes, start, end));
     if (!bucket) return undefined;
     for (let i = 0; i < bucket.length; i++) {
       const { key, value } = bucket[i]!;
@@ -24,16 +24,16 @@ export class ByteTable<T> {
 
   /** Adds a key that `get` did not find. */
   add(bytes: Uint8Array, start: number, end: number, value: T): void {
-    if (this.#count === this.#max) {
-      this.#buckets.clear();
-      this.#count = 0;
+    if (this.count === this.max) {
+      this.buckets.clear();
+      this.count = 0;
     }
     const hash = hashOf(bytes, start, end);
     const entry = { key: Buffer.from(bytes.subarray(start, end)), value };
-    const bucket = this.#buckets.get(hash);
+    const bucket = this.buckets.get(hash);
     if (bucket) bucket.push(entry);
-    else this.#buckets.set(hash, [entry]);
-    this.#count++;
+    else this.buckets.set(hash, [entry]);
+    this.count++;
   }
 }
 

@@ -87,10 +87,10 @@ export class Envelope {
     this.versionLo = this.versionHi = this.attributeCount = this.occurredNanos = 0;
     this.occurredSeconds = Number.NaN;
     this.payloadStart = this.payloadEnd = this.referenceStart = this.referenceEnd = -1;
-    return this.#structure(bytes, start, end) ? this.#meaning(bytes) : "TRB-EVENT-MALFORMED";
+    return this.structure(bytes, start, end) ? this.meaning(bytes) : "TRB-EVENT-MALFORMED";
   }
 
-  #structure(bytes: Buffer, start: number, end: number): boolean {
+  private structure(bytes: Buffer, start: number, end: number): boolean {
     let pos = start;
     while (pos < end) {
       let tag = bytes[pos]!;
@@ -141,10 +141,10 @@ export class Envelope {
           this.idEnd = pos;
           break;
         case 6:
-          if (!Number.isNaN(this.occurredSeconds) || !this.#timestamp(bytes, from, pos)) return false;
+          if (!Number.isNaN(this.occurredSeconds) || !this.timestamp(bytes, from, pos)) return false;
           break;
         case 7:
-          if (this.payloadStart >= 0 || !this.#any(bytes, from, pos)) return false;
+          if (this.payloadStart >= 0 || !this.any(bytes, from, pos)) return false;
           break;
         case 8:
           if (this.referenceStart >= 0 || !isMessage(bytes, from, pos)) return false;
@@ -152,7 +152,7 @@ export class Envelope {
           this.referenceEnd = pos;
           break;
         case 10:
-          if (!this.#attribute(bytes, from, pos)) return false;
+          if (!this.attribute(bytes, from, pos)) return false;
           break;
         case 11:
           if (!overwritable(bytes, this.eventIdStart, this.eventIdEnd)) return false;
@@ -171,7 +171,7 @@ export class Envelope {
   }
 
   /** What 3.1 asks of the values. The first rule that fails names the code. */
-  #meaning(bytes: Buffer): Code | undefined {
+  private meaning(bytes: Buffer): Code | undefined {
     if (!isTenantBytes(bytes, this.tenantStart, this.tenantEnd)) return "TRB-EVENT-TENANT";
     if (this.typeStart === this.typeEnd) return "TRB-EVENT-ENTITY-TYPE";
     const idBytes = this.idEnd - this.idStart;
@@ -189,11 +189,11 @@ export class Envelope {
     if (this.compression < COMPRESSION_NONE || this.compression > COMPRESSION_ZSTD) {
       return "TRB-EVENT-COMPRESSION";
     }
-    return this.payloadStart >= 0 && !this.#typeUrlFits(bytes) ? "TRB-EVENT-PAYLOAD-TYPE" : undefined;
+    return this.payloadStart >= 0 && !this.typeUrlFits(bytes) ? "TRB-EVENT-PAYLOAD-TYPE" : undefined;
   }
 
   /** The type URL is <anything>/<entity_type>. */
-  #typeUrlFits(bytes: Buffer): boolean {
+  private typeUrlFits(bytes: Buffer): boolean {
     const from = this.typeUrlEnd - (this.typeEnd - this.typeStart);
     if (from - 1 < this.typeUrlStart || bytes[from - 1] !== 0x2f) return false;
     for (let i = from, k = this.typeStart; k < this.typeEnd; i++, k++) {
@@ -202,7 +202,7 @@ export class Envelope {
     return true;
   }
 
-  #timestamp(bytes: Buffer, start: number, end: number): boolean {
+  private timestamp(bytes: Buffer, start: number, end: number): boolean {
     this.occurredSeconds = 0;
     for (let pos = start; pos < end; ) {
       pos = wire.readTag(bytes, pos, end);
@@ -218,7 +218,7 @@ export class Envelope {
     return true;
   }
 
-  #any(bytes: Buffer, start: number, end: number): boolean {
+  private any(bytes: Buffer, start: number, end: number): boolean {
     this.payloadStart = this.payloadEnd = start;
     for (let pos = start; pos < end; ) {
       pos = wire.readTag(bytes, pos, end);
@@ -238,7 +238,7 @@ export class Envelope {
     return true;
   }
 
-  #attribute(bytes: Buffer, start: number, end: number): boolean {
+  private attribute(bytes: Buffer, start: number, end: number): boolean {
     let keyStart = start;
     let keyEnd = start;
     let valueStart = start;

@@ -35,14 +35,14 @@ const FIELD_CODES: Readonly<Record<string, Code>> = {
  * given twice the last stands.
  */
 export class JsonEvents {
-  readonly #registry: ProtoRegistry;
-  readonly #event: DescMessage;
+  private readonly registry: ProtoRegistry;
+  private readonly event: DescMessage;
 
   constructor(registry: ProtoRegistry) {
     const event = registry.jsonRegistry.getMessage("tributary.v1.ChangeEvent");
     if (!event) throw new TributaryError("TRB-CONFIG", "protoDirs: tributary.v1.ChangeEvent is missing");
-    this.#registry = registry;
-    this.#event = event;
+    this.registry = registry;
+    this.event = event;
   }
 
   /**
@@ -74,23 +74,23 @@ export class JsonEvents {
   /** One event as parsed JSON. What is only wrong in meaning (an empty tenant, say) is left to the envelope's reader. */
   convert(value: unknown): JsonEvent {
     if (!isObject(value)) return malformed("event: expected a JSON object");
-    const early = this.#checkPayloadType(value);
+    const early = this.checkPayloadType(value);
     if (early) return early;
     try {
-      return this.#encode(value);
+      return this.encode(value);
     } catch {
-      return this.#explain(value);
+      return this.explain(value);
     }
   }
 
-  #encode(value: JsonObject): Buffer {
-    const exact = withDoubles(this.#event, value, this.#registry);
-    const message = fromJson(this.#event, exact, { registry: this.#registry.jsonRegistry });
-    return Buffer.from(toBinary(this.#event, message));
+  private encode(value: JsonObject): Buffer {
+    const exact = withDoubles(this.event, value, this.registry);
+    const message = fromJson(this.event, exact, { registry: this.registry.jsonRegistry });
+    return Buffer.from(toBinary(this.event, message));
   }
 
   /** What is told apart by code before the library meets it. */
-  #checkPayloadType(event: JsonObject): JsonEvent | undefined {
+  private checkPayloadType(event: JsonObject): JsonEvent | undefined {
     const payload = event.payload;
     if (payload === undefined || payload === null) return undefined;
     const compression = event.payloadCompression ?? event.payload_compression ?? 0;
@@ -101,7 +101,7 @@ export class JsonEvents {
       );
     }
     const entityType = event.entityType ?? event.entity_type;
-    if (typeof entityType !== "string" || !this.#registry.entityType(entityType)) {
+    if (typeof entityType !== "string" || !this.registry.entityType(entityType)) {
       return rejected("TRB-EVENT-ENTITY-TYPE");
     }
     const type = isObject(payload) ? payload["@type"] : undefined;
@@ -115,40 +115,40 @@ export class JsonEvents {
   }
 
   /** The library's own messages quote values; so the field at fault is found by trying each alone. */
-  #explain(event: JsonObject): JsonEvent {
+  private explain(event: JsonObject): JsonEvent {
     for (const [key, value] of Object.entries(event)) {
-      const field = fieldOf(this.#event, key);
+      const field = fieldOf(this.event, key);
       if (!field) return malformed(`event: field "${name(key)}" is not known`);
-      if (this.#reads(this.#event, key, value)) continue;
+      if (this.reads(this.event, key, value)) continue;
       const code = FIELD_CODES[field.name];
       if (field.name === "payload" && isObject(value)) {
-        return rejected("TRB-EVENT-PAYLOAD-DECODE", this.#explainPayload(value));
+        return rejected("TRB-EVENT-PAYLOAD-DECODE", this.explainPayload(value));
       }
       return code ? rejected(code) : malformed(`${field.name}: expected ${expectation(field)}`);
     }
     // Each field reads alone, so two of them exclude each other, or are one under its two names.
-    const given = new Set(Object.keys(event).map((key) => fieldOf(this.#event, key)?.name));
+    const given = new Set(Object.keys(event).map((key) => fieldOf(this.event, key)?.name));
     return given.has("payload") && given.has("payload_reference")
       ? rejected("TRB-EVENT-CONTENT")
       : malformed("event: a field is given under both of its names");
   }
 
-  #explainPayload(payload: JsonObject): string {
+  private explainPayload(payload: JsonObject): string {
     const type = String(payload["@type"]);
-    const desc = this.#registry.jsonRegistry.getMessage(type.slice(type.lastIndexOf("/") + 1));
+    const desc = this.registry.jsonRegistry.getMessage(type.slice(type.lastIndexOf("/") + 1));
     for (const [key, value] of Object.entries(payload)) {
       if (key === "@type" || !desc) continue;
       const field = fieldOf(desc, key);
       if (!field) return `payload: field "${name(key)}" is not known`;
-      if (!this.#reads(desc, key, value)) return `payload.${field.name}: expected ${expectation(field)}`;
+      if (!this.reads(desc, key, value)) return `payload.${field.name}: expected ${expectation(field)}`;
     }
     return "payload: expected fields that do not exclude each other, each given once";
   }
 
-  #reads(desc: DescMessage, key: string, value: JsonValue): boolean {
+  private reads(desc: DescMessage, key: string, value: JsonValue): boolean {
     try {
-      const part = withDoubles(desc, { [key]: value }, this.#registry);
-      fromJson(desc, part, { registry: this.#registry.jsonRegistry });
+      const part = withDoubles(desc, { [key]: value }, this.registry);
+      fromJson(desc, part, { registry: this.registry.jsonRegistry });
       return true;
     } catch {
       return false;

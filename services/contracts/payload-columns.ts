@@ -1,8 +1,8 @@
 import { BLOB, type DuckDBType, VARCHAR } from "@duckdb/node-api";
 import protobuf from "protobufjs";
-import { type ColumnWriter, TextColumn } from "../base/column-writers.js";
 import { TributaryError } from "../base/errors.js";
-import { ListColumn, StructColumn } from "../base/nested-columns.js";
+import { type ColumnWriter, TextColumn } from "../columns/column-writers.js";
+import { ListColumn, StructColumn } from "../columns/nested-columns.js";
 import { nameOf } from "./registry.js";
 import { type Read, SCALARS, type Value, WELL_KNOWN } from "./scalar-columns.js";
 import * as wire from "./wire.js";

@@ -50,16 +50,16 @@ interface Plan {
  * Unknown fields are skipped; groups are refused. Repeated numbers may be packed or not, whatever the file says.
  */
 export class PayloadChecker {
-  readonly #plan: Plan;
+  private readonly plan: Plan;
 
   /** Compiles the type; make one per type and keep it. */
   constructor(type: protobuf.Type) {
-    this.#plan = planOf(type, new Map());
+    this.plan = planOf(type, new Map());
   }
 
   /** Whether bytes[start, end) are such a message. */
   check(bytes: Uint8Array, start: number, end: number): boolean {
-    return check(this.#plan, bytes, start, end, 1);
+    return check(this.plan, bytes, start, end, 1);
   }
 }
 

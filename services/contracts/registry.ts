@@ -25,12 +25,12 @@ export class ProtoRegistry {
   readonly root: protobuf.Root;
   /** The same types for @bufbuild/protobuf, well-known types included. */
   readonly jsonRegistry: FileRegistry;
-  readonly #entities: ReadonlyMap<string, protobuf.Type>;
+  private readonly entities: ReadonlyMap<string, protobuf.Type>;
 
   private constructor(root: protobuf.Root, jsonRegistry: FileRegistry, entities: Map<string, protobuf.Type>) {
     this.root = root;
     this.jsonRegistry = jsonRegistry;
-    this.#entities = entities;
+    this.entities = entities;
   }
 
   /**
@@ -57,12 +57,12 @@ export class ProtoRegistry {
 
   /** The payload message of that full name: a top-level message outside tributary.* and google.*. */
   entityType(name: string): protobuf.Type | undefined {
-    return this.#entities.get(name);
+    return this.entities.get(name);
   }
 
   /** Full names of all payload messages, sorted. */
   entityTypes(): readonly string[] {
-    return [...this.#entities.keys()].sort();
+    return [...this.entities.keys()].sort();
   }
 
   /** Any message or enum by its full name. */
@@ -78,41 +78,41 @@ export const nameOf = (object: protobuf.ReflectionObject): string => object.full
 class Loader {
   readonly root = new protobuf.Root();
   readonly sources = new Map<string, ProtoSource>();
-  readonly #dirs: readonly string[];
-  readonly #texts = new Map<string, string>();
-  readonly #paths = new Map<string, string>();
-  readonly #bundled = new Set<string>();
+  private readonly dirs: readonly string[];
+  private readonly texts = new Map<string, string>();
+  private readonly paths = new Map<string, string>();
+  private readonly bundled = new Set<string>();
 
   constructor(dirs: readonly string[]) {
-    this.#dirs = dirs;
+    this.dirs = dirs;
   }
 
   add(name: string, path: string): void {
     const real = realPath(path, name);
-    const known = this.#paths.get(name);
+    const known = this.paths.get(name);
     if (known === real) return;
     if (known !== undefined) {
       throw new TributaryError("TRB-CONFIG", `${name}: found in more than one of protoDirs, with one name`);
     }
-    this.#paths.set(name, real);
+    this.paths.set(name, real);
     const text = readFileSync(real, "utf8");
-    this.#texts.set(name, text);
+    this.texts.set(name, text);
     const bare = text.replace(/\/\*[\s\S]*?\*\/|\/\/[^\n]*/g, " ");
     if (!name.startsWith("google/protobuf/") && !/^\s*syntax\s*=\s*(["'])proto3\1\s*;/.test(bare)) {
       throw new TributaryError("TRB-CONFIG", `${name}, line 1: expected syntax = "proto3"`);
     }
-    const parsed = this.#parse(name, text);
+    const parsed = this.parse(name, text);
     const imports = [...(parsed.imports ?? []), ...(parsed.weakImports ?? [])];
-    for (const target of imports) this.#import(name, target);
+    for (const target of imports) this.import(name, target);
     if (name.startsWith("google/protobuf/")) return;
-    const objects = this.#objectsOf(name, parsed.package ?? "");
+    const objects = this.objectsOf(name, parsed.package ?? "");
     this.sources.set(name, { name, package: parsed.package ?? "", imports, objects });
   }
 
   /** The envelope, unless a configured folder already holds it. */
   addOwn(): void {
     for (const name of ["tributary/v1/change_event.proto", "tributary/v1/bus.proto"]) {
-      if (!this.#paths.has(name)) this.add(name, join(ownProtos, ...name.split("/")));
+      if (!this.paths.has(name)) this.add(name, join(ownProtos, ...name.split("/")));
     }
   }
 
@@ -125,7 +125,7 @@ class Loader {
         } catch (cause) {
           const reason = cause instanceof Error ? cause.message : "cannot be resolved";
           const missing = /^no such [^']*'([^']+)'/.exec(reason);
-          const line = this.#lineOf(source.name, missing?.[1] ?? object.name);
+          const line = this.lineOf(source.name, missing?.[1] ?? object.name);
           throw new TributaryError("TRB-CONFIG", `${source.name}, line ${line}: ${reason}`, { cause });
         }
       }
@@ -146,7 +146,7 @@ class Loader {
     }
   }
 
-  #parse(name: string, text: string): protobuf.IParserResult {
+  private parse(name: string, text: string): protobuf.IParserResult {
     try {
       parser.filename = name;
       return parser(text, this.root, { keepCase: true, alternateCommentMode: true });
@@ -156,7 +156,7 @@ class Loader {
       const where = reason.includes(name)
         ? ""
         : duplicate
-          ? `${name}, line ${this.#lineOf(name, duplicate[1]!)}: `
+          ? `${name}, line ${this.lineOf(name, duplicate[1]!)}: `
           : `${name}: `;
       throw new TributaryError("TRB-CONFIG", where + reason, { cause });
     } finally {
@@ -164,37 +164,37 @@ class Loader {
     }
   }
 
-  #import(from: string, target: string): void {
-    if (this.#paths.has(target) || this.#bundled.has(target)) return;
+  private import(from: string, target: string): void {
+    if (this.paths.has(target) || this.bundled.has(target)) return;
     const known = bundled(target);
     if (known) {
-      this.#bundled.add(target);
+      this.bundled.add(target);
       this.root.addJSON(known.nested ?? {});
       return;
     }
     const vendored = target.startsWith("google/") ? [googleProtos()] : [];
-    for (const dir of [...this.#dirs, ownProtos, ...vendored]) {
+    for (const dir of [...this.dirs, ownProtos, ...vendored]) {
       const path = join(dir, ...target.split("/"));
       if (isFile(path)) {
         this.add(target, path);
         return;
       }
     }
-    const line = this.#lineOf(from, target);
+    const line = this.lineOf(from, target);
     throw new TributaryError(
       "TRB-CONFIG",
       `${from}, line ${line}: import "${target}" is in none of protoDirs`,
     );
   }
 
-  #objectsOf(name: string, packageName: string): protobuf.ReflectionObject[] {
+  private objectsOf(name: string, packageName: string): protobuf.ReflectionObject[] {
     const namespace = packageName === "" ? this.root : this.root.lookup(packageName);
     if (!(namespace instanceof protobuf.Namespace)) return [];
     return namespace.nestedArray.filter((object) => object.filename === name);
   }
 
-  #lineOf(name: string, word: string): number {
-    const lines = (this.#texts.get(name) ?? "").split("\n");
+  private lineOf(name: string, word: string): number {
+    const lines = (this.texts.get(name) ?? "").split("\n");
     return (
       1 +
       Math.max(

@@ -1,6 +1,6 @@
 import { BLOB } from "@duckdb/node-api";
 import type protobuf from "protobufjs";
-import { type ColumnWriter, FixedColumn, TextColumn } from "../base/column-writers.js";
+import { type ColumnWriter, FixedColumn, TextColumn } from "../columns/column-writers.js";
 import * as wire from "./wire.js";
 
 /** How single values of a payload get into columns: scalars and Google's well-known types. */

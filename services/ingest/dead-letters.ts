@@ -1,14 +1,14 @@
 import { BLOB, type DuckDBConnection } from "@duckdb/node-api";
-import { FixedColumn, TextColumn } from "../base/column-writers.js";
 import { type Duck, literal, rowsOf } from "../base/duckdb.js";
 import { Turns } from "../base/turns.js";
+import { FixedColumn, TextColumn } from "../columns/column-writers.js";
+import { Feed, type FeedColumn, type FeedSource } from "../columns/feed.js";
 import { Envelope } from "../contracts/envelope.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { DeltaTable, type TableOptions, type TableSpec } from "../table/delta-table.js";
 import { scanSql } from "../table/scan.js";
 import { deltaTypeOf } from "../table/schema.js";
 import { stageFile } from "../table/stage.js";
-import { Feed, type FeedColumn, type FeedSource } from "./feed.js";
 
 /**
  * Events that could not be taken in, with why and their bytes (I8). `model` tells which table misses the event; it is

@@ -1,4 +1,4 @@
-import { microsHalves } from "../base/column-writers.js";
+import { microsHalves } from "../columns/column-writers.js";
 import { Envelope } from "../contracts/envelope.js";
 import type { StreamBatch } from "../stream/change-stream.js";
 

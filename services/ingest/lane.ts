@@ -2,12 +2,12 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { TributaryError } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
+import { Feed } from "../columns/feed.js";
 import { append } from "../table/append.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { positionsOf } from "../table/progress.js";
 import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
-import { Feed } from "./feed.js";
 import { RAW_BOUNDS, RawRows, rawRoot, rawSpec } from "./raw-table.js";
 import { Target } from "./target.js";
 

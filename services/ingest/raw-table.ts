@@ -1,11 +1,11 @@
 import { BLOB } from "@duckdb/node-api";
-import { FixedColumn, TextColumn } from "../base/column-writers.js";
-import { ListColumn } from "../base/nested-columns.js";
+import { FixedColumn, TextColumn } from "../columns/column-writers.js";
+import type { FeedColumn, FeedSource } from "../columns/feed.js";
+import { ListColumn } from "../columns/nested-columns.js";
 import { Envelope } from "../contracts/envelope.js";
 import type { TableSpec } from "../table/delta-table.js";
 import { deltaTypeOf } from "../table/schema.js";
 import { type EventBatch, OPERATIONS } from "./event-batch.js";
-import type { FeedColumn, FeedSource } from "./feed.js";
 
 /** Raw tables: every event as it arrived, append-only, one table an entity type, payload bytes untouched. */
 

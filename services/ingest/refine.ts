@@ -1,7 +1,8 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
-import { FixedColumn, TextColumn } from "../base/column-writers.js";
 import { identifier } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
+import { FixedColumn, TextColumn } from "../columns/column-writers.js";
+import { Feed } from "../columns/feed.js";
 import { contentHash } from "../contracts/content-hash.js";
 import { Envelope, OPERATION_DELETED } from "../contracts/envelope.js";
 import { PayloadDecoder } from "../contracts/payload-columns.js";
@@ -25,7 +26,6 @@ import {
 } from "../table/order.js";
 import { ORDER_COLUMNS, type UpsertBatch } from "../table/upsert.js";
 import { type EventBatch, OPERATIONS, occurredHalves } from "./event-batch.js";
-import { Feed } from "./feed.js";
 import { putOccurred } from "./raw-table.js";
 
 /** A model cannot digest some events of a batch; which ones is found by bisection. */

@@ -10,7 +10,7 @@ import { addServerCommands } from "./commands/servers.js";
 import { addSqlCommand } from "./commands/sql.js";
 import { addTableCommands } from "./commands/tables.js";
 import { addTokenCommand } from "./commands/token.js";
-import { printable } from "./text-table.js";
+import { printable } from "./terminal/text-table.js";
 
 const program = new Command("tributary")
   .description("A replication bus and customer data lake.")

@@ -42,10 +42,10 @@ class PlainObject {
  * times with a zone are ISO 8601 in UTC; blobs are base64; durations ISO 8601; maps are objects.
  */
 export class RowEncoder {
-  readonly #names: readonly string[];
-  readonly #types: readonly DuckDBType[];
-  readonly #format: AnswerFormat;
-  readonly #exact: boolean;
+  private readonly names: readonly string[];
+  private readonly types: readonly DuckDBType[];
+  private readonly format: AnswerFormat;
+  private readonly exact: boolean;
 
   constructor(
     names: readonly string[],
@@ -53,35 +53,35 @@ export class RowEncoder {
     format: AnswerFormat,
     numbers: "exact" | "js",
   ) {
-    this.#names = format === "ndjson" ? names.map((name) => `${JSON.stringify(name)}:`) : names;
-    this.#types = types;
-    this.#format = format;
-    this.#exact = numbers === "exact";
+    this.names = format === "ndjson" ? names.map((name) => `${JSON.stringify(name)}:`) : names;
+    this.types = types;
+    this.format = format;
+    this.exact = numbers === "exact";
   }
 
   /** What goes before the first row; CSV has a header. */
   head(): string {
-    return this.#format === "csv" ? `${this.#names.map(csvText).join(",")}\r\n` : "";
+    return this.format === "csv" ? `${this.names.map(csvText).join(",")}\r\n` : "";
   }
 
   /** `columns` holds the values of a chunk by column. */
   rows(columns: readonly (readonly DuckDBValue[])[], count: number): string {
     const plain = columns.map((values, at) => {
-      const type = this.#types[at]!;
-      return values.map((value) => this.#text(plainOf(value, type, this.#exact)));
+      const type = this.types[at]!;
+      return values.map((value) => this.text(plainOf(value, type, this.exact)));
     });
     const lines: string[] = [];
     for (let row = 0; row < count; row++) {
       const cells = plain.map((values) => values[row]!);
-      if (this.#format === "csv") lines.push(`${cells.join(",")}\r\n`);
-      else if (this.#format === "json") lines.push(`[${cells.join(",")}]`);
-      else lines.push(`{${cells.map((cell, at) => this.#names[at]! + cell).join(",")}}\n`);
+      if (this.format === "csv") lines.push(`${cells.join(",")}\r\n`);
+      else if (this.format === "json") lines.push(`[${cells.join(",")}]`);
+      else lines.push(`{${cells.map((cell, at) => this.names[at]! + cell).join(",")}}\n`);
     }
-    return lines.join(this.#format === "json" ? "," : "");
+    return lines.join(this.format === "json" ? "," : "");
   }
 
-  #text(value: Plain): string {
-    if (this.#format !== "csv") return jsonText(value);
+  private text(value: Plain): string {
+    if (this.format !== "csv") return jsonText(value);
     if (value === null) return "";
     return csvText(typeof value === "object" ? jsonText(value) : String(value));
   }

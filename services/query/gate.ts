@@ -62,20 +62,20 @@ export function checkQuery(sql: string, parsed: string, tables: readonly Catalog
 }
 
 class Gate {
-  readonly #sql: string;
-  readonly #available: readonly CatalogTable[];
-  readonly #tables = new Set<CatalogTable>();
-  readonly #columnsAt = new Map<number, string>();
-  readonly #pending: Task[] = [];
-  #current: Task | undefined;
+  private readonly sql: string;
+  private readonly available: readonly CatalogTable[];
+  private readonly tables = new Set<CatalogTable>();
+  private readonly columnsAt = new Map<number, string>();
+  private readonly pending: Task[] = [];
+  private current: Task | undefined;
 
   constructor(sql: string, available: readonly CatalogTable[]) {
-    this.#sql = sql;
-    this.#available = available;
+    this.sql = sql;
+    this.available = available;
   }
 
   check(parsed: JsonObject): GatedQuery {
-    if (parsed.error !== false) throw parseRefusal(this.#sql, parsed);
+    if (parsed.error !== false) throw parseRefusal(this.sql, parsed);
     const statements = list(parsed.statements);
     const [statement] = statements;
     if (statements.length !== 1 || statement === undefined) {
@@ -84,67 +84,72 @@ class Gate {
         `sql: expected exactly one SELECT statement, found ${statements.length}`,
       );
     }
-    const parameters = this.#statement(object(statement), undefined, 0, 0);
-    for (let task = this.#pending.pop(); task !== undefined; task = this.#pending.pop()) {
-      this.#current = task;
+    const parameters = this.statement(object(statement), undefined, 0, 0);
+    for (let task = this.pending.pop(); task !== undefined; task = this.pending.pop()) {
+      this.current = task;
       if (task.depth > MAX_DEPTH) throw tooDeep();
-      if (task.kind === "query") this.#query(task.node, task.scope);
-      else if (task.kind === "table") this.#table(task.node, task.scope);
-      else this.#expression(task.node, task.scope);
+      if (task.kind === "query") this.query(task.node, task.scope);
+      else if (task.kind === "table") this.table(task.node, task.scope);
+      else this.expression(task.node, task.scope);
     }
-    return { tables: [...this.#tables], parameters, columnsAt: this.#columnsAt };
+    return { tables: [...this.tables], parameters, columnsAt: this.columnsAt };
   }
 
   // --- queries ------------------------------------------------------------------------------------------
 
   /** { node, named_param_map }: the parser wraps every query, inner ones too, in such an object. */
-  #statement(statement: JsonObject, scope: Scope | undefined, depth: number, lambdas: number): string[] {
-    this.#keys(statement, ["node", "named_param_map"]);
-    this.#push("query", statement.node, scope, depth, lambdas);
+  private statement(
+    statement: JsonObject,
+    scope: Scope | undefined,
+    depth: number,
+    lambdas: number,
+  ): string[] {
+    this.keys(statement, ["node", "named_param_map"]);
+    this.push("query", statement.node, scope, depth, lambdas);
     return list(statement.named_param_map).map((entry) => text(object(entry).key));
   }
 
-  #query(node: JsonObject, outer: Scope | undefined): void {
+  private query(node: JsonObject, outer: Scope | undefined): void {
     const keys = QUERY_KEYS.get(text(node.type));
-    if (keys === undefined) throw this.#construct(`query of kind ${spoken(node.type)}`, node);
-    this.#keys(node, ["type", "modifiers", "cte_map", ...keys]);
-    const scope = this.#commonTables(node.cte_map, outer);
-    for (const modifier of list(node.modifiers)) this.#modifier(object(modifier), scope);
+    if (keys === undefined) throw this.construct(`query of kind ${spoken(node.type)}`, node);
+    this.keys(node, ["type", "modifiers", "cte_map", ...keys]);
+    const scope = this.commonTables(node.cte_map, outer);
+    for (const modifier of list(node.modifiers)) this.modifier(object(modifier), scope);
     if (node.type === "SELECT_NODE") {
-      this.#expressions(node.select_list, scope);
-      this.#optional("table", node.from_table, scope);
-      this.#optional("expression", node.where_clause, scope);
-      this.#expressions(node.group_expressions, scope);
-      this.#optional("expression", node.having, scope);
-      this.#optional("expression", node.qualify, scope);
-      this.#sample(node.sample);
+      this.expressions(node.select_list, scope);
+      this.optional("table", node.from_table, scope);
+      this.optional("expression", node.where_clause, scope);
+      this.expressions(node.group_expressions, scope);
+      this.optional("expression", node.having, scope);
+      this.optional("expression", node.qualify, scope);
+      this.sample(node.sample);
       return;
     }
     if (node.type === "RECURSIVE_CTE_NODE") {
-      const inner = this.#name(text(node.cte_name), scope);
-      this.#child("query", node.left, scope);
-      this.#child("query", node.right, inner);
-      this.#expressions(node.key_targets, scope);
+      const inner = this.name(text(node.cte_name), scope);
+      this.child("query", node.left, scope);
+      this.child("query", node.right, inner);
+      this.expressions(node.key_targets, scope);
       return;
     }
-    this.#child("query", node.left, scope);
-    this.#child("query", node.right, scope);
+    this.child("query", node.left, scope);
+    this.child("query", node.right, scope);
   }
 
   /** Each common table sees those before it, and the query sees all; a recursive one names itself in its own node. */
-  #commonTables(map: Json | undefined, outer: Scope | undefined): Scope | undefined {
+  private commonTables(map: Json | undefined, outer: Scope | undefined): Scope | undefined {
     if (map === undefined) return outer;
     const holder = object(map);
-    this.#keys(holder, ["map"]);
+    this.keys(holder, ["map"]);
     let scope = outer;
     for (const entry of list(holder.map)) {
       const { key, value } = object(entry);
       const table = object(value);
-      this.#keys(table, ["aliases", "query", "materialized", "key_targets"]);
-      const { depth, lambdas } = this.#here;
-      this.#statement(object(table.query), scope, depth + 1, lambdas);
-      this.#expressions(table.key_targets, scope);
-      scope = this.#name(text(key), scope);
+      this.keys(table, ["aliases", "query", "materialized", "key_targets"]);
+      const { depth, lambdas } = this.here;
+      this.statement(object(table.query), scope, depth + 1, lambdas);
+      this.expressions(table.key_targets, scope);
+      scope = this.name(text(key), scope);
     }
     return scope;
   }
@@ -153,7 +158,7 @@ class Gate {
    * Should this walk and the engine ever disagree on where a common table can be seen, the engine would look the
    * name up among tables, views and files: so it must be one that none of the engine's own can have.
    */
-  #name(name: string, outer: Scope | undefined): Scope {
+  private name(name: string, outer: Scope | undefined): Scope {
     const folded = fold(name);
     if (
       !/^[\p{L}_][\p{L}\p{M}\p{N}_$ -]*$/u.test(name) ||
@@ -167,67 +172,67 @@ class Gate {
     return { name: folded, outer };
   }
 
-  #modifier(modifier: JsonObject, scope: Scope | undefined): void {
+  private modifier(modifier: JsonObject, scope: Scope | undefined): void {
     switch (modifier.type) {
       case "ORDER_MODIFIER":
-        this.#keys(modifier, ["type", "orders"]);
-        this.#orders(modifier.orders, scope);
+        this.keys(modifier, ["type", "orders"]);
+        this.orders(modifier.orders, scope);
         return;
       case "LIMIT_MODIFIER":
       case "LIMIT_PERCENT_MODIFIER":
-        this.#keys(modifier, ["type", "limit", "offset"]);
-        this.#optional("expression", modifier.limit, scope);
-        this.#optional("expression", modifier.offset, scope);
+        this.keys(modifier, ["type", "limit", "offset"]);
+        this.optional("expression", modifier.limit, scope);
+        this.optional("expression", modifier.offset, scope);
         return;
       case "DISTINCT_MODIFIER":
-        this.#keys(modifier, ["type", "distinct_on_targets"]);
-        this.#expressions(modifier.distinct_on_targets, scope);
+        this.keys(modifier, ["type", "distinct_on_targets"]);
+        this.expressions(modifier.distinct_on_targets, scope);
         return;
       default:
-        throw this.#construct(`modifier ${spoken(modifier.type)}`, modifier);
+        throw this.construct(`modifier ${spoken(modifier.type)}`, modifier);
     }
   }
 
-  #orders(orders: Json | undefined, scope: Scope | undefined): void {
+  private orders(orders: Json | undefined, scope: Scope | undefined): void {
     for (const order of list(orders)) {
-      this.#keys(object(order), ["type", "null_order", "expression"]);
-      this.#child("expression", object(order).expression, scope);
+      this.keys(object(order), ["type", "null_order", "expression"]);
+      this.child("expression", object(order).expression, scope);
     }
   }
 
-  #sample(sample: Json | undefined): void {
+  private sample(sample: Json | undefined): void {
     if (sample === undefined) return;
-    this.#keys(object(sample), ["sample_size", "is_percentage", "method", "seed"]);
+    this.keys(object(sample), ["sample_size", "is_percentage", "method", "seed"]);
   }
 
   // --- tables -------------------------------------------------------------------------------------------
 
-  #table(node: JsonObject, scope: Scope | undefined): void {
+  private table(node: JsonObject, scope: Scope | undefined): void {
     const keys = TABLE_KEYS.get(text(node.type));
-    if (keys === undefined) throw this.#construct(`${spoken(node.type)} in FROM`, node);
-    this.#keys(node, ["type", "alias", "sample", "query_location", ...keys]);
-    this.#sample(node.sample);
+    if (keys === undefined) throw this.construct(`${spoken(node.type)} in FROM`, node);
+    this.keys(node, ["type", "alias", "sample", "query_location", ...keys]);
+    this.sample(node.sample);
     switch (node.type) {
       case "BASE_TABLE":
-        this.#baseTable(node, scope);
+        this.baseTable(node, scope);
         return;
       case "SUBQUERY": {
-        const { depth, lambdas } = this.#here;
-        this.#statement(object(node.subquery), scope, depth + 1, lambdas);
+        const { depth, lambdas } = this.here;
+        this.statement(object(node.subquery), scope, depth + 1, lambdas);
         return;
       }
       case "JOIN":
-        if (!JOINS.has(text(node.ref_type))) throw this.#construct(`${spoken(node.ref_type)} join`, node);
-        this.#child("table", node.left, scope);
-        this.#child("table", node.right, scope);
-        this.#optional("expression", node.condition, scope);
+        if (!JOINS.has(text(node.ref_type))) throw this.construct(`${spoken(node.ref_type)} join`, node);
+        this.child("table", node.left, scope);
+        this.child("table", node.right, scope);
+        this.optional("expression", node.condition, scope);
         return;
       case "EXPRESSION_LIST":
-        for (const row of list(node.values)) this.#expressions(row, scope);
+        for (const row of list(node.values)) this.expressions(row, scope);
         return;
       case "TABLE_FUNCTION": {
         const call = object(node.function);
-        this.#function(call, TABLE_FUNCTIONS, "a table function", scope);
+        this.function(call, TABLE_FUNCTIONS, "a table function", scope);
         return;
       }
       default:
@@ -235,75 +240,75 @@ class Gate {
     }
   }
 
-  #baseTable(node: JsonObject, scope: Scope | undefined): void {
+  private baseTable(node: JsonObject, scope: Scope | undefined): void {
     const name = text(node.table_name);
     const schema = optionalText(node.schema_name);
     if (schema === undefined) {
       for (let at = scope; at !== undefined; at = at.outer) if (at.name === fold(name)) return;
     }
-    const found = this.#available.filter(
+    const found = this.available.filter(
       ({ domain, model }) =>
         fold(model) === fold(name) && (schema === undefined || fold(domain) === fold(schema)),
     );
     const [table] = found;
     if (table === undefined) {
       const written = schema === undefined ? name : `${schema}.${name}`;
-      throw this.#refuse("TRB-QUERY-TABLE", `${written}: not one of the tenant's tables`, node);
+      throw this.refuse("TRB-QUERY-TABLE", `${written}: not one of the tenant's tables`, node);
     }
     if (found.length > 1) {
       const choices = found.map(({ domain, model }) => `${domain}.${model}`).sort();
-      throw this.#refuse("TRB-QUERY-TABLE", `${name}: ambiguous, write one of ${choices.join(", ")}`, node);
+      throw this.refuse("TRB-QUERY-TABLE", `${name}: ambiguous, write one of ${choices.join(", ")}`, node);
     }
-    this.#tables.add(table);
+    this.tables.add(table);
   }
 
   // --- expressions --------------------------------------------------------------------------------------
 
-  #expression(node: JsonObject, scope: Scope | undefined): void {
+  private expression(node: JsonObject, scope: Scope | undefined): void {
     const rule = EXPRESSIONS.get(text(node.class));
     if (rule === undefined || (rule.types !== undefined && !rule.types.has(text(node.type)))) {
-      throw this.#construct(`expression ${spoken(node.type ?? null)}`, node);
+      throw this.construct(`expression ${spoken(node.type ?? null)}`, node);
     }
-    this.#keys(node, ["class", "type", "alias", "query_location", ...rule.children, ...rule.other]);
+    this.keys(node, ["class", "type", "alias", "query_location", ...rule.children, ...rule.other]);
     for (const key of rule.children) {
       const child = node[key];
-      if (Array.isArray(child)) this.#expressions(child, scope);
-      else this.#optional("expression", child, scope);
+      if (Array.isArray(child)) this.expressions(child, scope);
+      else this.optional("expression", child, scope);
     }
     switch (node.class) {
       case "COLUMN_REF":
-        this.#column(node);
+        this.column(node);
         return;
       case "FUNCTION":
-        this.#function(node, FUNCTIONS, "a function", scope);
+        this.function(node, FUNCTIONS, "a function", scope);
         return;
       case "WINDOW":
-        this.#functionName(node, FUNCTIONS, "a window function");
-        this.#orders(node.orders, scope);
-        this.#orders(node.arg_orders, scope);
+        this.functionName(node, FUNCTIONS, "a window function");
+        this.orders(node.orders, scope);
+        this.orders(node.arg_orders, scope);
         return;
       case "CASE":
         for (const branch of list(node.case_checks)) {
-          this.#keys(object(branch), ["when_expr", "then_expr"]);
-          this.#child("expression", object(branch).when_expr, scope);
-          this.#child("expression", object(branch).then_expr, scope);
+          this.keys(object(branch), ["when_expr", "then_expr"]);
+          this.child("expression", object(branch).when_expr, scope);
+          this.child("expression", object(branch).then_expr, scope);
         }
         return;
       case "CAST":
-        if (!isAllowedType(object(node.cast_type))) throw this.#construct("this type", node);
+        if (!isAllowedType(object(node.cast_type))) throw this.construct("this type", node);
         return;
       case "COLLATE":
         if (COLLATIONS.has(fold(text(node.collation)))) return;
-        throw this.#construct("this collation", node);
+        throw this.construct("this collation", node);
       case "SUBQUERY": {
-        const { depth, lambdas } = this.#here;
-        this.#statement(object(node.subquery), scope, depth + 1, lambdas);
+        const { depth, lambdas } = this.here;
+        this.statement(object(node.subquery), scope, depth + 1, lambdas);
         return;
       }
       case "STAR":
         for (const entry of list(node.replace_list)) {
-          this.#keys(object(entry), ["key", "value"]);
-          this.#child("expression", object(entry).value, scope);
+          this.keys(object(entry), ["key", "value"]);
+          this.child("expression", object(entry).value, scope);
         }
         return;
       default:
@@ -311,41 +316,46 @@ class Gate {
     }
   }
 
-  #function(node: JsonObject, allowed: ReadonlySet<string>, what: string, scope: Scope | undefined): void {
-    this.#keys(node, [...["class", "type", "alias", "query_location"], ...FUNCTION_KEYS]);
-    this.#functionName(node, allowed, what);
-    if (node.export_state === true) throw this.#construct("EXPORT_STATE", node);
+  private function(
+    node: JsonObject,
+    allowed: ReadonlySet<string>,
+    what: string,
+    scope: Scope | undefined,
+  ): void {
+    this.keys(node, [...["class", "type", "alias", "query_location"], ...FUNCTION_KEYS]);
+    this.functionName(node, allowed, what);
+    if (node.export_state === true) throw this.construct("EXPORT_STATE", node);
     if (allowed === TABLE_FUNCTIONS) {
-      this.#expressions(node.children, scope);
-      this.#optional("expression", node.filter, scope);
+      this.expressions(node.children, scope);
+      this.optional("expression", node.filter, scope);
     }
-    if (node.order_bys !== undefined) this.#modifier(object(node.order_bys), scope);
+    if (node.order_bys !== undefined) this.modifier(object(node.order_bys), scope);
   }
 
-  #functionName(node: JsonObject, allowed: ReadonlySet<string>, what: string): void {
+  private functionName(node: JsonObject, allowed: ReadonlySet<string>, what: string): void {
     const name = text(node.function_name);
     const schema = optionalText(node.schema);
     if ((schema !== undefined && schema !== "main") || optionalText(node.catalog) !== undefined) {
-      throw this.#refuse("TRB-QUERY-FUNCTION", `${name}: write the function without a prefix`, node);
+      throw this.refuse("TRB-QUERY-FUNCTION", `${name}: write the function without a prefix`, node);
     }
     if (!allowed.has(name.toLowerCase())) {
-      throw this.#refuse("TRB-QUERY-FUNCTION", `${name}: not ${what} that queries may use`, node);
+      throw this.refuse("TRB-QUERY-FUNCTION", `${name}: not ${what} that queries may use`, node);
     }
   }
 
-  #column(node: JsonObject): void {
+  private column(node: JsonObject): void {
     const names = list(node.column_names).map(text);
     const at = node.query_location;
-    if (typeof at === "number" && Number.isSafeInteger(at)) this.#columnsAt.set(at, names.join("."));
+    if (typeof at === "number" && Number.isSafeInteger(at)) this.columnsAt.set(at, names.join("."));
   }
 
   // --- the walk -----------------------------------------------------------------------------------------
 
-  get #here(): { readonly depth: number; readonly lambdas: number } {
-    return this.#current ?? { depth: 0, lambdas: 0 };
+  private get here(): { readonly depth: number; readonly lambdas: number } {
+    return this.current ?? { depth: 0, lambdas: 0 };
   }
 
-  #push(
+  private push(
     kind: Task["kind"],
     node: Json | undefined,
     scope: Scope | undefined,
@@ -355,36 +365,36 @@ class Gate {
     const child = object(node);
     const inside = child.class === "LAMBDA" ? lambdas + 1 : lambdas;
     if (inside > MAX_LAMBDAS) throw tooDeep();
-    this.#pending.push({ kind, node: child, scope, depth, lambdas: inside });
+    this.pending.push({ kind, node: child, scope, depth, lambdas: inside });
   }
 
-  #child(kind: Task["kind"], node: Json | undefined, scope: Scope | undefined): void {
-    this.#push(kind, node, scope, this.#here.depth + 1, this.#here.lambdas);
+  private child(kind: Task["kind"], node: Json | undefined, scope: Scope | undefined): void {
+    this.push(kind, node, scope, this.here.depth + 1, this.here.lambdas);
   }
 
-  #optional(kind: Task["kind"], node: Json | undefined, scope: Scope | undefined): void {
-    if (node !== undefined && node !== null) this.#child(kind, node, scope);
+  private optional(kind: Task["kind"], node: Json | undefined, scope: Scope | undefined): void {
+    if (node !== undefined && node !== null) this.child(kind, node, scope);
   }
 
-  #expressions(nodes: Json | undefined, scope: Scope | undefined): void {
-    for (const node of list(nodes)) this.#child("expression", node, scope);
+  private expressions(nodes: Json | undefined, scope: Scope | undefined): void {
+    for (const node of list(nodes)) this.child("expression", node, scope);
   }
 
-  #keys(node: JsonObject, known: readonly string[]): void {
+  private keys(node: JsonObject, known: readonly string[]): void {
     for (const key of Object.keys(node)) {
-      if (!known.includes(key)) throw this.#construct(spoken(key), node);
+      if (!known.includes(key)) throw this.construct(spoken(key), node);
     }
   }
 
   // --- refusals -----------------------------------------------------------------------------------------
 
-  #construct(what: string, node: JsonObject): TributaryError {
-    return this.#refuse("TRB-QUERY-CONSTRUCT", `sql: ${what} is not allowed`, node);
+  private construct(what: string, node: JsonObject): TributaryError {
+    return this.refuse("TRB-QUERY-CONSTRUCT", `sql: ${what} is not allowed`, node);
   }
 
-  #refuse(code: Code, message: string, node: JsonObject): TributaryError {
+  private refuse(code: Code, message: string, node: JsonObject): TributaryError {
     const position = positionAt(
-      this.#sql,
+      this.sql,
       typeof node.query_location === "number" ? node.query_location : undefined,
     );
     return new TributaryError(code, message, position === undefined ? undefined : { details: { position } });

@@ -53,25 +53,25 @@ interface Waiting {
  * fresh process, so that nothing of a tenant is left where another's SQL runs. A blank one is kept warm.
  */
 export class WorkerPool {
-  readonly #options: PoolOptions;
-  readonly #workers = new Set<Worker>();
-  readonly #waiting: Waiting[] = [];
-  readonly #sweep: NodeJS.Timeout;
-  #closed = false;
+  private readonly options: PoolOptions;
+  private readonly workers = new Set<Worker>();
+  private readonly queue: Waiting[] = [];
+  private readonly sweep: NodeJS.Timeout;
+  private closed = false;
 
   constructor(options: PoolOptions) {
-    this.#options = options;
-    this.#sweep = setInterval(() => this.#retireIdle(), 5_000);
-    this.#sweep.unref();
-    this.#warm();
+    this.options = options;
+    this.sweep = setInterval(() => this.retireIdle(), 5_000);
+    this.sweep.unref();
+    this.warm();
   }
 
   get running(): number {
-    return this.#busy.length;
+    return this.busy.length;
   }
 
   get waiting(): number {
-    return this.#waiting.length;
+    return this.queue.length;
   }
 
   /**
@@ -79,7 +79,7 @@ export class WorkerPool {
    * Aborting ends the wait, or the worker: nobody wants the answer any more.
    */
   async lease(tenant: string, signal?: AbortSignal): Promise<Lease> {
-    const worker = await this.#acquire(tenant, signal);
+    const worker = await this.acquire(tenant, signal);
     const abort = () => worker.end("TRB-QUERY-TIMEOUT");
     signal?.addEventListener("abort", abort, { once: true });
     return {
@@ -88,38 +88,38 @@ export class WorkerPool {
         signal?.removeEventListener("abort", abort);
         worker.busy = false;
         worker.idleSince = Date.now();
-        this.#next();
+        this.next();
       },
     };
   }
 
   /** Ends all workers; queries under way fail. */
   async close(): Promise<void> {
-    this.#closed = true;
-    clearInterval(this.#sweep);
-    for (const waiting of this.#waiting.splice(0)) waiting.refuse(new TributaryError("TRB-BUS-DRAINING"));
-    const workers = [...this.#workers];
+    this.closed = true;
+    clearInterval(this.sweep);
+    for (const waiting of this.queue.splice(0)) waiting.refuse(new TributaryError("TRB-BUS-DRAINING"));
+    const workers = [...this.workers];
     for (const worker of workers) worker.end("TRB-BUS-DRAINING");
     await Promise.all(workers.map((worker) => worker.ended));
   }
 
-  get #living(): Worker[] {
-    return [...this.#workers].filter(({ alive }) => alive);
+  private get living(): Worker[] {
+    return [...this.workers].filter(({ alive }) => alive);
   }
 
-  get #busy(): Worker[] {
-    return [...this.#workers].filter(({ busy }) => busy);
+  private get busy(): Worker[] {
+    return [...this.workers].filter(({ busy }) => busy);
   }
 
-  #acquire(tenant: string, signal: AbortSignal | undefined): Promise<Worker> {
-    if (this.#closed) throw new TributaryError("TRB-BUS-DRAINING");
-    if (this.#waiting.length === 0 && this.#busy.length < this.#options.workers) {
-      return Promise.resolve(this.#take(tenant));
+  private acquire(tenant: string, signal: AbortSignal | undefined): Promise<Worker> {
+    if (this.closed) throw new TributaryError("TRB-BUS-DRAINING");
+    if (this.queue.length === 0 && this.busy.length < this.options.workers) {
+      return Promise.resolve(this.take(tenant));
     }
-    if (this.#waiting.length >= this.#options.maxWaiting) throw new TributaryError("TRB-QUERY-BUSY");
+    if (this.queue.length >= this.options.maxWaiting) throw new TributaryError("TRB-QUERY-BUSY");
     return new Promise((resolve, reject) => {
       const leave = () => {
-        this.#waiting.splice(this.#waiting.indexOf(waiting), 1);
+        this.queue.splice(this.queue.indexOf(waiting), 1);
         reject(new TributaryError("TRB-QUERY-TIMEOUT"));
       };
       const waiting: Waiting = {
@@ -130,68 +130,68 @@ export class WorkerPool {
         },
         refuse: reject,
       };
-      this.#waiting.push(waiting);
+      this.queue.push(waiting);
       signal?.addEventListener("abort", leave, { once: true });
     });
   }
 
   /** First a worker that holds the tenant's rows, then a blank one; the place of another tenant's if need be. */
-  #take(tenant: string): Worker {
-    const idle = this.#living.filter(({ busy }) => !busy);
+  private take(tenant: string): Worker {
+    const idle = this.living.filter(({ busy }) => !busy);
     let worker = idle.find((one) => one.tenant === tenant) ?? idle.find((one) => one.tenant === undefined);
-    if (worker === undefined) worker = this.#start();
+    if (worker === undefined) worker = this.start();
     if (worker.tenant === undefined) {
       worker.tenant = tenant;
-      this.#makeRoom();
+      this.makeRoom();
     }
     worker.busy = true;
-    this.#warm();
+    this.warm();
     return worker;
   }
 
   /** No more tenants' sessions are kept than queries may run. */
-  #makeRoom(): void {
-    const held = this.#living.filter(({ tenant }) => tenant !== undefined);
+  private makeRoom(): void {
+    const held = this.living.filter(({ tenant }) => tenant !== undefined);
     const idle = held.filter(({ busy, idleSince }) => !busy && idleSince > 0);
     idle.sort((a, b) => a.idleSince - b.idleSince);
-    for (let excess = held.length - this.#options.workers; excess > 0; excess--)
+    for (let excess = held.length - this.options.workers; excess > 0; excess--)
       idle.shift()?.end("TRB-INTERNAL");
   }
 
-  #warm(): void {
-    const blank = this.#living.some(({ busy, tenant }) => !busy && tenant === undefined);
-    if (!blank && !this.#closed) this.#start();
+  private warm(): void {
+    const blank = this.living.some(({ busy, tenant }) => !busy && tenant === undefined);
+    if (!blank && !this.closed) this.start();
   }
 
-  #start(): Worker {
-    const worker = new Worker(this.#options.memoryBytes);
-    this.#workers.add(worker);
+  private start(): Worker {
+    const worker = new Worker(this.options.memoryBytes);
+    this.workers.add(worker);
     void worker.ended.then(() => {
-      this.#workers.delete(worker);
+      this.workers.delete(worker);
       // A worker that could not even start is not replaced in a hurry: the next query tries.
-      if (worker.wasReady) this.#warm();
-      this.#next();
+      if (worker.wasReady) this.warm();
+      this.next();
     });
     return worker;
   }
 
   /** The waiting query whose tenant runs the fewest; of these the one that came first. */
-  #next(): void {
-    while (!this.#closed && this.#waiting.length > 0 && this.#busy.length < this.#options.workers) {
-      const busy = this.#busy;
+  private next(): void {
+    while (!this.closed && this.queue.length > 0 && this.busy.length < this.options.workers) {
+      const busy = this.busy;
       const load = ({ tenant }: Waiting) => busy.filter((worker) => worker.tenant === tenant).length;
       let best = 0;
-      for (let at = 1; at < this.#waiting.length; at++) {
-        if (load(this.#waiting[at]!) < load(this.#waiting[best]!)) best = at;
+      for (let at = 1; at < this.queue.length; at++) {
+        if (load(this.queue[at]!) < load(this.queue[best]!)) best = at;
       }
-      const [waiting] = this.#waiting.splice(best, 1);
-      waiting!.grant(this.#take(waiting!.tenant));
+      const [waiting] = this.queue.splice(best, 1);
+      waiting!.grant(this.take(waiting!.tenant));
     }
   }
 
-  #retireIdle(): void {
-    const before = Date.now() - (this.#options.idleMs ?? 60_000);
-    for (const worker of this.#workers) {
+  private retireIdle(): void {
+    const before = Date.now() - (this.options.idleMs ?? 60_000);
+    for (const worker of this.workers) {
       if (!worker.busy && worker.tenant !== undefined && worker.idleSince < before)
         worker.end("TRB-INTERNAL");
     }
@@ -208,11 +208,11 @@ class Worker {
   /** Resolves when the process is gone. */
   readonly ended: Promise<void>;
 
-  readonly #child: ChildProcess;
-  readonly #limitBytes: number;
-  #reason: EndReason | undefined;
-  #exited = false;
-  #pending:
+  private readonly child: ChildProcess;
+  private readonly limitBytes: number;
+  private reason: EndReason | undefined;
+  private exited = false;
+  private pending:
     | {
         resolve: (answer: Answered) => void;
         reject: (error: TributaryError) => void;
@@ -222,86 +222,86 @@ class Worker {
 
   /** Not ended, and nobody has ordered its end. */
   get alive(): boolean {
-    return !this.#exited && this.#reason === undefined;
+    return !this.exited && this.reason === undefined;
   }
 
   constructor(memoryBytes: number) {
-    this.#limitBytes = memoryBytes + OVERHEAD_BYTES;
+    this.limitBytes = memoryBytes + OVERHEAD_BYTES;
     const options: WorkerOptions = { memoryBytes };
-    this.#child = fork(WORKER, [JSON.stringify(options)], {
+    this.child = fork(WORKER, [JSON.stringify(options)], {
       // Nothing of ours: no keys, no settings, no paths.
       env: { TZ: "UTC" },
       execArgv: [`--max-old-space-size=${HEAP_MEGABYTES}`],
       serialization: "advanced",
       stdio: ["ignore", "ignore", "ignore", "ipc"],
     });
-    this.#child.on("message", (reply: Reply) => this.#receive(reply));
+    this.child.on("message", (reply: Reply) => this.receive(reply));
     this.ended = new Promise((resolve) => {
       const end = (signal: NodeJS.Signals | null) => {
-        this.#exited = true;
-        this.#pending?.reject(new TributaryError(this.#reason ?? reasonOf(signal)));
-        this.#pending = undefined;
+        this.exited = true;
+        this.pending?.reject(new TributaryError(this.reason ?? reasonOf(signal)));
+        this.pending = undefined;
         resolve();
       };
-      this.#child.once("exit", (_, signal) => end(signal));
-      this.#child.once("error", () => {
+      this.child.once("exit", (_, signal) => end(signal));
+      this.child.once("error", () => {
         // A failed send or kill is followed by an exit; a process that never began is not.
-        if (this.#child.pid === undefined) end(null);
+        if (this.child.pid === undefined) end(null);
       });
     });
     // The parent's own end does not wait for it.
-    this.#child.unref();
-    this.#child.channel?.unref();
+    this.child.unref();
+    this.child.channel?.unref();
   }
 
   call(request: Request, deadlineMs: number, onRows: (text: string) => void = () => {}): Promise<Answered> {
-    if (this.#exited) throw new TributaryError(this.#reason ?? "TRB-INTERNAL");
-    this.#child.ref();
-    this.#child.channel?.ref();
+    if (this.exited) throw new TributaryError(this.reason ?? "TRB-INTERNAL");
+    this.child.ref();
+    this.child.channel?.ref();
     const timer = setTimeout(() => this.end("TRB-QUERY-TIMEOUT"), deadlineMs);
-    const watch = setInterval(() => this.#watchMemory(), WATCH_MS);
+    const watch = setInterval(() => this.watchMemory(), WATCH_MS);
     return new Promise<Answered>((resolve, reject) => {
-      this.#pending = { resolve, reject, onRows };
-      this.#child.send(request, (error) => {
+      this.pending = { resolve, reject, onRows };
+      this.child.send(request, (error) => {
         if (error !== null) this.end("TRB-INTERNAL");
       });
     }).finally(() => {
       clearTimeout(timer);
       clearInterval(watch);
-      this.#child.unref();
-      this.#child.channel?.unref();
+      this.child.unref();
+      this.child.channel?.unref();
     });
   }
 
   /** Kills the process; `reason` is what a query under way is answered with. */
   end(reason: EndReason): void {
-    this.#reason ??= reason;
-    this.#child.kill("SIGKILL");
+    this.reason ??= reason;
+    this.child.kill("SIGKILL");
   }
 
-  #receive(reply: Reply): void {
+  private receive(reply: Reply): void {
     if (reply.type === "ready") {
       this.wasReady = true;
       return;
     }
     if (reply.type === "rows") {
-      this.#pending?.onRows(reply.text);
+      this.pending?.onRows(reply.text);
       return;
     }
-    const pending = this.#pending;
-    this.#pending = undefined;
+    const pending = this.pending;
+    this.pending = undefined;
     // An engine that has failed inwardly is not used again.
     if (isBroken(reply)) this.end("TRB-INTERNAL");
     pending?.resolve(reply);
   }
 
   /** The engine counts most of its memory, not all: a list made by one function call can be larger than the machine. */
-  #watchMemory(): void {
-    const pid = this.#child.pid;
-    if (pid === undefined || this.#exited) return;
+  private watchMemory(): void {
+    const pid = this.child.pid;
+    if (pid === undefined || this.exited) return;
     try {
       const resident = /^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, "latin1"))?.[1];
-      if (Number(resident) * 1024 > this.#limitBytes) this.end("TRB-QUERY-MEMORY");
+      if (Number(resident) * 1024 > this.limitBytes) this.end("TRB-QUERY-MEMORY");
     } catch {
       // No /proc here, or the process has just ended: the engine's own limit and the heap's remain.
     }

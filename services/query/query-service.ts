@@ -36,13 +36,13 @@ const GRACE_MS = 500;
 /** Answers SQL of one tenant: gate, barrier, sandbox. */
 export class QueryService {
   readonly pool: WorkerPool;
-  readonly #catalog: Catalog;
-  readonly #limits: Config["query"];
-  readonly #sealer = new SnapshotSealer();
+  private readonly catalog: Catalog;
+  private readonly limits: Config["query"];
+  private readonly sealer = new SnapshotSealer();
 
   constructor(catalog: Catalog, limits: Config["query"]) {
-    this.#catalog = catalog;
-    this.#limits = limits;
+    this.catalog = catalog;
+    this.limits = limits;
     this.pool = new WorkerPool(limits);
   }
 
@@ -51,24 +51,24 @@ export class QueryService {
     const started = performance.now();
     const { tenant, sql } = request;
     assert(isTenantId(tenant), "a query has a tenant");
-    checkText(sql, this.#limits.maxSqlBytes);
+    checkText(sql, this.limits.maxSqlBytes);
     const lease = await this.pool.lease(tenant, signal);
     try {
       const parsed = await lease.call({ type: "parse", sql }, PARSE_MS);
       if (parsed.type !== "parsed") throw refusal(sql, parsed);
-      const available = await this.#catalog.tables();
+      const available = await this.catalog.tables();
       const query = checkQuery(sql, parsed.ast, available);
       const parameters = parametersOf(query, request.params);
       const tables = await Promise.all(query.tables.map((table) => sessionTable(table, available, tenant)));
       const rows: string[] = [];
-      const answered = await this.#execute(lease, request, tables, parameters, rows);
+      const answered = await this.execute(lease, request, tables, parameters, rows);
       if (answered.type !== "done") throw refusal(sql, answered, query);
       return {
         columns: answered.columns,
         rows,
         rowCount: answered.rowCount,
         elapsedMs: Math.round((performance.now() - started) * 10) / 10,
-        snapshot: this.#sealer.seal(tenant, query.tables),
+        snapshot: this.sealer.seal(tenant, query.tables),
       };
     } finally {
       lease.release();
@@ -76,21 +76,21 @@ export class QueryService {
   }
 
   tables(): Promise<readonly CatalogTable[]> {
-    return this.#catalog.tables();
+    return this.catalog.tables();
   }
 
   close(): Promise<void> {
     return this.pool.close();
   }
 
-  #execute(
+  private execute(
     lease: Lease,
     request: QueryRequest,
     tables: readonly SessionTable[],
     parameters: Readonly<Record<string, Parameter>>,
     rows: string[],
   ): Promise<Answered> {
-    const { timeoutMs, maxRows } = this.#limits;
+    const { timeoutMs, maxRows } = this.limits;
     return lease.call(
       {
         type: "run",

@@ -59,10 +59,10 @@ const WALLS: Readonly<Record<string, string>> = {
  * no files, no network, no extensions, no settings. Opened by trusted SQL, closed before any SQL of a user's.
  */
 export class Session {
-  readonly #instance: DuckDBInstance;
-  readonly #connection: DuckDBConnection;
-  readonly #tenant: string;
-  readonly #stamps: ReadonlyMap<string, string>;
+  private readonly instance: DuckDBInstance;
+  private readonly database: DuckDBConnection;
+  private readonly tenant: string;
+  private readonly stamps: ReadonlyMap<string, string>;
 
   private constructor(
     instance: DuckDBInstance,
@@ -70,15 +70,15 @@ export class Session {
     tenant: string,
     tables: readonly SessionTable[],
   ) {
-    this.#instance = instance;
-    this.#connection = connection;
-    this.#tenant = tenant;
-    this.#stamps = new Map(tables.map((table) => [qualifiedName(table), stamp(table)]));
+    this.instance = instance;
+    this.database = connection;
+    this.tenant = tenant;
+    this.stamps = new Map(tables.map((table) => [qualifiedName(table), stamp(table)]));
   }
 
   /** A session without tables, for parsing: nothing that reaches it runs. */
   static parser(memoryBytes: number): Promise<Session> {
-    return Session.#open(memoryBytes, "parser", []);
+    return Session.start(memoryBytes, "parser", []);
   }
 
   /** `onConnection` gets the connection to interrupt when loading takes too long. */
@@ -89,10 +89,10 @@ export class Session {
     onConnection: (connection: DuckDBConnection) => void,
   ): Promise<Session> {
     assert(TENANT_RULE.test(tenant), "a session has a tenant");
-    return Session.#open(memoryBytes, tenant, tables, onConnection);
+    return Session.start(memoryBytes, tenant, tables, onConnection);
   }
 
-  static async #open(
+  private static async start(
     memoryBytes: number,
     tenant: string,
     tables: readonly SessionTable[],
@@ -125,19 +125,19 @@ export class Session {
   /** Whether it holds these very rows: the same tenant, tables and files. */
   serves(tenant: string, tables: readonly SessionTable[]): boolean {
     return (
-      tenant === this.#tenant &&
-      tables.every((table) => this.#stamps.get(qualifiedName(table)) === stamp(table))
+      tenant === this.tenant &&
+      tables.every((table) => this.stamps.get(qualifiedName(table)) === stamp(table))
     );
   }
 
   get connection(): DuckDBConnection {
-    return this.#connection;
+    return this.database;
   }
 
   /** The syntax tree as JSON; syntax errors are in it. */
   async parse(sql: string): Promise<string> {
     const [row] = await rowsOf(
-      this.#connection,
+      this.database,
       "SELECT json_serialize_sql($1::VARCHAR, skip_empty := true, skip_null := true)",
       [sql],
     );
@@ -155,23 +155,23 @@ export class Session {
     emit: (text: string) => void,
   ): Promise<{ columns: AnswerColumn[]; rowCount: number }> {
     // A stream of rows that fails midway just ends, but it leaves its transaction aborted: see #mustBeWhole.
-    await this.#connection.run("BEGIN TRANSACTION READ ONLY");
+    await this.database.run("BEGIN TRANSACTION READ ONLY");
     let statement: DuckDBPreparedStatement | undefined;
     try {
-      statement = await this.#connection.prepare(request.sql);
+      statement = await this.database.prepare(request.sql);
       assert(statement.statementType === StatementType.SELECT, "the gate lets only SELECT pass");
       bind(statement, request.parameters);
       const result = await statement.stream();
-      const answer = await this.#send(result, request, emit);
-      await this.#mustBeWhole();
+      const answer = await this.send(result, request, emit);
+      await this.mustBeWhole();
       return answer;
     } finally {
       statement?.destroySync();
-      await this.#connection.run("ROLLBACK");
+      await this.database.run("ROLLBACK");
     }
   }
 
-  async #send(result: DuckDBResult, request: Run, emit: (text: string) => void) {
+  private async send(result: DuckDBResult, request: Run, emit: (text: string) => void) {
     const names = result.deduplicatedColumnNames();
     const types = result.columnTypes();
     const encoder = new RowEncoder(names, types, request.format, request.numbers);
@@ -205,17 +205,17 @@ export class Session {
   }
 
   /** An aborted transaction refuses even this; then rows are missing, and what was sent must not be believed. */
-  async #mustBeWhole(): Promise<void> {
+  private async mustBeWhole(): Promise<void> {
     try {
-      await this.#connection.run("SELECT 1");
+      await this.database.run("SELECT 1");
     } catch {
       throw new TributaryError("TRB-QUERY-RUNTIME");
     }
   }
 
   close(): void {
-    this.#connection.closeSync();
-    this.#instance.closeSync();
+    this.database.closeSync();
+    this.instance.closeSync();
   }
 }
 

@@ -8,10 +8,10 @@ const BLOCK = 64;
  * encrypted, padded and new each time: two tokens cannot even be told to be of the same or of different snapshots.
  */
 export class SnapshotSealer {
-  readonly #key: Buffer;
+  private readonly key: Buffer;
 
   constructor(key: Buffer = randomBytes(32)) {
-    this.#key = key;
+    this.key = key;
   }
 
   seal(tenant: string, tables: readonly CatalogTable[]): string {
@@ -21,7 +21,7 @@ export class SnapshotSealer {
     const text = JSON.stringify({ tenant, versions });
     const padded = text.padEnd(Math.ceil(text.length / BLOCK) * BLOCK);
     const nonce = randomBytes(12);
-    const cipher = createCipheriv("aes-256-gcm", this.#key, nonce);
+    const cipher = createCipheriv("aes-256-gcm", this.key, nonce);
     const sealed = Buffer.concat([cipher.update(padded, "utf8"), cipher.final()]);
     return Buffer.concat([nonce, sealed, cipher.getAuthTag()]).toString("base64url");
   }

@@ -18,10 +18,10 @@ const PARALLEL = 16;
 /** An object store in a folder: an object is a file, its key the path below the folder. */
 export class FileStore implements ObjectStore {
   readonly scratch: string;
-  readonly #root: string;
-  readonly #files: FileOps;
+  private readonly root: string;
+  private readonly files: FileOps;
   /** Folders whose names this process knows to be durable. */
-  readonly #folders = new Map<string, Promise<void>>();
+  private readonly folders = new Map<string, Promise<void>>();
 
   /** `scratch` must be on the same volume as `folder`, and not below it. Errors: TRB-STORE-FAILED. */
   static async open(options: {
@@ -38,18 +38,18 @@ export class FileStore implements ObjectStore {
   }
 
   private constructor(files: FileOps, root: string, scratch: string) {
-    this.#files = files;
-    this.#root = root;
+    this.files = files;
+    this.root = root;
     this.scratch = scratch;
   }
 
   get(key: string): Promise<Buffer | undefined> {
-    return guard("get", () => readWhole(this.#files, this.#path(key)), { value: undefined });
+    return guard("get", () => readWhole(this.files, this.path(key)), { value: undefined });
   }
 
   getRange(key: string, start: number, end: number): Promise<Buffer> {
     return guard("get range", async () => {
-      const file = await this.#files.open(this.#path(key), "read");
+      const file = await this.files.open(this.path(key), "read");
       try {
         const bytes = Buffer.allocUnsafeSlow(end - start);
         if ((await file.read(bytes, start)) < bytes.length) {
@@ -64,37 +64,37 @@ export class FileStore implements ObjectStore {
 
   put(key: string, bytes: Uint8Array): Promise<void> {
     return guard("put", async () => {
-      const path = this.#path(key);
-      await this.#inFolders([dirname(path)], () => replaceDurably(this.#files, path, bytes, this.scratch));
+      const path = this.path(key);
+      await this.inFolders([dirname(path)], () => replaceDurably(this.files, path, bytes, this.scratch));
     });
   }
 
   putIfAbsent(key: string, bytes: Uint8Array): Promise<"created" | "exists"> {
     return guard("put if absent", async () => {
-      const path = this.#path(key);
-      return this.#inFolders([dirname(path)], () => createDurably(this.#files, path, bytes, this.scratch));
+      const path = this.path(key);
+      return this.inFolders([dirname(path)], () => createDurably(this.files, path, bytes, this.scratch));
     });
   }
 
   adopt(files: readonly { readonly localPath: string; readonly key: string }[]): Promise<void> {
     return guard("adopt", async () => {
-      const moves = files.map(({ localPath, key }) => ({ localPath, path: this.#path(key) }));
+      const moves = files.map(({ localPath, key }) => ({ localPath, path: this.path(key) }));
       const folders = [...new Set(moves.map(({ path }) => dirname(path)))];
       // Contents first: a name must never be durable before what it names.
       await forEach(moves, async ({ localPath }) => {
         // Data files are never changed; this keeps slips of others, a query engine's say, from doing it.
-        await this.#files.setReadOnly(localPath);
-        await this.#sync(localPath);
+        await this.files.setReadOnly(localPath);
+        await this.sync(localPath);
       });
-      await this.#inFolders(folders, async () => {
-        await forEach(moves, ({ localPath, path }) => this.#files.rename(localPath, path));
-        await forEach(folders, (folder) => this.#files.syncFolder(folder));
+      await this.inFolders(folders, async () => {
+        await forEach(moves, ({ localPath, path }) => this.files.rename(localPath, path));
+        await forEach(folders, (folder) => this.files.syncFolder(folder));
       });
     });
   }
 
-  async #sync(path: string): Promise<void> {
-    const file = await this.#files.open(path, "read");
+  private async sync(path: string): Promise<void> {
+    const file = await this.files.open(path, "read");
     try {
       await file.dataSync();
     } finally {
@@ -103,7 +103,7 @@ export class FileStore implements ObjectStore {
   }
 
   async localPath(key: string): Promise<string> {
-    return this.#path(key);
+    return this.path(key);
   }
 
   async *list(
@@ -112,16 +112,16 @@ export class FileStore implements ObjectStore {
   ): AsyncGenerator<{ readonly key: string; readonly bytes: number }> {
     checkPrefix(prefix);
     const folderKey = prefix.slice(0, prefix.lastIndexOf("/") + 1);
-    yield* this.#listFolder(folderKey, prefix, startAfter);
+    yield* this.listFolder(folderKey, prefix, startAfter);
   }
 
   /** `folderKey` is "" or ends in "/". */
-  async *#listFolder(
+  private async *listFolder(
     folderKey: string,
     prefix: string,
     startAfter: string,
   ): AsyncGenerator<{ readonly key: string; readonly bytes: number }> {
-    const entries = await guard("list", () => this.#files.list(join(this.#root, folderKey)), { value: [] });
+    const entries = await guard("list", () => this.files.list(join(this.root, folderKey)), { value: [] });
     const keys: string[] = [];
     for (const { name, isFolder } of entries) {
       const key = folderKey + (isFolder ? `${name}/` : name);
@@ -133,14 +133,14 @@ export class FileStore implements ObjectStore {
     keys.sort();
     for (let i = 0; i < keys.length; ) {
       if (keys[i]!.endsWith("/")) {
-        yield* this.#listFolder(keys[i++]!, prefix, startAfter);
+        yield* this.listFolder(keys[i++]!, prefix, startAfter);
         continue;
       }
       let end = i;
       while (end < keys.length && end < i + PARALLEL && !keys[end]!.endsWith("/")) end++;
       const stretch = keys.slice(i, end);
       const found = await guard("list", () =>
-        Promise.all(stretch.map((key) => this.#files.stat(join(this.#root, key)))),
+        Promise.all(stretch.map((key) => this.files.stat(join(this.root, key)))),
       );
       for (const [j, key] of stretch.entries()) {
         const file = found[j];
@@ -152,44 +152,44 @@ export class FileStore implements ObjectStore {
 
   delete(keys: readonly string[]): Promise<void> {
     return guard("delete", async () => {
-      const paths = keys.map((key) => this.#path(key));
+      const paths = keys.map((key) => this.path(key));
       const folders = new Set<string>();
       await forEach(paths, async (path) => {
         try {
-          await this.#files.unlink(path);
+          await this.files.unlink(path);
           folders.add(dirname(path));
         } catch (error) {
           if (!isAbsent(error)) throw error;
         }
       });
-      await forEach([...folders], (folder) => this.#files.syncFolder(folder));
+      await forEach([...folders], (folder) => this.files.syncFolder(folder));
     });
   }
 
-  #path(key: string): string {
+  private path(key: string): string {
     checkKey(key);
-    return join(this.#root, key);
+    return join(this.root, key);
   }
 
   /** Runs `step` with the folders made. */
-  async #inFolders<T>(folders: readonly string[], step: () => Promise<T>): Promise<T> {
-    await forEach(folders, (folder) => this.#ensureFolder(folder));
+  private async inFolders<T>(folders: readonly string[], step: () => Promise<T>): Promise<T> {
+    await forEach(folders, (folder) => this.ensureFolder(folder));
     try {
       return await step();
     } catch (error) {
       // Somebody removed a folder behind our back: forget what we know, so that the next try makes it again.
-      if (isAbsent(error)) this.#folders.clear();
+      if (isAbsent(error)) this.folders.clear();
       throw error;
     }
   }
 
-  #ensureFolder(folder: string): Promise<void> {
-    let ensured = this.#folders.get(folder);
+  private ensureFolder(folder: string): Promise<void> {
+    let ensured = this.folders.get(folder);
     if (ensured === undefined) {
-      const above = folder === this.#root ? Promise.resolve() : this.#ensureFolder(dirname(folder));
-      ensured = above.then(() => ensureFolder(this.#files, folder));
-      this.#folders.set(folder, ensured);
-      ensured.catch(() => this.#folders.delete(folder));
+      const above = folder === this.root ? Promise.resolve() : this.ensureFolder(dirname(folder));
+      ensured = above.then(() => ensureFolder(this.files, folder));
+      this.folders.set(folder, ensured);
+      ensured.catch(() => this.folders.delete(folder));
     }
     return ensured;
   }

@@ -23,20 +23,20 @@ export class Grant {
   readonly tenants: "*" | readonly string[];
   /** Undefined when there is none; whoever answers queries must enforce every name in it, or refuse. */
   readonly scope: readonly string[] | undefined;
-  readonly #tenantBytes: ByteTable<true> | undefined;
-  readonly #entityTypes: ReadonlySet<string> | undefined;
+  private readonly tenantBytes: ByteTable<true> | undefined;
+  private readonly entityTypes: ReadonlySet<string> | undefined;
 
   constructor(subject: string, claims: Claims) {
     this.subject = subject;
     this.role = claims.role;
     this.tenants = claims.tenants;
     this.scope = claims.scope;
-    this.#entityTypes = claims.entityTypes && new Set(claims.entityTypes);
+    this.entityTypes = claims.entityTypes && new Set(claims.entityTypes);
     if (claims.tenants !== "*") {
-      this.#tenantBytes = new ByteTable(claims.tenants.length);
+      this.tenantBytes = new ByteTable(claims.tenants.length);
       for (const tenant of new Set(claims.tenants)) {
         const bytes = Buffer.from(tenant);
-        this.#tenantBytes.add(bytes, 0, bytes.length, true);
+        this.tenantBytes.add(bytes, 0, bytes.length, true);
       }
     }
   }
@@ -47,11 +47,11 @@ export class Grant {
 
   /** The same for a tenant id that was already found to be one, where it lies in a buffer. */
   allowsTenantBytes(bytes: Uint8Array, start: number, end: number): boolean {
-    return this.#tenantBytes === undefined || this.#tenantBytes.get(bytes, start, end) === true;
+    return this.tenantBytes === undefined || this.tenantBytes.get(bytes, start, end) === true;
   }
 
   allowsEntityType(entityType: string): boolean {
-    return this.#entityTypes === undefined || this.#entityTypes.has(entityType);
+    return this.entityTypes === undefined || this.entityTypes.has(entityType);
   }
 }
 

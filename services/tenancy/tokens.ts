@@ -49,16 +49,16 @@ interface Verified {
 
 /** Verifies bearer tokens. Tokens it has verified are remembered, the most recent `remembered`, until they expire. */
 export class TokenVerifier {
-  readonly #key: SigningKey;
-  readonly #audience: string;
-  readonly #remembered: number;
+  private readonly key: SigningKey;
+  private readonly audience: string;
+  private readonly remembered: number;
   /** By the whole header; least recently used first. */
-  readonly #known = new Map<string, Verified>();
+  private readonly known = new Map<string, Verified>();
 
   constructor(key: SigningKey, audience: string, remembered = 10_000) {
-    this.#key = key;
-    this.#audience = audience;
-    this.#remembered = remembered;
+    this.key = key;
+    this.audience = audience;
+    this.remembered = remembered;
   }
 
   /**
@@ -67,34 +67,34 @@ export class TokenVerifier {
    */
   verify(header: string | undefined): Grant | Promise<Grant> {
     if (header === undefined || header === "") throw new TributaryError("TRB-AUTH-MISSING");
-    const known = this.#known.get(header);
-    if (!known) return this.#verify(header);
+    const known = this.known.get(header);
+    if (!known) return this.check(header);
     if (known.expiresAt <= Date.now()) {
-      this.#known.delete(header);
+      this.known.delete(header);
       throw new TributaryError("TRB-AUTH-EXPIRED");
     }
-    this.#known.delete(header);
-    this.#known.set(header, known);
+    this.known.delete(header);
+    this.known.set(header, known);
     return known.grant;
   }
 
-  async #verify(header: string): Promise<Grant> {
+  private async check(header: string): Promise<Grant> {
     const token = /^Bearer +([A-Za-z0-9._-]+)$/i.exec(header)?.[1];
     if (token === undefined || token.length > MAX_TOKEN_BYTES) throw new TributaryError("TRB-AUTH-INVALID");
-    const verified = await this.#decode(token);
-    if (this.#known.size >= this.#remembered) {
-      const [oldest] = this.#known.keys();
-      if (oldest !== undefined) this.#known.delete(oldest);
+    const verified = await this.decode(token);
+    if (this.known.size >= this.remembered) {
+      const [oldest] = this.known.keys();
+      if (oldest !== undefined) this.known.delete(oldest);
     }
-    this.#known.set(header, verified);
+    this.known.set(header, verified);
     return verified.grant;
   }
 
-  async #decode(token: string): Promise<Verified> {
+  private async decode(token: string): Promise<Verified> {
     try {
-      const { payload } = await jwtVerify(token, this.#key.secret, {
+      const { payload } = await jwtVerify(token, this.key.secret, {
         algorithms: [ALGORITHM],
-        audience: this.#audience,
+        audience: this.audience,
         requiredClaims: ["exp", "aud", "sub"],
       });
       const claims = readClaims(payload);

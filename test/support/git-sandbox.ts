@@ -6,14 +6,14 @@ import { dirname, join } from "node:path";
 /** A throw-away repository, and git in it without the user's configuration. */
 export class GitSandbox {
   readonly folder = mkdtempSync(join(tmpdir(), "tributary-git-"));
-  #clock = 1_600_000_000;
+  private clock = 1_600_000_000;
 
   constructor() {
     this.git("init", "-q", "-b", "main");
   }
 
   git(...args: string[]): Buffer {
-    const date = `${++this.#clock} +0130`;
+    const date = `${++this.clock} +0130`;
     return execFileSync("git", ["-C", this.folder, "-c", "protocol.file.allow=always", ...args], {
       env: {
         PATH: process.env.PATH,

@@ -21,20 +21,20 @@ export class MemoryStream implements ChangeStreamWriter {
   down = false;
   appends = 0;
   closed = false;
-  readonly #heads: number[];
-  #gate: Promise<void> | undefined;
+  private readonly heads: number[];
+  private gate: Promise<void> | undefined;
 
   constructor(partitions = 4) {
     this.partitions = Array.from({ length: partitions }, (_, i) => String(i));
-    this.#heads = new Array<number>(partitions).fill(0);
+    this.heads = new Array<number>(partitions).fill(0);
   }
 
   /** Holds appends back until the returned function is called. */
   hold(): () => void {
     let release = (): void => undefined;
-    this.#gate = new Promise((resolve) => {
+    this.gate = new Promise((resolve) => {
       release = () => {
-        this.#gate = undefined;
+        this.gate = undefined;
         resolve();
       };
     });
@@ -43,20 +43,20 @@ export class MemoryStream implements ChangeStreamWriter {
 
   async append(events: EventSlices): Promise<readonly string[]> {
     this.appends++;
-    await this.#gate;
+    await this.gate;
     if (this.closed || this.down) {
-      this.#store(events, Math.floor(events.count / 2));
+      this.store(events, Math.floor(events.count / 2));
       throw new TributaryError("TRB-BUS-STREAM-DOWN");
     }
-    return this.#store(events, events.count);
+    return this.store(events, events.count);
   }
 
-  #store(events: EventSlices, count: number): string[] {
+  private store(events: EventSlices, count: number): string[] {
     const positions: string[] = [];
     for (let i = 0; i < count; i++) {
       const partition = events.partitions[i]!;
-      const head = (this.#heads[partition] ?? 0) + 1;
-      this.#heads[partition] = head;
+      const head = (this.heads[partition] ?? 0) + 1;
+      this.heads[partition] = head;
       const position = String(head).padStart(16, "0");
       // A copy: the slices belong to the request.
       const bytes = Buffer.from(events.bytes.subarray(events.starts[i], events.ends[i]));

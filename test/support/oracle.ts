@@ -39,17 +39,17 @@ export interface Selection {
  * protobufjs as it comes. It shares no code with the tables or with ingest, and takes accepted events only.
  */
 export class Oracle {
-  readonly #winners = new Map<string, Winner>();
+  private readonly winners = new Map<string, Winner>();
 
   /** Takes in one ChangeEvent in the wire format. */
   apply(event: Uint8Array): void {
-    this.#apply(eventType.decode(event) as unknown as Decoded);
+    this.take(eventType.decode(event) as unknown as Decoded);
   }
 
   /** Takes in a PublishRequest in the wire format. */
   applyRequest(body: Uint8Array): void {
     const { events } = requestType.decode(body) as unknown as { events: Decoded[] };
-    for (const event of events) this.#apply(event);
+    for (const event of events) this.take(event);
   }
 
   /** Takes in one event as proto3 JSON. */
@@ -63,7 +63,7 @@ export class Oracle {
     const entityType = entityTypeOf(table);
     const type = registry.entityType(entityType)!;
     const rows: Row[] = [];
-    for (const winner of this.#winners.values()) {
+    for (const winner of this.winners.values()) {
       if (winner.entityType !== entityType || winner.operation === DELETED) continue;
       if (selection.tenant !== undefined && winner.tenantId !== selection.tenant) continue;
       const row = expectedRow(table, winner.tenantId, winner.entityId, type.decode(winner.payload));
@@ -76,7 +76,7 @@ export class Oracle {
   counts(table: TableName): Map<string, number> {
     const entityType = entityTypeOf(table);
     const counts = new Map<string, number>();
-    for (const winner of this.#winners.values()) {
+    for (const winner of this.winners.values()) {
       if (winner.entityType !== entityType || winner.operation === DELETED) continue;
       counts.set(winner.tenantId, (counts.get(winner.tenantId) ?? 0) + 1);
     }
@@ -90,14 +90,14 @@ export class Oracle {
 
   /** Entities that were ever heard of, deleted ones included. */
   get entityCount(): number {
-    return this.#winners.size;
+    return this.winners.size;
   }
 
-  #apply(event: Decoded): void {
+  private take(event: Decoded): void {
     const key = `${event.tenant_id}\0${event.entity_type}\0${event.entity_id}`;
     const candidate = winnerOf(event);
-    const standing = this.#winners.get(key);
-    if (standing === undefined || beats(candidate, standing)) this.#winners.set(key, candidate);
+    const standing = this.winners.get(key);
+    if (standing === undefined || beats(candidate, standing)) this.winners.set(key, candidate);
   }
 }
 

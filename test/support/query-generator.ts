@@ -66,154 +66,154 @@ function randomOf(seed: number): () => number {
 }
 
 class Writer {
-  readonly #random: () => number;
+  private readonly random: () => number;
 
   constructor(random: () => number) {
-    this.#random = random;
+    this.random = random;
   }
 
   query(): GeneratedQuery {
     const kinds = [
-      () => this.#rows(),
-      () => this.#groups(),
-      () => this.#join(),
-      () => this.#windows(),
-      () => this.#commonTables(),
-      () => this.#setOperation(),
-      () => this.#subqueries(),
-      () => this.#lists(),
-      () => this.#distinct(),
-      () => this.#rollup(),
+      () => this.rows(),
+      () => this.groups(),
+      () => this.join(),
+      () => this.windows(),
+      () => this.commonTables(),
+      () => this.setOperation(),
+      () => this.subqueries(),
+      () => this.lists(),
+      () => this.distinct(),
+      () => this.rollup(),
     ];
-    return this.#pick(kinds)();
+    return this.pick(kinds)();
   }
 
-  #rows(): GeneratedQuery {
-    const table = this.#pick(TABLES);
-    const sql = `select entity_id, ${this.#expression(table, "t")} as x, ${this.#expression(table, "t")} as y from ${this.#named(table)} t where ${this.#condition(table, "t")} order by ${this.#order(table, "t")}, entity_id limit ${this.#int(1, 40)} offset ${this.#int(0, 5)}`;
+  private rows(): GeneratedQuery {
+    const table = this.pick(TABLES);
+    const sql = `select entity_id, ${this.expression(table, "t")} as x, ${this.expression(table, "t")} as y from ${this.named(table)} t where ${this.condition(table, "t")} order by ${this.order(table, "t")}, entity_id limit ${this.int(1, 40)} offset ${this.int(0, 5)}`;
     return { sql, ordered: true };
   }
 
-  #groups(): GeneratedQuery {
-    const table = this.#pick(TABLES);
-    const key = this.#expression(table, "t");
-    const sql = `select ${key} as k, ${this.#aggregate(table, "t")} as a, ${this.#aggregate(table, "t")} as b from ${this.#named(table)} t where ${this.#condition(table, "t")} group by ${this.#chance(0.5) ? key : "all"} having count(*) >= ${this.#int(0, 3)}`;
+  private groups(): GeneratedQuery {
+    const table = this.pick(TABLES);
+    const key = this.expression(table, "t");
+    const sql = `select ${key} as k, ${this.aggregate(table, "t")} as a, ${this.aggregate(table, "t")} as b from ${this.named(table)} t where ${this.condition(table, "t")} group by ${this.chance(0.5) ? key : "all"} having count(*) >= ${this.int(0, 3)}`;
     return { sql, ordered: false };
   }
 
-  #join(): GeneratedQuery {
-    const left = this.#pick(TABLES);
-    const right = this.#pick(TABLES);
-    const kind = this.#pick(["join", "left join", "full join", "semi join", "anti join"]);
-    const on = this.#chance(0.6)
+  private join(): GeneratedQuery {
+    const left = this.pick(TABLES);
+    const right = this.pick(TABLES);
+    const kind = this.pick(["join", "left join", "full join", "semi join", "anti join"]);
+    const on = this.chance(0.6)
       ? "l.entity_id = r.entity_id"
-      : `l.${this.#pick(left.columns.text)} = r.${this.#pick(right.columns.text)}`;
+      : `l.${this.pick(left.columns.text)} = r.${this.pick(right.columns.text)}`;
     const both = kind !== "semi join" && kind !== "anti join";
-    const shown = both ? `, ${this.#aggregate(right, "r")} as b` : "";
-    const sql = `select ${this.#expression(left, "l")} as k, ${this.#aggregate(left, "l")} as a${shown} from ${this.#named(left)} l ${kind} ${this.#named(right)} r on ${on} where ${this.#condition(left, "l")} group by all`;
+    const shown = both ? `, ${this.aggregate(right, "r")} as b` : "";
+    const sql = `select ${this.expression(left, "l")} as k, ${this.aggregate(left, "l")} as a${shown} from ${this.named(left)} l ${kind} ${this.named(right)} r on ${on} where ${this.condition(left, "l")} group by all`;
     return { sql, ordered: false };
   }
 
-  #windows(): GeneratedQuery {
-    const table = this.#pick(TABLES);
-    const partition = this.#pick(table.columns.text);
-    const measure = this.#pick(table.columns.number);
-    const over = `(partition by ${partition} order by ${this.#order(table, "t")}, entity_id)`;
-    const call = this.#pick([
+  private windows(): GeneratedQuery {
+    const table = this.pick(TABLES);
+    const partition = this.pick(table.columns.text);
+    const measure = this.pick(table.columns.number);
+    const over = `(partition by ${partition} order by ${this.order(table, "t")}, entity_id)`;
+    const call = this.pick([
       "row_number()",
       `lag(${measure}) over_gap`,
       `lead(${measure}, 2) over_gap`,
       `sum(${measure})`,
-      `count(*) filter (where ${this.#condition(table, "t")})`,
+      `count(*) filter (where ${this.condition(table, "t")})`,
       `first_value(${partition})`,
       `max(${measure})`,
-      `ntile(${this.#int(1, 5)})`,
+      `ntile(${this.int(1, 5)})`,
     ]).replace(" over_gap", "");
-    const qualify = this.#chance(0.4) ? ` qualify row_number() over ${over} <= ${this.#int(1, 4)}` : "";
-    const sql = `select entity_id, ${call} over ${over} as w from ${this.#named(table)} t${qualify} order by entity_id`;
+    const qualify = this.chance(0.4) ? ` qualify row_number() over ${over} <= ${this.int(1, 4)}` : "";
+    const sql = `select entity_id, ${call} over ${over} as w from ${this.named(table)} t${qualify} order by entity_id`;
     return { sql, ordered: true };
   }
 
-  #commonTables(): GeneratedQuery {
-    const table = this.#pick(TABLES);
+  private commonTables(): GeneratedQuery {
+    const table = this.pick(TABLES);
     // A common table may have a table's own name.
-    const name = this.#pick(["c", "picked", table.name, "commits"]);
-    const second = this.#chance(0.5) ? `, d as (select k, count(*) as n from ${name} group by all)` : "";
+    const name = this.pick(["c", "picked", table.name, "commits"]);
+    const second = this.chance(0.5) ? `, d as (select k, count(*) as n from ${name} group by all)` : "";
     const from = second === "" ? `select k, v from ${name}` : "select k, n from d";
-    const sql = `with ${name} as (select ${this.#expression(table, "t")} as k, ${this.#pick(table.columns.number)} as v from ${this.#qualified(table)} t where ${this.#condition(table, "t")})${second} ${from}`;
+    const sql = `with ${name} as (select ${this.expression(table, "t")} as k, ${this.pick(table.columns.number)} as v from ${this.qualified(table)} t where ${this.condition(table, "t")})${second} ${from}`;
     return { sql, ordered: false };
   }
 
-  #setOperation(): GeneratedQuery {
-    const operation = this.#pick(["union", "union all", "intersect", "except"]);
+  private setOperation(): GeneratedQuery {
+    const operation = this.pick(["union", "union all", "intersect", "except"]);
     const part = () => {
-      const table = this.#pick(TABLES);
-      return `select ${this.#pick(table.columns.text)} from ${this.#named(table)} t where ${this.#condition(table, "t")}`;
+      const table = this.pick(TABLES);
+      return `select ${this.pick(table.columns.text)} from ${this.named(table)} t where ${this.condition(table, "t")}`;
     };
     return { sql: `${part()} ${operation} ${part()}`, ordered: false };
   }
 
-  #subqueries(): GeneratedQuery {
-    const outer = this.#pick(TABLES);
-    const inner = this.#pick(TABLES);
-    const condition = this.#pick([
-      `exists (select 1 from ${this.#named(inner)} i where i.entity_id = t.entity_id and ${this.#condition(inner, "i")})`,
-      `t.${this.#pick(outer.columns.text)} in (select ${this.#pick(inner.columns.text)} from ${this.#named(inner)} i)`,
-      `t.${this.#pick(outer.columns.number)} > (select avg(${this.#pick(inner.columns.number)}) from ${this.#named(inner)} i)`,
-      `t.entity_id not in (select entity_id from ${this.#named(inner)} i where ${this.#condition(inner, "i")})`,
+  private subqueries(): GeneratedQuery {
+    const outer = this.pick(TABLES);
+    const inner = this.pick(TABLES);
+    const condition = this.pick([
+      `exists (select 1 from ${this.named(inner)} i where i.entity_id = t.entity_id and ${this.condition(inner, "i")})`,
+      `t.${this.pick(outer.columns.text)} in (select ${this.pick(inner.columns.text)} from ${this.named(inner)} i)`,
+      `t.${this.pick(outer.columns.number)} > (select avg(${this.pick(inner.columns.number)}) from ${this.named(inner)} i)`,
+      `t.entity_id not in (select entity_id from ${this.named(inner)} i where ${this.condition(inner, "i")})`,
     ]);
-    const column = this.#chance(0.5)
-      ? `(select count(*) from ${this.#named(inner)} j where j.entity_id <= t.entity_id)`
-      : this.#expression(outer, "t");
-    const sql = `select t.entity_id, ${column} as x from ${this.#named(outer)} t where ${condition} order by 1`;
+    const column = this.chance(0.5)
+      ? `(select count(*) from ${this.named(inner)} j where j.entity_id <= t.entity_id)`
+      : this.expression(outer, "t");
+    const sql = `select t.entity_id, ${column} as x from ${this.named(outer)} t where ${condition} order by 1`;
     return { sql, ordered: true };
   }
 
-  #lists(): GeneratedQuery {
-    const sql = this.#pick([
-      `select l, count(*) from (select unnest(labels) as l from issues t where ${this.#condition(TABLES[2]!, "t")}) group by l`,
-      `select custom['owner'], count(*) from issues t where ${this.#condition(TABLES[2]!, "t")} group by 1`,
-      `select list(path order by entity_id)[1:${this.#int(1, 4)}] from files t where ${this.#condition(TABLES[0]!, "t")}`,
-      `select entity_id, list_transform(labels, lambda x: upper(x)) from issues t where ${this.#condition(TABLES[2]!, "t")}`,
-      `select c.sha, p.subject from commits c join commits p on c.parents[1] = p.sha where c.insertions > ${this.#int(0, 100)}`,
-      `select string_agg(key, ',' order by key) from issues t where ${this.#condition(TABLES[2]!, "t")}`,
+  private lists(): GeneratedQuery {
+    const sql = this.pick([
+      `select l, count(*) from (select unnest(labels) as l from issues t where ${this.condition(TABLES[2]!, "t")}) group by l`,
+      `select custom['owner'], count(*) from issues t where ${this.condition(TABLES[2]!, "t")} group by 1`,
+      `select list(path order by entity_id)[1:${this.int(1, 4)}] from files t where ${this.condition(TABLES[0]!, "t")}`,
+      `select entity_id, list_transform(labels, lambda x: upper(x)) from issues t where ${this.condition(TABLES[2]!, "t")}`,
+      `select c.sha, p.subject from commits c join commits p on c.parents[1] = p.sha where c.insertions > ${this.int(0, 100)}`,
+      `select string_agg(key, ',' order by key) from issues t where ${this.condition(TABLES[2]!, "t")}`,
     ]);
     return { sql, ordered: false };
   }
 
-  #distinct(): GeneratedQuery {
-    const table = this.#pick(TABLES);
-    const sql = this.#chance(0.5)
-      ? `select distinct ${this.#expression(table, "t")}, ${this.#expression(table, "t")} from ${this.#named(table)} t`
-      : `select * from ${this.#named(table)} t where ${this.#condition(table, "t")}`;
+  private distinct(): GeneratedQuery {
+    const table = this.pick(TABLES);
+    const sql = this.chance(0.5)
+      ? `select distinct ${this.expression(table, "t")}, ${this.expression(table, "t")} from ${this.named(table)} t`
+      : `select * from ${this.named(table)} t where ${this.condition(table, "t")}`;
     return { sql, ordered: false };
   }
 
-  #rollup(): GeneratedQuery {
-    const table = this.#pick(TABLES);
-    const [a, b] = [this.#pick(table.columns.text), "tenant_id"];
-    const sets = this.#pick([`rollup(${a}, ${b})`, `cube(${a}, ${b})`, `grouping sets ((${a}), (${b}), ())`]);
+  private rollup(): GeneratedQuery {
+    const table = this.pick(TABLES);
+    const [a, b] = [this.pick(table.columns.text), "tenant_id"];
+    const sets = this.pick([`rollup(${a}, ${b})`, `cube(${a}, ${b})`, `grouping sets ((${a}), (${b}), ())`]);
     return {
-      sql: `select ${a}, ${b}, grouping(${a}), ${this.#aggregate(table, "t")} from ${this.#named(table)} t group by ${sets}`,
+      sql: `select ${a}, ${b}, grouping(${a}), ${this.aggregate(table, "t")} from ${this.named(table)} t group by ${sets}`,
       ordered: false,
     };
   }
 
   // --- parts --------------------------------------------------------------------------------------------
 
-  #expression(table: TableShape, alias: string): string {
-    const text = `${alias}.${this.#pick(table.columns.text)}`;
-    const number = `${alias}.${this.#pick(table.columns.number)}`;
-    const time = this.#pick([...table.columns.time, undefined]);
+  private expression(table: TableShape, alias: string): string {
+    const text = `${alias}.${this.pick(table.columns.text)}`;
+    const number = `${alias}.${this.pick(table.columns.number)}`;
+    const time = this.pick([...table.columns.time, undefined]);
     const choices = [
       text,
       number,
       `upper(${text})`,
       `length(${text})`,
-      `left(${text}, ${this.#int(1, 9)})`,
+      `left(${text}, ${this.int(1, 9)})`,
       `coalesce(${text}, 'none')`,
-      `${number} % ${this.#int(2, 9)}`,
-      `case when ${this.#condition(table, alias)} then ${text} else 'else' end`,
+      `${number} % ${this.int(2, 9)}`,
+      `case when ${this.condition(table, alias)} then ${text} else 'else' end`,
       `${text} || '/' || ${number}`,
       `regexp_replace(${text}, '[0-9]+', '#')`,
       `(${number} between 1 and 50)`,
@@ -226,13 +226,13 @@ class Writer {
             `strftime(${alias}.${time}, '%Y-%W')`,
           ]),
     ];
-    return this.#pick(choices);
+    return this.pick(choices);
   }
 
-  #aggregate(table: TableShape, alias: string): string {
-    const text = `${alias}.${this.#pick(table.columns.text)}`;
-    const number = `${alias}.${this.#pick(table.columns.number)}`;
-    return this.#pick([
+  private aggregate(table: TableShape, alias: string): string {
+    const text = `${alias}.${this.pick(table.columns.text)}`;
+    const number = `${alias}.${this.pick(table.columns.number)}`;
+    return this.pick([
       "count(*)",
       `count(distinct ${text})`,
       `sum(${number})`,
@@ -240,56 +240,56 @@ class Writer {
       `max(${number})`,
       `round(avg(${number}), 4)`,
       `median(${number})`,
-      `bool_and(${number} > ${this.#int(0, 50)})`,
+      `bool_and(${number} > ${this.int(0, 50)})`,
       `arg_max(${alias}.entity_id, ${alias}.entity_id)`,
-      `sum(${number}) filter (where ${this.#condition(table, alias)})`,
+      `sum(${number}) filter (where ${this.condition(table, alias)})`,
     ]);
   }
 
-  #condition(table: TableShape, alias: string): string {
-    const text = `${alias}.${this.#pick(table.columns.text)}`;
-    const number = `${alias}.${this.#pick(table.columns.number)}`;
+  private condition(table: TableShape, alias: string): string {
+    const text = `${alias}.${this.pick(table.columns.text)}`;
+    const number = `${alias}.${this.pick(table.columns.number)}`;
     const simple = () =>
-      this.#pick([
-        `${text} = ${this.#pick(table.texts)}`,
-        `${text} <> ${this.#pick(table.texts)}`,
-        `${text} is ${this.#chance(0.5) ? "not " : ""}null`,
-        `${text} like '%${this.#int(0, 9)}%'`,
-        `${number} > ${this.#int(0, 1500)}`,
-        `${number} < ${this.#pick([5, 50, 1100, 800_000_000])}`,
-        `${number} in (${this.#int(0, 9)}, ${this.#int(0, 99)}, ${this.#int(1000, 1100)})`,
+      this.pick([
+        `${text} = ${this.pick(table.texts)}`,
+        `${text} <> ${this.pick(table.texts)}`,
+        `${text} is ${this.chance(0.5) ? "not " : ""}null`,
+        `${text} like '%${this.int(0, 9)}%'`,
+        `${number} > ${this.int(0, 1500)}`,
+        `${number} < ${this.pick([5, 50, 1100, 800_000_000])}`,
+        `${number} in (${this.int(0, 9)}, ${this.int(0, 99)}, ${this.int(1000, 1100)})`,
         `${alias}.tenant_id = 'acme'`,
         `${alias}.tenant_id <> 'globex:eu-west'`,
-        `hash(${text}) % 3 = ${this.#int(0, 2)}`,
+        `hash(${text}) % 3 = ${this.int(0, 2)}`,
         "true",
       ]);
     const first = simple();
-    if (this.#chance(0.6)) return first;
-    return `(${first} ${this.#pick(["and", "or"])} ${this.#chance(0.2) ? "not " : ""}${simple()})`;
+    if (this.chance(0.6)) return first;
+    return `(${first} ${this.pick(["and", "or"])} ${this.chance(0.2) ? "not " : ""}${simple()})`;
   }
 
-  #order(table: TableShape, alias: string): string {
-    const column = this.#pick([...table.columns.text, ...table.columns.number, ...table.columns.time]);
-    return `${alias}.${column}${this.#pick(["", " desc", " nulls last", " desc nulls last"])}`;
+  private order(table: TableShape, alias: string): string {
+    const column = this.pick([...table.columns.text, ...table.columns.number, ...table.columns.time]);
+    return `${alias}.${column}${this.pick(["", " desc", " nulls last", " desc nulls last"])}`;
   }
 
-  #named(table: TableShape): string {
-    return this.#chance(0.5) ? table.name : this.#qualified(table);
+  private named(table: TableShape): string {
+    return this.chance(0.5) ? table.name : this.qualified(table);
   }
 
-  #qualified(table: TableShape): string {
+  private qualified(table: TableShape): string {
     return table.name === "files" || table.name === "commits" ? `scm.${table.name}` : `tracker.${table.name}`;
   }
 
-  #pick<T>(from: readonly T[]): T {
-    return from[Math.floor(this.#random() * from.length)]!;
+  private pick<T>(from: readonly T[]): T {
+    return from[Math.floor(this.random() * from.length)]!;
   }
 
-  #int(from: number, to: number): number {
-    return from + Math.floor(this.#random() * (to - from + 1));
+  private int(from: number, to: number): number {
+    return from + Math.floor(this.random() * (to - from + 1));
   }
 
-  #chance(of: number): boolean {
-    return this.#random() < of;
+  private chance(of: number): boolean {
+    return this.random() < of;
   }
 }

@@ -31,12 +31,12 @@ export class SimulatedFiles implements FileOps {
   space = Number.POSITIVE_INFINITY;
   /** The operation with this index, and all after it, have no effect. */
   crashAt = Number.POSITIVE_INFINITY;
-  readonly #root: string;
-  readonly #names: Map<string, Node>;
-  readonly #durable: Map<string, Node>;
+  private readonly root: string;
+  private readonly names: Map<string, Node>;
+  private readonly durable: Map<string, Node>;
   /** Unsynced changes of names per folder. */
-  readonly #changes: Map<string, NameChange[]>;
-  readonly #watchers = new Set<{ folder: string; onChange: () => void }>();
+  private readonly changes: Map<string, NameChange[]>;
+  private readonly watchers = new Set<{ folder: string; onChange: () => void }>();
 
   constructor(
     root = "/simulated",
@@ -44,17 +44,17 @@ export class SimulatedFiles implements FileOps {
     durable = new Map(names),
     changes = new Map<string, NameChange[]>(),
   ) {
-    this.#root = root;
-    this.#names = names;
-    this.#durable = durable;
-    this.#changes = changes;
+    this.root = root;
+    this.names = names;
+    this.durable = durable;
+    this.changes = changes;
   }
 
   get crashed(): boolean {
     return this.operations.length >= this.crashAt;
   }
 
-  async #begin(operation: string, path: string): Promise<void> {
+  private async begin(operation: string, path: string): Promise<void> {
     await null; // as in reality, nothing takes effect in the caller's own step
     if (this.crashed) throw new CrashedError();
     await this.onOperation?.(operation, path);
@@ -63,44 +63,44 @@ export class SimulatedFiles implements FileOps {
     if (this.crashed) throw new CrashedError();
   }
 
-  #change(...change: NameChange): void {
+  private change(...change: NameChange): void {
     for (const { path, node } of change) {
-      if (node === undefined) this.#names.delete(path);
-      else this.#names.set(path, node);
+      if (node === undefined) this.names.delete(path);
+      else this.names.set(path, node);
     }
     const folder = dirname(change.at(-1)!.path);
-    this.#changes.set(folder, [...(this.#changes.get(folder) ?? []), change]);
-    this.#notify(folder);
+    this.changes.set(folder, [...(this.changes.get(folder) ?? []), change]);
+    this.notify(folder);
   }
 
-  #notify(folder: string): void {
-    for (const watcher of this.#watchers) if (watcher.folder === folder) watcher.onChange();
+  private notify(folder: string): void {
+    for (const watcher of this.watchers) if (watcher.folder === folder) watcher.onChange();
   }
 
-  #inode(path: string): Inode {
-    const node = this.#names.get(path);
+  private inode(path: string): Inode {
+    const node = this.names.get(path);
     if (node === undefined) throw systemError("ENOENT");
     if (node === "folder") throw systemError("EISDIR");
     return node;
   }
 
   async open(path: string, how: "read" | "write" | "create"): Promise<OpenFile> {
-    await this.#begin(how === "create" ? "create" : "open", path);
+    await this.begin(how === "create" ? "create" : "open", path);
     if (how === "create") {
-      if (this.#names.has(path)) throw systemError("EEXIST");
-      if (this.#names.get(dirname(path)) !== "folder") throw systemError("ENOENT");
-      this.#change({ path, node: { bytes: Buffer.alloc(0), synced: Buffer.alloc(0), unsynced: [] } });
+      if (this.names.has(path)) throw systemError("EEXIST");
+      if (this.names.get(dirname(path)) !== "folder") throw systemError("ENOENT");
+      this.change({ path, node: { bytes: Buffer.alloc(0), synced: Buffer.alloc(0), unsynced: [] } });
     }
-    const inode = this.#inode(path);
+    const inode = this.inode(path);
     return {
       read: async (into, at) => {
-        await this.#begin("read", path);
+        await this.begin("read", path);
         const part = inode.bytes.subarray(at, at + into.length);
         into.set(part);
         return part.length;
       },
       write: async (from, at) => {
-        await this.#begin("write", path);
+        await this.begin("write", path);
         const grows = Math.max(0, at + from.length - inode.bytes.length);
         const missing = Math.max(0, grows - this.space);
         const length = from.length - missing;
@@ -109,22 +109,22 @@ export class SimulatedFiles implements FileOps {
         const bytes = Buffer.from(from.subarray(0, length));
         inode.bytes = withWrite(inode.bytes, at, bytes);
         inode.unsynced.push({ at, bytes });
-        this.#notify(dirname(path));
+        this.notify(dirname(path));
         return length;
       },
       truncate: async (bytes) => {
-        await this.#begin("truncate", path);
+        await this.begin("truncate", path);
         this.space += Math.max(0, inode.bytes.length - bytes);
         inode.bytes = withLength(inode.bytes, bytes);
         inode.unsynced.push({ truncate: bytes });
       },
       dataSync: async () => {
-        await this.#begin("dataSync", path);
+        await this.begin("dataSync", path);
         inode.synced = inode.bytes;
         inode.unsynced = [];
       },
       size: async () => {
-        await this.#begin("size", path);
+        await this.begin("size", path);
         return inode.bytes.length;
       },
       close: async () => undefined,
@@ -132,67 +132,67 @@ export class SimulatedFiles implements FileOps {
   }
 
   async link(from: string, to: string): Promise<void> {
-    await this.#begin("link", to);
-    if (this.#names.has(to)) throw systemError("EEXIST");
-    this.#change({ path: to, node: this.#inode(from) });
+    await this.begin("link", to);
+    if (this.names.has(to)) throw systemError("EEXIST");
+    this.change({ path: to, node: this.inode(from) });
   }
 
   async rename(from: string, to: string): Promise<void> {
-    await this.#begin("rename", to);
-    const node = this.#inode(from);
+    await this.begin("rename", to);
+    const node = this.inode(from);
     // Atomic also across folders, as on a journalling file system: the file is never lost in between.
-    this.#change({ path: from, node: undefined }, { path: to, node });
+    this.change({ path: from, node: undefined }, { path: to, node });
   }
 
   async unlink(path: string): Promise<void> {
-    await this.#begin("unlink", path);
-    this.#inode(path);
-    this.#change({ path, node: undefined });
+    await this.begin("unlink", path);
+    this.inode(path);
+    this.change({ path, node: undefined });
   }
 
   async setReadOnly(path: string): Promise<void> {
-    await this.#begin("setReadOnly", path);
-    this.#inode(path);
+    await this.begin("setReadOnly", path);
+    this.inode(path);
   }
 
   async makeFolder(path: string): Promise<void> {
-    await this.#begin("makeFolder", path);
-    if (this.#names.has(path)) throw systemError("EEXIST");
-    if (this.#names.get(dirname(path)) !== "folder") throw systemError("ENOENT");
-    this.#change({ path, node: "folder" });
+    await this.begin("makeFolder", path);
+    if (this.names.has(path)) throw systemError("EEXIST");
+    if (this.names.get(dirname(path)) !== "folder") throw systemError("ENOENT");
+    this.change({ path, node: "folder" });
   }
 
   async list(folder: string): Promise<{ name: string; isFolder: boolean }[]> {
-    await this.#begin("list", folder);
+    await this.begin("list", folder);
     const at = join(folder, "x").slice(0, -2);
-    if (this.#names.get(at) !== "folder") throw systemError("ENOENT");
-    return [...this.#names]
+    if (this.names.get(at) !== "folder") throw systemError("ENOENT");
+    return [...this.names]
       .filter(([path]) => dirname(path) === at && path !== at)
       .map(([path, node]) => ({ name: path.slice(at.length + 1), isFolder: node === "folder" }));
   }
 
   async stat(path: string): Promise<{ bytes: number; isFolder: boolean } | undefined> {
-    await this.#begin("stat", path);
-    const node = this.#names.get(path);
+    await this.begin("stat", path);
+    const node = this.names.get(path);
     if (node === undefined) return undefined;
     return node === "folder" ? { bytes: 0, isFolder: true } : { bytes: node.bytes.length, isFolder: false };
   }
 
   async syncFolder(path: string): Promise<void> {
-    await this.#begin("syncFolder", path);
-    for (const change of this.#changes.get(path) ?? []) applyTo(this.#durable, change);
-    this.#changes.delete(path);
+    await this.begin("syncFolder", path);
+    for (const change of this.changes.get(path) ?? []) applyTo(this.durable, change);
+    this.changes.delete(path);
   }
 
   watch(folder: string, onChange: () => void): () => void {
     const watcher = { folder, onChange };
-    this.#watchers.add(watcher);
-    return () => this.#watchers.delete(watcher);
+    this.watchers.add(watcher);
+    return () => this.watchers.delete(watcher);
   }
 
   /** Changes bytes behind everyone's back, as a failing disk does. */
   damage(path: string, change: (bytes: Buffer) => void): void {
-    const inode = this.#inode(path);
+    const inode = this.inode(path);
     inode.bytes = Buffer.from(inode.bytes);
     change(inode.bytes);
     inode.synced = inode.bytes;
@@ -200,19 +200,19 @@ export class SimulatedFiles implements FileOps {
 
   /** Every process gone, the machine still up: what was written is there, durable or not. */
   afterKill(): SimulatedFiles {
-    dropLocks(this.#names);
-    return new SimulatedFiles(this.#root, this.#names, this.#durable, this.#changes);
+    dropLocks(this.names);
+    return new SimulatedFiles(this.root, this.names, this.durable, this.changes);
   }
 
   /** The state after a power loss, one of the many possible, chosen by `random` (0 ≤ number < 1). */
   afterPowerLoss(random: () => number): SimulatedFiles {
-    const names = new Map(this.#durable);
-    for (const changes of this.#changes.values()) {
+    const names = new Map(this.durable);
+    for (const changes of this.changes.values()) {
       for (const change of changes) if (random() < 0.5) applyTo(names, change);
     }
     for (const path of names.keys()) {
       // What lies in a folder that was lost is lost.
-      for (let above = dirname(path); above.length > this.#root.length; above = dirname(above)) {
+      for (let above = dirname(path); above.length > this.root.length; above = dirname(above)) {
         if (names.get(above) !== "folder") names.delete(path);
       }
     }
@@ -229,7 +229,7 @@ export class SimulatedFiles implements FileOps {
       }
       names.set(path, copy);
     }
-    return new SimulatedFiles(this.#root, names);
+    return new SimulatedFiles(this.root, names);
   }
 }
 

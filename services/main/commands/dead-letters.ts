@@ -11,8 +11,8 @@ import {
   storedLetters,
 } from "../../ingest/redrive.js";
 import { DeltaTable } from "../../table/delta-table.js";
-import { openLog, openReader, readingDuck, withStore } from "../runtime.js";
-import { textTable } from "../text-table.js";
+import { openLog, openReader, readingDuck, withStore } from "../compose/runtime.js";
+import { textTable } from "../terminal/text-table.js";
 import { configOf, type DataOptions, withData } from "./options.js";
 
 interface Options extends DataOptions, LetterFilter {

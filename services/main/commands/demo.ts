@@ -1,7 +1,7 @@
 import { type Command, Option } from "commander";
 import { loadConfig } from "../../base/config.js";
-import { type DemoOptions, runDemo } from "../demo.js";
-import { startServer } from "../server.js";
+import { startServer } from "../compose/server.js";
+import { type DemoOptions, runDemo } from "../demo/demo.js";
 import { portNumber, wholeNumber } from "./options.js";
 import { stopSignal } from "./stop-signal.js";
 

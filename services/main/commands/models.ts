@@ -9,8 +9,8 @@ import { type TestResult, testModel } from "../../models/test-models.js";
 import type { FileStore } from "../../storage/file-store.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { scanSql } from "../../table/scan.js";
-import { readingDuck, withStore } from "../runtime.js";
-import { textTable } from "../text-table.js";
+import { readingDuck, withStore } from "../compose/runtime.js";
+import { textTable } from "../terminal/text-table.js";
 import { configOf, type DataOptions, withData } from "./options.js";
 
 export function addModelCommands(program: Command): void {

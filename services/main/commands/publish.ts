@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { runPublish } from "../publish-report.js";
+import { runPublish } from "../client/publish-report.js";
 import { type ClientOptions, wholeNumber, withClient } from "./options.js";
 import { stopSignal } from "./stop-signal.js";
 

@@ -1,6 +1,6 @@
 import { once } from "node:events";
 import type { Command } from "commander";
-import { type ServerParts, startServer } from "../server.js";
+import { type ServerParts, startServer } from "../compose/server.js";
 import { configOf, type ServerOptions, withServer } from "./options.js";
 import { stopSignal } from "./stop-signal.js";
 

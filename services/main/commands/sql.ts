@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import { TributaryError } from "../../base/errors.js";
-import { failureOf, HttpClient } from "../http-client.js";
-import { textTable } from "../text-table.js";
+import { failureOf, HttpClient } from "../client/http-client.js";
+import { textTable } from "../terminal/text-table.js";
 import { type ClientOptions, withClient } from "./options.js";
 
 interface SqlOptions extends ClientOptions {

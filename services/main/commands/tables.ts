@@ -11,8 +11,8 @@ import { EmbeddedLogReader } from "../../stream/embedded/reader.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { scanSql } from "../../table/scan.js";
 import { type Verification, verifyTable } from "../../table/verify.js";
-import { withStore } from "../runtime.js";
-import { textTable } from "../text-table.js";
+import { withStore } from "../compose/runtime.js";
+import { textTable } from "../terminal/text-table.js";
 import { configOf, type DataOptions, withData } from "./options.js";
 
 const GiB = 1024 ** 3;

@@ -3,7 +3,7 @@ import { Option } from "commander";
 import { TributaryError } from "../../base/errors.js";
 import { ROLES, type Role } from "../../tenancy/grant.js";
 import { signToken } from "../../tenancy/tokens.js";
-import { openKey } from "../runtime.js";
+import { openKey } from "../compose/runtime.js";
 import { configOf, type DataOptions, withData } from "./options.js";
 
 interface TokenOptions extends DataOptions {

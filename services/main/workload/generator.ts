@@ -73,56 +73,56 @@ const DISORDER_SEED = 0x5eed;
  */
 export class TrackerWorkload {
   readonly tenants: readonly string[];
-  readonly #options: WorkloadOptions;
-  readonly #issues: IssueMaker;
-  readonly #projectType: protobuf.Type;
-  readonly #random: Random;
-  readonly #writer = new WireWriter(128 * 1024);
-  readonly #heads: Buffer[] = [];
+  private readonly options: WorkloadOptions;
+  private readonly issues: IssueMaker;
+  private readonly projectType: protobuf.Type;
+  private readonly random: Random;
+  private readonly writer = new WireWriter(128 * 1024);
+  private readonly heads: Buffer[] = [];
   /** Cumulated shares of the tenants. */
-  readonly #shares: Float64Array;
+  private readonly shares: Float64Array;
   /** Index of each tenant's first issue in the arrays of issues; one more at the end. */
-  readonly #offsets: Int32Array;
-  readonly #born: Int32Array;
-  readonly #versions: Uint32Array;
-  readonly #createdAt: Float64Array;
+  private readonly offsets: Int32Array;
+  private readonly born: Int32Array;
+  private readonly versions: Uint32Array;
+  private readonly createdAt: Float64Array;
   /** vote_count of live issues; -1 of others. */
-  readonly #votes: Int32Array;
-  readonly #projectVersions: Uint32Array;
-  readonly #projectLive: Uint8Array;
-  #made = 0;
+  private readonly votes: Int32Array;
+  private readonly projectVersions: Uint32Array;
+  private readonly projectLive: Uint8Array;
+  private made = 0;
 
   constructor(registry: ProtoRegistry, options: WorkloadOptions) {
-    this.#options = options;
-    this.#projectType = typeOf(registry, "tracker.v1.Project");
-    this.#random = new Random(options.seed);
-    this.#issues = new IssueMaker(typeOf(registry, "tracker.v1.Issue"), this.#random);
+    this.options = options;
+    this.projectType = typeOf(registry, "tracker.v1.Project");
+    this.random = new Random(options.seed);
+    this.issues = new IssueMaker(typeOf(registry, "tracker.v1.Issue"), this.random);
     const { tenants, entities } = options;
     this.tenants = Array.from(
       { length: tenants },
       (_, i) => TENANT_NAMES[i] ?? `tenant-${String(i + 1).padStart(4, "0")}`,
     );
-    this.#shares = new Float64Array(tenants);
-    for (let i = 0; i < tenants; i++) this.#shares[i] = (this.#shares[i - 1] ?? 0) + 1 / (i + 1);
-    const total = this.#shares[tenants - 1] ?? 1;
-    this.#offsets = new Int32Array(tenants + 1);
+    this.shares = new Float64Array(tenants);
+    for (let i = 0; i < tenants; i++) this.shares[i] = (this.shares[i - 1] ?? 0) + 1 / (i + 1);
+    const total = this.shares[tenants - 1] ?? 1;
+    this.offsets = new Int32Array(tenants + 1);
     for (let i = 0; i < tenants; i++) {
-      this.#shares[i]! /= total;
-      const share = this.#shares[i]! - (this.#shares[i - 1] ?? 0);
-      this.#offsets[i + 1] = this.#offsets[i]! + Math.max(1, Math.floor(entities * share));
+      this.shares[i]! /= total;
+      const share = this.shares[i]! - (this.shares[i - 1] ?? 0);
+      this.offsets[i + 1] = this.offsets[i]! + Math.max(1, Math.floor(entities * share));
     }
-    const issues = this.#offsets[tenants]!;
-    this.#born = new Int32Array(tenants);
-    this.#versions = new Uint32Array(issues);
-    this.#createdAt = new Float64Array(issues);
-    this.#votes = new Int32Array(issues).fill(-1);
-    this.#projectVersions = new Uint32Array(tenants * PROJECTS);
-    this.#projectLive = new Uint8Array(tenants * PROJECTS);
+    const issues = this.offsets[tenants]!;
+    this.born = new Int32Array(tenants);
+    this.versions = new Uint32Array(issues);
+    this.createdAt = new Float64Array(issues);
+    this.votes = new Int32Array(issues).fill(-1);
+    this.projectVersions = new Uint32Array(tenants * PROJECTS);
+    this.projectLive = new Uint8Array(tenants * PROJECTS);
   }
 
   /** Request bodies in the order of delivery. To be read once. */
   *bodies(): Generator<EventBody> {
-    const size = this.#options.bodyEvents ?? 100;
+    const size = this.options.bodyEvents ?? 100;
     let events: Buffer[] = [];
     for (const event of this.events()) {
       if (events.push(event) < size) continue;
@@ -134,10 +134,10 @@ export class TrackerWorkload {
 
   /** Events in the order of delivery. To be read once, instead of `bodies`. */
   *events(): Generator<Buffer> {
-    const { duplicates = 0, late = 0, window = 1000 } = this.#options.disorder ?? {};
-    const random = new Random(this.#options.seed ^ DISORDER_SEED);
+    const { duplicates = 0, late = 0, window = 1000 } = this.options.disorder ?? {};
+    const random = new Random(this.options.seed ^ DISORDER_SEED);
     const waiting: Buffer[] = [];
-    for (const event of this.#inOrder()) {
+    for (const event of this.inOrder()) {
       let now: Buffer | undefined = event;
       if (random.chance(late)) now = undefined;
       if (now === undefined || random.chance(duplicates)) waiting.push(event);
@@ -151,10 +151,8 @@ export class TrackerWorkload {
   totals(): Map<string, TenantTotals> {
     return new Map(
       this.tenants.map((tenant, t) => {
-        const live = this.#votes
-          .subarray(this.#offsets[t], this.#offsets[t + 1])
-          .filter((votes) => votes >= 0);
-        const projects = this.#projectLive.subarray(t * PROJECTS, (t + 1) * PROJECTS);
+        const live = this.votes.subarray(this.offsets[t], this.offsets[t + 1]).filter((votes) => votes >= 0);
+        const projects = this.projectLive.subarray(t * PROJECTS, (t + 1) * PROJECTS);
         return [
           tenant,
           {
@@ -167,80 +165,80 @@ export class TrackerWorkload {
     );
   }
 
-  *#inOrder(): Generator<Buffer> {
-    const { events, entities, disorder } = this.#options;
-    const random = this.#random;
+  private *inOrder(): Generator<Buffer> {
+    const { events, entities, disorder } = this.options;
+    const random = this.random;
     const createShare = Math.min(1, (1.25 * entities) / events);
     const ties = disorder?.ties ?? 0;
-    while (this.#made < events) {
-      const t = this.#pickTenant();
-      const first = this.#offsets[t]!;
-      const quota = this.#offsets[t + 1]! - first;
-      const isNew = this.#born[t]! === 0 || (this.#born[t]! < quota && random.chance(createShare));
-      const k = isNew ? this.#born[t]! : random.zipf(this.#born[t]!);
+    while (this.made < events) {
+      const t = this.pickTenant();
+      const first = this.offsets[t]!;
+      const quota = this.offsets[t + 1]! - first;
+      const isNew = this.born[t]! === 0 || (this.born[t]! < quota && random.chance(createShare));
+      const k = isNew ? this.born[t]! : random.zipf(this.born[t]!);
       const p = t * PROJECTS + (k % PROJECTS);
-      if (this.#projectVersions[p] === 0 || random.chance(PROJECT_SHARE)) {
-        yield this.#changeProject(t, p);
+      if (this.projectVersions[p] === 0 || random.chance(PROJECT_SHARE)) {
+        yield this.changeProject(t, p);
         continue;
       }
-      if (isNew) this.#born[t]!++;
+      if (isNew) this.born[t]!++;
       const at = first + k;
-      const gone = this.#votes[at]! < 0;
+      const gone = this.votes[at]! < 0;
       const operation = gone
         ? OPERATION_CREATED
         : random.chance(DELETE_SHARE)
           ? OPERATION_DELETED
           : OPERATION_UPDATED;
-      if (gone) this.#createdAt[at] = this.#now();
-      this.#versions[at]! += random.chance(0.1) ? 2 + random.below(4) : 1;
-      this.#votes[at] = operation === OPERATION_DELETED ? -1 : random.below(50);
-      yield this.#issueEvent(t, k, operation);
+      if (gone) this.createdAt[at] = this.now();
+      this.versions[at]! += random.chance(0.1) ? 2 + random.below(4) : 1;
+      this.votes[at] = operation === OPERATION_DELETED ? -1 : random.below(50);
+      yield this.issueEvent(t, k, operation);
       // Against a delete the tie loses; against the rest either may stand, with the same votes: totals hold.
-      if (this.#made < events && random.chance(ties)) yield this.#issueEvent(t, k, OPERATION_UPDATED);
+      if (this.made < events && random.chance(ties)) yield this.issueEvent(t, k, OPERATION_UPDATED);
     }
   }
 
-  #issueEvent(t: number, k: number, operation: number): Buffer {
-    const at = this.#offsets[t]! + k;
+  private issueEvent(t: number, k: number, operation: number): Buffer {
+    const at = this.offsets[t]! + k;
     const projectKey = PROJECT_KEYS[k % PROJECTS]!;
     const key = `${projectKey}-${Math.floor(k / PROJECTS) + 1}`;
-    const version = this.#versions[at]!;
+    const version = this.versions[at]!;
     if (operation === OPERATION_DELETED) {
-      return this.#event(t, "tracker.v1.Issue", key, operation, version, undefined);
+      return this.event(t, "tracker.v1.Issue", key, operation, version, undefined);
     }
-    const mean = Math.max(0, (this.#options.eventBytes ?? 700) - FRAME_BYTES);
-    const payload = this.#issues.make(this.#random, {
+    const mean = Math.max(0, (this.options.eventBytes ?? 700) - FRAME_BYTES);
+    const payload = this.issues.make(this.random, {
       key,
       projectKey,
-      createdAt: this.#createdAt[at]!,
-      updatedAt: this.#now(),
-      descriptionLength: Math.min(60_000, Math.floor(mean * (0.5 + this.#random.unit()))),
-      votes: Math.max(0, this.#votes[at]!),
+      createdAt: this.createdAt[at]!,
+      updatedAt: this.now(),
+      descriptionLength: Math.min(60_000, Math.floor(mean * (0.5 + this.random.unit()))),
+      votes: Math.max(0, this.votes[at]!),
     });
-    return this.#event(t, "tracker.v1.Issue", key, operation, version, payload);
+    return this.event(t, "tracker.v1.Issue", key, operation, version, payload);
   }
 
-  #changeProject(t: number, p: number): Buffer {
+  private changeProject(t: number, p: number): Buffer {
     const key = PROJECT_KEYS[p % PROJECTS]!;
-    const live = this.#projectLive[p] === 1;
-    const version = ++this.#projectVersions[p]!;
+    const live = this.projectLive[p] === 1;
+    const version = ++this.projectVersions[p]!;
     const operation = !live
       ? OPERATION_CREATED
-      : this.#random.chance(DELETE_SHARE)
+      : this.random.chance(DELETE_SHARE)
         ? OPERATION_DELETED
         : OPERATION_UPDATED;
-    this.#projectLive[p] = operation === OPERATION_DELETED ? 0 : 1;
-    const now = this.#now();
+    this.projectLive[p] = operation === OPERATION_DELETED ? 0 : 1;
+    const now = this.now();
     const payload =
       operation === OPERATION_DELETED
         ? undefined
-        : this.#projectType
-            .encode(project(this.#random, { key, createdAt: START_SECONDS, updatedAt: now }))
+        : this.projectType
+            .encode(project(this.random, { key, createdAt: START_SECONDS, updatedAt: now }))
             .finish();
-    return this.#event(t, "tracker.v1.Project", key, operation, version, payload);
+    return this.event(t, "tracker.v1.Project", key, operation, version, payload);
   }
 
-  #event(
+  private event(
     t: number,
     entityType: EntityType,
     entityId: string,
@@ -248,14 +246,14 @@ export class TrackerWorkload {
     version: number,
     payload: Uint8Array | undefined,
   ): Buffer {
-    this.#made++;
-    const writer = this.#writer
+    this.made++;
+    const writer = this.writer
       .reset()
-      .raw(this.#head(t, entityType))
+      .raw(this.head(t, entityType))
       .ascii(3, entityId)
       .number(4, operation)
       .number(5, version)
-      .time(6, this.#now(), (this.#made % 50) * 20_000_000);
+      .time(6, this.now(), (this.made % 50) * 20_000_000);
     if (payload === undefined) return writer.copy();
     const url = TYPE_URLS[entityType];
     writer.varint(7 * 8 + 2).varint(url.length + 1 + varintBytes(payload.length) + payload.length);
@@ -263,24 +261,24 @@ export class TrackerWorkload {
   }
 
   /** tenant_id and entity_type, which stand in front of every event. */
-  #head(t: number, entityType: EntityType): Buffer {
+  private head(t: number, entityType: EntityType): Buffer {
     const at = t * 2 + (entityType === "tracker.v1.Issue" ? 0 : 1);
-    this.#heads[at] ??= new WireWriter(256).ascii(1, this.tenants[t]!).ascii(2, entityType).copy();
-    return this.#heads[at];
+    this.heads[at] ??= new WireWriter(256).ascii(1, this.tenants[t]!).ascii(2, entityType).copy();
+    return this.heads[at];
   }
 
   /** Fifty events a second, in the workload's own time. */
-  #now(): number {
-    return START_SECONDS + Math.floor(this.#made / 50);
+  private now(): number {
+    return START_SECONDS + Math.floor(this.made / 50);
   }
 
-  #pickTenant(): number {
-    const share = this.#random.unit();
+  private pickTenant(): number {
+    const share = this.random.unit();
     let low = 0;
-    let high = this.#shares.length - 1;
+    let high = this.shares.length - 1;
     while (low < high) {
       const middle = (low + high) >> 1;
-      if (this.#shares[middle]! < share) low = middle + 1;
+      if (this.shares[middle]! < share) low = middle + 1;
       else high = middle;
     }
     return low;

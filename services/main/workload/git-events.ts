@@ -40,34 +40,34 @@ export class GitHistory {
   readonly live = new Map<string, LiveFile>();
   /** Paths that are gone as of the last commit read, with the commit that deleted each; latest last. */
   readonly deleted = new Map<string, GitCommit>();
-  readonly #repository: GitRepository;
-  readonly #tenant: string;
-  readonly #commitType: protobuf.Type;
-  readonly #fileType: protobuf.Type;
-  #ordinal = 0;
+  private readonly repository: GitRepository;
+  private readonly tenant: string;
+  private readonly commitType: protobuf.Type;
+  private readonly fileType: protobuf.Type;
+  private ordinal = 0;
 
   constructor(repository: GitRepository, options: { tenant: string; registry: ProtoRegistry }) {
-    this.#repository = repository;
-    this.#tenant = options.tenant;
-    this.#commitType = typeOf(options.registry, "scm.v1.Commit");
-    this.#fileType = typeOf(options.registry, "scm.v1.File");
+    this.repository = repository;
+    this.tenant = options.tenant;
+    this.commitType = typeOf(options.registry, "scm.v1.Commit");
+    this.fileType = typeOf(options.registry, "scm.v1.File");
   }
 
   /** All commits, oldest first. To be read once. Errors: TRB-CLI-SOURCE. */
   async *commits(): AsyncGenerator<GitCommit> {
-    const { folder, head } = this.#repository;
+    const { folder, head } = this.repository;
     if (head === undefined) return;
     const parser = new LogParser();
     for await (const chunk of git(folder, [...LOG, head, "--"])) {
-      for (const commit of parser.push(chunk)) yield this.#commit(commit);
+      for (const commit of parser.push(chunk)) yield this.commit(commit);
     }
-    for (const commit of parser.end()) yield this.#commit(commit);
+    for (const commit of parser.end()) yield this.commit(commit);
   }
 
-  #commit(logged: LoggedCommit): GitCommit {
+  private commit(logged: LoggedCommit): GitCommit {
     const events: Buffer[] = [];
     const { sha, subject, at } = logged;
-    const commit: GitCommit = { ordinal: ++this.#ordinal, sha, subject, at, events };
+    const commit: GitCommit = { ordinal: ++this.ordinal, sha, subject, at, events };
     const author = `author-${createHash("sha256").update(logged.email.toLowerCase()).digest("hex").slice(0, 8)}`;
     let insertions = 0;
     let deletions = 0;
@@ -75,7 +75,7 @@ export class GitHistory {
       insertions += change.added;
       deletions += change.deleted;
     }
-    const payload = this.#commitType
+    const payload = this.commitType
       .encode({
         sha,
         author,
@@ -87,18 +87,18 @@ export class GitHistory {
         deletions,
       })
       .finish();
-    events.push(this.#event("scm.v1.Commit", sha, OPERATION_CREATED, commit, payload));
-    for (const [path, change] of logged.changes) events.push(this.#file(path, change, commit, author));
+    events.push(this.event("scm.v1.Commit", sha, OPERATION_CREATED, commit, payload));
+    for (const [path, change] of logged.changes) events.push(this.file(path, change, commit, author));
     return commit;
   }
 
-  #file(path: string, change: Change, commit: GitCommit, author: string): Buffer {
+  private file(path: string, change: Change, commit: GitCommit, author: string): Buffer {
     const id = fileId(path);
     if (change.status === "D") {
       this.live.delete(path);
       this.deleted.delete(path);
       this.deleted.set(path, commit);
-      return this.#event("scm.v1.File", id, OPERATION_DELETED, commit, undefined);
+      return this.event("scm.v1.File", id, OPERATION_DELETED, commit, undefined);
     }
     const before = this.live.get(path);
     const file: LiveFile = {
@@ -112,7 +112,7 @@ export class GitHistory {
     const slash = path.lastIndexOf("/");
     const name = path.slice(slash + 1);
     const dot = name.lastIndexOf(".");
-    const payload = this.#fileType
+    const payload = this.fileType
       .encode({
         path,
         directory: slash < 0 ? "" : path.slice(0, slash),
@@ -127,10 +127,10 @@ export class GitHistory {
         lines_deleted: file.linesDeleted,
       })
       .finish();
-    return this.#event("scm.v1.File", id, before ? OPERATION_UPDATED : OPERATION_CREATED, commit, payload);
+    return this.event("scm.v1.File", id, before ? OPERATION_UPDATED : OPERATION_CREATED, commit, payload);
   }
 
-  #event(
+  private event(
     entityType: string,
     entityId: string,
     operation: number,
@@ -138,7 +138,7 @@ export class GitHistory {
     payload: Uint8Array | undefined,
   ): Buffer {
     return encodeEvent({
-      tenantId: this.#tenant,
+      tenantId: this.tenant,
       entityType,
       entityId,
       operation,
@@ -191,44 +191,44 @@ interface LoggedCommit {
  * path), then numstat entries ("<added>\t<deleted>\t<path>"). A path is told by its place, never by what it holds.
  */
 class LogParser {
-  readonly #splitter = new Splitter((token) => this.#take(token));
-  #done: LoggedCommit[] = [];
-  #header: string[] = [];
-  #commit: LoggedCommit | undefined;
-  #status: string | undefined;
+  private readonly splitter = new Splitter((token) => this.take(token));
+  private done: LoggedCommit[] = [];
+  private header: string[] = [];
+  private commit: LoggedCommit | undefined;
+  private status: string | undefined;
 
   /** The commits that are complete with this chunk. */
   push(chunk: Buffer): readonly LoggedCommit[] {
-    this.#done = [];
-    this.#splitter.push(chunk);
-    return this.#done;
+    this.done = [];
+    this.splitter.push(chunk);
+    return this.done;
   }
 
   end(): readonly LoggedCommit[] {
-    return this.#commit === undefined ? [] : [this.#commit];
+    return this.commit === undefined ? [] : [this.commit];
   }
 
-  #take(token: Buffer): void {
-    if (this.#status !== undefined) {
-      this.#commit?.changes.set(textOf(token), { status: this.#status, added: 0, deleted: 0 });
-      this.#status = undefined;
-    } else if (this.#header.length > 0) this.#takeHeader(token.toString("utf8"));
+  private take(token: Buffer): void {
+    if (this.status !== undefined) {
+      this.commit?.changes.set(textOf(token), { status: this.status, added: 0, deleted: 0 });
+      this.status = undefined;
+    } else if (this.header.length > 0) this.takeHeader(token.toString("utf8"));
     else {
       // A line break stands between a header and its entries.
       const entry = token[0] === 0x0a ? token.subarray(1) : token;
       if (entry.length === 0) return;
-      if (entry[0] === 0x3a) this.#status = String.fromCharCode(entry[entry.length - 1]!);
-      else if (entry.includes(0x09)) this.#takeCounts(entry);
-      else this.#takeHeader(entry.toString("utf8"));
+      if (entry[0] === 0x3a) this.status = String.fromCharCode(entry[entry.length - 1]!);
+      else if (entry.includes(0x09)) this.takeCounts(entry);
+      else this.takeHeader(entry.toString("utf8"));
     }
   }
 
-  #takeHeader(text: string): void {
-    if (this.#header.push(text) < HEADER_TOKENS) return;
-    const [sha, parents, email, at, subject] = this.#header as [string, string, string, string, string];
-    this.#header = [];
-    if (this.#commit !== undefined) this.#done.push(this.#commit);
-    this.#commit = {
+  private takeHeader(text: string): void {
+    if (this.header.push(text) < HEADER_TOKENS) return;
+    const [sha, parents, email, at, subject] = this.header as [string, string, string, string, string];
+    this.header = [];
+    if (this.commit !== undefined) this.done.push(this.commit);
+    this.commit = {
       sha,
       parents: parents === "" ? [] : parents.split(" "),
       email,
@@ -238,10 +238,10 @@ class LogParser {
     };
   }
 
-  #takeCounts(entry: Buffer): void {
+  private takeCounts(entry: Buffer): void {
     const first = entry.indexOf(0x09);
     const second = entry.indexOf(0x09, first + 1);
-    const change = this.#commit?.changes.get(textOf(entry.subarray(second + 1)));
+    const change = this.commit?.changes.get(textOf(entry.subarray(second + 1)));
     // Binary files have "-" for both.
     if (change === undefined || entry[0] === 0x2d) return;
     change.added = Number(entry.toString("latin1", 0, first));

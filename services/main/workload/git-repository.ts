@@ -56,22 +56,22 @@ export const textOf = (bytes: Buffer): string => bytes.toString(isUtf8(bytes) ? 
 
 /** Cuts a stream of chunks into what NUL ends. */
 export class Splitter {
-  #rest: Buffer[] = [];
-  readonly #take: (token: Buffer) => void;
+  private rest: Buffer[] = [];
+  private readonly take: (token: Buffer) => void;
 
   constructor(take: (token: Buffer) => void) {
-    this.#take = take;
+    this.take = take;
   }
 
   push(chunk: Buffer): void {
     let start = 0;
     for (let end = chunk.indexOf(0); end >= 0; end = chunk.indexOf(0, start)) {
       const token = chunk.subarray(start, end);
-      this.#take(this.#rest.length === 0 ? token : Buffer.concat([...this.#rest, token]));
-      this.#rest = [];
+      this.take(this.rest.length === 0 ? token : Buffer.concat([...this.rest, token]));
+      this.rest = [];
       start = end + 1;
     }
-    if (start < chunk.length) this.#rest.push(chunk.subarray(start));
+    if (start < chunk.length) this.rest.push(chunk.subarray(start));
   }
 }
 

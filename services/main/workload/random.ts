@@ -1,9 +1,9 @@
 /** A small seeded generator of random numbers (xorshift128, Marsaglia 2003): the same everywhere, for the same seed. */
 export class Random {
-  #a: number;
-  #b: number;
-  #c: number;
-  #d: number;
+  private a: number;
+  private b: number;
+  private c: number;
+  private d: number;
 
   constructor(seed: number) {
     // Neighbouring seeds must not give neighbouring streams: the state is mixed from the seed (splitmix32).
@@ -15,20 +15,20 @@ export class Random {
       z = Math.imul(z ^ (z >>> 13), 0xc2b2ae35);
       return (z ^ (z >>> 16)) >>> 0;
     };
-    this.#a = next();
-    this.#b = next();
-    this.#c = next();
-    this.#d = next() | 1;
+    this.a = next();
+    this.b = next();
+    this.c = next();
+    this.d = next() | 1;
   }
 
   /** From 0 (inclusive) to 2^32 (exclusive). */
   uint32(): number {
-    const t = this.#a ^ (this.#a << 11);
-    this.#a = this.#b;
-    this.#b = this.#c;
-    this.#c = this.#d;
-    this.#d = this.#d ^ (this.#d >>> 19) ^ t ^ (t >>> 8);
-    return this.#d >>> 0;
+    const t = this.a ^ (this.a << 11);
+    this.a = this.b;
+    this.b = this.c;
+    this.c = this.d;
+    this.d = this.d ^ (this.d >>> 19) ^ t ^ (t >>> 8);
+    return this.d >>> 0;
   }
 
   /** From 0 (inclusive) to 1 (exclusive). */

@@ -20,28 +20,28 @@ const VARIANTS = 4096;
  * a variant's bytes and those of the facts, which in protobuf is the message of both.
  */
 export class IssueMaker {
-  readonly #writer = new WireWriter(128 * 1024);
-  readonly #variants: { readonly bytes: Uint8Array; readonly done: boolean }[] = [];
-  readonly #fields: Readonly<Record<Fact, number>>;
+  private readonly writer = new WireWriter(128 * 1024);
+  private readonly variants: { readonly bytes: Uint8Array; readonly done: boolean }[] = [];
+  private readonly fields: Readonly<Record<Fact, number>>;
 
   constructor(type: protobuf.Type, random: Random) {
-    this.#fields = Object.fromEntries(FACTS.map((name) => [name, type.fields[name]!.id])) as Record<
+    this.fields = Object.fromEntries(FACTS.map((name) => [name, type.fields[name]!.id])) as Record<
       Fact,
       number
     >;
     for (let i = 0; i < VARIANTS; i++) {
       const fields = variant(random);
       const bytes = Uint8Array.prototype.slice.call(type.encode(fields).finish());
-      this.#variants.push({ bytes, done: fields.status_category === DONE });
+      this.variants.push({ bytes, done: fields.status_category === DONE });
     }
   }
 
   /** The payload; holds until the next call. */
   make(random: Random, facts: IssueFacts): Buffer {
-    const { bytes, done } = random.pick(this.#variants);
+    const { bytes, done } = random.pick(this.variants);
     const start = random.below(PROSE.length - facts.descriptionLength);
-    const fields = this.#fields;
-    const writer = this.#writer
+    const fields = this.fields;
+    const writer = this.writer
       .reset()
       .raw(bytes)
       .ascii(fields.key, facts.key)

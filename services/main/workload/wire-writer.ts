@@ -3,45 +3,45 @@
  * measure. The caller knows the fields; nothing is checked.
  */
 export class WireWriter {
-  #bytes: Buffer;
-  #at = 0;
+  private buffer: Buffer;
+  private at = 0;
 
   /** Room for the largest message, in bytes. */
   constructor(room: number) {
-    this.#bytes = Buffer.allocUnsafe(room);
+    this.buffer = Buffer.allocUnsafe(room);
   }
 
   /** Begins a new message. */
   reset(): this {
-    this.#at = 0;
+    this.at = 0;
     return this;
   }
 
   /** The message so far; holds until the next `reset`. */
   view(): Buffer {
-    return this.#bytes.subarray(0, this.#at);
+    return this.buffer.subarray(0, this.at);
   }
 
   /** The message so far, as bytes of its own. */
   copy(): Buffer {
-    const copy = Buffer.allocUnsafe(this.#at);
-    this.#bytes.copy(copy, 0, 0, this.#at);
+    const copy = Buffer.allocUnsafe(this.at);
+    this.buffer.copy(copy, 0, 0, this.at);
     return copy;
   }
 
   /** A whole number from 0 to 2^53 - 1. */
   varint(value: number): this {
     let rest = value;
-    for (; rest > 0x7fffffff; rest = Math.floor(rest / 128)) this.#bytes[this.#at++] = (rest % 128) | 128;
-    for (; rest > 127; rest >>>= 7) this.#bytes[this.#at++] = (rest & 127) | 128;
-    this.#bytes[this.#at++] = rest;
+    for (; rest > 0x7fffffff; rest = Math.floor(rest / 128)) this.buffer[this.at++] = (rest % 128) | 128;
+    for (; rest > 127; rest >>>= 7) this.buffer[this.at++] = (rest & 127) | 128;
+    this.buffer[this.at++] = rest;
     return this;
   }
 
   /** Bytes as they are, without a length. */
   raw(source: Uint8Array, start = 0, end = source.length): this {
-    this.#bytes.set(start === 0 && end === source.length ? source : source.subarray(start, end), this.#at);
-    this.#at += end - start;
+    this.buffer.set(start === 0 && end === source.length ? source : source.subarray(start, end), this.at);
+    this.at += end - start;
     return this;
   }
 
@@ -54,7 +54,7 @@ export class WireWriter {
   /** A short text of ASCII alone. */
   ascii(field: number, text: string): this {
     this.varint(field * 8 + 2).varint(text.length);
-    for (let i = 0; i < text.length; i++) this.#bytes[this.#at++] = text.charCodeAt(i);
+    for (let i = 0; i < text.length; i++) this.buffer[this.at++] = text.charCodeAt(i);
     return this;
   }
 
@@ -65,10 +65,10 @@ export class WireWriter {
   /** A Timestamp from 1970 on. */
   time(field: number, seconds: number, nanos = 0): this {
     this.varint(field * 8 + 2);
-    const length = this.#at++;
+    const length = this.at++;
     this.number(1, seconds);
     if (nanos !== 0) this.number(2, nanos);
-    this.#bytes[length] = this.#at - length - 1;
+    this.buffer[length] = this.at - length - 1;
     return this;
   }
 }

@@ -28,29 +28,29 @@ interface Delivered extends Place {
 
 /** One named consumer of the embedded log. Not for concurrent `read`s. */
 export class EmbeddedLogConsumer implements StreamConsumer {
-  readonly #files: FileOps;
-  readonly #folder: string;
-  readonly #identity: StreamIdentity;
-  readonly #name: string;
-  readonly #watch: FolderWatch;
-  readonly #cursor: LogCursor;
-  readonly #onClose: () => void;
-  readonly #formatters: readonly PositionFormatter[];
+  private readonly files: FileOps;
+  private readonly folder: string;
+  private readonly identity: StreamIdentity;
+  private readonly name: string;
+  private readonly watch: FolderWatch;
+  private readonly cursor: LogCursor;
+  private readonly onClose: () => void;
+  private readonly formatters: readonly PositionFormatter[];
   /** The low-water record as it is on disk. */
-  #record: LowWater;
+  private record: LowWater;
   /** Positions up to these are not delivered: they were done when this consumer started. */
-  readonly #skip: readonly number[];
+  private readonly skip: readonly number[];
   /** Position of the next event of each partition in reading order. */
-  readonly #next: number[];
-  readonly #delivered: Delivered[] = [];
-  #window: Window | undefined;
-  #frame = 0;
-  #event = 0;
+  private readonly next: number[];
+  private readonly delivered: Delivered[] = [];
+  private window: Window | undefined;
+  private frame = 0;
+  private event = 0;
   /** Where reading would resume now. */
-  #resume: Place;
-  #reading: Promise<unknown> | undefined;
-  #committing: Promise<void> = Promise.resolve();
-  #closed = false;
+  private resume: Place;
+  private reading: Promise<unknown> | undefined;
+  private committing: Promise<void> = Promise.resolve();
+  private closed = false;
 
   /** Registers the consumer when it is new; durable when resolved. */
   static async open(
@@ -90,24 +90,24 @@ export class EmbeddedLogConsumer implements StreamConsumer {
     record: LowWater,
     cursor: LogCursor,
   ) {
-    this.#files = files;
-    this.#folder = folder;
-    this.#identity = identity;
-    this.#name = name;
-    this.#watch = watch;
-    this.#onClose = onClose;
-    this.#record = record;
-    this.#skip = record.done;
-    this.#next = record.done.map((position) => position + 1);
-    this.#resume = { segment: record.segment, at: record.at, logAt: record.bytes };
-    this.#cursor = cursor;
-    this.#formatters = identity.partitions.map(() => new PositionFormatter());
+    this.files = files;
+    this.folder = folder;
+    this.identity = identity;
+    this.name = name;
+    this.watch = watch;
+    this.onClose = onClose;
+    this.record = record;
+    this.skip = record.done;
+    this.next = record.done.map((position) => position + 1);
+    this.resume = { segment: record.segment, at: record.at, logAt: record.bytes };
+    this.cursor = cursor;
+    this.formatters = identity.partitions.map(() => new PositionFormatter());
   }
 
   async read(limit: ReadLimit): Promise<StreamBatch | undefined> {
-    if (this.#closed) throw streamDown("the consumer is closed");
-    const reading = this.#read(limit);
-    this.#reading = reading;
+    if (this.closed) throw streamDown("the consumer is closed");
+    const reading = this.readNext(limit);
+    this.reading = reading;
     try {
       return await reading;
     } catch (error) {
@@ -115,36 +115,36 @@ export class EmbeddedLogConsumer implements StreamConsumer {
     }
   }
 
-  async #read(limit: ReadLimit): Promise<StreamBatch | undefined> {
+  private async readNext(limit: ReadLimit): Promise<StreamBatch | undefined> {
     const until = performance.now() + limit.waitMs;
     for (;;) {
-      const batch = this.#take(limit.maxEvents, limit.maxBytes);
+      const batch = this.take(limit.maxEvents, limit.maxBytes);
       if (batch !== undefined) return batch;
-      const seen = this.#watch.changes;
-      const window = await this.#cursor.read(Math.max(limit.maxBytes, MIN_READ_BYTES));
+      const seen = this.watch.changes;
+      const window = await this.cursor.read(Math.max(limit.maxBytes, MIN_READ_BYTES));
       if (window !== undefined) {
-        this.#window = window;
-        this.#frame = 0;
-        this.#event = 0;
+        this.window = window;
+        this.frame = 0;
+        this.event = 0;
         continue;
       }
       const left = until - performance.now();
-      if (left <= 0 || this.#isOver(limit)) return undefined;
-      await this.#watch.wait(seen, left, limit.signal);
-      if (this.#isOver(limit)) return undefined;
+      if (left <= 0 || this.isOver(limit)) return undefined;
+      await this.watch.wait(seen, left, limit.signal);
+      if (this.isOver(limit)) return undefined;
     }
   }
 
-  #isOver(limit: ReadLimit): boolean {
-    return this.#closed || limit.signal?.aborted === true;
+  private isOver(limit: ReadLimit): boolean {
+    return this.closed || limit.signal?.aborted === true;
   }
 
   /** The next events of the window as views into it; undefined when it has none left. */
-  #take(maxEvents: number, maxBytes: number): StreamBatch | undefined {
-    const window = this.#window;
+  private take(maxEvents: number, maxBytes: number): StreamBatch | undefined {
+    const window = this.window;
     if (window === undefined) return undefined;
-    let room = -this.#event;
-    for (let f = this.#frame; f < window.frames.length && room < maxEvents; f++) {
+    let room = -this.event;
+    for (let f = this.frame; f < window.frames.length && room < maxEvents; f++) {
       room += window.frames[f]!.events;
     }
     room = Math.min(room, Math.max(1, maxEvents));
@@ -154,17 +154,17 @@ export class EmbeddedLogConsumer implements StreamConsumer {
     const receivedAt = new Float64Array(room);
     const positions: string[] = [];
     let bytes = 0;
-    taking: while (this.#frame < window.frames.length) {
-      const frame = window.frames[this.#frame]!;
-      if (this.#event === 0) this.#beginFrame(window, frame);
-      const mustSkip = frame.first.some((position, p) => position <= this.#skip[p]!);
+    taking: while (this.frame < window.frames.length) {
+      const frame = window.frames[this.frame]!;
+      if (this.event === 0) this.beginFrame(window, frame);
+      const mustSkip = frame.first.some((position, p) => position <= this.skip[p]!);
       let append = 0;
       let appendEnd = frame.appendCounts[0]!;
-      for (let i = this.#event; i < frame.events; i++) {
+      for (let i = this.event; i < frame.events; i++) {
         const p = frame.partitions[i]!;
-        const position = this.#next[p]!;
+        const position = this.next[p]!;
         const length = frame.lengths[i]!;
-        if (!mustSkip || position > this.#skip[p]!) {
+        if (!mustSkip || position > this.skip[p]!) {
           const count = positions.length;
           if (count === room || (count > 0 && bytes + length > maxBytes)) break taking;
           while (i >= appendEnd) appendEnd += frame.appendCounts[++append]!;
@@ -173,16 +173,16 @@ export class EmbeddedLogConsumer implements StreamConsumer {
           ends[count] = start + length;
           partitions[count] = p;
           receivedAt[count] = frame.receivedAt[append]!;
-          positions.push(this.#formatters[p]!.format(position));
+          positions.push(this.formatters[p]!.format(position));
           bytes += length;
         }
-        this.#next[p] = position + 1;
-        this.#event = i + 1;
+        this.next[p] = position + 1;
+        this.event = i + 1;
       }
-      this.#frame++;
-      this.#event = 0;
+      this.frame++;
+      this.event = 0;
     }
-    if (this.#frame === window.frames.length) this.#window = undefined;
+    if (this.frame === window.frames.length) this.window = undefined;
     const count = positions.length;
     if (count === 0) return undefined;
     return {
@@ -196,18 +196,18 @@ export class EmbeddedLogConsumer implements StreamConsumer {
     };
   }
 
-  #beginFrame(window: Window, frame: Frame): void {
+  private beginFrame(window: Window, frame: Frame): void {
     frame.first.forEach((position, p) => {
       // Reading may start before what is done, never after it.
-      if (position > this.#next[p]!) throw damaged(window.segment, window.at + frame.at);
-      this.#next[p] = position;
+      if (position > this.next[p]!) throw damaged(window.segment, window.at + frame.at);
+      this.next[p] = position;
     });
     const place = (offset: number): Place => ({
       segment: window.segment,
       at: window.at + offset,
       logAt: window.logAt + offset,
     });
-    this.#delivered.push({
+    this.delivered.push({
       ...place(frame.at),
       after: place(frame.at + frame.length),
       next: frame.next,
@@ -216,41 +216,41 @@ export class EmbeddedLogConsumer implements StreamConsumer {
 
   commit(checkpoint: Checkpoint): Promise<void> {
     // One after the other, so that an older record never replaces a newer one.
-    const turn = this.#committing.then(async () => {
+    const turn = this.committing.then(async () => {
       try {
-        await this.#commit(checkpoint);
+        await this.moveRecord(checkpoint);
       } catch (error) {
         throw streamDown("the low-water record could not be written", error);
       }
     });
-    this.#committing = turn.catch(() => undefined);
+    this.committing = turn.catch(() => undefined);
     return turn;
   }
 
-  async #commit(checkpoint: Checkpoint): Promise<void> {
+  private async moveRecord(checkpoint: Checkpoint): Promise<void> {
     // Never backwards, and never beyond what reading has reached: what was not read cannot be done.
-    const done = fromCheckpoint(this.#identity.partitions, checkpoint).map((position, p) =>
-      Math.max(this.#record.done[p]!, Math.min(position, this.#next[p]! - 1)),
+    const done = fromCheckpoint(this.identity.partitions, checkpoint).map((position, p) =>
+      Math.max(this.record.done[p]!, Math.min(position, this.next[p]! - 1)),
     );
-    for (let oldest = this.#delivered[0]; oldest !== undefined; oldest = this.#delivered[0]) {
+    for (let oldest = this.delivered[0]; oldest !== undefined; oldest = this.delivered[0]) {
       const isDone = oldest.next.every((position, p) => position - 1 <= done[p]!);
-      this.#resume = isDone ? oldest.after : oldest;
+      this.resume = isDone ? oldest.after : oldest;
       if (!isDone) break;
-      this.#delivered.shift();
+      this.delivered.shift();
     }
-    const { segment, at, logAt } = this.#resume;
+    const { segment, at, logAt } = this.resume;
     const record = { done, segment, at, bytes: logAt };
-    await writeLowWater(this.#files, this.#folder, this.#name, this.#identity.partitions, record);
-    this.#record = record;
+    await writeLowWater(this.files, this.folder, this.name, this.identity.partitions, record);
+    this.record = record;
   }
 
   async close(): Promise<void> {
-    if (this.#closed) return;
-    this.#closed = true;
-    this.#watch.wake();
-    await this.#reading?.catch(() => undefined);
-    await this.#committing;
-    await this.#cursor.close();
-    this.#onClose();
+    if (this.closed) return;
+    this.closed = true;
+    this.watch.wake();
+    await this.reading?.catch(() => undefined);
+    await this.committing;
+    await this.cursor.close();
+    this.onClose();
   }
 }

@@ -21,10 +21,10 @@ class Ledger {
   readonly promised = new Map<string, string>();
   /** Low-water positions whose commit has resolved. */
   readonly committed = new Map<string, string>();
-  #count = 0;
+  private count = 0;
 
   newText(size: number): string {
-    const text = `#${this.#count++}#`.padEnd(size, "-");
+    const text = `#${this.count++}#`.padEnd(size, "-");
     this.appended.add(text);
     return text;
   }

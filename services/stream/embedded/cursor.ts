@@ -38,19 +38,19 @@ export interface Place {
  * is synced here first.
  */
 export class LogCursor {
-  readonly #files: FileOps;
-  readonly #folder: string;
-  readonly #partitions: number;
-  #file: OpenFile | undefined;
-  #header: SegmentHeader | undefined;
-  #at = 0;
+  private readonly files: FileOps;
+  private readonly folder: string;
+  private readonly partitions: number;
+  private file: OpenFile | undefined;
+  private header: SegmentHeader | undefined;
+  private at = 0;
   /** First position expected next per partition; undefined before the first frame of a resumed reading. */
-  #next: readonly number[] | undefined;
+  private nextFree: readonly number[] | undefined;
 
   private constructor(files: FileOps, folder: string, partitions: number) {
-    this.#files = files;
-    this.#folder = folder;
-    this.#partitions = partitions;
+    this.files = files;
+    this.folder = folder;
+    this.partitions = partitions;
   }
 
   /**
@@ -65,7 +65,7 @@ export class LogCursor {
     from?: Place,
   ): Promise<LogCursor> {
     const cursor = new LogCursor(files, folder, partitions);
-    await cursor.#openFirst(done, from);
+    await cursor.openFirst(done, from);
     return cursor;
   }
 
@@ -77,27 +77,27 @@ export class LogCursor {
       if (number === undefined) return cursor;
       const opened = await openSegment(files, folder, number, partitions);
       if (opened === undefined) continue;
-      cursor.#use(opened.file, opened.header);
+      cursor.use(opened.file, opened.header);
       return cursor;
     }
   }
 
-  async #openFirst(done: readonly number[], from: Place | undefined): Promise<void> {
+  private async openFirst(done: readonly number[], from: Place | undefined): Promise<void> {
     // A segment may be trimmed between listing and opening; then a later one is the oldest.
     for (;;) {
-      const numbers = await listSegments(this.#files, this.#folder);
+      const numbers = await listSegments(this.files, this.folder);
       const number = numbers.find((n) => from === undefined || n >= from.segment);
       if (number === undefined) {
         if (from !== undefined) throw damaged(from.segment, from.at);
         return; // no writer has been here yet
       }
-      const opened = await openSegment(this.#files, this.#folder, number, this.#partitions);
+      const opened = await openSegment(this.files, this.folder, number, this.partitions);
       if (opened === undefined) continue;
-      this.#use(opened.file, opened.header);
+      this.use(opened.file, opened.header);
       if (number === from?.segment) {
-        this.#at = from.at;
+        this.at = from.at;
         if (from.at > (await opened.file.size())) throw damaged(number, from.at);
-        this.#next = undefined;
+        this.nextFree = undefined;
       } else if (from !== undefined && opened.header.first.some((position, p) => position > done[p]! + 1)) {
         throw damaged(from.segment, from.at);
       }
@@ -105,23 +105,23 @@ export class LogCursor {
     }
   }
 
-  #use(file: OpenFile, header: SegmentHeader): void {
-    this.#file = file;
-    this.#header = header;
-    this.#at = segmentHeaderBytes(this.#partitions);
-    this.#next = header.first;
+  private use(file: OpenFile, header: SegmentHeader): void {
+    this.file = file;
+    this.header = header;
+    this.at = segmentHeaderBytes(this.partitions);
+    this.nextFree = header.first;
   }
 
   /** Undefined while there is no segment. */
   get place(): (Place & { readonly logAt: number }) | undefined {
-    if (this.#header === undefined) return undefined;
-    const logAt = this.#header.base + this.#at - segmentHeaderBytes(this.#partitions);
-    return { segment: this.#header.number, at: this.#at, logAt };
+    if (this.header === undefined) return undefined;
+    const logAt = this.header.base + this.at - segmentHeaderBytes(this.partitions);
+    return { segment: this.header.number, at: this.at, logAt };
   }
 
   /** Next free position per partition at `place`; undefined while not known. */
   get next(): readonly number[] | undefined {
-    return this.#next;
+    return this.nextFree;
   }
 
   /**
@@ -133,52 +133,52 @@ export class LogCursor {
     let finished = false;
     let retries = 0;
     for (;;) {
-      if (this.#file === undefined || this.#header === undefined) {
-        await this.#openFirst([], undefined);
-        if (this.#file === undefined || this.#header === undefined) return undefined;
+      if (this.file === undefined || this.header === undefined) {
+        await this.openFirst([], undefined);
+        if (this.file === undefined || this.header === undefined) return undefined;
       }
-      const size = await this.#file.size();
+      const size = await this.file.size();
       let bytes: Buffer = Buffer.alloc(0);
-      if (size > this.#at) {
-        const chunk = alignedBuffer(Math.min(size - this.#at, Math.max(maxBytes, atLeast)));
-        bytes = chunk.subarray(0, await this.#file.read(chunk, this.#at));
-        const { frames, end, tail } = this.#framesOf(bytes);
-        if (frames.length > 0) return this.#deliver(bytes, frames, end);
-        if (tail.kind === "partial" && tail.needs > bytes.length && tail.needs <= size - this.#at) {
+      if (size > this.at) {
+        const chunk = alignedBuffer(Math.min(size - this.at, Math.max(maxBytes, atLeast)));
+        bytes = chunk.subarray(0, await this.file.read(chunk, this.at));
+        const { frames, end, tail } = this.framesOf(bytes);
+        if (frames.length > 0) return this.deliver(bytes, frames, end);
+        if (tail.kind === "partial" && tail.needs > bytes.length && tail.needs <= size - this.at) {
           atLeast = tail.needs;
           continue;
         }
       }
       // Nothing whole here: the writer is at it, or has gone on to the next segment, or something is damaged.
-      if (bytes.length > 8 && this.#hasLaterMarker(bytes)) {
+      if (bytes.length > 8 && this.hasLaterMarker(bytes)) {
         // A read that ran across an undone write and its successor can look so too, but not again and again.
-        if (retries++ === 3) throw damaged(this.#header.number, this.#at);
+        if (retries++ === 3) throw damaged(this.header.number, this.at);
         continue;
       }
       if (finished) {
-        if (bytes.length > 0) throw damaged(this.#header.number, this.#at);
-        if (!(await this.#goToNextSegment())) return undefined;
+        if (bytes.length > 0) throw damaged(this.header.number, this.at);
+        if (!(await this.goToNextSegment())) return undefined;
         finished = false;
         continue;
       }
-      const numbers = await listSegments(this.#files, this.#folder);
-      if ((numbers.at(-1) ?? 0) <= this.#header.number) return undefined;
+      const numbers = await listSegments(this.files, this.folder);
+      if ((numbers.at(-1) ?? 0) <= this.header.number) return undefined;
       // Once there is a later segment this one no longer changes. Read it again: frames may have been added between
       // the read above and the making of that segment.
       finished = true;
     }
   }
 
-  #framesOf(bytes: Buffer) {
-    const marker = this.#header!.marker;
+  private framesOf(bytes: Buffer) {
+    const marker = this.header!.marker;
     const frames: Frame[] = [];
     let at = 0;
-    let next = this.#next;
+    let next = this.nextFree;
     for (;;) {
-      const frame = readFrame(bytes, at, marker, this.#partitions);
+      const frame = readFrame(bytes, at, marker, this.partitions);
       if ("kind" in frame) return { frames, end: at, tail: frame };
       if (next?.some((position, p) => position !== frame.first[p])) {
-        throw damaged(this.#header!.number, this.#at + at);
+        throw damaged(this.header!.number, this.at + at);
       }
       frames.push(frame);
       next = frame.next;
@@ -186,21 +186,21 @@ export class LogCursor {
     }
   }
 
-  async #deliver(bytes: Buffer, frames: Frame[], end: number): Promise<Window> {
-    if (!hasMarker(bytes, end, this.#header!.marker)) {
+  private async deliver(bytes: Buffer, frames: Frame[], end: number): Promise<Window> {
+    if (!hasMarker(bytes, end, this.header!.marker)) {
       // The last frame is not known to be durable. If there are others, deliver those: by the next read this one
       // often has a successor, and the sync is saved.
       if (frames.length > 1) end = frames.pop()!.at;
-      else await this.#file!.dataSync();
+      else await this.file!.dataSync();
     }
-    const window = { bytes, frames, segment: this.#header!.number, at: this.#at, logAt: this.place!.logAt };
-    this.#at += end;
-    this.#next = frames.at(-1)!.next;
+    const window = { bytes, frames, segment: this.header!.number, at: this.at, logAt: this.place!.logAt };
+    this.at += end;
+    this.nextFree = frames.at(-1)!.next;
     return window;
   }
 
-  #hasLaterMarker(bytes: Buffer): boolean {
-    const { marker } = this.#header!;
+  private hasLaterMarker(bytes: Buffer): boolean {
+    const { marker } = this.header!;
     for (let at = bytes.indexOf(marker, 8); at >= 0; at = bytes.indexOf(marker, at + 1)) {
       if (at % 8 === 0) return true;
     }
@@ -208,19 +208,19 @@ export class LogCursor {
   }
 
   /** False when the next segment was trimmed and none is left to see yet. */
-  async #goToNextSegment(): Promise<boolean> {
-    const { number } = this.#header!;
-    for (const candidate of await listSegments(this.#files, this.#folder)) {
+  private async goToNextSegment(): Promise<boolean> {
+    const { number } = this.header!;
+    for (const candidate of await listSegments(this.files, this.folder)) {
       if (candidate <= number) continue;
-      const opened = await openSegment(this.#files, this.#folder, candidate, this.#partitions);
+      const opened = await openSegment(this.files, this.folder, candidate, this.partitions);
       if (opened === undefined) continue;
       // Empty segments between may be trimmed; events may not, as long as this consumer is not done with them.
-      if (this.#next?.some((position, p) => position !== opened.header.first[p])) {
+      if (this.nextFree?.some((position, p) => position !== opened.header.first[p])) {
         await opened.file.close();
-        throw damaged(number, this.#at);
+        throw damaged(number, this.at);
       }
-      await this.#file!.close();
-      this.#use(opened.file, opened.header);
+      await this.file!.close();
+      this.use(opened.file, opened.header);
       return true;
     }
     return false;
@@ -229,28 +229,28 @@ export class LogCursor {
   /** Goes to the end of what is durable; resolves to the next free positions. */
   async skipToEnd(): Promise<readonly number[]> {
     for (;;) {
-      await this.#hop();
+      await this.hop();
       const window = await this.read(SKIP_BYTES);
-      if (window === undefined) return this.#next ?? Array.from({ length: this.#partitions }, () => 1);
+      if (window === undefined) return this.nextFree ?? Array.from({ length: this.partitions }, () => 1);
     }
   }
 
   /** Passes over frames that have a successor, which are durable, by their headers alone. */
-  async #hop(): Promise<void> {
-    if (this.#file === undefined || this.#header === undefined) return;
-    const { marker } = this.#header;
-    const header = Buffer.alloc(frameHeaderBytes(this.#partitions));
-    if ((await this.#file.read(header, this.#at)) < header.length || !hasMarker(header, 0, marker)) return;
+  private async hop(): Promise<void> {
+    if (this.file === undefined || this.header === undefined) return;
+    const { marker } = this.header;
+    const header = Buffer.alloc(frameHeaderBytes(this.partitions));
+    if ((await this.file.read(header, this.at)) < header.length || !hasMarker(header, 0, marker)) return;
     for (;;) {
-      const after = this.#at + frameLength(header);
-      if ((await this.#file.read(header, after)) < header.length || !hasMarker(header, 0, marker)) return;
-      this.#at = after;
-      this.#next = firstPositions(header, 0, this.#partitions);
+      const after = this.at + frameLength(header);
+      if ((await this.file.read(header, after)) < header.length || !hasMarker(header, 0, marker)) return;
+      this.at = after;
+      this.nextFree = firstPositions(header, 0, this.partitions);
     }
   }
 
   async close(): Promise<void> {
-    await this.#file?.close();
-    this.#file = undefined;
+    await this.file?.close();
+    this.file = undefined;
   }
 }

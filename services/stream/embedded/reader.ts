@@ -11,14 +11,14 @@ import { FolderWatch } from "./watch.js";
 export class EmbeddedLogReader implements ChangeStreamReader {
   readonly name: string;
   readonly partitions: readonly string[];
-  readonly #files: FileOps;
-  readonly #folder: string;
-  readonly #identity: StreamIdentity;
-  readonly #watch: FolderWatch;
-  readonly #consumers = new Set<EmbeddedLogConsumer>();
-  #headCursor: LogCursor | undefined;
-  #heading: Promise<Checkpoint> | undefined;
-  #closed = false;
+  private readonly files: FileOps;
+  private readonly folder: string;
+  private readonly identity: StreamIdentity;
+  private readonly watch: FolderWatch;
+  private readonly consumers = new Set<EmbeddedLogConsumer>();
+  private headCursor: LogCursor | undefined;
+  private heading: Promise<Checkpoint> | undefined;
+  private closed = false;
 
   /**
    * `partitions` settles the stream when no writer has been here yet; without it the stream must exist.
@@ -37,29 +37,29 @@ export class EmbeddedLogReader implements ChangeStreamReader {
   private constructor(files: FileOps, folder: string, identity: StreamIdentity) {
     this.name = identity.name;
     this.partitions = identity.partitions;
-    this.#files = files;
-    this.#folder = folder;
-    this.#identity = identity;
-    this.#watch = new FolderWatch(files, logFolder(folder));
+    this.files = files;
+    this.folder = folder;
+    this.identity = identity;
+    this.watch = new FolderWatch(files, logFolder(folder));
   }
 
   async lowWater(consumer: string): Promise<Checkpoint> {
     checkConsumerName(consumer);
-    const record = await readLowWater(this.#files, this.#folder, consumer, this.partitions);
+    const record = await readLowWater(this.files, this.folder, consumer, this.partitions);
     return record === undefined ? new Map() : toCheckpoint(this.partitions, record.done);
   }
 
   head(): Promise<Checkpoint> {
-    this.#heading ??= this.#findHead().finally(() => {
-      this.#heading = undefined;
+    this.heading ??= this.findHead().finally(() => {
+      this.heading = undefined;
     });
-    return this.#heading;
+    return this.heading;
   }
 
-  async #findHead(): Promise<Checkpoint> {
-    if (this.#closed) throw streamDown("the stream reader is closed");
-    this.#headCursor ??= await LogCursor.openNewest(this.#files, this.#folder, this.partitions.length);
-    const next = await this.#headCursor.skipToEnd();
+  private async findHead(): Promise<Checkpoint> {
+    if (this.closed) throw streamDown("the stream reader is closed");
+    this.headCursor ??= await LogCursor.openNewest(this.files, this.folder, this.partitions.length);
+    const next = await this.headCursor.skipToEnd();
     return toCheckpoint(
       this.partitions,
       next.map((position) => position - 1),
@@ -67,26 +67,26 @@ export class EmbeddedLogReader implements ChangeStreamReader {
   }
 
   async consume(consumer: string): Promise<StreamConsumer> {
-    if (this.#closed) throw streamDown("the stream reader is closed");
+    if (this.closed) throw streamDown("the stream reader is closed");
     checkConsumerName(consumer);
     const opened = await EmbeddedLogConsumer.open(
-      this.#files,
-      this.#folder,
-      this.#identity,
+      this.files,
+      this.folder,
+      this.identity,
       consumer,
-      this.#watch,
-      () => this.#consumers.delete(opened),
+      this.watch,
+      () => this.consumers.delete(opened),
     );
-    this.#consumers.add(opened);
+    this.consumers.add(opened);
     return opened;
   }
 
   async close(): Promise<void> {
-    if (this.#closed) return;
-    this.#closed = true;
-    await Promise.all([...this.#consumers].map((consumer) => consumer.close()));
-    this.#watch.close();
-    await this.#heading?.catch(() => undefined);
-    await this.#headCursor?.close();
+    if (this.closed) return;
+    this.closed = true;
+    await Promise.all([...this.consumers].map((consumer) => consumer.close()));
+    this.watch.close();
+    await this.heading?.catch(() => undefined);
+    await this.headCursor?.close();
   }
 }

@@ -15,23 +15,23 @@ const MAX_GAP = 16;
 /** Collects appends into one frame. The events' bytes are copied here once, and written from here. */
 export class Staging {
   readonly capacity: number;
-  readonly #partitions: number;
-  readonly #buffer: Buffer;
-  #dataBytes = 0;
-  #events = 0;
-  #starts = new Uint32Array(1024);
-  #lengths = new Uint32Array(1024);
-  #partitionOf = new Uint16Array(1024);
-  #appends: PendingAppend[] = [];
+  private readonly partitions: number;
+  private readonly buffer: Buffer;
+  private dataBytes = 0;
+  private events = 0;
+  private starts = new Uint32Array(1024);
+  private lengths = new Uint32Array(1024);
+  private partitionOf = new Uint16Array(1024);
+  private appends: PendingAppend[] = [];
 
   constructor(partitions: number, capacity: number) {
-    this.#partitions = partitions;
+    this.partitions = partitions;
     this.capacity = capacity;
-    this.#buffer = alignedBuffer(capacity);
+    this.buffer = alignedBuffer(capacity);
   }
 
   get isEmpty(): boolean {
-    return this.#appends.length === 0;
+    return this.appends.length === 0;
   }
 
   /** Frame bytes an append needs when it is alone. */
@@ -42,46 +42,46 @@ export class Staging {
   /** False when there is no room. */
   add(append: PendingAppend): boolean {
     const { events } = append;
-    const total = this.#events + events.count;
-    const dataBytes = this.#dataBytes + runBytes(events);
-    if (frameBytes(this.#partitions, dataBytes, total, this.#appends.length + 1) > this.capacity) {
+    const total = this.events + events.count;
+    const dataBytes = this.dataBytes + runBytes(events);
+    if (frameBytes(this.partitions, dataBytes, total, this.appends.length + 1) > this.capacity) {
       return false;
     }
-    this.#growTables(total);
-    const dataAt = frameHeaderBytes(this.#partitions);
-    let row = this.#events;
-    let to = this.#dataBytes;
+    this.growTables(total);
+    const dataAt = frameHeaderBytes(this.partitions);
+    let row = this.events;
+    let to = this.dataBytes;
     eachRun(events, (from, end, firstEvent, afterEvent) => {
-      this.#buffer.set(events.bytes.subarray(from, end), dataAt + to);
+      this.buffer.set(events.bytes.subarray(from, end), dataAt + to);
       for (let i = firstEvent; i < afterEvent; i++, row++) {
-        this.#starts[row] = to + events.starts[i]! - from;
-        this.#lengths[row] = events.ends[i]! - events.starts[i]!;
-        this.#partitionOf[row] = events.partitions[i]!;
+        this.starts[row] = to + events.starts[i]! - from;
+        this.lengths[row] = events.ends[i]! - events.starts[i]!;
+        this.partitionOf[row] = events.partitions[i]!;
       }
       to += end - from;
     });
-    this.#dataBytes = dataBytes;
-    this.#events = total;
-    this.#appends.push(append);
+    this.dataBytes = dataBytes;
+    this.events = total;
+    this.appends.push(append);
     return true;
   }
 
   /** The frame's bytes; valid until `clear`. */
   seal(marker: Buffer, first: readonly number[]): Buffer {
-    return sealFrame(this.#buffer, marker, first, {
-      dataBytes: this.#dataBytes,
-      events: this.#events,
-      starts: this.#starts,
-      lengths: this.#lengths,
-      partitions: this.#partitionOf,
-      appends: this.#appends.map(({ receivedAt, events }) => ({ receivedAt, count: events.count })),
+    return sealFrame(this.buffer, marker, first, {
+      dataBytes: this.dataBytes,
+      events: this.events,
+      starts: this.starts,
+      lengths: this.lengths,
+      partitions: this.partitionOf,
+      appends: this.appends.map(({ receivedAt, events }) => ({ receivedAt, count: events.count })),
     });
   }
 
   /** Positions after this group when `first` is the first free one of each partition. */
   nextAfter(first: readonly number[]): number[] {
     const next = [...first];
-    for (let row = 0; row < this.#events; row++) next[this.#partitionOf[row]!]!++;
+    for (let row = 0; row < this.events; row++) next[this.partitionOf[row]!]!++;
     return next;
   }
 
@@ -89,7 +89,7 @@ export class Staging {
   acknowledge(first: readonly number[]): void {
     const next = [...first];
     const formatters = next.map(() => new PositionFormatter());
-    for (const { events, resolve } of this.#appends) {
+    for (const { events, resolve } of this.appends) {
       const positions = new Array<string>(events.count);
       for (let i = 0; i < events.count; i++) {
         const p = events.partitions[i]!;
@@ -100,25 +100,25 @@ export class Staging {
   }
 
   reject(error: unknown): void {
-    for (const { reject } of this.#appends) reject(error);
+    for (const { reject } of this.appends) reject(error);
   }
 
   clear(): void {
-    this.#dataBytes = 0;
-    this.#events = 0;
-    this.#appends = [];
+    this.dataBytes = 0;
+    this.events = 0;
+    this.appends = [];
   }
 
-  #growTables(events: number): void {
-    if (events <= this.#starts.length) return;
+  private growTables(events: number): void {
+    if (events <= this.starts.length) return;
     const size = 2 ** Math.ceil(Math.log2(events));
     const grow = <T extends Uint32Array | Uint16Array>(old: T, grown: T): T => {
       grown.set(old);
       return grown;
     };
-    this.#starts = grow(this.#starts, new Uint32Array(size));
-    this.#lengths = grow(this.#lengths, new Uint32Array(size));
-    this.#partitionOf = grow(this.#partitionOf, new Uint16Array(size));
+    this.starts = grow(this.starts, new Uint32Array(size));
+    this.lengths = grow(this.lengths, new Uint32Array(size));
+    this.partitionOf = grow(this.partitionOf, new Uint16Array(size));
   }
 }
 

@@ -47,30 +47,30 @@ const RETENTION_EVERY_MS = 1_000;
 export class EmbeddedLogWriter implements ChangeStreamWriter {
   readonly name: string;
   readonly partitions: readonly string[];
-  readonly #files: FileOps;
-  readonly #folder: string;
-  readonly #segmentBytes: number;
-  readonly #lock: ProcessLock;
-  readonly #segments: SegmentSummary[];
-  #file: OpenFile | undefined;
-  #marker: Buffer = Buffer.alloc(MARKER_BYTES);
+  private readonly files: FileOps;
+  private readonly folder: string;
+  private readonly segmentBytes: number;
+  private readonly lock: ProcessLock;
+  private readonly segments: SegmentSummary[];
+  private file: OpenFile | undefined;
+  private marker: Buffer = Buffer.alloc(MARKER_BYTES);
   /** Durable bytes of the active segment's file. */
-  #end = 0;
+  private end = 0;
   /** First free position per partition. */
-  #next: readonly number[];
-  readonly #stagingBytes: number;
-  #staging: Staging;
+  private next: readonly number[];
+  private readonly stagingBytes: number;
+  private staging: Staging;
   /** Staging buffers that are free. */
-  readonly #spare: Staging[] = [];
-  readonly #queue: PendingAppend[] = [];
-  #committing: Promise<void> | undefined;
-  #failure: TributaryError | undefined;
-  #closed = false;
-  #doneBytes = 0;
-  #doneBytesAt = Number.NEGATIVE_INFINITY;
-  #refreshing: Promise<void> | undefined;
-  #trimming: Promise<number> | undefined;
-  readonly #retentionTimer: NodeJS.Timeout;
+  private readonly spare: Staging[] = [];
+  private readonly queue: PendingAppend[] = [];
+  private committing: Promise<void> | undefined;
+  private failure: TributaryError | undefined;
+  private closed = false;
+  private doneBytes = 0;
+  private doneBytesAt = Number.NEGATIVE_INFINITY;
+  private refreshing: Promise<void> | undefined;
+  private trimming: Promise<number> | undefined;
+  private readonly retentionTimer: NodeJS.Timeout;
 
   /**
    * Takes the lock, recovers, begins a new segment.
@@ -85,8 +85,8 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
       const identity = await openIdentity(files, options.folder, options.partitions);
       const recovered = await recover(files, options.folder, identity);
       writer = new EmbeddedLogWriter(options, files, lock, identity, recovered);
-      await writer.#beginSegment((recovered.segments.at(-1)?.number ?? 0) + 1, recovered.bytes);
-      await writer.#refreshDoneBytes();
+      await writer.beginSegment((recovered.segments.at(-1)?.number ?? 0) + 1, recovered.bytes);
+      await writer.refreshDoneBytes();
       return writer;
     } catch (error) {
       if (writer === undefined) await lock.release().catch(() => undefined);
@@ -104,24 +104,24 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
   ) {
     this.name = identity.name;
     this.partitions = identity.partitions;
-    this.#files = files;
-    this.#folder = options.folder;
-    this.#segmentBytes = options.segmentBytes;
-    this.#lock = lock;
-    this.#segments = recovered.segments;
-    this.#next = recovered.next;
-    this.#stagingBytes = options.stagingBytes ?? 8 * 1024 * 1024;
-    this.#staging = this.#freeStaging();
-    this.#retentionTimer = setInterval(() => {
+    this.files = files;
+    this.folder = options.folder;
+    this.segmentBytes = options.segmentBytes;
+    this.lock = lock;
+    this.segments = recovered.segments;
+    this.next = recovered.next;
+    this.stagingBytes = options.stagingBytes ?? 8 * 1024 * 1024;
+    this.staging = this.freeStaging();
+    this.retentionTimer = setInterval(() => {
       // A failed round harms nothing; the next one tries again.
       this.trim().catch(() => undefined);
     }, RETENTION_EVERY_MS);
-    this.#retentionTimer.unref();
+    this.retentionTimer.unref();
   }
 
   append(events: EventSlices): Promise<readonly string[]> {
-    if (this.#failure !== undefined) return Promise.reject(this.#failure);
-    if (this.#closed) {
+    if (this.failure !== undefined) return Promise.reject(this.failure);
+    if (this.closed) {
       return Promise.reject(new TributaryError("TRB-BUS-STREAM-DOWN", "the stream is closed"));
     }
     if (events.count === 0) return Promise.resolve([]);
@@ -131,80 +131,80 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
     return new Promise((resolve, reject) => {
       const append = { events, receivedAt: Date.now(), resolve, reject };
       // In order: once one append waits for room, those after it wait behind it.
-      if (this.#queue.length > 0 || !this.#staging.add(append)) this.#queue.push(append);
-      this.#committing ??= this.#commitGroups();
+      if (this.queue.length > 0 || !this.staging.add(append)) this.queue.push(append);
+      this.committing ??= this.commitGroups();
     });
   }
 
-  async #commitGroups(): Promise<void> {
+  private async commitGroups(): Promise<void> {
     for (;;) {
       // One turn of the event loop, so that those just acknowledged can join the next group.
       await new Promise(setImmediate);
-      this.#fillFromQueue();
-      if (this.#staging.isEmpty) break;
-      const group = this.#staging;
-      this.#staging = this.#freeStaging();
-      const first = this.#next;
+      this.fillFromQueue();
+      if (this.staging.isEmpty) break;
+      const group = this.staging;
+      this.staging = this.freeStaging();
+      const first = this.next;
       try {
-        await this.#commit(group);
+        await this.commit(group);
         group.acknowledge(first);
       } catch (error) {
         group.reject(error);
       }
       group.clear();
-      if (group.capacity === this.#stagingBytes) this.#spare.push(group);
+      if (group.capacity === this.stagingBytes) this.spare.push(group);
     }
-    this.#committing = undefined;
+    this.committing = undefined;
   }
 
-  #freeStaging(): Staging {
-    return this.#spare.pop() ?? new Staging(this.partitions.length, this.#stagingBytes);
+  private freeStaging(): Staging {
+    return this.spare.pop() ?? new Staging(this.partitions.length, this.stagingBytes);
   }
 
-  #fillFromQueue(): void {
-    while (this.#queue.length > 0) {
-      const append = this.#queue[0]!;
-      if (!this.#staging.add(append)) {
-        if (!this.#staging.isEmpty) return;
+  private fillFromQueue(): void {
+    while (this.queue.length > 0) {
+      const append = this.queue[0]!;
+      if (!this.staging.add(append)) {
+        if (!this.staging.isEmpty) return;
         const bytes = Staging.bytesFor(this.partitions.length, append.events);
         if (bytes > MAX_FRAME_BYTES) {
           append.reject(
             new TributaryError("TRB-REQ-TOO-LARGE", `append: expected at most ${MAX_FRAME_BYTES} bytes`),
           );
-          this.#queue.shift();
+          this.queue.shift();
           continue;
         }
         // Larger than a staging buffer: a group of its own; the ordinary buffer stays for the next one.
-        this.#spare.push(this.#staging);
-        this.#staging = new Staging(this.partitions.length, bytes);
-        assert(this.#staging.add(append), "an append fits a buffer made for it");
-        this.#queue.shift();
+        this.spare.push(this.staging);
+        this.staging = new Staging(this.partitions.length, bytes);
+        assert(this.staging.add(append), "an append fits a buffer made for it");
+        this.queue.shift();
         return;
       }
-      this.#queue.shift();
+      this.queue.shift();
     }
   }
 
   /** Writes one group; when it resolves the group is durable and its positions are given away. */
-  async #commit(group: Staging): Promise<void> {
-    if (this.#failure !== undefined) throw this.#failure;
-    let frame = group.seal(this.#marker, this.#next);
+  private async commit(group: Staging): Promise<void> {
+    if (this.failure !== undefined) throw this.failure;
+    let frame = group.seal(this.marker, this.next);
     if (
-      this.#end > segmentHeaderBytes(this.partitions.length) &&
-      this.#end + frame.length > this.#segmentBytes
+      this.end > segmentHeaderBytes(this.partitions.length) &&
+      this.end + frame.length > this.segmentBytes
     ) {
-      await this.#roll();
-      frame = group.seal(this.#marker, this.#next);
+      await this.roll();
+      frame = group.seal(this.marker, this.next);
     }
-    const file = this.#file!;
+    const file = this.file!;
     try {
-      await writeFully(file, frame, this.#end);
+      await writeFully(file, frame, this.end);
     } catch (cause) {
       // A frame that is not whole is invisible to readers, so its positions may be given again once it is cut off.
       try {
-        await file.truncate(this.#end);
+        await file.truncate(this.end);
       } catch (error) {
-        throw this.#fail("a failed write could not be undone", error);
+        throw this.fail("a failed write could not be undone", error);
       }
       throw new TributaryError("TRB-BUS-STREAM-DOWN", "the log could not be written", { cause });
     }
@@ -213,74 +213,74 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
     } catch (cause) {
       // The system may have dropped the pages it could not write and would report success on the next try; what is
       // on disk is unknown until the log is read again. So no further append can be promised by this writer.
-      throw this.#fail("the log could not be synced; it has to be opened again", cause);
+      throw this.fail("the log could not be synced; it has to be opened again", cause);
     }
-    this.#end += frame.length;
-    this.#next = group.nextAfter(this.#next);
+    this.end += frame.length;
+    this.next = group.nextAfter(this.next);
   }
 
-  async #roll(): Promise<void> {
-    const active = this.#segments.at(-1)!;
+  private async roll(): Promise<void> {
+    const active = this.segments.at(-1)!;
     try {
-      await this.#beginSegment(active.number + 1, this.#head());
+      await this.beginSegment(active.number + 1, this.head());
     } catch (cause) {
       // Once the new segment's name is there, readers take the old one for finished: appending to it would lose
       // events. If that cannot be ruled out, neither segment can be used.
-      const path = join(logFolder(this.#folder), segmentName(active.number + 1));
-      const absent = await this.#files.stat(path).then(
+      const path = join(logFolder(this.folder), segmentName(active.number + 1));
+      const absent = await this.files.stat(path).then(
         (found) => found === undefined,
         () => false,
       );
-      if (!absent) throw this.#fail("a new segment could not be begun", cause);
+      if (!absent) throw this.fail("a new segment could not be begun", cause);
       throw new TributaryError("TRB-BUS-STREAM-DOWN", "a new segment could not be begun", { cause });
     }
     this.trim().catch(() => undefined);
   }
 
-  async #beginSegment(number: number, base: number): Promise<void> {
+  private async beginSegment(number: number, base: number): Promise<void> {
     // The segment appears under its name only with its header durable, so it never has a torn header.
-    const header = { number, base, marker: randomBytes(MARKER_BYTES), first: this.#next };
-    const path = join(logFolder(this.#folder), segmentName(number));
-    const outcome = await createDurably(this.#files, path, encodeSegmentHeader(header));
+    const header = { number, base, marker: randomBytes(MARKER_BYTES), first: this.next };
+    const path = join(logFolder(this.folder), segmentName(number));
+    const outcome = await createDurably(this.files, path, encodeSegmentHeader(header));
     assert(outcome === "created", "the lock's holder alone makes segments");
-    const file = await this.#files.open(path, "write");
-    await this.#file?.close().catch(() => undefined); // all of it is durable
-    this.#file = file;
-    this.#marker = header.marker;
-    this.#end = segmentHeaderBytes(this.partitions.length);
-    this.#segments.push({ number, base, first: this.#next });
+    const file = await this.files.open(path, "write");
+    await this.file?.close().catch(() => undefined); // all of it is durable
+    this.file = file;
+    this.marker = header.marker;
+    this.end = segmentHeaderBytes(this.partitions.length);
+    this.segments.push({ number, base, first: this.next });
   }
 
   /** Frame bytes of the whole log. */
-  #head(): number {
-    return this.#segments.at(-1)!.base + this.#end - segmentHeaderBytes(this.partitions.length);
+  private head(): number {
+    return this.segments.at(-1)!.base + this.end - segmentHeaderBytes(this.partitions.length);
   }
 
-  #fail(message: string, cause: unknown): TributaryError {
-    this.#failure = new TributaryError("TRB-BUS-STREAM-DOWN", message, { cause });
-    return this.#failure;
+  private fail(message: string, cause: unknown): TributaryError {
+    this.failure = new TributaryError("TRB-BUS-STREAM-DOWN", message, { cause });
+    return this.failure;
   }
 
   /** Bytes that no registered consumer is done with; with none registered, the whole log. At most ~100 ms old. */
   backlogBytes(): number {
-    if (performance.now() - this.#doneBytesAt > LOW_WATER_MAX_AGE_MS && !this.#closed) {
+    if (performance.now() - this.doneBytesAt > LOW_WATER_MAX_AGE_MS && !this.closed) {
       // An unreadable record leaves the backlog as it was: producers are held back rather than let run ahead.
-      this.#refreshing ??= this.#refreshDoneBytes()
+      this.refreshing ??= this.refreshDoneBytes()
         .catch(() => undefined)
         .finally(() => {
-          this.#refreshing = undefined;
+          this.refreshing = undefined;
         });
     }
-    return Math.max(0, this.#head() - this.#doneBytes);
+    return Math.max(0, this.head() - this.doneBytes);
   }
 
-  async #refreshDoneBytes(): Promise<void> {
-    const records = await readAllLowWater(this.#files, this.#folder, this.partitions);
+  private async refreshDoneBytes(): Promise<void> {
+    const records = await readAllLowWater(this.files, this.folder, this.partitions);
     // What was forgotten before a consumer registered is not part of its backlog.
-    const oldest = this.#segments[0]!.base;
+    const oldest = this.segments[0]!.base;
     const slowest = records.length === 0 ? oldest : Math.min(...records.map((record) => record.bytes));
-    this.#doneBytes = Math.max(oldest, slowest);
-    this.#doneBytesAt = performance.now();
+    this.doneBytes = Math.max(oldest, slowest);
+    this.doneBytesAt = performance.now();
   }
 
   /**
@@ -288,45 +288,45 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
    * the active one, and nothing that holds events while no consumer is registered. Resolves to the number deleted.
    */
   trim(): Promise<number> {
-    this.#trimming ??= this.#trimSegments().finally(() => {
-      this.#trimming = undefined;
+    this.trimming ??= this.trimSegments().finally(() => {
+      this.trimming = undefined;
     });
-    return this.#trimming;
+    return this.trimming;
   }
 
-  async #trimSegments(): Promise<number> {
+  private async trimSegments(): Promise<number> {
     let deleted = 0;
-    while (this.#segments.length > 1 && !this.#closed) {
-      const [oldest, following] = this.#segments as [SegmentSummary, SegmentSummary];
+    while (this.segments.length > 1 && !this.closed) {
+      const [oldest, following] = this.segments as [SegmentSummary, SegmentSummary];
       const isEmpty = oldest.first.every((position, p) => position === following.first[p]);
       if (!isEmpty) {
         // Read anew for each segment: a consumer that registers meanwhile loses at most the oldest, never a later one.
-        const records = await readAllLowWater(this.#files, this.#folder, this.partitions);
+        const records = await readAllLowWater(this.files, this.folder, this.partitions);
         const done = (record: { done: readonly number[] }) =>
           following.first.every((position, p) => position - 1 <= record.done[p]!);
         if (records.length === 0 || !records.every(done)) break;
         // The records must not fall back to older ones after a power loss, when the segment is gone.
-        await this.#files.syncFolder(consumersFolder(this.#folder));
+        await this.files.syncFolder(consumersFolder(this.folder));
       }
-      await this.#files.unlink(join(logFolder(this.#folder), segmentName(oldest.number)));
+      await this.files.unlink(join(logFolder(this.folder), segmentName(oldest.number)));
       // In order also on disk: a segment that came back after a power loss would leave a hole behind it.
-      await this.#files.syncFolder(logFolder(this.#folder));
-      this.#segments.shift();
+      await this.files.syncFolder(logFolder(this.folder));
+      this.segments.shift();
       deleted++;
     }
-    await this.#refreshDoneBytes();
+    await this.refreshDoneBytes();
     return deleted;
   }
 
   /** Commits what was appended, then releases the folder. */
   async close(): Promise<void> {
-    if (this.#closed) return;
-    this.#closed = true;
-    clearInterval(this.#retentionTimer);
-    await this.#committing;
-    await this.#trimming?.catch(() => undefined);
-    await this.#refreshing;
-    await this.#file?.close().catch(() => undefined); // all that was acknowledged is durable
-    await this.#lock.release().catch(() => undefined); // the lock of a process that ends is stale anyway
+    if (this.closed) return;
+    this.closed = true;
+    clearInterval(this.retentionTimer);
+    await this.committing;
+    await this.trimming?.catch(() => undefined);
+    await this.refreshing;
+    await this.file?.close().catch(() => undefined); // all that was acknowledged is durable
+    await this.lock.release().catch(() => undefined); // the lock of a process that ends is stale anyway
   }
 }

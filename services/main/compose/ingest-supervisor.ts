@@ -2,8 +2,8 @@ import { type ChildProcess, fork } from "node:child_process";
 import { once } from "node:events";
 import { fileURLToPath } from "node:url";
 import type { Logger } from "pino";
-import type { Config } from "../base/config.js";
-import { TributaryError } from "../base/errors.js";
+import type { Config } from "../../base/config.js";
+import { TributaryError } from "../../base/errors.js";
 import type { FromChild, ToChild } from "./ingest-child.js";
 
 const RESTART_MS = 1_000;

@@ -1,7 +1,7 @@
 import { DuckDBDataChunk, VARCHAR } from "@duckdb/node-api";
 import duckdb from "@duckdb/node-bindings";
+import { assert } from "../base/errors.js";
 import { TextColumn } from "./column-writers.js";
-import { assert } from "./errors.js";
 
 let checked = false;
 

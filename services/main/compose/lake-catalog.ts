@@ -1,9 +1,9 @@
-import type { Duck } from "../base/duckdb.js";
-import type { Catalog, CatalogTable } from "../query/catalog.js";
-import type { ObjectStore } from "../storage/object-store.js";
-import { DeltaTable, type TableOptions } from "../table/delta-table.js";
-import { receivedAt } from "../table/progress.js";
-import { scanSql } from "../table/scan.js";
+import type { Duck } from "../../base/duckdb.js";
+import type { Catalog, CatalogTable } from "../../query/catalog.js";
+import type { ObjectStore } from "../../storage/object-store.js";
+import { DeltaTable, type TableOptions } from "../../table/delta-table.js";
+import { receivedAt } from "../../table/progress.js";
+import { scanSql } from "../../table/scan.js";
 
 /** The refined tables of a lake as queries see them: whatever was committed before a question is in its answer. */
 export class LakeCatalog implements Catalog {

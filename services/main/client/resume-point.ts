@@ -30,17 +30,17 @@ const SAVE_MS = 500;
  */
 export class ResumeFile {
   readonly path: string;
-  readonly #input: InputFile;
-  readonly #server: string;
-  #savedAt = performance.now();
-  #pending: ResumePoint | undefined;
-  #writing: Promise<void> = Promise.resolve();
-  #usable = true;
+  private readonly input: InputFile;
+  private readonly server: string;
+  private savedAt = performance.now();
+  private pending: ResumePoint | undefined;
+  private writing: Promise<void> = Promise.resolve();
+  private usable = true;
 
   constructor(path: string, input: InputFile, server: string) {
     this.path = path;
-    this.#input = input;
-    this.#server = server;
+    this.input = input;
+    this.server = server;
   }
 
   async load(): Promise<ResumePoint | undefined> {
@@ -53,43 +53,42 @@ export class ResumeFile {
     const parsed = schema.safeParse(content);
     if (!parsed.success) return undefined;
     const { server, size, modifiedMs, head, lines, bytes, accepted, rejected } = parsed.data;
-    const { size: nowSize, modifiedMs: nowModified, head: nowHead } = this.#input;
-    const same =
-      server === this.#server && size === nowSize && modifiedMs === nowModified && head === nowHead;
+    const { size: nowSize, modifiedMs: nowModified, head: nowHead } = this.input;
+    const same = server === this.server && size === nowSize && modifiedMs === nowModified && head === nowHead;
     return same ? { offset: { lines, bytes }, accepted, rejected } : undefined;
   }
 
   /** Notes the point, and writes it now and then. */
   reached(point: ResumePoint): void {
-    this.#pending = point;
+    this.pending = point;
     const now = performance.now();
-    if (now - this.#savedAt < SAVE_MS) return;
-    this.#savedAt = now;
+    if (now - this.savedAt < SAVE_MS) return;
+    this.savedAt = now;
     void this.save();
   }
 
   /** Writes the latest point. False when there is none to resume from. */
   async save(): Promise<boolean> {
-    const write = this.#writing.then(() => this.#write());
-    this.#writing = write;
+    const write = this.writing.then(() => this.write());
+    this.writing = write;
     await write;
-    return this.#usable;
+    return this.usable;
   }
 
   async remove(): Promise<void> {
-    await this.#writing;
+    await this.writing;
     await rm(this.path, { force: true });
   }
 
-  async #write(): Promise<void> {
-    const point = this.#pending;
-    if (point === undefined || !this.#usable) return;
-    this.#pending = undefined;
-    const { size, modifiedMs, head } = this.#input;
+  private async write(): Promise<void> {
+    const point = this.pending;
+    if (point === undefined || !this.usable) return;
+    this.pending = undefined;
+    const { size, modifiedMs, head } = this.input;
     const { offset, accepted, rejected } = point;
     const content = {
       format: 1,
-      server: this.#server,
+      server: this.server,
       size,
       modifiedMs,
       head,
@@ -102,7 +101,7 @@ export class ResumeFile {
       await writeFile(draft, `${JSON.stringify(content)}\n`);
       await rename(draft, this.path);
     } catch {
-      this.#usable = false;
+      this.usable = false;
       await rm(draft, { force: true }).catch(() => undefined);
     }
   }

@@ -1,7 +1,7 @@
-import type { Code } from "../base/codes.js";
-import { TributaryError } from "../base/errors.js";
-import { failureOf, HttpClient } from "./http-client.js";
-import type { EventBody } from "./workload/generator.js";
+import type { Code } from "../../base/codes.js";
+import { TributaryError } from "../../base/errors.js";
+import { failureOf, HttpClient } from "../client/http-client.js";
+import type { EventBody } from "../workload/generator.js";
 
 /** A question's answer, as a table. */
 export interface Answer {
@@ -48,21 +48,21 @@ export type Ask = (tenant: string, sql: string) => Promise<readonly (readonly un
 const PASSING: ReadonlySet<Code> = new Set<Code>(["TRB-QUERY-TABLE", "TRB-QUERY-BUSY", "TRB-QUERY-TIMEOUT"]);
 
 export class Analyst {
-  readonly #client: HttpClient;
+  private readonly client: HttpClient;
 
   constructor(url: string, token: string) {
-    this.#client = new HttpClient({ url, token, connections: 1 });
+    this.client = new HttpClient({ url, token, connections: 1 });
   }
 
   readonly ask: Ask = async (tenant, sql) => {
     const body = Buffer.from(JSON.stringify({ sql, tenant }));
-    const answer = await this.#client.post("/v1/query", "application/json", body, "application/json");
+    const answer = await this.client.post("/v1/query", "application/json", body, "application/json");
     if (answer.status !== 200) throw failureOf(answer);
     return (JSON.parse(answer.body.toString("utf8")) as { rows: unknown[][] }).rows;
   };
 
   close(): void {
-    this.#client.close();
+    this.client.close();
   }
 }
 

@@ -1,7 +1,7 @@
-import { CODES } from "../base/codes.js";
-import { ProgressBar, type ProgressStream } from "./progress-bar.js";
+import { CODES } from "../../base/codes.js";
+import { ProgressBar, type ProgressStream } from "../terminal/progress-bar.js";
+import { duration, grouped, printable, textTable } from "../terminal/text-table.js";
 import { type PublishOptions, type PublishSummary, publishFile } from "./publish.js";
-import { duration, grouped, printable, textTable } from "./text-table.js";
 
 /** Where a command speaks: answers to `out`, what goes on meanwhile to `err`. */
 export interface Console {

@@ -1,6 +1,6 @@
-import type { Code } from "../base/codes.js";
-import type { Config } from "../base/config.js";
-import { TributaryError } from "../base/errors.js";
+import type { Code } from "../../base/codes.js";
+import type { Config } from "../../base/config.js";
+import { TributaryError } from "../../base/errors.js";
 import { type RunningIngest, runIngest } from "./ingest-process.js";
 import { openLog } from "./runtime.js";
 

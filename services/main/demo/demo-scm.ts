@@ -1,5 +1,9 @@
-import { encodeRequest } from "../contracts/encode-event.js";
-import type { ProtoRegistry } from "../contracts/registry.js";
+import { encodeRequest } from "../../contracts/encode-event.js";
+import type { ProtoRegistry } from "../../contracts/registry.js";
+import { printable } from "../terminal/text-table.js";
+import type { EventBody } from "../workload/generator.js";
+import { type GitCommit, GitHistory } from "../workload/git-events.js";
+import { type GitRepository, listTree, tenantOf } from "../workload/git-repository.js";
 import {
   type Answer,
   type Ask,
@@ -8,10 +12,6 @@ import {
   differences,
   type Scenario,
 } from "./demo-scenario.js";
-import { printable } from "./text-table.js";
-import type { EventBody } from "./workload/generator.js";
-import { type GitCommit, GitHistory } from "./workload/git-events.js";
-import { type GitRepository, listTree, tenantOf } from "./workload/git-repository.js";
 
 const BODY_EVENTS = 500;
 const BODY_BYTES = 1024 * 1024;
@@ -25,15 +25,15 @@ export class GitScenario implements Scenario {
   readonly source: string;
   readonly tenants: readonly [string];
   readonly example = "select extension, count(*) as files from files group by 1 order by 2 desc limit 5";
-  readonly #repository: GitRepository;
-  readonly #history: GitHistory;
-  #commits = 0;
-  #last: GitCommit | undefined;
+  private readonly repository: GitRepository;
+  private readonly history: GitHistory;
+  private commits = 0;
+  private lastCommit: GitCommit | undefined;
 
   constructor(repository: GitRepository, registry: ProtoRegistry) {
     const tenant = tenantOf(repository.name);
-    this.#repository = repository;
-    this.#history = new GitHistory(repository, { tenant, registry });
+    this.repository = repository;
+    this.history = new GitHistory(repository, { tenant, registry });
     this.tenants = [tenant];
     this.source = `the git history of ${printable(repository.name)} (${repository.commitCount} commits)`;
   }
@@ -41,12 +41,12 @@ export class GitScenario implements Scenario {
   async *bodies(made: (fraction: number) => void): AsyncGenerator<EventBody> {
     let events: Buffer[] = [];
     let bytes = 0;
-    for await (const commit of this.#history.commits()) {
-      this.#commits = commit.ordinal;
-      made(commit.ordinal / this.#repository.commitCount);
+    for await (const commit of this.history.commits()) {
+      this.commits = commit.ordinal;
+      made(commit.ordinal / this.repository.commitCount);
       // The newest commit waits, unless it is the only one.
-      if (commit.ordinal > 1 && commit.ordinal === this.#repository.commitCount) {
-        this.#last = commit;
+      if (commit.ordinal > 1 && commit.ordinal === this.repository.commitCount) {
+        this.lastCommit = commit;
         break;
       }
       for (const event of commit.events) {
@@ -61,27 +61,32 @@ export class GitScenario implements Scenario {
   }
 
   last(): EventBody | undefined {
-    return this.#last && { bytes: encodeRequest(this.#last.events), count: this.#last.events.length };
+    return (
+      this.lastCommit && {
+        bytes: encodeRequest(this.lastCommit.events),
+        count: this.lastCommit.events.length,
+      }
+    );
   }
 
   async arrived(ask: Ask): Promise<boolean> {
-    if (this.#last === undefined) return this.settled(ask);
-    return (await this.#count(ask, "select count(*) from commits")) === this.#commits - 1;
+    if (this.lastCommit === undefined) return this.settled(ask);
+    return (await this.count(ask, "select count(*) from commits")) === this.commits - 1;
   }
 
   async settled(ask: Ask): Promise<boolean> {
-    if ((await this.#count(ask, "select count(*) from commits")) !== this.#commits) return false;
+    if ((await this.count(ask, "select count(*) from commits")) !== this.commits) return false;
     const [row] = await ask(
       this.tenants[0],
       "select count(*), sum(change_count), sum(lines_added), sum(lines_deleted) from files",
     );
     let [changes, added, deleted] = [0, 0, 0];
-    for (const file of this.#history.live.values()) {
+    for (const file of this.history.live.values()) {
       changes += file.changeCount;
       added += file.linesAdded;
       deleted += file.linesDeleted;
     }
-    const expected = [this.#history.live.size, changes, added, deleted];
+    const expected = [this.history.live.size, changes, added, deleted];
     return expected.every((value, at) => bigintOf(row?.[at]) === BigInt(value));
   }
 
@@ -109,16 +114,16 @@ export class GitScenario implements Scenario {
         columns: ["path", "changes", "lines added", "lines deleted", "last change"],
         rows: changed,
       },
-      await this.#deleted(ask),
+      await this.deleted(ask),
     ];
   }
 
   /** Deleted files have no rows: git names them, and the table is asked whether they are really gone. */
-  async #deleted(ask: Ask): Promise<Answer> {
-    const { deleted } = this.#history;
+  private async deleted(ask: Ask): Promise<Answer> {
+    const { deleted } = this.history;
     const rows: unknown[][] = [];
     for (const [path, commit] of [...deleted].slice(-SHOWN).reverse()) {
-      const left = await this.#count(ask, `select count(*) from files where path = ${literal(path)}`);
+      const left = await this.count(ask, `select count(*) from files where path = ${literal(path)}`);
       const day = new Date(commit.at * 1000).toISOString().slice(0, 10);
       rows.push([path, day, commit.subject, left]);
     }
@@ -127,7 +132,7 @@ export class GitScenario implements Scenario {
   }
 
   async compare(ask: Ask): Promise<Comparison> {
-    const expected = await listTree(this.#repository);
+    const expected = await listTree(this.repository);
     const found: string[] = [];
     for (;;) {
       const page = await ask(
@@ -145,7 +150,7 @@ export class GitScenario implements Scenario {
     };
   }
 
-  async #count(ask: Ask, sql: string): Promise<number> {
+  private async count(ask: Ask, sql: string): Promise<number> {
     const [row] = await ask(this.tenants[0], sql);
     return Number(row?.[0]);
   }

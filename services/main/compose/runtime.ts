@@ -2,15 +2,15 @@ import { existsSync } from "node:fs";
 import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import pino, { type Logger } from "pino";
-import type { Config } from "../base/config.js";
-import { Duck } from "../base/duckdb.js";
-import { TributaryError } from "../base/errors.js";
-import { nodeFiles } from "../base/files.js";
-import { layout } from "../base/paths.js";
-import { acquireLock, type ProcessLock } from "../base/process-lock.js";
-import { FileStore } from "../storage/file-store.js";
-import { EmbeddedLogReader } from "../stream/embedded/reader.js";
-import { SigningKey } from "../tenancy/signing-key.js";
+import type { Config } from "../../base/config.js";
+import { Duck } from "../../base/duckdb.js";
+import { TributaryError } from "../../base/errors.js";
+import { nodeFiles } from "../../base/files.js";
+import { layout } from "../../base/paths.js";
+import { acquireLock, type ProcessLock } from "../../base/process-lock.js";
+import { FileStore } from "../../storage/file-store.js";
+import { EmbeddedLogReader } from "../../stream/embedded/reader.js";
+import { SigningKey } from "../../tenancy/signing-key.js";
 
 /** What the composition roots share: how a configuration becomes adapters. */
 

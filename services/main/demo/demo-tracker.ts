@@ -1,7 +1,7 @@
-import type { ProtoRegistry } from "../contracts/registry.js";
+import type { ProtoRegistry } from "../../contracts/registry.js";
+import { grouped } from "../terminal/text-table.js";
+import { type EventBody, TrackerWorkload } from "../workload/generator.js";
 import { type Answer, type Ask, bigintOf, type Comparison, type Scenario } from "./demo-scenario.js";
-import { grouped } from "./text-table.js";
-import { type EventBody, TrackerWorkload } from "./workload/generator.js";
 
 const TENANTS = 6;
 const SEED = 1;
@@ -12,14 +12,14 @@ export class TrackerScenario implements Scenario {
   readonly source: string;
   readonly tenants: readonly string[];
   readonly example = "select status_category, count(*) as issues from issues group by 1 order by 2 desc";
-  readonly #workload: TrackerWorkload;
-  readonly #events: number;
+  private readonly workload: TrackerWorkload;
+  private readonly events: number;
   /** Tenants found as they should be, which need not be asked again while the others are waited for. */
-  readonly #settled = new Set<string>();
+  private readonly settledTenants = new Set<string>();
 
   constructor(registry: ProtoRegistry, events: number) {
-    this.#events = events;
-    this.#workload = new TrackerWorkload(registry, {
+    this.events = events;
+    this.workload = new TrackerWorkload(registry, {
       seed: SEED,
       tenants: TENANTS,
       entities: Math.ceil(events / 5),
@@ -27,15 +27,15 @@ export class TrackerScenario implements Scenario {
       bodyEvents: 500,
       disorder: { duplicates: 0.05, late: 0.1 },
     });
-    this.tenants = this.#workload.tenants;
+    this.tenants = this.workload.tenants;
     this.source = `a generated issue tracker (${TENANTS} tenants, ${grouped(events)} events, some late or twice)`;
   }
 
   *bodies(made: (fraction: number) => void): Generator<EventBody> {
     let count = 0;
-    for (const body of this.#workload.bodies()) {
+    for (const body of this.workload.bodies()) {
       count += body.count;
-      made(Math.min(1, count / (this.#events * 1.05)));
+      made(Math.min(1, count / (this.events * 1.05)));
       yield body;
     }
   }
@@ -50,9 +50,9 @@ export class TrackerScenario implements Scenario {
 
   async settled(ask: Ask): Promise<boolean> {
     for (const tenant of this.tenants) {
-      if (this.#settled.has(tenant)) continue;
-      if ((await this.#differences(ask, tenant)).length > 0) return false;
-      this.#settled.add(tenant);
+      if (this.settledTenants.has(tenant)) continue;
+      if ((await this.differences(ask, tenant)).length > 0) return false;
+      this.settledTenants.add(tenant);
     }
     return true;
   }
@@ -97,8 +97,8 @@ export class TrackerScenario implements Scenario {
     const differences: string[] = [];
     let [expected, found] = [0, 0];
     for (const tenant of this.tenants) {
-      differences.push(...(await this.#differences(ask, tenant)));
-      const totals = this.#workload.totals().get(tenant)!;
+      differences.push(...(await this.differences(ask, tenant)));
+      const totals = this.workload.totals().get(tenant)!;
       expected += totals.issues + totals.projects;
       for (const table of ["issues", "projects"]) {
         const [row] = await ask(tenant, `select count(*) from ${table}`);
@@ -108,8 +108,8 @@ export class TrackerScenario implements Scenario {
     return { what: "live rows with what the generator made", expected, found, differences };
   }
 
-  async #differences(ask: Ask, tenant: string): Promise<string[]> {
-    const totals = this.#workload.totals().get(tenant)!;
+  private async differences(ask: Ask, tenant: string): Promise<string[]> {
+    const totals = this.workload.totals().get(tenant)!;
     const [row] = await ask(
       tenant,
       "select count(*), sum(vote_count), (select count(*) from projects) from issues",

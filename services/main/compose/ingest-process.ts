@@ -2,11 +2,11 @@ import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Registry } from "prom-client";
-import type { Config } from "../base/config.js";
-import { TributaryError } from "../base/errors.js";
-import { layout } from "../base/paths.js";
-import type { ProcessLock } from "../base/process-lock.js";
-import { type Ingest, openContext, startIngest } from "../ingest/ingest.js";
+import type { Config } from "../../base/config.js";
+import { TributaryError } from "../../base/errors.js";
+import { layout } from "../../base/paths.js";
+import type { ProcessLock } from "../../base/process-lock.js";
+import { type Ingest, openContext, startIngest } from "../../ingest/ingest.js";
 import { lockData, openLog, openReader, openStore } from "./runtime.js";
 
 const LOCK_WAIT_MS = 10_000;

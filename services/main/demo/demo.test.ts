@@ -4,12 +4,12 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { GitSandbox } from "../../test/support/git-sandbox.js";
-import { Oracle } from "../../test/support/oracle.js";
-import { columnsOf, TABLE_NAMES } from "../../test/support/oracle-tables.js";
-import { Duck, rowsOf } from "../base/duckdb.js";
-import { encodeRequest } from "../contracts/encode-event.js";
-import { frames } from "../contracts/envelope.js";
+import { GitSandbox } from "../../../test/support/git-sandbox.js";
+import { Oracle } from "../../../test/support/oracle.js";
+import { columnsOf, TABLE_NAMES } from "../../../test/support/oracle-tables.js";
+import { Duck, rowsOf } from "../../base/duckdb.js";
+import { encodeRequest } from "../../contracts/encode-event.js";
+import { frames } from "../../contracts/envelope.js";
 import { type DemoOptions, type DemoStack, runDemo } from "./demo.js";
 
 /** Stands in for the stack: the oracle keeps the events, DuckDB answers from its rows. */
@@ -19,30 +19,30 @@ class OracleStack implements DemoStack {
   closed = false;
   /** Events to lose, by their place in the order of arrival. */
   lost = new Set<number>();
-  readonly #scratch = mkdtempSync(join(tmpdir(), "tributary-oracle-"));
-  readonly #oracle = new Oracle();
-  readonly #server: Server;
-  #events = 0;
+  private readonly scratch = mkdtempSync(join(tmpdir(), "tributary-oracle-"));
+  private readonly oracle = new Oracle();
+  private readonly server: Server;
+  private events = 0;
 
   constructor(readonly duck: Duck) {
-    this.#server = createServer(async (request, response) => {
+    this.server = createServer(async (request, response) => {
       const chunks: Buffer[] = [];
       for await (const chunk of request) chunks.push(chunk as Buffer);
       const body = Buffer.concat(chunks);
       if (request.url === "/v1/events") {
         response.setHeader("content-type", "application/x-protobuf");
-        response.end(this.#take(body));
+        response.end(this.take(body));
       } else {
         const { sql, tenant } = JSON.parse(body.toString()) as { sql: string; tenant: string };
-        response.end(JSON.stringify({ rows: await this.#ask(sql, tenant) }));
+        response.end(JSON.stringify({ rows: await this.ask(sql, tenant) }));
       }
     });
   }
 
   async start(data: string): Promise<this> {
     this.data = data;
-    await new Promise<void>((done) => this.#server.listen(0, "127.0.0.1", done));
-    this.url = `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+    await new Promise<void>((done) => this.server.listen(0, "127.0.0.1", done));
+    this.url = `http://127.0.0.1:${(this.server.address() as AddressInfo).port}`;
     return this;
   }
 
@@ -52,27 +52,27 @@ class OracleStack implements DemoStack {
 
   async close(): Promise<void> {
     this.closed = true;
-    this.#server.closeAllConnections();
-    await new Promise((done) => this.#server.close(done));
-    rmSync(this.#scratch, { recursive: true, force: true });
+    this.server.closeAllConnections();
+    await new Promise((done) => this.server.close(done));
+    rmSync(this.scratch, { recursive: true, force: true });
   }
 
-  #take(body: Buffer): Buffer {
+  private take(body: Buffer): Buffer {
     const found = frames(body)!;
     const kept: Buffer[] = [];
     for (let i = 0; i < found.count; i++) {
-      if (!this.lost.has(this.#events++)) kept.push(body.subarray(found.starts[i]!, found.ends[i]!));
+      if (!this.lost.has(this.events++)) kept.push(body.subarray(found.starts[i]!, found.ends[i]!));
     }
-    this.#oracle.applyRequest(encodeRequest(kept));
+    this.oracle.applyRequest(encodeRequest(kept));
     // PublishResponse.accepted, as a varint of two bytes.
     return Buffer.from([16, (found.count & 127) | 128, found.count >> 7]);
   }
 
-  #ask(sql: string, tenant: string): Promise<unknown[][]> {
+  private ask(sql: string, tenant: string): Promise<unknown[][]> {
     return this.duck.with(async (connection) => {
       for (const table of TABLE_NAMES) {
-        const path = join(this.#scratch, `${table}.json`);
-        const rows = this.#oracle.rows(table, { tenant });
+        const path = join(this.scratch, `${table}.json`);
+        const rows = this.oracle.rows(table, { tenant });
         writeFileSync(path, rows.map((row) => JSON.stringify(row)).join("\n"));
         const names = columnsOf(table);
         const shape = names.map((name) => `"${name}": 'VARCHAR'`).join(", ");

@@ -1,5 +1,5 @@
 import type { Readable } from "node:stream";
-import { TributaryError } from "../base/errors.js";
+import { TributaryError } from "../../base/errors.js";
 import { EventSender, inParallel, NDJSON, PROTOBUF, type Receipt } from "./event-sender.js";
 import { HttpClient } from "./http-client.js";
 import { describeInput, fileBatches, type LineBatch, streamBatches } from "./ndjson-batches.js";
@@ -81,41 +81,41 @@ export async function publishFile(options: PublishOptions): Promise<PublishSumma
 }
 
 class FilePublisher {
-  readonly #options: PublishOptions;
-  readonly #client: HttpClient;
-  readonly #sender: EventSender;
-  readonly #rejections: LineRejection[] = [];
+  private readonly options: PublishOptions;
+  private readonly client: HttpClient;
+  private readonly sender: EventSender;
+  private readonly rejections: LineRejection[] = [];
   /** Receipts of batches that wait for an earlier one, by number. */
-  readonly #waiting = new Map<number, { batch: LineBatch; accepted: number; rejected: number }>();
-  #resume: ResumeFile | undefined;
-  #point: ResumePoint = { offset: { lines: 0, bytes: 0 }, accepted: 0, rejected: 0 };
+  private readonly waiting = new Map<number, { batch: LineBatch; accepted: number; rejected: number }>();
+  private resume: ResumeFile | undefined;
+  private point: ResumePoint = { offset: { lines: 0, bytes: 0 }, accepted: 0, rejected: 0 };
   /** Answered, whether or not everything before was. */
-  #accepted = 0;
-  #rejected = 0;
+  private accepted = 0;
+  private rejected = 0;
   /** Events of earlier runs. */
-  #before = 0;
-  #next = 0;
-  #totalBytes: number | undefined;
-  #bytes = 0;
+  private before = 0;
+  private next = 0;
+  private totalBytes: number | undefined;
+  private bytes = 0;
 
   constructor(options: PublishOptions, client: HttpClient) {
-    this.#options = options;
-    this.#client = client;
-    this.#sender = senderOf(options, client);
+    this.options = options;
+    this.client = client;
+    this.sender = senderOf(options, client);
   }
 
   async run(): Promise<PublishSummary> {
-    const { signal, concurrency = CONCURRENCY } = this.#options;
-    const batches = await this.#open();
-    const before = this.#point;
-    this.#accepted = before.accepted;
-    this.#rejected = before.rejected;
-    this.#before = before.accepted + before.rejected;
+    const { signal, concurrency = CONCURRENCY } = this.options;
+    const batches = await this.open();
+    const before = this.point;
+    this.accepted = before.accepted;
+    this.rejected = before.rejected;
+    this.before = before.accepted + before.rejected;
     const started = performance.now();
     let failure: unknown;
     try {
       await inParallel(untilAborted(batches, signal), concurrency, (batch, index) =>
-        this.#publish(batch, index),
+        this.publish(batch, index),
       );
     } catch (error) {
       failure = error;
@@ -123,110 +123,110 @@ class FilePublisher {
     const interrupted = signal?.aborted === true;
     if (failure !== undefined && !interrupted && !(failure instanceof TributaryError)) throw failure;
     const elapsedMs = performance.now() - started;
-    const events = this.#accepted + this.#rejected - this.#before;
+    const events = this.accepted + this.rejected - this.before;
     const complete = failure === undefined && !interrupted;
     return {
-      accepted: this.#accepted,
-      rejected: this.#rejected,
+      accepted: this.accepted,
+      rejected: this.rejected,
       resumedAfterLines: before.offset.lines,
-      rejections: this.#rejections.sort((a, b) => a.line - b.line),
+      rejections: this.rejections.sort((a, b) => a.line - b.line),
       elapsedMs,
       eventsPerSecond: elapsedMs > 0 ? Math.round((events / elapsedMs) * 1000) : 0,
       interrupted,
       failure: interrupted ? undefined : (failure as TributaryError | undefined),
-      resumeFile: await this.#keepPoint(complete),
+      resumeFile: await this.keepPoint(complete),
     };
   }
 
-  async #open(): Promise<AsyncIterable<LineBatch>> {
-    const { input, batch = BATCH_LINES, resume = true } = this.#options;
+  private async open(): Promise<AsyncIterable<LineBatch>> {
+    const { input, batch = BATCH_LINES, resume = true } = this.options;
     const limits = { lines: Math.max(1, batch), bytes: BATCH_BYTES };
     if (typeof input !== "string" || input === "-") {
       const stream = typeof input === "string" ? process.stdin : input;
       // A pipe may have nothing to say for hours.
-      this.#options.signal?.addEventListener("abort", () => stream.destroy(), { once: true });
+      this.options.signal?.addEventListener("abort", () => stream.destroy(), { once: true });
       return streamBatches(stream, limits);
     }
     const file = await describeInput(input);
-    this.#totalBytes = file.size;
-    const path = this.#options.resumeFile ?? `${input}.tributary-resume`;
-    this.#resume = new ResumeFile(path, file, this.#client.origin);
-    if (resume) this.#point = (await this.#resume.load()) ?? this.#point;
-    return fileBatches(file, this.#point.offset, limits);
+    this.totalBytes = file.size;
+    const path = this.options.resumeFile ?? `${input}.tributary-resume`;
+    this.resume = new ResumeFile(path, file, this.client.origin);
+    if (resume) this.point = (await this.resume.load()) ?? this.point;
+    return fileBatches(file, this.point.offset, limits);
   }
 
-  async #publish(batch: LineBatch, index: number): Promise<void> {
+  private async publish(batch: LineBatch, index: number): Promise<void> {
     const message = "the line is longer than any request may be";
-    for (const line of batch.tooLong) this.#reject({ line, code: "TRB-REQ-TOO-LARGE", message });
+    for (const line of batch.tooLong) this.reject({ line, code: "TRB-REQ-TOO-LARGE", message });
     const total = { batch, accepted: 0, rejected: batch.tooLong.length };
-    for await (const receipt of this.#send(batch.body, batch.lineNumbers)) {
+    for await (const receipt of this.send(batch.body, batch.lineNumbers)) {
       total.accepted += receipt.accepted;
       total.rejected += receipt.rejected;
     }
-    this.#accepted += total.accepted;
-    this.#rejected += total.rejected;
-    this.#waiting.set(index, total);
-    for (let done = this.#waiting.get(this.#next); done; done = this.#waiting.get(this.#next)) {
-      this.#waiting.delete(this.#next++);
-      this.#point = {
+    this.accepted += total.accepted;
+    this.rejected += total.rejected;
+    this.waiting.set(index, total);
+    for (let done = this.waiting.get(this.next); done; done = this.waiting.get(this.next)) {
+      this.waiting.delete(this.next++);
+      this.point = {
         offset: done.batch.end,
-        accepted: this.#point.accepted + done.accepted,
-        rejected: this.#point.rejected + done.rejected,
+        accepted: this.point.accepted + done.accepted,
+        rejected: this.point.rejected + done.rejected,
       };
-      this.#bytes = done.batch.storedBytes;
-      this.#resume?.reached(this.#point);
+      this.bytes = done.batch.storedBytes;
+      this.resume?.reached(this.point);
     }
-    this.#options.onProgress?.({
-      bytes: this.#bytes,
-      totalBytes: this.#totalBytes,
-      events: this.#accepted + this.#rejected - this.#before,
+    this.options.onProgress?.({
+      bytes: this.bytes,
+      totalBytes: this.totalBytes,
+      events: this.accepted + this.rejected - this.before,
     });
   }
 
   /** Sends lines; halves them as long as the server finds them too much. A single line that is, is rejected. */
-  async *#send(body: Buffer, lineNumbers: readonly number[]): AsyncGenerator<Receipt> {
+  private async *send(body: Buffer, lineNumbers: readonly number[]): AsyncGenerator<Receipt> {
     if (lineNumbers.length === 0) return;
     try {
-      const receipt = await this.#sender.send(NDJSON, body);
+      const receipt = await this.sender.send(NDJSON, body);
       for (const { index, code, message } of receipt.rejections) {
-        this.#reject({ line: lineNumbers[index] ?? 0, code, message });
+        this.reject({ line: lineNumbers[index] ?? 0, code, message });
       }
       yield receipt;
     } catch (error) {
       if (!(error instanceof TributaryError) || error.status !== 413) throw error;
       if (lineNumbers.length === 1) {
-        this.#reject({ line: lineNumbers[0]!, code: error.code, message: error.message });
+        this.reject({ line: lineNumbers[0]!, code: error.code, message: error.message });
         yield { accepted: 0, rejected: 1, rejections: [] };
         return;
       }
       const middle = lineNumbers.length >> 1;
       let at = 0;
       for (let line = 0; line < middle; line++) at = body.indexOf(0x0a, at) + 1;
-      yield* this.#send(body.subarray(0, at), lineNumbers.slice(0, middle));
-      yield* this.#send(body.subarray(at), lineNumbers.slice(middle));
+      yield* this.send(body.subarray(0, at), lineNumbers.slice(0, middle));
+      yield* this.send(body.subarray(at), lineNumbers.slice(middle));
     }
   }
 
   /** Keeps the first ones by line, for batches are answered in any order. */
-  #reject(rejection: LineRejection): void {
-    this.#rejections.push(rejection);
-    if (this.#rejections.length <= SHOWN_REJECTIONS) return;
-    const last = this.#rejections.reduce(
+  private reject(rejection: LineRejection): void {
+    this.rejections.push(rejection);
+    if (this.rejections.length <= SHOWN_REJECTIONS) return;
+    const last = this.rejections.reduce(
       (most, each, at, all) => (each.line > all[most]!.line ? at : most),
       0,
     );
-    this.#rejections.splice(last, 1);
+    this.rejections.splice(last, 1);
   }
 
-  async #keepPoint(complete: boolean): Promise<string | undefined> {
-    if (this.#resume === undefined) return undefined;
+  private async keepPoint(complete: boolean): Promise<string | undefined> {
+    if (this.resume === undefined) return undefined;
     if (complete) {
-      await this.#resume.remove();
+      await this.resume.remove();
       return undefined;
     }
-    if (this.#next > 0) this.#resume.reached(this.#point);
-    const saved = await this.#resume.save();
-    return saved && this.#point.offset.lines > 0 ? this.#resume.path : undefined;
+    if (this.next > 0) this.resume.reached(this.point);
+    const saved = await this.resume.save();
+    return saved && this.point.offset.lines > 0 ? this.resume.path : undefined;
   }
 }
 

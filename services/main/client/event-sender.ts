@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import protobuf from "protobufjs";
-import { TributaryError } from "../base/errors.js";
+import { TributaryError } from "../../base/errors.js";
 import { type Answer, failureOf, type HttpClient } from "./http-client.js";
 
 /** What became of one request, its events counted from 0. */
@@ -29,39 +29,42 @@ const LONGEST_PAUSE_MS = 5_000;
  * connections once the server has been met. An event sent twice does no harm.
  */
 export class EventSender {
-  readonly #client: HttpClient;
-  readonly #signal: AbortSignal | undefined;
-  readonly #patienceMs: number;
-  #lastSuccess = performance.now();
-  #met = false;
+  private readonly client: HttpClient;
+  private readonly signal: AbortSignal | undefined;
+  private readonly patienceMs: number;
+  private lastSuccess = performance.now();
+  private met = false;
 
   constructor(client: HttpClient, options: { signal?: AbortSignal | undefined; patienceMs?: number } = {}) {
-    this.#client = client;
-    this.#signal = options.signal;
-    this.#patienceMs = options.patienceMs ?? PATIENCE_MS;
+    this.client = client;
+    this.signal = options.signal;
+    this.patienceMs = options.patienceMs ?? PATIENCE_MS;
   }
 
   /** Errors: the server's code; TRB-CLI-UNREACHABLE; the signal's reason when it aborts between two attempts. */
   async send(contentType: string, body: Buffer): Promise<Receipt> {
     const since = performance.now();
     for (let attempt = 0; ; attempt++) {
-      const { failure, answer } = await this.#try(contentType, body);
+      const { failure, answer } = await this.try(contentType, body);
       if (failure === undefined) {
-        this.#lastSuccess = performance.now();
-        this.#met = true;
+        this.lastSuccess = performance.now();
+        this.met = true;
         return receiptOf(answer!);
       }
-      this.#met ||= failure.code !== "TRB-CLI-UNREACHABLE";
-      const helps = this.#met && (failure.status === 429 || failure.status === 503);
-      const waited = performance.now() - Math.max(since, this.#lastSuccess);
-      if (!helps || waited > this.#patienceMs) throw failure;
-      await sleep(pause(attempt, answer), undefined, this.#signal && { signal: this.#signal });
+      this.met ||= failure.code !== "TRB-CLI-UNREACHABLE";
+      const helps = this.met && (failure.status === 429 || failure.status === 503);
+      const waited = performance.now() - Math.max(since, this.lastSuccess);
+      if (!helps || waited > this.patienceMs) throw failure;
+      await sleep(pause(attempt, answer), undefined, this.signal && { signal: this.signal });
     }
   }
 
-  async #try(contentType: string, body: Buffer): Promise<{ failure?: TributaryError; answer?: Answer }> {
+  private async try(
+    contentType: string,
+    body: Buffer,
+  ): Promise<{ failure?: TributaryError; answer?: Answer }> {
     try {
-      const answer = await this.#client.post("/v1/events", contentType, body);
+      const answer = await this.client.post("/v1/events", contentType, body);
       if (answer.status === 200) return { answer };
       return { failure: failureOf(answer), answer };
     } catch (error) {

@@ -1,7 +1,7 @@
 import http from "node:http";
 import https from "node:https";
-import { CODES, type Code } from "../base/codes.js";
-import { errno, TributaryError } from "../base/errors.js";
+import { CODES, type Code } from "../../base/codes.js";
+import { errno, TributaryError } from "../../base/errors.js";
 
 export interface Answer {
   readonly status: number;
@@ -14,21 +14,21 @@ const SILENCE_MS = 120_000;
 
 /** Requests to one server over connections that are kept. */
 export class HttpClient {
-  readonly #base: URL;
-  readonly #token: string;
-  readonly #agent: http.Agent;
+  private readonly base: URL;
+  private readonly token: string;
+  private readonly agent: http.Agent;
 
   /** Errors: TRB-CLI-USAGE when `url` is no base URL. */
   constructor(options: { readonly url: string; readonly token: string; readonly connections: number }) {
-    this.#base = baseUrl(options.url);
-    this.#token = options.token;
+    this.base = baseUrl(options.url);
+    this.token = options.token;
     const keep = { keepAlive: true, maxSockets: options.connections };
-    this.#agent = this.#base.protocol === "https:" ? new https.Agent(keep) : new http.Agent(keep);
+    this.agent = this.base.protocol === "https:" ? new https.Agent(keep) : new http.Agent(keep);
   }
 
   /** Scheme, host and port: what tells servers apart. */
   get origin(): string {
-    return this.#base.origin;
+    return this.base.origin;
   }
 
   /**
@@ -37,7 +37,7 @@ export class HttpClient {
    */
   async post(path: string, contentType: string, body: Buffer, accept = "*/*"): Promise<Answer> {
     const headers = {
-      authorization: `Bearer ${this.#token}`,
+      authorization: `Bearer ${this.token}`,
       "content-type": contentType,
       "content-length": body.length,
       accept,
@@ -45,7 +45,7 @@ export class HttpClient {
     for (;;) {
       const stale = { reused: false };
       try {
-        return await this.#request(path, headers, body, stale);
+        return await this.request(path, headers, body, stale);
       } catch (cause) {
         const code = errno(cause);
         if (stale.reused && (code === "ECONNRESET" || code === "EPIPE")) continue;
@@ -55,19 +55,19 @@ export class HttpClient {
   }
 
   close(): void {
-    this.#agent.destroy();
+    this.agent.destroy();
   }
 
-  #request(
+  private request(
     path: string,
     headers: http.OutgoingHttpHeaders,
     body: Buffer,
     stale: { reused: boolean },
   ): Promise<Answer> {
-    const { request: start } = this.#base.protocol === "https:" ? https : http;
+    const { request: start } = this.base.protocol === "https:" ? https : http;
     return new Promise((resolve, reject) => {
-      const url = new URL(this.#base.pathname.replace(/\/$/, "") + path, this.#base);
-      const request = start(url, { method: "POST", headers, agent: this.#agent }, (response) => {
+      const url = new URL(this.base.pathname.replace(/\/$/, "") + path, this.base);
+      const request = start(url, { method: "POST", headers, agent: this.agent }, (response) => {
         const chunks: Buffer[] = [];
         response.on("data", (chunk: Buffer) => chunks.push(chunk));
         response.on("error", reject);

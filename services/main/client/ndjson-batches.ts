@@ -3,7 +3,7 @@ import { createReadStream, type Stats } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import type { Readable } from "node:stream";
 import { createGunzip } from "node:zlib";
-import { errno, TributaryError } from "../base/errors.js";
+import { errno, TributaryError } from "../../base/errors.js";
 
 /** Lines that go into one request. */
 export interface LineBatch {
@@ -174,82 +174,82 @@ async function* cut(
 class Cutter {
   /** Batches that are complete; the reader takes them away. */
   full: Omit<LineBatch, "storedBytes">[] = [];
-  readonly #limits: BatchLimits;
-  #line: Buffer[] = [];
-  #lineBytes = 0;
-  #parts: Buffer[] = [];
-  #partBytes = 0;
-  #lineNumbers: number[] = [];
-  #tooLong: number[] = [];
-  #lines: number;
-  #bytes: number;
+  private readonly limits: BatchLimits;
+  private line: Buffer[] = [];
+  private lineBytes = 0;
+  private parts: Buffer[] = [];
+  private partBytes = 0;
+  private lineNumbers: number[] = [];
+  private tooLong: number[] = [];
+  private lines: number;
+  private bytes: number;
 
   constructor(from: InputOffset, limits: BatchLimits) {
-    this.#limits = limits;
-    this.#lines = from.lines;
-    this.#bytes = from.bytes;
+    this.limits = limits;
+    this.lines = from.lines;
+    this.bytes = from.bytes;
   }
 
   take(chunk: Buffer): void {
     let start = 0;
     for (let at = chunk.indexOf(0x0a); at >= 0; at = chunk.indexOf(0x0a, start)) {
-      this.#piece(chunk.subarray(start, at + 1));
-      this.#endLine();
+      this.piece(chunk.subarray(start, at + 1));
+      this.endLine();
       start = at + 1;
     }
-    if (start < chunk.length) this.#piece(chunk.subarray(start));
+    if (start < chunk.length) this.piece(chunk.subarray(start));
   }
 
   /** Completes what is left, a last line without a line break included. */
   end(): void {
-    if (this.#lineBytes > 0) {
-      this.#piece(Buffer.from("\n"));
-      this.#bytes--;
-      this.#endLine();
+    if (this.lineBytes > 0) {
+      this.piece(Buffer.from("\n"));
+      this.bytes--;
+      this.endLine();
     }
-    if (this.#lineNumbers.length + this.#tooLong.length > 0) this.full.push(this.#batch());
+    if (this.lineNumbers.length + this.tooLong.length > 0) this.full.push(this.batch());
   }
 
-  #piece(piece: Buffer): void {
-    this.#bytes += piece.length;
-    this.#lineBytes += piece.length;
-    if (this.#lineBytes <= MAX_LINE_BYTES) this.#line.push(piece);
-    else this.#line = [];
+  private piece(piece: Buffer): void {
+    this.bytes += piece.length;
+    this.lineBytes += piece.length;
+    if (this.lineBytes <= MAX_LINE_BYTES) this.line.push(piece);
+    else this.line = [];
   }
 
-  #endLine(): void {
-    const length = this.#lineBytes;
-    const pieces = this.#line;
-    this.#line = [];
-    this.#lineBytes = 0;
+  private endLine(): void {
+    const length = this.lineBytes;
+    const pieces = this.line;
+    this.line = [];
+    this.lineBytes = 0;
     if (length <= MAX_LINE_BYTES) {
-      const line = withoutMark(pieces.length === 1 ? pieces[0]! : Buffer.concat(pieces), this.#lines === 0);
+      const line = withoutMark(pieces.length === 1 ? pieces[0]! : Buffer.concat(pieces), this.lines === 0);
       if (!isBlank(line)) {
         // A batch that this line would overfill goes without it; a line alone may be as long as it likes.
-        if (this.#partBytes > 0 && this.#partBytes + line.length > this.#limits.bytes) {
-          this.full.push(this.#batch(length));
+        if (this.partBytes > 0 && this.partBytes + line.length > this.limits.bytes) {
+          this.full.push(this.batch(length));
         }
-        this.#parts.push(line);
-        this.#partBytes += line.length;
-        this.#lineNumbers.push(this.#lines + 1);
+        this.parts.push(line);
+        this.partBytes += line.length;
+        this.lineNumbers.push(this.lines + 1);
       }
-    } else this.#tooLong.push(this.#lines + 1);
-    this.#lines++;
-    if (this.#lineNumbers.length >= this.#limits.lines) this.full.push(this.#batch());
+    } else this.tooLong.push(this.lines + 1);
+    this.lines++;
+    if (this.lineNumbers.length >= this.limits.lines) this.full.push(this.batch());
   }
 
   /** `after`: bytes read since the batch's last line. */
-  #batch(after = 0): Omit<LineBatch, "storedBytes"> {
+  private batch(after = 0): Omit<LineBatch, "storedBytes"> {
     const batch = {
-      body: Buffer.concat(this.#parts, this.#partBytes),
-      lineNumbers: this.#lineNumbers,
-      tooLong: this.#tooLong,
-      end: { lines: this.#lines, bytes: this.#bytes - after },
+      body: Buffer.concat(this.parts, this.partBytes),
+      lineNumbers: this.lineNumbers,
+      tooLong: this.tooLong,
+      end: { lines: this.lines, bytes: this.bytes - after },
     };
-    this.#parts = [];
-    this.#partBytes = 0;
-    this.#lineNumbers = [];
-    this.#tooLong = [];
+    this.parts = [];
+    this.partBytes = 0;
+    this.lineNumbers = [];
+    this.tooLong = [];
     return batch;
   }
 }

@@ -2,18 +2,18 @@ import { mkdir, mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { TributaryError } from "../base/errors.js";
-import { packageRoot } from "../base/paths.js";
-import { ProtoRegistry } from "../contracts/registry.js";
-import type { Role } from "../tenancy/grant.js";
+import { TributaryError } from "../../base/errors.js";
+import { packageRoot } from "../../base/paths.js";
+import { ProtoRegistry } from "../../contracts/registry.js";
+import type { Role } from "../../tenancy/grant.js";
+import { publishBodies } from "../client/publish.js";
+import type { Console } from "../client/publish-report.js";
+import { ProgressBar } from "../terminal/progress-bar.js";
+import { duration, grouped, printable, textTable } from "../terminal/text-table.js";
+import { openRepository } from "../workload/git-repository.js";
 import { Analyst, type Answer, type Comparison, holds, type Scenario } from "./demo-scenario.js";
 import { GitScenario } from "./demo-scm.js";
 import { TrackerScenario } from "./demo-tracker.js";
-import { ProgressBar } from "./progress-bar.js";
-import { publishBodies } from "./publish.js";
-import type { Console } from "./publish-report.js";
-import { duration, grouped, printable, textTable } from "./text-table.js";
-import { openRepository } from "./workload/git-repository.js";
 
 /** A whole stack that listens; `close` ends it gracefully. */
 export interface DemoStack {

@@ -6,8 +6,8 @@ import { join } from "node:path";
 import { PassThrough, Readable } from "node:stream";
 import { gzipSync } from "node:zlib";
 import { afterAll, afterEach, beforeEach, describe, expect, it } from "vitest";
-import { encodeEvent, encodeRequest } from "../contracts/encode-event.js";
-import { frames } from "../contracts/envelope.js";
+import { encodeEvent, encodeRequest } from "../../contracts/encode-event.js";
+import { frames } from "../../contracts/envelope.js";
 import { type PublishOptions, publishBodies, publishFile } from "./publish.js";
 import { runPublish } from "./publish-report.js";
 
@@ -20,26 +20,26 @@ class FakeBus {
   /** Answers instead of taking the request, where it writes an answer. */
   intercept: (request: number, body: Buffer, response: ServerResponse) => boolean = () => false;
   delayMs = 0;
-  readonly #server: Server;
+  private readonly server: Server;
 
   constructor() {
-    this.#server = createServer((request, response) => void this.#serve(request, response));
+    this.server = createServer((request, response) => void this.serve(request, response));
   }
 
   async start(): Promise<void> {
-    await new Promise<void>((done) => this.#server.listen(0, "127.0.0.1", done));
+    await new Promise<void>((done) => this.server.listen(0, "127.0.0.1", done));
   }
 
   get url(): string {
-    return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+    return `http://127.0.0.1:${(this.server.address() as AddressInfo).port}`;
   }
 
   async stop(): Promise<void> {
-    this.#server.closeAllConnections();
-    await new Promise((done) => this.#server.close(done));
+    this.server.closeAllConnections();
+    await new Promise((done) => this.server.close(done));
   }
 
-  async #serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
+  private async serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
     this.mostOpen = Math.max(this.mostOpen, ++this.open);
     const chunks: Buffer[] = [];
     for await (const chunk of request) chunks.push(chunk as Buffer);

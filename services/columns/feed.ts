@@ -1,7 +1,7 @@
 import { type DuckDBConnection, DuckDBTableFunction } from "@duckdb/node-api";
 import duckdb from "@duckdb/node-bindings";
-import { assertTextLayout } from "../base/column-layout.js";
-import type { ColumnWriter } from "../base/column-writers.js";
+import { assertTextLayout } from "./column-layout.js";
+import type { ColumnWriter } from "./column-writers.js";
 
 export interface FeedColumn {
   readonly name: string;
