@@ -2,6 +2,7 @@ import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
 import { COLLATIONS, FUNCTIONS, TABLE_FUNCTIONS } from "./allowed-functions.js";
 import type { CatalogTable } from "./catalog.js";
+import { isCommonTable, type Scope, tableNamed, withCommonTable } from "./names.js";
 import { positionAt, tooDeep } from "./sql-text.js";
 import {
   EXPRESSIONS,
@@ -35,12 +36,6 @@ export interface GatedQuery {
 const MAX_DEPTH = 100;
 /** Each lambda inside another doubles the time to bind. JSON arrows are parsed as lambdas too. */
 const MAX_LAMBDAS = 12;
-
-/** Names of CTEs that a query sees; the innermost first. */
-interface Scope {
-  readonly name: string;
-  readonly outer: Scope | undefined;
-}
 
 interface Task {
   readonly kind: "query" | "expression" | "table";
@@ -126,7 +121,7 @@ class Gate {
       return;
     }
     if (node.type === "RECURSIVE_CTE_NODE") {
-      const inner = this.name(text(node.cte_name), scope);
+      const inner = withCommonTable(text(node.cte_name), scope);
       this.child("query", node.left, scope);
       this.child("query", node.right, inner);
       this.expressions(node.key_targets, scope);
@@ -149,27 +144,9 @@ class Gate {
       const { depth, lambdas } = this.here;
       this.statement(object(table.query), scope, depth + 1, lambdas);
       this.expressions(table.key_targets, scope);
-      scope = this.name(text(key), scope);
+      scope = withCommonTable(text(key), scope);
     }
     return scope;
-  }
-
-  /**
-   * Should this walk and the engine ever disagree on where a common table can be seen, the engine would look the
-   * name up among tables, views and files: so it must be one that none of the engine's own can have.
-   */
-  private name(name: string, outer: Scope | undefined): Scope {
-    const folded = fold(name);
-    if (
-      !/^[\p{L}_][\p{L}\p{M}\p{N}_$ -]*$/u.test(name) ||
-      /^(duckdb_|pg_|sqlite_|pragma_|which_)/.test(folded)
-    ) {
-      throw new TributaryError(
-        "TRB-QUERY-CONSTRUCT",
-        "sql: the name of a common table expression must be letters, digits and underscores, and not one of the engine's own",
-      );
-    }
-    return { name: folded, outer };
   }
 
   private modifier(modifier: JsonObject, scope: Scope | undefined): void {
@@ -243,22 +220,9 @@ class Gate {
   private baseTable(node: JsonObject, scope: Scope | undefined): void {
     const name = text(node.table_name);
     const schema = optionalText(node.schema_name);
-    if (schema === undefined) {
-      for (let at = scope; at !== undefined; at = at.outer) if (at.name === fold(name)) return;
-    }
-    const found = this.available.filter(
-      ({ domain, model }) =>
-        fold(model) === fold(name) && (schema === undefined || fold(domain) === fold(schema)),
-    );
-    const [table] = found;
-    if (table === undefined) {
-      const written = schema === undefined ? name : `${schema}.${name}`;
-      throw this.refuse("TRB-QUERY-TABLE", `${written}: not one of the tenant's tables`, node);
-    }
-    if (found.length > 1) {
-      const choices = found.map(({ domain, model }) => `${domain}.${model}`).sort();
-      throw this.refuse("TRB-QUERY-TABLE", `${name}: ambiguous, write one of ${choices.join(", ")}`, node);
-    }
+    if (schema === undefined && isCommonTable(name, scope)) return;
+    const table = tableNamed(this.available, name, schema);
+    if (typeof table === "string") throw this.refuse("TRB-QUERY-TABLE", table, node);
     this.tables.add(table);
   }
 
