@@ -6,7 +6,8 @@ import { errno, TributaryError } from "../base/errors.js";
 import { ensureFolder, nodeFiles } from "../base/files.js";
 
 const KEY_BYTES = 32;
-const FILE_NAME = "signing.jwk";
+/** The name of the key within its folder. */
+export const KEY_FILE = "signing.jwk";
 
 /** The HS256 secret that tokens are signed and verified with. It is kept in one file that only its owner may read. */
 export class SigningKey {
@@ -21,7 +22,7 @@ export class SigningKey {
    * it and all use that one. Durable when resolved. Errors: TRB-CONFIG.
    */
   static async openOrCreate(folder: string): Promise<SigningKey> {
-    const path = join(folder, FILE_NAME);
+    const path = join(folder, KEY_FILE);
     try {
       return await SigningKey.open(path);
     } catch (error) {
@@ -68,7 +69,7 @@ function secretOf(text: string): Uint8Array {
 async function create(folder: string, path: string): Promise<void> {
   await ensureFolder(nodeFiles, folder);
   await chmod(folder, 0o700);
-  const temporary = join(folder, `.${FILE_NAME}.${randomBytes(6).toString("hex")}.tmp`);
+  const temporary = join(folder, `.${KEY_FILE}.${randomBytes(6).toString("hex")}.tmp`);
   const jwk = { kty: "oct", alg: "HS256", k: randomBytes(KEY_BYTES).toString("base64url") };
   // Never readable for others, not even before it has its name.
   const file = await open(temporary, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o600);

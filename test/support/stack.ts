@@ -100,7 +100,8 @@ export const temporaryFolder = (): Promise<string> => mkdtemp(join(tmpdir(), "tr
 export const removeFolder = (folder: string): Promise<void> => rm(folder, { recursive: true, force: true });
 
 export async function makeToken(data: string, role: string, tenant = "*"): Promise<string> {
-  const { stdout, code, stderr } = await cli(["token", "--data", data, "--role", role, "--tenant", tenant]);
+  const grant = ["--role", role, "--tenant", tenant];
+  const { stdout, code, stderr } = await cli(["token", "--create", "--data", data, ...grant]);
   if (code !== 0) throw new Error(stderr);
   return stdout.trim();
 }

@@ -1,6 +1,8 @@
+import { existsSync } from "node:fs";
 import type { Command } from "commander";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
+import { layout } from "../../base/paths.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
 import { refinedRoot, refinedSpec } from "../../ingest/refined-table.js";
 import { bindModel } from "../../models/bind.js";
@@ -12,22 +14,13 @@ import { scanSql } from "../../table/scan.js";
 import { readingDuck, withStore } from "../compose/runtime.js";
 import { textTable } from "../terminal/text-table.js";
 import { configOf, type DataOptions, withData } from "./options.js";
+import { explain, LakeState } from "./table-state.js";
 
 export function addModelCommands(program: Command): void {
   const group = program.command("models").description("the refined tables' SQL models");
   withData(group.command("ls"))
-    .description("list the models of the dbt project")
-    .action((options: DataOptions) => {
-      const models = loadModels(configOf(options).transformsDir);
-      if (options.json) console.log(JSON.stringify({ models: models.map(brief) }));
-      else
-        console.log(
-          textTable(
-            ["model", "source", "description"],
-            models.map((m) => [m.name, m.entityType, m.description ?? ""]),
-          ),
-        );
-    });
+    .description("list the models of the dbt project, and how their tables are doing")
+    .action(async (options: DataOptions) => list(options));
   withData(group.command("check"))
     .description("bind every model against its descriptors; exit code 1 when one does not fit")
     .action(async (options: DataOptions) => check(options));
@@ -37,6 +30,25 @@ export function addModelCommands(program: Command): void {
 }
 
 const brief = ({ name, entityType, description }: Model) => ({ name, entityType, description });
+
+async function list(options: DataOptions): Promise<void> {
+  const config = configOf(options);
+  // Models can be listed before there is a lake.
+  const state = existsSync(layout(config.data).lake)
+    ? await withStore(config, (store) => LakeState.read(store))
+    : LakeState.unknown;
+  const models = loadModels(config.transformsDir).map((model) => ({
+    ...brief(model),
+    ...state.of(model.name),
+  }));
+  if (options.json) {
+    console.log(JSON.stringify({ models }));
+    return;
+  }
+  const rows = models.map((m) => [m.name, m.entityType, m.state, m.description]);
+  console.log(textTable(["model", "source", "state", "description"], rows));
+  for (const model of models) if (model.state !== "ok") console.log(`\n${explain(model.name, model)}`);
+}
 
 async function check(options: DataOptions): Promise<void> {
   const config = configOf(options);

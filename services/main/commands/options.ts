@@ -1,4 +1,4 @@
-import { type Command, InvalidArgumentError } from "commander";
+import { type Command, InvalidArgumentError, Option } from "commander";
 import { type Config, loadConfig } from "../../base/config.js";
 
 /** Options that several commands share, spelled alike everywhere. */
@@ -20,18 +20,17 @@ export interface ClientOptions {
   readonly json?: boolean;
 }
 
-export function wholeNumber(text: string): number {
-  const value = Number(text);
-  if (!Number.isInteger(value) || value < 0)
-    throw new InvalidArgumentError("expected a whole number, 0 or more");
-  return value;
-}
+/** Reads digits alone: what Number() takes beside them ("", "1e3", "0x10", " 5") is a slip of the hand here. */
+const wholeNumber =
+  (expected: string, min: number, max: number) =>
+  (text: string): number => {
+    const value = /^\d{1,15}$/.test(text) ? Number(text) : Number.NaN;
+    if (!(value >= min && value <= max)) throw new InvalidArgumentError(`expected ${expected}`);
+    return value;
+  };
 
-export function portNumber(text: string): number {
-  const value = wholeNumber(text);
-  if (value > 65_535) throw new InvalidArgumentError("expected a port, 0 to 65535");
-  return value;
-}
+export const positiveNumber = wholeNumber("a whole number, 1 or more", 1, Number.MAX_SAFE_INTEGER);
+export const portNumber = wholeNumber("a port, 0 to 65535", 0, 65_535);
 
 export const withData = (command: Command): Command =>
   command
@@ -46,8 +45,9 @@ export const withServer = (command: Command): Command =>
 
 export const withClient = (command: Command): Command =>
   command
-    .requiredOption("--url <url>", "base URL of the server", process.env.TRIBUTARY_URL)
-    .requiredOption("--token <token>", "bearer token", process.env.TRIBUTARY_TOKEN)
+    .addOption(new Option("--url <url>", "base URL of the server").env("TRIBUTARY_URL").makeOptionMandatory())
+    // Read from the environment by commander, so that --help names the variable and never shows what it holds.
+    .addOption(new Option("--token <token>", "bearer token").env("TRIBUTARY_TOKEN").makeOptionMandatory())
     .option("--json", "answer in JSON");
 
 export function configOf(options: ServerOptions): Config {

@@ -14,6 +14,7 @@ import { type Verification, verifyTable } from "../../table/verify.js";
 import { withStore } from "../compose/runtime.js";
 import { textTable } from "../terminal/text-table.js";
 import { configOf, type DataOptions, withData } from "./options.js";
+import { explain, LakeState } from "./table-state.js";
 
 const GiB = 1024 ** 3;
 const PROGRESS = /^tributary\.pos\.(.+)\.([^.]+)$/;
@@ -21,16 +22,9 @@ const PROGRESS = /^tributary\.pos\.(.+)\.([^.]+)$/;
 export function addTableCommands(program: Command): void {
   const group = program.command("table").description("the lake's Delta tables");
   withData(group.command("ls"))
-    .description("list all tables: raw, refined, dead letters")
+    .description("list all tables: raw, refined, dead letters; and how each is doing")
     .action(async (options: DataOptions) => {
-      const rows = await withTables(options, (tables) =>
-        Promise.all([...tables].map(([name, t]) => overview(name, t))),
-      );
-      if (options.json) console.log(JSON.stringify({ tables: rows }));
-      else
-        console.log(
-          textTable(["table", "version", "files", "rows", "masked", "bytes"], rows.map(Object.values)),
-        );
+      await withTables(options, async (tables, store) => list(tables, await LakeState.read(store), options));
     });
   withData(group.command("show").argument("<table>", "e.g. scm.files or raw/scm.v1.File"))
     .description("columns, properties, positions")
@@ -45,19 +39,45 @@ export function addTableCommands(program: Command): void {
       await withTables(options, async (tables) => {
         const chosen = name === undefined ? tables : new Map([[name, pick(tables, name)]]);
         const results: Record<string, Verification> = {};
-        for (const [each, table] of chosen) results[each] = await verifyTable(table, uniqueKey(each));
-        const gaps = name === undefined ? await positionProblems(tables, settled) : [];
-        report(results, gaps, options.json === true);
+        const problems: string[] = [];
+        for (const [each, table] of chosen) {
+          if (table instanceof TributaryError) problems.push(`${each}: ${table.message}`);
+          else results[each] = await verifyTable(table, uniqueKey(each));
+        }
+        if (name === undefined) problems.push(...(await positionProblems(readable(tables), settled)));
+        report(results, problems, options.json === true);
       });
     });
 }
 
-async function overview(name: string, table: DeltaTable) {
+/** Every table of the lake by name; one that cannot be opened is the reason why, and hides no other. */
+type Tables = ReadonlyMap<string, DeltaTable | TributaryError>;
+
+const readable = (tables: Tables): Map<string, DeltaTable> =>
+  new Map([...tables].filter((entry): entry is [string, DeltaTable] => entry[1] instanceof DeltaTable));
+
+function list(tables: Tables, state: LakeState, { json }: DataOptions): void {
+  const names = [...new Set([...tables.keys(), ...state.names])];
+  const rows = names.map((name) => {
+    const table = tables.get(name);
+    const sizes = table instanceof DeltaTable ? sizesOf(table) : undefined;
+    const failure = table instanceof TributaryError ? table : undefined;
+    return { table: name, ...sizes, ...state.of(name, failure) };
+  });
+  if (json) {
+    console.log(JSON.stringify({ tables: rows, ingest: { writtenAt: state.writtenAt ?? null } }));
+    return;
+  }
+  const cells = rows.map((r) => [r.table, r.version, r.files, r.rows, r.maskedRows, r.bytes, r.state]);
+  console.log(textTable(["table", "version", "files", "rows", "masked", "bytes", "state"], cells));
+  for (const row of rows) if (row.state !== "ok") console.log(`\n${explain(row.table, row)}`);
+}
+
+function sizesOf(table: DeltaTable) {
   const { version, files } = table.snapshot;
   const sum = (of: (file: (typeof files)[number]) => number) =>
     files.reduce((total, file) => total + of(file), 0);
   return {
-    table: name,
     version,
     files: files.length,
     rows: sum((file) => file.rows - file.maskedRows),
@@ -98,10 +118,10 @@ async function show(name: string, table: DeltaTable, json: boolean): Promise<voi
   }
 }
 
-function report(results: Record<string, Verification>, gaps: readonly string[], json: boolean): void {
+function report(results: Record<string, Verification>, faults: readonly string[], json: boolean): void {
   const problems = [
     ...Object.entries(results).flatMap(([name, r]) => r.problems.map((p) => `${name}: ${p}`)),
-    ...gaps,
+    ...faults,
   ];
   if (json) console.log(JSON.stringify({ ok: problems.length === 0, tables: results, problems }));
   else {
@@ -185,33 +205,47 @@ const uniqueKey = (name: string): readonly string[] =>
       ? ["model", "stream", "partition", "position"]
       : ["tenant_id", "entity_id"];
 
-function pick(tables: ReadonlyMap<string, DeltaTable>, name: string): DeltaTable {
+/** Errors: TRB-TABLE-NOT-FOUND; where the table is damaged, what it was found to be. */
+function pick(tables: Tables, name: string): DeltaTable {
   const table = tables.get(name);
   if (table === undefined)
     throw new TributaryError("TRB-TABLE-NOT-FOUND", `no table "${name}"; see \`tributary table ls\``);
+  if (table instanceof TributaryError) throw table;
   return table;
 }
 
 async function withTables<T>(
   options: DataOptions,
-  use: (tables: ReadonlyMap<string, DeltaTable>) => Promise<T>,
+  use: (tables: Tables, store: FileStore) => Promise<T>,
 ): Promise<T> {
   const config = configOf(options);
   return withStore(config, async (store) => {
     const duck = await Duck.create({ memoryBytes: GiB });
     try {
-      const tables = new Map<string, DeltaTable>();
+      const tables = new Map<string, DeltaTable | TributaryError>();
       for (const [name, root] of await tableRoots(store)) {
-        const table = await DeltaTable.open(store, root, duck, {
-          checkpointEvery: config.table.checkpointEvery,
-        });
+        const table = await openTable(store, root, duck, config);
         if (table !== undefined) tables.set(name, table);
       }
-      return await use(tables);
+      return await use(tables, store);
     } finally {
       duck.close();
     }
   });
+}
+
+async function openTable(
+  store: FileStore,
+  root: string,
+  duck: Duck,
+  config: Config,
+): Promise<DeltaTable | TributaryError | undefined> {
+  try {
+    return await DeltaTable.open(store, root, duck, { checkpointEvery: config.table.checkpointEvery });
+  } catch (cause) {
+    if (cause instanceof TributaryError) return cause;
+    return new TributaryError("TRB-TABLE-CORRUPT", "its log cannot be read", { cause });
+  }
 }
 
 /** Name → root of every table: "scm.files", "raw/scm.v1.File", "dead_letters". */

@@ -10,7 +10,7 @@ import { layout } from "../../base/paths.js";
 import { acquireLock, type ProcessLock } from "../../base/process-lock.js";
 import { FileStore } from "../../storage/file-store.js";
 import { EmbeddedLogReader } from "../../stream/embedded/reader.js";
-import { SigningKey } from "../../tenancy/signing-key.js";
+import { KEY_FILE, SigningKey } from "../../tenancy/signing-key.js";
 
 /** What the composition roots share: how a configuration becomes adapters. */
 
@@ -49,6 +49,10 @@ export async function openKey(config: Config): Promise<SigningKey> {
   await mkdir(keys, { recursive: true, mode: 0o700 });
   return SigningKey.openOrCreate(keys);
 }
+
+/** Whether `openKey` would find a key, not make one. */
+export const hasKey = (config: Config): boolean =>
+  config.auth.keyFile !== undefined || existsSync(join(layout(config.data).keys, KEY_FILE));
 
 export async function lockData(config: Config, name: string): Promise<ProcessLock> {
   await mkdir(config.data, { recursive: true });

@@ -1,9 +1,10 @@
+import stringWidth from "string-width";
 import { describe, expect, it } from "vitest";
 import { ProgressBar } from "./progress-bar.js";
 import { duration, grouped, printable, textTable } from "./text-table.js";
 
 describe("a table", () => {
-  it("aligns text to the left and numbers to the right, NULL as nothing", () => {
+  it("aligns text to the left and numbers to the right, nothing where a value is missing", () => {
     expect(
       textTable(
         ["name", "n"],
@@ -23,17 +24,42 @@ describe("a table", () => {
     expect(printable("a\tb")).toBe("a\\tb");
   });
 
-  it("counts wide characters as two cells, and shortens what is too long", () => {
-    const [, , wide, plain] = textTable(
-      ["a", "b"],
-      [
-        ["日本", "x"],
-        ["abcd", "x"],
-      ],
-    ).split("\n");
-    expect(wide).toBe("日本  x");
-    expect(plain).toBe("abcd  x");
+  it.each(["日本", "👨‍👩‍👧 ", "🫠 ", "e\u0301abc", "ﾊﾛ12", "🇫🇷ab"])(
+    "counts the cells that %j takes",
+    (text) => {
+      // Four cells each, as a terminal draws them.
+      const [, , wide, plain] = textTable(
+        ["a", "b"],
+        [
+          [text, "x"],
+          ["abcd", "x"],
+        ],
+      ).split("\n");
+      expect(plain).toBe("abcd  x");
+      expect(wide!.endsWith("x")).toBe(true);
+      expect(stringWidth(wide!)).toBe(7);
+    },
+  );
+
+  it("shortens what is too long between characters, never within one", () => {
     expect(textTable(["a"], [["x".repeat(100)]], { maxWidth: 10 })).toContain(`${"x".repeat(9)}…`);
+    const families = textTable(["a"], [["👨‍👩‍👧".repeat(30)]], { maxWidth: 10 }).split("\n")[2];
+    expect(families).toBe(`${"👨‍👩‍👧".repeat(4)}…`);
+  });
+
+  it("tells NULL from an empty text, and from a text that reads so", () => {
+    const rows = [[null], [""], ["NULL"], ["'NULL'"]];
+    expect(textTable(["a"], rows, { nulls: "plain" }).split("\n").slice(2)).toEqual([
+      "NULL",
+      "",
+      "'NULL'",
+      "'NULL'",
+    ]);
+    expect(textTable(["a", "n"], [[null, 1]], { nulls: "dim" }).split("\n")[2]).toBe(
+      "\u001b[2mNULL\u001b[22m  1",
+    );
+    // A column of numbers stays one, whatever is missing in it.
+    expect(textTable(["long name"], [[null], [1]], { nulls: "plain" }).split("\n")[2]).toBe("     NULL");
   });
 
   it("has a head without rows", () => {

@@ -1,3 +1,23 @@
+import { styleText } from "node:util";
+import stringWidth from "string-width";
+
+export interface TableLook {
+  /** Cells on a terminal that a column may take; longer texts end in "…" (default: 60). */
+  readonly maxWidth?: number;
+  /**
+   * Shows SQL's NULL as the word, so that it does not look like an empty text; a text that reads NULL is put in quotes
+   * then. "dim" is for terminals. Without it a missing value is an empty cell.
+   */
+  readonly nulls?: "plain" | "dim";
+}
+
+/** What is shown, and how many cells of a terminal it takes. */
+interface Cell {
+  readonly text: string;
+  readonly width: number;
+  readonly dim: boolean;
+}
+
 /**
  * Rows as text under their headings, for people: columns as wide as they need to be, numbers to the right. Line breaks
  * and other control characters are shown as escapes, so that no value can rearrange the screen. No trailing line break.
@@ -5,26 +25,40 @@
 export function textTable(
   columns: readonly string[],
   rows: readonly (readonly unknown[])[],
-  options: { readonly maxWidth?: number } = {},
+  { maxWidth = 60, nulls }: TableLook = {},
 ): string {
-  const maxWidth = options.maxWidth ?? 60;
-  const heads = columns.map((name) => shorten(printable(name), maxWidth));
-  const cells = rows.map((row) => columns.map((_, at) => shorten(textOf(row[at]), maxWidth)));
+  const heads = columns.map((name) => cellOf(name, maxWidth, undefined));
+  const cells = rows.map((row) => columns.map((_, at) => cellOf(row[at], maxWidth, nulls)));
   const widths = heads.map((head, at) =>
-    cells.reduce((width, row) => Math.max(width, widthOf(row[at]!)), widthOf(head)),
+    cells.reduce((width, row) => Math.max(width, row[at]!.width), head.width),
   );
-  const numeric = columns.map(
-    (_, at) => cells.length > 0 && cells.every((row) => row[at] === "" || NUMBER.test(row[at]!)),
-  );
-  const line = (texts: readonly string[]) =>
-    texts
-      .map((text, at) => {
-        const padding = " ".repeat(widths[at]! - widthOf(text));
-        return numeric[at] ? padding + text : text + padding;
+  const numeric = columns.map((_, at) => {
+    const values = cells.filter((_, nth) => !isEmpty(rows[nth]![at]));
+    return values.length > 0 && values.every((row) => NUMBER.test(row[at]!.text));
+  });
+  const line = (row: readonly Cell[]) =>
+    row
+      .map(({ text, width, dim }, at) => {
+        const padding = " ".repeat(widths[at]! - width);
+        const shown = dim ? styleText("dim", text, { validateStream: false }) : text;
+        return numeric[at] ? padding + shown : shown + padding;
       })
       .join("  ")
       .trimEnd();
-  return [line(heads), line(widths.map((width) => "─".repeat(width))), ...cells.map(line)].join("\n");
+  const rule = widths.map((width) => ({ text: "─".repeat(width), width, dim: false }));
+  return [heads, rule, ...cells].map(line).join("\n");
+}
+
+const isEmpty = (value: unknown): boolean => value === null || value === undefined || value === "";
+
+function cellOf(value: unknown, maxWidth: number, nulls: TableLook["nulls"]): Cell {
+  if (value === null || value === undefined) {
+    const text = nulls === undefined ? "" : "NULL";
+    return { text, width: text.length, dim: nulls === "dim" };
+  }
+  const plain = typeof value === "object" ? JSON.stringify(value) : String(value);
+  const text = shorten(printable(nulls !== undefined && plain === "NULL" ? "'NULL'" : plain), maxWidth);
+  return { text, width: stringWidth(text), dim: false };
 }
 
 /** A number as answers hold it, or as `grouped` writes it. */
@@ -53,32 +87,19 @@ export const printable = (text: string): string =>
     return `\\u${character.codePointAt(0)!.toString(16).padStart(4, "0")}`;
   });
 
-const CONTROLS = /[\p{Cc}\u2028\u2029\u202a-\u202e\u2066-\u2069]/gu;
+const CONTROLS = /[\p{Cc}\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]/gu;
 
-function textOf(value: unknown): string {
-  if (value === null || value === undefined) return "";
-  return printable(typeof value === "object" ? JSON.stringify(value) : String(value));
-}
+const GRAPHEMES = new Intl.Segmenter();
 
-/** Cells on a terminal: East Asian wide characters and emoji take two, combining marks none. */
-function widthOf(text: string): number {
-  let width = 0;
-  for (const character of text) width += MARK.test(character) ? 0 : WIDE.test(character) ? 2 : 1;
-  return width;
-}
-
-const MARK = /\p{Mn}|\p{Me}|[\u200b-\u200d]/u;
-const WIDE =
-  /[\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6]|\p{Emoji_Presentation}/u;
-
-function shorten(text: string, maxWidth: number): string {
-  if (text.length <= maxWidth / 2 || widthOf(text) <= maxWidth) return text;
+/** The text, or what of it fits with "…" at its end: cut between characters as people see them. */
+export function shorten(text: string, maxWidth: number): string {
+  if (text.length <= maxWidth / 2 || stringWidth(text) <= maxWidth) return text;
   let kept = "";
   let width = 1;
-  for (const character of text) {
-    width += widthOf(character);
+  for (const { segment } of GRAPHEMES.segment(text)) {
+    width += stringWidth(segment);
     if (width > maxWidth) break;
-    kept += character;
+    kept += segment;
   }
   return `${kept}…`;
 }
