@@ -14,5 +14,8 @@ export const layout = (data: string) => ({
   stream: join(data, "stream"),
   lake: join(data, "lake"),
   keys: join(data, "keys"),
+  /** On the lake's volume: files are written here and renamed into the lake. */
+  staging: join(data, "staging"),
+  /** What DuckDB spills; may be another disk, and may be full. */
   scratch: join(data, "scratch"),
 });

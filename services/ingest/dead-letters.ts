@@ -9,6 +9,7 @@ import { DeltaTable, type TableOptions, type TableSpec } from "../table/delta-ta
 import { scanSql } from "../table/scan.js";
 import { deltaTypeOf } from "../table/schema.js";
 import { stageFile } from "../table/stage.js";
+import { Staging } from "../table/staging.js";
 
 /**
  * Events that could not be taken in, with why and their bytes (I8). `model` tells which table misses the event; it is
@@ -141,18 +142,20 @@ export class DeadLetters {
       const fresh = letters.filter((letter) => !known.has(keyOf(letter)));
       if (fresh.length === 0) return;
       this.feed.use(this.rows.source(fresh));
-      const file = await stageFile(this.table, this.connection, `SELECT * FROM ${this.feed.name}()`, {
-        boundedColumns: ["tenant_id"],
-      });
-      this.feed.clear();
-      await this.table.store.adopt([file]);
-      const result = await this.table.commit({
-        operation: "WRITE",
-        actions: [{ add: file.add }],
-        expect: new Map(),
-        basedOn: snapshot.version,
-        // What was known must still be all there is.
-        serializable: true,
+      const result = await Staging.run(this.table, async (staging) => {
+        const file = await stageFile(staging, this.connection, `SELECT * FROM ${this.feed.name}()`, {
+          boundedColumns: ["tenant_id"],
+        });
+        this.feed.clear();
+        await staging.publish([file]);
+        return staging.commit({
+          operation: "WRITE",
+          actions: [{ add: file.add }],
+          expect: new Map(),
+          basedOn: snapshot.version,
+          // What was known must still be all there is.
+          serializable: true,
+        });
       });
       if (result.kind === "committed") return;
     }

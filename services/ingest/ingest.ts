@@ -1,7 +1,9 @@
+import { join } from "node:path";
 import type { Logger } from "pino";
 import { Counter, Gauge, Histogram, type Registry } from "prom-client";
 import type { Config } from "../base/config.js";
 import { Duck } from "../base/duckdb.js";
+import { layout } from "../base/paths.js";
 import { ProtoRegistry } from "../contracts/registry.js";
 import { type BoundModel, bindModel } from "../models/bind.js";
 import { loadModels } from "../models/project.js";
@@ -21,7 +23,10 @@ export async function openContext(options: {
   readonly registry: Registry;
 }): Promise<IngestContext> {
   const { config, store, stream, log } = options;
-  const duck = await Duck.create({ memoryBytes: config.ingest.duckdbMemoryBytes, tempFolder: store.scratch });
+  const duck = await Duck.create({
+    memoryBytes: config.ingest.duckdbMemoryBytes,
+    tempFolder: join(layout(config.data).scratch, "ingest"),
+  });
   const registry = ProtoRegistry.load(config.protoDirs);
   const models = await bindModels(duck, registry, config.transformsDir);
   const tableOptions = { checkpointEvery: config.table.checkpointEvery };

@@ -3,7 +3,7 @@ import { literal } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import type { DeltaTable } from "../table/delta-table.js";
 import { Mask } from "../table/mask.js";
-import { discard } from "../table/stage.js";
+import { Staging } from "../table/staging.js";
 import type { TableFile } from "../table/types.js";
 import { stageVectors } from "../table/vectors.js";
 import type { IngestContext } from "./context.js";
@@ -147,15 +147,15 @@ async function takeAway(context: IngestContext, letters: readonly StoredLetter[]
       }
       mask.set(row);
     }
-    const vectors = await stageVectors(table, masks);
-    const result = await table.commit({
-      operation: "DELETE",
-      actions: vectors.actions,
-      expect: new Map(),
-      basedOn: snapshot.version,
-      serializable: true,
-    });
+    const result = await Staging.run(table, async (staging) =>
+      staging.commit({
+        operation: "DELETE",
+        actions: await stageVectors(staging, masks),
+        expect: new Map(),
+        basedOn: snapshot.version,
+        serializable: true,
+      }),
+    );
     if (result.kind === "committed") return;
-    await discard(table, vectors.keys);
   }
 }

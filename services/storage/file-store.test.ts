@@ -10,15 +10,15 @@ describe("file store", () => {
   objectStoreContract(async () => {
     const data = await mkdtemp(join(tmpdir(), "tributary-store-"));
     return {
-      openStore: () => FileStore.open({ folder: join(data, "lake"), scratch: join(data, "scratch") }),
+      openStore: () => FileStore.open({ folder: join(data, "lake"), staging: join(data, "staging") }),
       dispose: () => rm(data, { recursive: true }),
     };
   });
 });
 
 const FOLDER = "/simulated/lake";
-const SCRATCH = "/simulated/scratch";
-const open = (files: SimulatedFiles) => FileStore.open({ folder: FOLDER, scratch: SCRATCH, files });
+const STAGING = "/simulated/staging";
+const open = (files: SimulatedFiles) => FileStore.open({ folder: FOLDER, staging: STAGING, files });
 /** Operations from the index on, with temporary names made alike and looking around left out. */
 const since = (files: SimulatedFiles, from: number) =>
   files.operations
@@ -43,12 +43,12 @@ describe("order of operations", () => {
     });
     expect(doneAt).toBe(files.operations.length);
     expect(since(files, before)).toEqual([
-      "create scratch/TEMPORARY",
-      "write scratch/TEMPORARY",
-      "dataSync scratch/TEMPORARY",
+      "create staging/TEMPORARY",
+      "write staging/TEMPORARY",
+      "dataSync staging/TEMPORARY",
       "link lake/t/0.json",
       "syncFolder lake/t",
-      "unlink scratch/TEMPORARY",
+      "unlink staging/TEMPORARY",
     ]);
   });
 
@@ -75,9 +75,9 @@ describe("order of operations", () => {
     const before = files.operations.length;
     await store.put("pointer", Buffer.from("2"));
     expect(since(files, before)).toEqual([
-      "create scratch/TEMPORARY",
-      "write scratch/TEMPORARY",
-      "dataSync scratch/TEMPORARY",
+      "create staging/TEMPORARY",
+      "write staging/TEMPORARY",
+      "dataSync staging/TEMPORARY",
       "rename lake/pointer",
       "syncFolder lake",
     ]);
@@ -105,7 +105,7 @@ describe("order of operations", () => {
     const files = new SimulatedFiles();
     const store = await open(files);
     await store.put("t/warm", Buffer.from("x"));
-    const adopted = [0, 1, 2].map((i) => ({ localPath: `${SCRATCH}/${i}`, key: `t/${i}.parquet` }));
+    const adopted = [0, 1, 2].map((i) => ({ localPath: `${STAGING}/${i}`, key: `t/${i}.parquet` }));
     for (const { localPath } of adopted)
       await (await files.open(localPath, "create")).write(Buffer.from("x"), 0);
     const before = files.operations.length;
@@ -123,7 +123,7 @@ describe("order of operations", () => {
       for (let crashAt = 0; ; crashAt++) {
         const files = new SimulatedFiles();
         const store = await open(files);
-        const localPath = `${SCRATCH}/made`;
+        const localPath = `${STAGING}/made`;
         await (await files.open(localPath, "create")).write(content, 0);
         files.crashAt = files.operations.length + crashAt;
         const step = {
@@ -158,7 +158,7 @@ describe("faults", () => {
     }
     files.space = 1_000;
     expect(await store.get("k")).toBeUndefined();
-    expect(await files.list(SCRATCH)).toEqual([]);
+    expect(await files.list(STAGING)).toEqual([]);
     expect(await store.putIfAbsent("k", Buffer.from("x"))).toBe("created");
   });
 
@@ -187,7 +187,7 @@ describe("faults", () => {
   test("a folder that somebody removed is made again", async () => {
     const data = await mkdtemp(join(tmpdir(), "tributary-store-"));
     try {
-      const store = await FileStore.open({ folder: join(data, "lake"), scratch: join(data, "scratch") });
+      const store = await FileStore.open({ folder: join(data, "lake"), staging: join(data, "staging") });
       await store.put("t/x/1", Buffer.from("1"));
       await rm(join(data, "lake", "t"), { recursive: true });
       await store.put("t/x/2", Buffer.from("2")).catch(() => undefined);
@@ -201,8 +201,8 @@ describe("faults", () => {
   test("adopted files are read-only and can be read where localPath says", async () => {
     const data = await mkdtemp(join(tmpdir(), "tributary-store-"));
     try {
-      const store = await FileStore.open({ folder: join(data, "lake"), scratch: join(data, "scratch") });
-      const source = join(store.scratch, "f");
+      const store = await FileStore.open({ folder: join(data, "lake"), staging: join(data, "staging") });
+      const source = join(store.staging, "f");
       await writeFile(source, "rows");
       await store.adopt([{ localPath: source, key: "t/f" }]);
       const path = await store.localPath("t/f");

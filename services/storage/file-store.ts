@@ -17,30 +17,30 @@ const PARALLEL = 16;
 
 /** An object store in a folder: an object is a file, its key the path below the folder. */
 export class FileStore implements ObjectStore {
-  readonly scratch: string;
+  readonly staging: string;
   private readonly root: string;
   private readonly files: FileOps;
   /** Folders whose names this process knows to be durable. */
   private readonly folders = new Map<string, Promise<void>>();
 
-  /** `scratch` must be on the same volume as `folder`, and not below it. Errors: TRB-STORE-FAILED. */
+  /** `staging` must be on the same volume as `folder`, and not below it. Errors: TRB-STORE-FAILED. */
   static async open(options: {
     readonly folder: string;
-    readonly scratch: string;
+    readonly staging: string;
     readonly files?: FileOps;
   }): Promise<FileStore> {
     const files = options.files ?? nodeFiles;
     await guard("open", async () => {
       await ensureFolder(files, options.folder);
-      await ensureFolder(files, options.scratch);
+      await ensureFolder(files, options.staging);
     });
-    return new FileStore(files, resolve(options.folder), resolve(options.scratch));
+    return new FileStore(files, resolve(options.folder), resolve(options.staging));
   }
 
-  private constructor(files: FileOps, root: string, scratch: string) {
+  private constructor(files: FileOps, root: string, staging: string) {
     this.files = files;
     this.root = root;
-    this.scratch = scratch;
+    this.staging = staging;
   }
 
   get(key: string): Promise<Buffer | undefined> {
@@ -65,14 +65,14 @@ export class FileStore implements ObjectStore {
   put(key: string, bytes: Uint8Array): Promise<void> {
     return guard("put", async () => {
       const path = this.path(key);
-      await this.inFolders([dirname(path)], () => replaceDurably(this.files, path, bytes, this.scratch));
+      await this.inFolders([dirname(path)], () => replaceDurably(this.files, path, bytes, this.staging));
     });
   }
 
   putIfAbsent(key: string, bytes: Uint8Array): Promise<"created" | "exists"> {
     return guard("put if absent", async () => {
       const path = this.path(key);
-      return this.inFolders([dirname(path)], () => createDurably(this.files, path, bytes, this.scratch));
+      return this.inFolders([dirname(path)], () => createDurably(this.files, path, bytes, this.staging));
     });
   }
 

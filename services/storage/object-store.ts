@@ -16,8 +16,8 @@ export interface ObjectStore {
   putIfAbsent(key: string, bytes: Uint8Array): Promise<"created" | "exists">;
   /** Publishes finished local files, which are consumed, under keys nobody else uses. One durability barrier for all. */
   adopt(files: readonly { readonly localPath: string; readonly key: string }[]): Promise<void>;
-  /** A folder on the same volume where files for `adopt` are written. */
-  readonly scratch: string;
+  /** A folder on the lake's own volume where files for `adopt` are written; nobody else's while a process uses it. */
+  readonly staging: string;
   /** A local path from which the object can be read; it stays readable while the object exists. */
   localPath(key: string): Promise<string>;
   /** Keys below `prefix`, in key order, optionally only those after `startAfter`. */

@@ -1,7 +1,8 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import type { CommitResult, DeltaTable } from "./delta-table.js";
 import { advancePositions, type Positions } from "./progress.js";
-import { discard, stageFile } from "./stage.js";
+import { stageFile } from "./stage.js";
+import { Staging } from "./staging.js";
 
 export interface AppendRequest {
   readonly stream: string;
@@ -13,23 +14,23 @@ export interface AppendRequest {
 }
 
 /** Appends the rows of `sql` as one file and moves the positions, in one commit. */
-export async function append(
+export function append(
   table: DeltaTable,
   connection: DuckDBConnection,
   sql: string,
   request: AppendRequest,
 ): Promise<CommitResult> {
-  const basedOn = table.snapshot.version;
-  const file = await stageFile(table, connection, sql, { boundedColumns: request.boundedColumns });
-  await table.store.adopt([file]);
-  const { actions, expect } = advancePositions(request.stream, request.from, request.to);
-  const result = await table.commit({
-    operation: "WRITE",
-    actions: [{ add: file.add }, ...actions],
-    expect,
-    basedOn,
-    serializable: false,
+  return Staging.run(table, async (staging) => {
+    const basedOn = table.snapshot.version;
+    const file = await stageFile(staging, connection, sql, { boundedColumns: request.boundedColumns });
+    await staging.publish([file]);
+    const { actions, expect } = advancePositions(request.stream, request.from, request.to);
+    return staging.commit({
+      operation: "WRITE",
+      actions: [{ add: file.add }, ...actions],
+      expect,
+      basedOn,
+      serializable: false,
+    });
   });
-  if (result.kind === "conflict") await discard(table, [file.key]);
-  return result;
 }

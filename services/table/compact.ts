@@ -3,7 +3,8 @@ import { literal } from "../base/duckdb.js";
 import { removeOf } from "./actions.js";
 import type { DeltaTable } from "./delta-table.js";
 import { scanFilesSql } from "./scan.js";
-import { allRows, discard, type StagedFile, stageFile } from "./stage.js";
+import { allRows, type StagedFile, stageFile } from "./stage.js";
+import { Staging } from "./staging.js";
 import type { TableFile, TableSnapshot } from "./types.js";
 import { KEY_COLUMNS, ORDER_COLUMNS, SHARED_PARTITION, type UpsertWriter } from "./upsert.js";
 import { stageVectors } from "./vectors.js";
@@ -36,90 +37,88 @@ export function planCompaction(snapshot: TableSnapshot, afterFiles: number): Tab
 }
 
 /** Merges files of an append-only table into one, clustered by tenant. */
-export async function compactAppended(
+export function compactAppended(
   table: DeltaTable,
   connection: DuckDBConnection,
   sources: readonly TableFile[],
   orderBy: readonly string[],
   boundedColumns: readonly string[],
 ): Promise<Compaction> {
-  const snapshot = table.snapshot;
-  const rows = await scanFilesSql(table, snapshot, sources);
-  const file = await stageFile(table, connection, `SELECT * FROM (${rows}) ORDER BY ${orderBy.join(", ")}`, {
-    dataChange: false,
-    boundedColumns,
-  });
-  await table.store.adopt([file]);
-  const now = Date.now();
-  const result = await table.commit({
-    operation: "OPTIMIZE",
-    actions: [...sources.map(({ add }) => ({ remove: removeOf(add, now, false) })), { add: file.add }],
-    expect: new Map(),
-    basedOn: snapshot.version,
-    serializable: false,
-  });
-  if (result.kind === "committed") {
+  return Staging.run(table, async (staging): Promise<Compaction> => {
+    const snapshot = table.snapshot;
+    const rows = await scanFilesSql(table, snapshot, sources);
+    const sql = `SELECT * FROM (${rows}) ORDER BY ${orderBy.join(", ")}`;
+    const file = await stageFile(staging, connection, sql, { dataChange: false, boundedColumns });
+    await staging.publish([file]);
+    const now = Date.now();
+    const result = await staging.commit({
+      operation: "OPTIMIZE",
+      actions: [...sources.map(({ add }) => ({ remove: removeOf(add, now, false) })), { add: file.add }],
+      expect: new Map(),
+      basedOn: snapshot.version,
+      serializable: false,
+    });
+    if (result.kind === "conflict") return { kind: "overtaken" };
     return { kind: "compacted", files: sources.length, rows: file.rows, version: result.version };
-  }
-  await discard(table, [file.key]);
-  return { kind: "overtaken" };
+  });
 }
 
 /**
  * Merges files of an upsert table into one, clustered by tenant, beside ingestion: rows that are masked while the new
  * file is written are masked in it at the commit.
  */
-export async function compactUpserted(
+export function compactUpserted(
   writer: UpsertWriter,
   connection: DuckDBConnection,
   sources: readonly TableFile[],
 ): Promise<Compaction> {
-  const { table } = writer;
-  const tombstones = sources[0]!.tombstones;
-  const staged = tombstones
-    ? await stageTombstones(table, connection, sources)
-    : await stageLive(table, connection, sources);
-  await table.store.adopt([staged]);
-  // Reading the new file's keys takes a while; it is done before upserts are kept waiting.
-  const relocation = tombstones ? undefined : await writer.locator.prepareMove(staged, connection);
-  const result = await writer.exclusively(async (): Promise<Compaction> => {
-    const snapshot = table.snapshot;
-    const live = new Map(snapshot.files.map((file) => [file.path, file]));
-    const current = sources.map(({ path }) => live.get(path));
-    if (!current.every((file) => file !== undefined)) return { kind: "overtaken" };
-    const masked = tombstones
-      ? allRows(staged)
-      : await maskedMeanwhile(table, connection, sources, current, staged);
-    const born = await stageVectors(table, new Map(), staged.rows === 0 ? [] : [{ add: staged.add, masked }]);
-    const now = Date.now();
-    const commit = await table.commit({
-      operation: "OPTIMIZE",
-      actions: [...current.map(({ add }) => ({ remove: removeOf(add, now, false) })), ...born.actions],
-      expect: new Map(),
-      basedOn: snapshot.version,
-      serializable: true,
+  return Staging.run(writer.table, async (staging) => {
+    const { table } = writer;
+    const tombstones = sources[0]!.tombstones;
+    const staged = tombstones
+      ? await stageTombstones(staging, connection, sources)
+      : await stageLive(staging, connection, sources);
+    await staging.publish([staged]);
+    // Reading the new file's keys takes a while; it is done before upserts are kept waiting.
+    const relocation = tombstones ? undefined : await writer.locator.prepareMove(staged, connection);
+    return writer.exclusively(async (): Promise<Compaction> => {
+      const snapshot = table.snapshot;
+      const live = new Map(snapshot.files.map((file) => [file.path, file]));
+      const current = sources.map(({ path }) => live.get(path));
+      if (!current.every((file) => file !== undefined)) return { kind: "overtaken" };
+      const masked = tombstones
+        ? allRows(staged)
+        : await maskedMeanwhile(table, connection, sources, current, staged);
+      const born = staged.rows === 0 ? [] : [{ add: staged.add, masked }];
+      const now = Date.now();
+      const commit = await staging.commit({
+        operation: "OPTIMIZE",
+        actions: [
+          ...current.map(({ add }) => ({ remove: removeOf(add, now, false) })),
+          ...(await stageVectors(staging, new Map(), born)),
+        ],
+        expect: new Map(),
+        basedOn: snapshot.version,
+        serializable: true,
+      });
+      if (commit.kind === "conflict") return { kind: "overtaken" };
+      if (!tombstones) writer.locator.move(relocation, sources);
+      writer.locator.reached(commit.version, snapshot.version);
+      return { kind: "compacted", files: sources.length, rows: staged.rows, version: commit.version };
     });
-    if (commit.kind === "conflict") {
-      await discard(table, born.keys);
-      return { kind: "overtaken" };
-    }
-    if (!tombstones) writer.locator.move(relocation, sources);
-    writer.locator.reached(commit.version, snapshot.version);
-    return { kind: "compacted", files: sources.length, rows: staged.rows, version: commit.version };
   });
-  if (result.kind === "overtaken" || staged.rows === 0) await discard(table, [staged.key]);
-  return result;
 }
 
 async function stageLive(
-  table: DeltaTable,
+  staging: Staging,
   connection: DuckDBConnection,
   sources: readonly TableFile[],
 ): Promise<StagedFile> {
+  const { table } = staging;
   const { columns, partitionColumns } = table.snapshot;
   const stored = columns.map(({ name }) => name).filter((name) => !partitionColumns.includes(name));
   const rows = await scanFilesSql(table, table.snapshot, sources, { columns: stored });
-  return stageFile(table, connection, `SELECT * FROM (${rows}) ORDER BY tenant_id, entity_id`, {
+  return stageFile(staging, connection, `SELECT * FROM (${rows}) ORDER BY tenant_id, entity_id`, {
     partition: SHARED_PARTITION,
     dataChange: false,
     boundedColumns: ["tenant_id"],
@@ -128,13 +127,13 @@ async function stageLive(
 
 /** Of an entity's tombstones only the greatest counts. */
 async function stageTombstones(
-  table: DeltaTable,
+  staging: Staging,
   connection: DuckDBConnection,
   sources: readonly TableFile[],
 ): Promise<StagedFile> {
-  const paths = await pathsOf(table, sources);
+  const paths = await pathsOf(staging.table, sources);
   return stageFile(
-    table,
+    staging,
     connection,
     `SELECT ${[...KEY_COLUMNS, ...ORDER_COLUMNS].join(", ")}
      FROM read_parquet([${paths.map(literal).join(", ")}], hive_partitioning=false)

@@ -38,19 +38,18 @@ export async function readCommit(
   }
 }
 
-/** Brings `state` from its version to the newest one. Returns the version on the way that bears `txnId`, if one does. */
+/** Brings `state` from its version to the newest one; tells `seen` of each commit on the way. */
 export async function advance(
   store: ObjectStore,
   root: string,
   state: TableState,
-  txnId?: string,
-): Promise<number | undefined> {
-  let found: number | undefined;
+  seen?: (version: number, actions: readonly Action[]) => void,
+): Promise<void> {
   for (;;) {
     const actions = await readCommit(store, root, state.version + 1);
-    if (actions === undefined) return found;
+    if (actions === undefined) return;
     state.apply(state.version + 1, actions);
-    if (txnId !== undefined && actions.some((a) => a.commitInfo?.txnId === txnId)) found = state.version;
+    seen?.(state.version, actions);
   }
 }
 
@@ -97,9 +96,9 @@ export async function writeCheckpoint(
     ...[...state.removed.values()].map((remove) => ({ remove: { ...remove, dataChange: false } })),
     ...[...state.files.values()].map(({ add }) => ({ add: { ...add, dataChange: false } })),
   ];
-  const scratch = join(store.scratch, randomUUID());
-  const json = `${scratch}.ndjson`;
-  const parquet = `${scratch}.parquet`;
+  const base = join(store.staging, randomUUID());
+  const json = `${base}.ndjson`;
+  const parquet = `${base}.parquet`;
   try {
     const lines = actions.map((action) => Buffer.from(`${JSON.stringify(action)}\n`));
     await writeFile(json, lines);

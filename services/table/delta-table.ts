@@ -39,6 +39,11 @@ export interface CommitRequest {
   readonly basedOn: number;
   /** Then any later commit is a conflict: the actions depend on all rows of the table, as an upsert's do. */
   readonly serializable: boolean;
+  /**
+   * Keys of objects made for this commit alone. Whatever the outcome, they are the table's business from here on:
+   * they stay if the commit stands, and are removed once it is certain that it does not.
+   */
+  readonly files?: readonly string[];
 }
 
 export type CommitResult =
@@ -54,6 +59,17 @@ export interface TableOptions {
   readonly checkpointEvery: number;
 }
 
+/** A commit on its way; in doubt once an answer was lost: it may come to be, at once or late. */
+interface Attempt {
+  readonly txnId: string;
+  readonly actions: readonly Action[];
+  readonly files: readonly string[];
+  /** Version it was last offered as; with every other one it has lost for good. */
+  offered?: number;
+  /** Version as which it was seen to stand. */
+  stands?: number;
+}
+
 /**
  * One Delta table: its log replayed, refreshed by reading only new commits, and extended by conditional commits.
  * `root` is the table's key prefix in the store. Readers may hold a snapshot as long as they like.
@@ -62,6 +78,12 @@ export class DeltaTable {
   private readonly masks = new Map<string, Promise<Mask>>();
   /** Refreshes and commits of this object run one after the other. */
   private readonly turns = new Turns();
+  /** Settled before anything else is committed, so there is one at most. */
+  private doubt: Attempt | undefined;
+  /** Keys that no commit names and that could not be deleted yet. */
+  private readonly litter = new Set<string>();
+  /** Keys published for a commit that is still to be made (see staging.ts). */
+  readonly inFlight = new Set<string>();
 
   private constructor(
     readonly store: ObjectStore,
@@ -117,10 +139,68 @@ export class DeltaTable {
 
   async refresh(): Promise<TableSnapshot> {
     return this.turns.run(async () => {
-      await advance(this.store, this.root, this.state);
-      this.trim();
+      if (this.doubt === undefined) await this.advance();
+      else await this.advanceInDoubt(this.doubt);
       return this.state.snapshot();
     });
+  }
+
+  /** Takes in new commits; tells an attempt of its own when it is among them, whether or not this resolves. */
+  private async advance(attempt?: Attempt): Promise<void> {
+    await advance(this.store, this.root, this.state, (version, actions) => {
+      if (attempt !== undefined && actions.some((a) => a.commitInfo?.txnId === attempt.txnId))
+        attempt.stands = version;
+    });
+    this.trim();
+  }
+
+  private async advanceInDoubt(attempt: Attempt): Promise<void> {
+    try {
+      await this.advance(attempt);
+    } finally {
+      await this.putAside(attempt);
+    }
+  }
+
+  /** Keeps an attempt in mind while it may come to be; removes its files once it cannot. */
+  private async putAside(attempt: Attempt): Promise<void> {
+    const open = attempt.offered !== undefined && attempt.offered > this.state.version;
+    this.doubt = open ? attempt : undefined;
+    if (!open && attempt.stands === undefined) await this.discard(attempt.files);
+  }
+
+  /**
+   * Finds out for good whether an earlier commit stands whose answer was lost, by offering it again. Comes before
+   * new files are made: while the store fails, retries do not pile them up. Errors: TRB-STORE-FAILED.
+   */
+  settle(): Promise<void> {
+    return this.turns.run(() => this.settleDoubt());
+  }
+
+  private async settleDoubt(): Promise<void> {
+    for (let doubt = this.doubt; doubt !== undefined; doubt = this.doubt) {
+      await this.advanceInDoubt(doubt);
+      if (this.doubt === undefined) return;
+      // Nobody has committed since, so all that it was checked against is as it was.
+      const version = doubt.offered!;
+      const key = commitKey(this.root, version);
+      if ((await this.store.putIfAbsent(key, encodeCommit(doubt.actions))) === "exists") continue;
+      this.state.apply(version, doubt.actions);
+      this.doubt = undefined;
+    }
+  }
+
+  /** Removes objects that no commit names; those that do not go are tried again the next time. */
+  async discard(keys: readonly string[]): Promise<void> {
+    for (const key of keys) this.litter.add(key);
+    const all = [...this.litter];
+    if (all.length === 0) return;
+    try {
+      await this.store.delete(all);
+      for (const key of all) this.litter.delete(key);
+    } catch {
+      // They harm nobody but the disk.
+    }
   }
 
   /** The masked rows of a file of some snapshot; undefined when none are. Cached; never changed in place. */
@@ -182,17 +262,32 @@ export class DeltaTable {
   private async tryCommit(request: CommitRequest): Promise<CommitResult> {
     const txnId = randomUUID();
     const actions = [commitInfo(request.operation, txnId), ...request.actions];
-    const bytes = encodeCommit(actions);
+    const attempt: Attempt = { txnId, actions, files: request.files ?? [] };
+    try {
+      await this.settleDoubt();
+      const result = await this.offer(attempt, request);
+      if (result.kind === "conflict") await this.discard(attempt.files);
+      return result;
+    } catch (error) {
+      // Unless an older one is still in doubt: then this one was never offered.
+      if (this.doubt === undefined) await this.putAside(attempt);
+      else await this.discard(attempt.files);
+      throw error;
+    }
+  }
+
+  private async offer(attempt: Attempt, request: CommitRequest): Promise<CommitResult> {
+    const bytes = encodeCommit(attempt.actions);
     let failure: unknown;
     for (let failures = 0; ; ) {
       // A put that failed may have happened, at once or late (I11): what stands there now decides.
-      const own = await advance(this.store, this.root, this.state, txnId);
-      this.trim();
-      if (own !== undefined) return { kind: "committed", version: own };
+      await this.advance(attempt);
+      if (attempt.stands !== undefined) return { kind: "committed", version: attempt.stands };
       if (failures >= PUT_ATTEMPTS) throw failure;
       const reason = this.conflict(request);
       if (reason !== undefined) return { kind: "conflict", reason };
       const version = this.state.version + 1;
+      attempt.offered = version;
       try {
         // This is the commit point: before it the batch does not exist, after it it does.
         const outcome = await this.store.putIfAbsent(commitKey(this.root, version), bytes);
@@ -202,7 +297,7 @@ export class DeltaTable {
         failures++;
         continue;
       }
-      this.state.apply(version, actions);
+      this.state.apply(version, attempt.actions);
       return { kind: "committed", version };
     }
   }

@@ -1,9 +1,8 @@
 import { randomUUID } from "node:crypto";
-import { join } from "node:path";
 import type { DuckDBConnection, DuckDBMapValue } from "@duckdb/node-api";
 import { literal } from "../base/duckdb.js";
 import type { AddAction } from "./actions.js";
-import type { DeltaTable } from "./delta-table.js";
+import type { Staging } from "./staging.js";
 import { KIND_TAG, PARTITION_COLUMN, type Stats, TOMBSTONES } from "./state.js";
 
 /** A finished data file that no commit names yet. */
@@ -33,9 +32,9 @@ export const allRows = ({ rows }: StagedFile): Uint32Array =>
 const PARQUET =
   "FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, DICTIONARY_SIZE_LIMIT 2000, RETURN_STATS";
 
-/** Writes the rows of `sql`, in its order, as one Parquet file in the store's scratch folder. */
+/** Writes the rows of `sql`, in its order, as one Parquet file in the store's staging folder. */
 export async function stageFile(
-  table: DeltaTable,
+  staging: Staging,
   connection: DuckDBConnection,
   sql: string,
   options: StageOptions,
@@ -43,10 +42,10 @@ export async function stageFile(
   const name = `${options.tombstones ? "tombstones" : "part"}-${randomUUID()}.parquet`;
   const folder =
     options.partition === undefined ? "" : `${PARTITION_COLUMN}=${encodeURIComponent(options.partition)}/`;
-  const localPath = join(table.store.scratch, name);
-  const [row] = (
-    await connection.runAndReadAll(`COPY (${sql}) TO ${literal(localPath)} (${PARQUET})`)
-  ).getRowObjects();
+  const { localPath, row } = await staging.write(name, async (localPath) => {
+    const result = await connection.runAndReadAll(`COPY (${sql}) TO ${literal(localPath)} (${PARQUET})`);
+    return { localPath, row: result.getRowObjects()[0] };
+  });
   const rows = Number(row!.count);
   const stats: Stats = {
     numRecords: rows,
@@ -56,7 +55,7 @@ export async function stageFile(
   const path = `${folder}${name}`;
   return {
     localPath,
-    key: `${table.root}/${path}`,
+    key: `${staging.table.root}/${path}`,
     rows,
     add: {
       // The log holds paths URL-encoded (Delta protocol, "Add File"); the folder's name holds an escape already.
@@ -69,14 +68,6 @@ export async function stageFile(
       ...(options.tombstones ? { tags: { [KIND_TAG]: TOMBSTONES } } : {}),
     },
   };
-}
-
-/**
- * Removes files that were published for a commit which did not come to be; never after an error, for then the commit
- * may stand. One that does not go harms nobody but the disk.
- */
-export async function discard(table: DeltaTable, keys: readonly string[]): Promise<void> {
-  await table.store.delete(keys).catch(() => undefined);
 }
 
 const encodeSegment = (segment: string): string => encodeURIComponent(segment).replaceAll("%3D", "=");

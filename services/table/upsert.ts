@@ -5,7 +5,8 @@ import { EntityLocator } from "./locator.js";
 import { Mask } from "./mask.js";
 import { compareOrder, FILE_SHIFT, FLAGS, ROW, TOMBSTONE_BIT, WORDS } from "./order.js";
 import { advancePositions, newestReceived, type Positions } from "./progress.js";
-import { allRows, discard, type StagedFile, stageFile } from "./stage.js";
+import { allRows, type StagedFile, stageFile } from "./stage.js";
+import { Staging } from "./staging.js";
 import type { TableFile } from "./types.js";
 import { stageVectors } from "./vectors.js";
 
@@ -71,7 +72,7 @@ export class UpsertWriter {
 
   /** Batches are applied one after the other. On a conflict nothing has changed; refresh, and come with the rest. */
   upsert(batch: UpsertBatch): Promise<UpsertResult> {
-    return this.exclusively(() => this.apply(batch));
+    return this.exclusively(() => Staging.run(this.table, (staging) => this.apply(batch, staging)));
   }
 
   /** Keeps upserts out while `work` changes which file holds which row (compaction's commit). */
@@ -79,7 +80,7 @@ export class UpsertWriter {
     return this.turns.run(work);
   }
 
-  private async apply(batch: UpsertBatch): Promise<UpsertResult> {
+  private async apply(batch: UpsertBatch, staging: Staging): Promise<UpsertResult> {
     const { records, connection } = batch;
     const basedOn = this.table.snapshot.version;
     this.locator.useVersion(basedOn);
@@ -90,29 +91,24 @@ export class UpsertWriter {
       const before = standing.offsets[at / WORDS]!;
       if (before < 0 || compareOrder(records, at, standing.records, before) > 0) survivors.push(at / WORDS);
     }
-    const staged = survivors.length === 0 ? none : await this.stage(batch, survivors);
+    const staged = survivors.length === 0 ? none : await this.stage(staging, batch, survivors);
     const masked = await this.maskReplaced(standing, survivors);
     const vectors = await stageVectors(
-      this.table,
+      staging,
       masked,
       // Born fully masked: every reader skips the tombstones, the index rebuild reads them.
       staged.tombstones === undefined
         ? []
         : [{ add: staged.tombstones.add, masked: allRows(staged.tombstones) }],
     );
-    const files = [staged.rows, staged.tombstones].filter((file) => file !== undefined);
-    await this.table.store.adopt(files);
-    const published = [...files.map(({ key }) => key), ...vectors.keys];
-    if (!(await batch.ready)) {
-      await discard(this.table, published);
-      return { kind: "given-up" };
-    }
+    await staging.publish([staged.rows, staged.tombstones].filter((file) => file !== undefined));
+    if (!(await batch.ready)) return { kind: "given-up" };
     const progress = advancePositions(batch.stream, batch.from, batch.to);
-    const result = await this.table.commit({
+    const result = await staging.commit({
       operation: "MERGE",
       actions: [
         ...(staged.rows === undefined ? [] : [{ add: staged.rows.add }]),
-        ...vectors.actions,
+        ...vectors,
         ...progress.actions,
         ...newestReceived(this.table.snapshot, batch.newest),
       ],
@@ -120,10 +116,7 @@ export class UpsertWriter {
       basedOn,
       serializable: true,
     });
-    if (result.kind === "conflict") {
-      await discard(this.table, published);
-      return result;
-    }
+    if (result.kind === "conflict") return result;
     this.rememberMasks(masked);
     this.locator.release(
       [...masked].flatMap(([file, mask]) => (mask.count === file.rows ? [file.path] : [])),
@@ -142,7 +135,7 @@ export class UpsertWriter {
   }
 
   /** Runs the model for the survivors and writes rows and tombstones as files that nothing names yet. */
-  private async stage(batch: UpsertBatch, survivors: readonly number[]): Promise<Staged> {
+  private async stage(staging: Staging, batch: UpsertBatch, survivors: readonly number[]): Promise<Staged> {
     const { connection } = batch;
     const liveOrds = await batch.writeRows(survivors);
     const columns = this.table.snapshot.columns.filter(
@@ -152,7 +145,7 @@ export class UpsertWriter {
       liveOrds.length === 0
         ? undefined
         : await stageFile(
-            this.table,
+            staging,
             connection,
             `SELECT ${columns.map(({ name }) => `"${name}"`).join(", ")} FROM batch_rows`,
             { partition: SHARED_PARTITION, boundedColumns: BOUNDED_COLUMNS },
@@ -166,7 +159,7 @@ export class UpsertWriter {
       [LIST(INTEGER)],
     );
     const tombstones = await stageFile(
-      this.table,
+      staging,
       connection,
       `SELECT ${[...KEY_COLUMNS, ...ORDER_COLUMNS].join(", ")}
        FROM batch_keys JOIN batch_tombstones USING (ord) ORDER BY tenant_id, entity_id`,

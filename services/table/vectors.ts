@@ -1,8 +1,8 @@
 import { randomUUID } from "node:crypto";
 import { type Action, type AddAction, removeOf } from "./actions.js";
 import { encodeVectorFile, vectorFileName } from "./deletion-vector.js";
-import type { DeltaTable } from "./delta-table.js";
 import type { Mask } from "./mask.js";
+import type { Staging } from "./staging.js";
 import type { TableFile } from "./types.js";
 
 /** `add` with a vector laid over it; bounds still bound, but no row needs to stand on them any more. */
@@ -12,12 +12,6 @@ const masked = (add: AddAction, vector: NonNullable<AddAction["deletionVector"]>
   deletionVector: vector,
 });
 
-export interface StagedVectors {
-  readonly actions: readonly Action[];
-  /** Key of the vector file, which nothing names before the actions are committed; none when no vector was needed. */
-  readonly keys: readonly string[];
-}
-
 /**
  * Writes the vectors of files whose masks have grown, and of new files that are born masked, as one vector file.
  * Returns the actions that put them in force: remove(path, old vector) and add(path, new vector); a file without a
@@ -25,10 +19,10 @@ export interface StagedVectors {
  * this resolves.
  */
 export async function stageVectors(
-  table: DeltaTable,
+  staging: Staging,
   grown: ReadonlyMap<TableFile, Mask>,
   born: readonly { readonly add: AddAction; readonly masked: Uint32Array }[] = [],
-): Promise<StagedVectors> {
+): Promise<readonly Action[]> {
   const now = Date.now();
   const actions: Action[] = [];
   const vectors: { add: AddAction; rows: Uint32Array }[] = [];
@@ -40,14 +34,13 @@ export async function stageVectors(
     if (rows.length === 0) actions.push({ add });
     else vectors.push({ add, rows });
   }
-  if (vectors.length === 0) return { actions, keys: [] };
+  if (vectors.length === 0) return actions;
   const uuid = randomUUID();
   const { bytes, descriptors } = encodeVectorFile(
     uuid,
     vectors.map(({ rows }) => rows),
   );
-  const key = `${table.root}/${vectorFileName(uuid)}`;
-  await table.store.put(key, bytes);
+  await staging.put(`${staging.table.root}/${vectorFileName(uuid)}`, bytes);
   for (const [index, { add }] of vectors.entries()) actions.push({ add: masked(add, descriptors[index]!) });
-  return { actions, keys: [key] };
+  return actions;
 }

@@ -85,7 +85,7 @@ export function objectStoreContract(make: () => Promise<ObjectStoreFixture>): vo
     test("adopted files are objects, and gone from where they were written", async () => {
       const files = await Promise.all(
         Array.from({ length: 40 }, async (_, i) => {
-          const localPath = join(store.scratch, `part-${i}.parquet`);
+          const localPath = join(store.staging, `part-${i}.parquet`);
           await writeFile(localPath, `data ${i}`);
           return { localPath, key: `t/x=${i % 3}/part-${i}.parquet` };
         }),
@@ -98,7 +98,7 @@ export function objectStoreContract(make: () => Promise<ObjectStoreFixture>): vo
     });
 
     test("what is being written is never listed", async () => {
-      await writeFile(join(store.scratch, "half-done"), "x");
+      await writeFile(join(store.staging, "half-done"), "x");
       await store.put("only", Buffer.from("x"));
       expect(await keys("")).toEqual(["only"]);
     });
@@ -159,7 +159,7 @@ export function objectStoreContract(make: () => Promise<ObjectStoreFixture>): vo
       await expect(store.putIfAbsent(key, Buffer.from("x"))).rejects.toMatchObject(refused);
       await expect(store.localPath(key)).rejects.toMatchObject(refused);
       await expect(store.delete([key])).rejects.toMatchObject(refused);
-      const localPath = join(store.scratch, "file");
+      const localPath = join(store.staging, "file");
       await writeFile(localPath, "x");
       await expect(store.adopt([{ localPath, key }])).rejects.toMatchObject(refused);
     });

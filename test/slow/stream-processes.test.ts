@@ -42,7 +42,7 @@ await Promise.all([0, 1, 2, 3].map(async (appender) => {
 const CREATOR = `
 const { FileStore } = await import(dist("services/storage/file-store.js"));
 const [data, name] = process.argv.slice(1);
-const store = await FileStore.open({ folder: data + "/lake", scratch: data + "/scratch" });
+const store = await FileStore.open({ folder: data + "/lake", staging: data + "/staging" });
 for (let n = 0; n < 400; n++) {
   const outcome = await store.putIfAbsent("log/" + n + ".json", Buffer.from(name));
   process.stdout.write(n + " " + outcome + "\\n");
@@ -116,7 +116,7 @@ describe("several processes", () => {
         return result;
       }),
     );
-    const store = await FileStore.open({ folder: join(data, "lake"), scratch: join(data, "scratch") });
+    const store = await FileStore.open({ folder: join(data, "lake"), staging: join(data, "staging") });
     for (let n = 0; n < 400; n++) {
       const [one, two] = outcomes.map((result) => result[n]);
       expect([one, two].sort()).toEqual(["created", "exists"]);

@@ -21,7 +21,7 @@ export function overriding(inner: ObjectStore, operations: Partial<ObjectStore>)
     put: (key, bytes) => inner.put(key, bytes),
     putIfAbsent: (key, bytes) => inner.putIfAbsent(key, bytes),
     adopt: (files) => inner.adopt(files),
-    scratch: inner.scratch,
+    staging: inner.staging,
     localPath: (key) => inner.localPath(key),
     list: (prefix, startAfter) => inner.list(prefix, startAfter),
     delete: (keys) => inner.delete(keys),

@@ -105,7 +105,7 @@ export function writeProto(folder: string): string {
 }
 
 export const fileStore = (folder: string): Promise<FileStore> =>
-  FileStore.open({ folder: join(folder, "lake"), scratch: join(folder, "scratch"), files: unsyncedFiles });
+  FileStore.open({ folder: join(folder, "lake"), staging: join(folder, "staging"), files: unsyncedFiles });
 
 export const temporaryFolder = (): string => mkdtempSync(join(tmpdir(), "tributary-lake-"));
 

@@ -1,4 +1,4 @@
-import { rm } from "node:fs/promises";
+import { mkdir, readdir, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Registry } from "prom-client";
@@ -11,6 +11,7 @@ import { lockData, openLog, openReader, openStore } from "./runtime.js";
 
 const LOCK_WAIT_MS = 10_000;
 const LOCK_RETRY_MS = 100;
+const DAY_MS = 24 * 3600 * 1000;
 
 export interface RunningIngest extends Ingest {
   readonly metrics: Registry;
@@ -21,8 +22,7 @@ export async function runIngest(config: Config): Promise<RunningIngest> {
   const log = openLog(config);
   const lock = await waitForLock(config);
   try {
-    // Files of a run that was killed; nobody else stages here while the lock is held.
-    await rm(join(layout(config.data).scratch, "ingest"), { recursive: true, force: true });
+    await cleanUp(config);
     const store = await openStore(config, "ingest");
     const reader = await openReader(config);
     const metrics = new Registry();
@@ -36,6 +36,22 @@ export async function runIngest(config: Config): Promise<RunningIngest> {
   } catch (error) {
     await lock.release();
     throw error;
+  }
+}
+
+/** Removes files of a run that was killed; nobody else stages or spills here while the lock is held. */
+async function cleanUp(config: Config): Promise<void> {
+  const { staging, scratch } = layout(config.data);
+  await rm(join(staging, "ingest"), { recursive: true, force: true });
+  // A scratch disk that is full or gone stops only what has to spill.
+  const spill = join(scratch, "ingest");
+  await rm(spill, { recursive: true, force: true }).catch(() => undefined);
+  await mkdir(spill, { recursive: true }).catch(() => undefined);
+  // What commands left that were killed; none of them takes a day.
+  for (const name of await readdir(staging).catch(() => [])) {
+    const folder = join(staging, name);
+    const touched = name.startsWith("cli-") ? (await stat(folder)).mtimeMs : Number.POSITIVE_INFINITY;
+    if (touched < Date.now() - DAY_MS) await rm(folder, { recursive: true, force: true });
   }
 }
 

@@ -17,14 +17,14 @@ import { KEY_FILE, SigningKey } from "../../tenancy/signing-key.js";
 /** Logs go to standard error, so that what a command answers stays readable for programs. */
 export const openLog = (config: Config): Logger => pino({ level: config.log.level }, pino.destination(2));
 
-/** `user` names the process's part of the scratch folder. */
+/** `user` names the process's part of the staging folder. */
 export function openStore(config: Config, user: string): Promise<FileStore> {
-  const { lake, scratch } = layout(config.data);
-  return FileStore.open({ folder: lake, scratch: join(scratch, user) });
+  const { lake, staging } = layout(config.data);
+  return FileStore.open({ folder: lake, staging: join(staging, user) });
 }
 
 /**
- * For a command beside the services: makes no lake where there is none, and leaves no scratch folder behind.
+ * For a command beside the services: makes no lake where there is none, and leaves no staging folder behind.
  * Errors: TRB-CLI-USAGE.
  */
 export async function withStore<T>(config: Config, use: (store: FileStore) => Promise<T>): Promise<T> {
@@ -35,7 +35,7 @@ export async function withStore<T>(config: Config, use: (store: FileStore) => Pr
   try {
     return await use(store);
   } finally {
-    await rm(store.scratch, { recursive: true, force: true });
+    await rm(store.staging, { recursive: true, force: true });
   }
 }
 

@@ -1,0 +1,165 @@
+import { readdirSync } from "node:fs";
+import { join } from "node:path";
+import { afterEach, expect, test } from "vitest";
+import { overriding } from "../../test/support/faulty-store.js";
+import { Lake, type TestEvent, TestStream } from "../../test/support/lake.js";
+import { TributaryError } from "../base/errors.js";
+import type { ObjectStore } from "../storage/object-store.js";
+import { planCompaction } from "./compact.js";
+
+const open: Lake[] = [];
+afterEach(async () => {
+  for (const lake of open.splice(0)) await lake.close();
+});
+
+const event = (id: number, version = 1n): TestEvent => ({
+  tenant: "acme",
+  id: `e${id}`,
+  operation: 1,
+  version,
+  thing: { name: `n${id}`, number: "1" },
+});
+
+const down = () => Promise.reject(new TributaryError("TRB-STORE-FAILED", "down"));
+const filesBelow = (folder: string): string[] =>
+  readdirSync(folder, { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => join(entry.parentPath, entry.name));
+
+/** Data and vector files of all tables, and how many of them the tables name. */
+async function files(lake: Lake): Promise<{ there: number; named: number }> {
+  const lane = await lake.lane();
+  let named = 0;
+  for (const table of [lane.raw, ...lane.targets.map((target) => target.table)]) {
+    const all = table.snapshot.files;
+    const vectors = all.map(({ add }) => add.deletionVector?.pathOrInlineDv).filter((v) => v !== undefined);
+    named += all.length + new Set(vectors).size;
+  }
+  const there = filesBelow(join(lake.folder, "lake")).filter((path) => !path.includes("_delta_log")).length;
+  return { there, named };
+}
+
+test.each(["putIfAbsent", "adopt", "put", "get"] as const)(
+  "nothing piles up while %s fails, and nothing is left once it works again",
+  async (operation) => {
+    let failing = false;
+    let tries = 0;
+    const lake = await Lake.create({
+      compactAfterFiles: 1000,
+      store: (inner) => {
+        const run = inner[operation].bind(inner) as (...args: unknown[]) => Promise<never>;
+        const flaky = (...args: unknown[]) => {
+          if (!failing) return run(...args);
+          tries++;
+          return down();
+        };
+        return overriding(inner, { [operation]: flaky } as Partial<ObjectStore>);
+      },
+    });
+    open.push(lake);
+    const stream = new TestStream();
+    const lane = await lake.lane();
+    await lane.land(stream.batch([event(1), event(2)]));
+    await lake.settled();
+    const before = await files(lake);
+    expect(before.there).toBe(before.named);
+    failing = true;
+    // Replaces a row, so that a file of vectors is made as well.
+    const landing = lane.land(stream.batch([event(1, 2n), event(3)]));
+    // Raw and refined each may hold the files of one commit in doubt, however often they try.
+    await expect.poll(() => tries, { timeout: 20_000 }).toBeGreaterThan(operation === "putIfAbsent" ? 7 : 2);
+    expect((await files(lake)).there - before.there).toBeLessThanOrEqual(4);
+    failing = false;
+    await landing;
+    await lake.settled();
+    const after = await files(lake);
+    expect(after.there).toBe(after.named);
+    expect(filesBelow(join(lake.folder, "staging"))).toEqual([]);
+    expect(await lake.rows()).toHaveLength(3);
+    expect(await lake.rawPositions()).toEqual([...stream.positions].sort());
+  },
+);
+
+test("files of a commit whose answer was lost stay until it is known, then go with it or stay with it", async () => {
+  for (const stands of [true, false]) {
+    const late: (() => Promise<unknown>)[] = [];
+    let failing = false;
+    const lake = await Lake.create({
+      store: (inner) =>
+        overriding(inner, {
+          putIfAbsent: (key, bytes) => {
+            if (!failing) return inner.putIfAbsent(key, bytes);
+            late.push(() => inner.putIfAbsent(key, bytes));
+            return down();
+          },
+        }),
+    });
+    open.push(lake);
+    const { table } = await lake.target();
+    const add = { ...(await staged(lake)), dataChange: true };
+    const request = {
+      operation: "WRITE",
+      actions: [{ add }],
+      expect: new Map(),
+      basedOn: table.snapshot.version,
+      serializable: false,
+      files: [`${table.root}/${add.path}`],
+    };
+    failing = true;
+    await expect(table.commit(request)).rejects.toMatchObject({ code: "TRB-STORE-FAILED" });
+    const there = () => lake.context.store.get(`${table.root}/${add.path}`);
+    expect(await there()).toBeDefined();
+    failing = false;
+    if (stands) {
+      // It comes through long after it was given up.
+      await late.at(-1)!();
+    } else {
+      const other = (await (await lake.twin()).target()).table;
+      await other.commit({ ...request, actions: [], files: [] });
+    }
+    await table.settle();
+    expect((await there()) !== undefined).toBe(stands);
+    expect(table.snapshot.files.some(({ path }) => path === add.path)).toBe(stands);
+  }
+});
+
+/** A file that lies in the table's folder and is named by nothing. */
+async function staged(lake: Lake) {
+  const { table } = await lake.target();
+  const path = `part-${Math.random()}.parquet`;
+  await lake.context.store.put(`${table.root}/${path}`, Buffer.from("x"));
+  return {
+    path,
+    partitionValues: {},
+    size: 1,
+    modificationTime: 0,
+    stats: JSON.stringify({ numRecords: 1, tightBounds: true }),
+  };
+}
+
+test("a compaction that fails leaves no file behind", async () => {
+  let failing = false;
+  const lake = await Lake.create({
+    compactAfterFiles: 1000,
+    store: (inner) =>
+      overriding(inner, {
+        adopt: (adopted) => (failing ? inner.adopt(adopted).then(down) : inner.adopt(adopted)),
+      }),
+  });
+  open.push(lake);
+  const stream = new TestStream();
+  const lane = await lake.lane();
+  for (let i = 0; i < 4; i++) await lane.land(stream.batch([event(i), event(0, BigInt(i + 2))]));
+  const { writer, table } = await lake.target();
+  const before = await files(lake);
+  const { compactAppended, compactUpserted } = await import("./compact.js");
+  failing = true;
+  await lake.context.duck.with(async (connection) => {
+    const sources = planCompaction(table.snapshot, 2)!;
+    await expect(compactUpserted(writer, connection, sources)).rejects.toThrow();
+    const raw = planCompaction(lane.raw.snapshot, 2)!;
+    await expect(compactAppended(lane.raw, connection, raw, ["tenant_id"], [])).rejects.toThrow();
+  });
+  failing = false;
+  expect((await files(lake)).there).toBe(before.there);
+});
