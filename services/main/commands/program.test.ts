@@ -213,7 +213,7 @@ describe("the state of tables", () => {
     writeFileSync(join(log, "00000000000000000000.json"), "{not json\n");
     const store = await FileStore.open({
       folder: join(data(), "lake"),
-      scratch: join(data(), "scratch/test"),
+      staging: join(data(), "scratch/test"),
     });
     await writeIngestStatus(store, {
       writtenAt: since,
