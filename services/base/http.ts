@@ -22,6 +22,8 @@ export interface ServerOptions {
   readonly guardMetrics: onRequestAsyncHookHandler;
   /** Why requests cannot be served yet or any more; undefined when they can. */
   readonly notReady?: () => string | undefined;
+  /** What /readyz tells beside: a server that serves may still have something that is not well. */
+  readonly readyDetails?: () => Promise<Readonly<Record<string, unknown>>>;
   readonly version?: string;
 }
 
@@ -155,6 +157,7 @@ function addSharedRoutes(app: FastifyInstance, options: ServerOptions, isDrainin
   const tags = ["service"];
   const text = { type: "string" };
   const stateSchema = { description: "It is.", type: "object", properties: { status: text, reason: text } };
+  const readySchema = { ...stateSchema, additionalProperties: true };
   app.get(
     "/healthz",
     { schema: { tags, summary: "Whether the process lives", response: { 200: stateSchema } } },
@@ -166,14 +169,16 @@ function addSharedRoutes(app: FastifyInstance, options: ServerOptions, isDrainin
       schema: {
         tags,
         summary: "Whether requests can be served",
-        response: { 200: stateSchema, 503: { ...stateSchema, description: "Not now." } },
+        response: { 200: readySchema, 503: { ...readySchema, description: "Not now." } },
       },
     },
     async (_request, reply) => {
       const reason = isDraining() ? "draining" : options.notReady?.();
+      // Whether requests can be served does not depend on what else can be told.
+      const details = await options.readyDetails?.().catch(() => ({}));
       return reason === undefined
-        ? { status: "ready" }
-        : reply.code(503).send({ status: "not ready", reason });
+        ? { status: "ready", ...details }
+        : reply.code(503).send({ status: "not ready", reason, ...details });
     },
   );
   app.get(

@@ -7,7 +7,8 @@ import type { BoundModel } from "../models/bind.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import type { DeltaTable, TableOptions } from "../table/delta-table.js";
 import type { UpsertWriter } from "../table/upsert.js";
-import type { DeadLetters } from "./dead-letters.js";
+import type { DeadLetterBox } from "./dead-letter-box.js";
+import type { Health } from "./health.js";
 
 /** What every part of ingest works with. */
 export interface IngestContext {
@@ -17,7 +18,8 @@ export interface IngestContext {
   readonly duck: Duck;
   readonly registry: ProtoRegistry;
   readonly models: readonly BoundModel[];
-  readonly deadLetters: DeadLetters;
+  readonly deadLetters: DeadLetterBox;
+  readonly health: Health;
   readonly config: Config;
   readonly tableOptions: TableOptions;
   readonly log: Pick<Logger, "info" | "warn" | "error">;

@@ -26,6 +26,7 @@ export interface DeadLetter {
   readonly event: Buffer;
 }
 
+let feeds = 0;
 export const DEAD_LETTERS_ROOT = "dead_letters";
 
 /** Letters as rows of the table. */
@@ -126,7 +127,7 @@ export class DeadLetters {
     const table = await DeltaTable.openOrCreate(store, DEAD_LETTERS_ROOT, duck, options, SPEC);
     const connection = await duck.connect();
     const rows = new LetterRows();
-    const feed = Feed.register(connection, "tributary_dead_letters", rows.columns);
+    const feed = Feed.register(connection, `tributary_dead_letters_${++feeds}`, rows.columns);
     return new DeadLetters(table, connection, rows, feed);
   }
 

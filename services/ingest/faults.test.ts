@@ -17,9 +17,8 @@ const partitionOf = ({ id }: TestEvent) => String(id.length % 3);
 
 /** What a running ingest does with its store: land, compact, land on; log checkpoints every second commit. */
 async function run(lake: Lake, batches: readonly EventBatch[]): Promise<void> {
-  const lane = await lake.lane();
   for (const batch of batches) {
-    await lane.land(batch);
+    await lake.land(batch);
     await lake.settled();
     await compact(lake).catch(() => undefined);
   }

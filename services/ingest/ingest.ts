@@ -11,7 +11,8 @@ import type { ObjectStore } from "../storage/object-store.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
 import { UpsertWriter } from "../table/upsert.js";
 import type { IngestContext, IngestMetrics } from "./context.js";
-import { DeadLetters } from "./dead-letters.js";
+import { DeadLetterBox } from "./dead-letter-box.js";
+import { Health } from "./health.js";
 import { Pipeline } from "./pipeline.js";
 
 /** Everything ingest needs, opened: descriptors, bound models, tables' engine, dead letters. */
@@ -30,13 +31,18 @@ export async function openContext(options: {
   const registry = ProtoRegistry.load(config.protoDirs);
   const models = await bindModels(duck, registry, config.transformsDir);
   const tableOptions = { checkpointEvery: config.table.checkpointEvery };
+  const deadLetters = new DeadLetterBox(store, duck, tableOptions, log);
+  // Only what has a letter to post needs it; that finds out by itself.
+  await deadLetters.open().catch((error: unknown) => log.error({ err: error }, "no dead-letter table"));
+  const registers = [options.registry];
   return {
     stream,
     store,
     duck,
     registry,
     models,
-    deadLetters: await DeadLetters.open(store, duck, tableOptions),
+    deadLetters,
+    health: new Health(store, log, quarantinedGauge(registers), parkedGauge(registers)),
     config,
     tableOptions,
     log,
@@ -70,13 +76,34 @@ export interface Ingest {
   stop(): void;
 }
 
-/** Starts landing the stream. */
+/** Starts landing the stream; lanes open beside each other and beside reading. */
 export async function startIngest(context: IngestContext, reader: ChangeStreamReader): Promise<Ingest> {
+  const { health, duck, store } = context;
   const pipeline = new Pipeline(context, reader);
-  await pipeline.openLanes(await rawTables(context.store));
-  const done = pipeline.run().finally(() => context.duck.close());
+  pipeline.openLanes(await rawTables(store));
+  health.start();
+  const done = pipeline.run().finally(async () => {
+    await health.close();
+    duck.close();
+  });
   return { pipeline, done, stop: () => pipeline.stop() };
 }
+
+const quarantinedGauge = (registers: Registry[]) =>
+  new Gauge({
+    name: "tributary_ingest_table_quarantined",
+    help: "1 while a table cannot go on and is tried again with growing pauses.",
+    labelNames: ["kind", "table"],
+    registers,
+  });
+
+const parkedGauge = (registers: Registry[]) =>
+  new Gauge({
+    name: "tributary_ingest_parked_bytes",
+    help: "Bytes of accepted events kept aside until their raw table lands again.",
+    labelNames: ["entity_type"],
+    registers,
+  });
 
 function metricsOf(registry: Registry): IngestMetrics {
   const registers = [registry];

@@ -1,8 +1,10 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { Retry } from "../base/retry.js";
 import type { ChangeStreamReader, StreamBatch, StreamConsumer } from "../stream/change-stream.js";
 import { Compactor } from "./compactor.js";
 import type { IngestContext } from "./context.js";
 import { EventBatch, route, type Unreadable } from "./event-batch.js";
+import { isEngineGone, tell } from "./failure.js";
 import { Lane } from "./lane.js";
 import { ProgressTracker } from "./progress-tracker.js";
 
@@ -49,8 +51,8 @@ export class Pipeline {
   }
 
   /** Opens the lanes of raw tables that exist, so that models that are behind catch up without waiting for events. */
-  async openLanes(entityTypes: readonly string[]): Promise<void> {
-    await Promise.all(entityTypes.map((type) => this.lane(type)));
+  openLanes(entityTypes: readonly string[]): void {
+    for (const type of entityTypes) void this.lane(type).catch(() => undefined);
   }
 
   /** True while some model is not in step with raw. */
@@ -69,6 +71,8 @@ export class Pipeline {
       if (this.failure !== undefined) throw this.failure;
     } finally {
       await this.compactor.close();
+      // A pause between tries ends too: what was given up is read again at the next start.
+      this.stopping.abort();
       const lanes = await Promise.allSettled(this.lanes.values());
       await Promise.all(lanes.map((lane) => (lane.status === "fulfilled" ? lane.value.close() : undefined)));
       await Promise.allSettled([...this.flushing.values(), ...this.burying]);
@@ -211,7 +215,12 @@ export class Pipeline {
     // Full batches do not ask for it; what they overdraw must not keep later ones waiting for long.
     const { commitsPerSecond } = this.context.config.ingest;
     this.tokens = Math.max(this.tokens - 1 - lane.targets.length, -commitsPerSecond);
-    await lane.land(batch);
+    let failed = false;
+    await this.untilWell(type, "landing failed; trying again", async () => {
+      if (failed) await lane.reopen();
+      failed = true;
+      await lane.land(batch);
+    });
     this.context.metrics.landSeconds.observe((performance.now() - started) / 1000);
     this.context.metrics.freshnessSeconds.set((Date.now() - batch.receivedAt.at(-1)!) / 1000);
     this.compactor.consider(lane);
@@ -240,33 +249,43 @@ export class Pipeline {
     return lane;
   }
 
-  private async openLane(type: string): Promise<Lane> {
-    for (;;) {
-      try {
-        return await Lane.open(this.context, type);
-      } catch (error) {
-        if (this.stopping.signal.aborted) throw error;
-        this.context.log.error({ err: error, entityType: type }, "a lane does not open; trying again");
-        await sleep(IDLE_WAIT_MS);
-      }
-    }
+  private openLane(type: string): Promise<Lane> {
+    return this.untilWell(type, "a lane does not open; trying again", () => Lane.open(this.context, type));
+  }
+
+  /** Tries again until raw is well, telling of it meanwhile. */
+  private async untilWell<T>(type: string, message: string, work: () => Promise<T>): Promise<T> {
+    const { health, log } = this.context;
+    const result = await new Retry(this.stopping.signal).run(work, ({ error, attempts, pauseMs }) => {
+      if (isEngineGone(error)) throw error;
+      log.error({ err: error, entityType: type, attempts, pauseMs }, message);
+      health.set({
+        kind: "raw",
+        name: type,
+        entityType: type,
+        state: "quarantined",
+        ...tell(error),
+        remedy: `tributary table repair raw/${type}`,
+        attempts,
+        nextTryAt: new Date(Date.now() + pauseMs).toISOString(),
+        parkedBytes: 0,
+        held: false,
+      });
+    });
+    health.clear("raw", type);
+    return result;
   }
 
   private async buryUnreadable(events: readonly Unreadable[]): Promise<void> {
     const { stream, deadLetters, metrics, log } = this.context;
-    for (;;) {
-      try {
-        await deadLetters.add(
+    await new Retry(this.stopping.signal).run(
+      () =>
+        deadLetters.add(
           events.map((event) => ({ ...event, model: "", reason: "the event cannot be read", stream })),
-        );
-        metrics.deadLetters.inc({ model: "" }, events.length);
-        return;
-      } catch (error) {
-        if (this.stopping.signal.aborted) throw error;
-        log.error({ err: error }, "dead letters were not written; trying again");
-        await sleep(IDLE_WAIT_MS);
-      }
-    }
+        ),
+      ({ error }) => log.error({ err: error }, "unreadable events wait for the dead-letter table"),
+    );
+    metrics.deadLetters.inc({ model: "" }, events.length);
   }
 
   /** Lands what was read, unless that takes too long: the store may be down, and lanes try for ever. */

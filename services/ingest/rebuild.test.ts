@@ -114,6 +114,7 @@ describe("a model that has changed", () => {
       try {
         const stream = new TestStream();
         await landAll(lake, stream, events.slice(0, 40));
+        await lake.settled();
         const before = (await observe(lake)).fingerprint;
         let faulty: FaultyStore | undefined;
         await lake.reopen({

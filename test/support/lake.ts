@@ -9,6 +9,7 @@ import protobuf from "protobufjs";
 import { loadConfig } from "../../services/base/config.js";
 import { rowsOf } from "../../services/base/duckdb.js";
 import { type FileOps, nodeFiles } from "../../services/base/files.js";
+import { Retry } from "../../services/base/retry.js";
 import { encodeEvent } from "../../services/contracts/encode-event.js";
 import type { IngestContext } from "../../services/ingest/context.js";
 import { EventBatch } from "../../services/ingest/event-batch.js";
@@ -156,6 +157,20 @@ export class Lake {
   async lane(): Promise<Lane> {
     this.opened ??= await Lane.open(this.context, THING);
     return this.opened;
+  }
+
+  /** Lands a batch as ingest does: until it has, with raw read from scratch after a failure. */
+  async land(batch: EventBatch): Promise<void> {
+    const lane = await this.lane();
+    let failed = false;
+    await new Retry(new AbortController().signal).run(
+      async () => {
+        if (failed) await lane.reopen();
+        failed = true;
+        await lane.land(batch);
+      },
+      () => undefined,
+    );
   }
 
   /** The model's target once its table is in step with raw. */

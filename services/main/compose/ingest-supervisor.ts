@@ -3,10 +3,11 @@ import { once } from "node:events";
 import { fileURLToPath } from "node:url";
 import type { Logger } from "pino";
 import type { Config } from "../../base/config.js";
-import { TributaryError } from "../../base/errors.js";
+import { Retry } from "../../base/retry.js";
 import type { FromChild, ToChild } from "./ingest-child.js";
 
-const RESTART_MS = 1_000;
+/** After a run as long as this the first pause is short again. */
+const LONG_MS = 60_000;
 /** A stop that takes longer hangs; nothing is lost by a kill. */
 const STOP_MS = 60_000;
 /**
@@ -27,7 +28,10 @@ const ENVIRONMENT = {
 export class IngestSupervisor {
   private child: ChildProcess | undefined;
   private readyNow = false;
-  private stopping = false;
+  private reason = "ingest is starting";
+  private running: Promise<void> | undefined;
+  private readonly stopping = new AbortController();
+  private readonly retry = new Retry(this.stopping.signal);
   private asked = 0;
   private readonly answers = new Map<number, (text: string) => void>();
 
@@ -40,40 +44,54 @@ export class IngestSupervisor {
     return this.readyNow;
   }
 
-  /** Resolves once ingest lands events. Rejects with its error when it ends before that. */
-  async start(): Promise<void> {
-    const child = this.spawn();
-    await new Promise<void>((resolve, reject) => {
-      child.on("message", (message: FromChild) => {
-        if ("ready" in message) resolve();
-        else if ("failed" in message) reject(new TributaryError(message.failed.code, message.failed.message));
-      });
-      child.once("exit", (code) => reject(new Error(`ingest ended at its start (${code})`)));
-    });
+  /** In words: "running", or why it is not. */
+  get state(): string {
+    return this.readyNow ? "running" : this.reason;
   }
 
-  private spawn(): ChildProcess {
+  /** Starts ingest, and starts it again with growing pauses whenever it ends; returns at once. */
+  start(): void {
+    this.running = this.keepRunning();
+  }
+
+  private async keepRunning(): Promise<void> {
+    while (!this.stopping.signal.aborted) {
+      await this.retry
+        .run(
+          async () => {
+            const started = performance.now();
+            await this.runOnce();
+            // One that ran for long begins with short pauses again.
+            if (performance.now() - started < LONG_MS) throw new Error("ingest has ended");
+          },
+          ({ pauseMs }) =>
+            this.log.error({ pauseMs, reason: this.reason }, "ingest does not run; starting it again"),
+        )
+        // It was told to stop.
+        .catch(() => undefined);
+    }
+  }
+
+  /** Runs a child until it ends. */
+  private async runOnce(): Promise<void> {
+    this.reason = "ingest is starting";
     const child = fork(fileURLToPath(new URL("./ingest-child.js", import.meta.url)), [], {
       env: { ...process.env, ...ENVIRONMENT },
       stdio: ["ignore", "inherit", "inherit", "ipc"],
     });
     this.child = child;
+    let failed: string | undefined;
     child.on("message", (message: FromChild) => {
       if ("ready" in message) this.readyNow = true;
-      else if ("metrics" in message) this.answers.get(message.metrics)?.(message.text);
+      else if ("failed" in message) failed = `ingest: ${message.failed.code}: ${message.failed.message}`;
+      else this.answers.get(message.metrics)?.(message.text);
     });
     child.on("error", (error) => this.log.error({ err: error }, "the ingest process cannot be reached"));
-    child.on("exit", (code, signal) => {
-      this.readyNow = false;
-      for (const answer of this.answers.values()) answer("");
-      if (this.stopping) return;
-      this.log.error({ code, signal }, "ingest has died; starting it again");
-      setTimeout(() => {
-        if (!this.stopping) this.spawn();
-      }, RESTART_MS);
-    });
     this.send({ config: this.config });
-    return child;
+    const [code, signal] = (await once(child, "exit")) as [number | null, NodeJS.Signals | null];
+    this.readyNow = false;
+    this.reason = failed ?? `ingest has ended (${signal ?? code})`;
+    for (const answer of this.answers.values()) answer("");
   }
 
   /** The child's metrics in text exposition format; empty while there is none. */
@@ -93,18 +111,19 @@ export class IngestSupervisor {
 
   /** Ingest lands what it has read, then ends. */
   async stop(): Promise<void> {
-    this.stopping = true;
+    this.stopping.abort();
     const { child } = this;
-    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
-    const ended = once(child, "exit");
-    const limit = setTimeout(() => child.kill("SIGKILL"), STOP_MS);
-    this.send({ stop: true });
-    await ended;
-    clearTimeout(limit);
+    if (child !== undefined && child.exitCode === null && child.signalCode === null) {
+      const limit = setTimeout(() => child.kill("SIGKILL"), STOP_MS);
+      this.send({ stop: true });
+      await this.running;
+      clearTimeout(limit);
+    }
+    await this.running;
   }
 
   private send(message: ToChild): void {
     // A child that dies at this moment is dealt with at its exit; without a callback the failed send would end us.
-    if (this.child?.connected) this.child.send(message, () => undefined);
+    if (this.child?.connected === true) this.child.send(message, () => undefined);
   }
 }

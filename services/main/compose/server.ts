@@ -9,6 +9,8 @@ import { ProtoRegistry } from "../../contracts/registry.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
 import { loadModels } from "../../models/project.js";
 import { registerQuery } from "../../query/routes.js";
+import { type IngestStatus, readIngestStatus } from "../../status/ingest-status.js";
+import type { ObjectStore } from "../../storage/object-store.js";
 import { caughtUp } from "../../stream/caught-up.js";
 import { EmbeddedLogWriter } from "../../stream/embedded/writer.js";
 import type { Role } from "../../tenancy/grant.js";
@@ -42,6 +44,7 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
   const key = await openKey(config);
   const verifier = new TokenVerifier(key, config.auth.audience);
   const closers: (() => Promise<unknown>)[] = [];
+  const store = await openStore(config, parts.query ? "query" : "bus");
   const supervisor = parts.ingest ? new IngestSupervisor(config, log) : undefined;
   let server: HttpServer | undefined;
   try {
@@ -52,12 +55,17 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
         metrics: async () => (await metrics.metrics()) + ((await supervisor?.metrics()) ?? ""),
       },
       guardMetrics: requireRole(verifier, "operator"),
-      notReady: () => (supervisor === undefined || supervisor.ready ? undefined : "ingest is starting"),
+      notReady: () => notReady(parts, supervisor),
+      readyDetails: async () => ({
+        ...(supervisor === undefined ? {} : { ingest: supervisor.state }),
+        quarantined: quarantined(await readIngestStatus(store)),
+      }),
     });
     if (parts.bus) closers.push(await addBus(server, config, verifier, metrics, log));
-    if (parts.query) closers.push(await addQuery(server, config, verifier, metrics, log));
+    if (parts.query) closers.push(await addQuery(server, store, config, verifier, metrics, log));
     if (supervisor !== undefined) {
-      await supervisor.start();
+      // Beside listening: an ingest that cannot start is no reason to refuse events or questions.
+      supervisor.start();
       closers.push(() => supervisor.stop());
     }
     const url = await listen(server, config);
@@ -77,6 +85,19 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
     await closeAll(closers).catch(() => undefined);
     throw error;
   }
+}
+
+/** A server of ingest alone is of no use before ingest runs; bus and query serve without it. */
+function notReady(parts: ServerParts, supervisor: IngestSupervisor | undefined): string | undefined {
+  if (parts.bus || parts.query || supervisor === undefined || supervisor.ready) return undefined;
+  return supervisor.state;
+}
+
+/** What /readyz tells of tables that cannot go on. */
+function quarantined(status: IngestStatus | undefined) {
+  return (status?.tables ?? [])
+    .filter(({ state }) => state === "quarantined")
+    .map(({ kind, name, code, since, remedy }) => ({ kind, name, code, since, remedy }));
 }
 
 /** Errors: TRB-CONFIG when host or port cannot be had. */
@@ -128,13 +149,13 @@ async function addBus(
 
 async function addQuery(
   server: HttpServer,
+  store: ObjectStore,
   config: Config,
   verifier: TokenVerifier,
   metrics: Registry,
   log: Logger,
 ): Promise<() => Promise<void>> {
   const models = loadModels(config.transformsDir);
-  const store = await openStore(config, "query");
   const duck = await readingDuck();
   const tableOptions = { checkpointEvery: config.table.checkpointEvery };
   const reader = await openReader(config);

@@ -1,0 +1,30 @@
+import type { Code } from "../base/codes.js";
+import { errno, TributaryError } from "../base/errors.js";
+
+/** What is told of a failure where others than the operator of this machine read it: no path, no value, no tenant. */
+export interface Told {
+  readonly code: Code;
+  readonly reason: string;
+}
+
+/** Codes whose messages our own table and model code words; others may carry what a library said. */
+export function tell(error: unknown): Told {
+  if (error instanceof TributaryError) return { code: error.code, reason: error.message };
+  const system = errno(error);
+  if (system !== undefined) return { code: "TRB-STORE-FAILED", reason: `the file system says ${system}` };
+  const text = error instanceof Error ? error.message : String(error);
+  if (/^Out of Memory Error/i.test(text)) {
+    return { code: "TRB-INGEST-MEMORY", reason: "it needs more memory than ingest.duckdbMemoryBytes" };
+  }
+  if (/No space left on device|disk is full/i.test(text)) {
+    return { code: "TRB-STORE-FAILED", reason: "a disk is full: the lake's or the scratch folder's" };
+  }
+  if (/^IO Error|^Invalid Input Error: No magic bytes|^Invalid Error: .*parquet/i.test(text)) {
+    return { code: "TRB-TABLE-CORRUPT", reason: "a file of the table is missing or damaged" };
+  }
+  return { code: "TRB-INTERNAL", reason: "a fault in Tributary itself; the log of ingest tells more" };
+}
+
+/** After such an error the engine answers nothing any more: only a new process helps. */
+export const isEngineGone = (error: unknown): boolean =>
+  error instanceof Error && /database has been invalidated/i.test(error.message);

@@ -1,0 +1,185 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { Retry } from "../base/retry.js";
+import type { BoundModel } from "../models/bind.js";
+import type { DeltaTable } from "../table/delta-table.js";
+import type { Positions } from "../table/progress.js";
+import type { IngestContext } from "./context.js";
+import type { EventBatch } from "./event-batch.js";
+import { tell } from "./failure.js";
+import { Target } from "./target.js";
+
+/** A model that needs longer for a batch is left behind to catch up from raw; its raw table does not wait for it. */
+const PATIENCE_MS = 10_000;
+/** Catching up that takes less is not worth telling of. */
+const TELL_AFTER_MS = 1_000;
+
+/** What a seat needs of its lane. */
+export interface SeatHost {
+  readonly raw: DeltaTable;
+  rawPositions(): Positions;
+  /** Runs `work` between batches. */
+  exclusively<T>(work: () => Promise<T>): Promise<T>;
+}
+
+/**
+ * One model of a lane: live while its table is in step with raw, catching up from raw while it is not, quarantined
+ * and opened from scratch at every try while it cannot. It never holds up raw or another model.
+ */
+export class ModelSeat {
+  private opened: Target | undefined;
+  private live = false;
+  private coming: Promise<void> | undefined;
+  private readonly stopping = new AbortController();
+  private readonly retry = new Retry(this.stopping.signal);
+
+  constructor(
+    private readonly context: IngestContext,
+    readonly model: BoundModel,
+    private readonly host: SeatHost,
+  ) {}
+
+  /** Undefined while its table does not open. */
+  get target(): Target | undefined {
+    return this.opened;
+  }
+
+  get behind(): boolean {
+    return !this.live;
+  }
+
+  /** Whether the next live batch is the next for this model too. */
+  takes(raw: Positions): boolean {
+    return this.live && this.opened!.inStep(raw);
+  }
+
+  /** Catches up when it is not in step. */
+  check(raw: Positions): void {
+    if (!this.takes(raw)) this.comeBack(Promise.resolve());
+  }
+
+  /**
+   * Takes in a live batch once `landed` says that raw has it. Resolves when it has, when it has failed, and when raw
+   * has waited long enough: then it catches up by itself.
+   */
+  async refine(batch: EventBatch, landed: Promise<boolean>): Promise<void> {
+    const refined = this.opened!.refine(batch, landed).then(
+      () => true,
+      (error: unknown) => {
+        this.context.log.error(
+          { err: error, model: this.model.name },
+          "refining failed; catching up from raw",
+        );
+        return false;
+      },
+    );
+    const limit = new AbortController();
+    const overdue = landed
+      .then(() => sleep(PATIENCE_MS, undefined, { signal: limit.signal, ref: false }))
+      .then(
+        () => false,
+        () => false,
+      );
+    const done = await Promise.race([refined, overdue]);
+    limit.abort();
+    // A batch that is still at it would be in the way of the catch-up.
+    if (!done) this.comeBack(refined);
+  }
+
+  /** Opens the table from scratch now, whatever pause runs. */
+  hurry(): void {
+    this.retry.hurry();
+  }
+
+  /** Gives the table up and opens it from scratch. */
+  reopen(): void {
+    if (this.coming === undefined) {
+      this.comeBack(Promise.resolve().then(() => this.drop()));
+    } else {
+      this.hurry();
+    }
+  }
+
+  private comeBack(after: Promise<unknown>): void {
+    if (this.coming !== undefined || this.stopping.signal.aborted) return;
+    this.live = false;
+    this.context.metrics.behind.set({ model: this.model.name }, 1);
+    this.coming = this.catchUp(after)
+      .catch((error: unknown) => {
+        if (!this.stopping.signal.aborted) throw error;
+      })
+      .finally(() => {
+        this.coming = undefined;
+      });
+  }
+
+  private async catchUp(after: Promise<unknown>): Promise<void> {
+    const { health, log, metrics } = this.context;
+    const { name, entityType } = this.model;
+    const about = { kind: "model", name, entityType, parkedBytes: 0, held: false } as const;
+    let quarantined = false;
+    const telling = setTimeout(() => {
+      if (quarantined) return;
+      health.set({ ...about, state: "catching-up", ...CATCHING_UP, attempts: 0 });
+    }, TELL_AFTER_MS).unref();
+    try {
+      await after;
+      await this.retry.run(
+        () => this.getInStep(),
+        ({ error, attempts, pauseMs }) => {
+          log.error({ err: error, model: name, attempts, pauseMs }, "a model cannot go on; trying again");
+          quarantined = true;
+          const nextTryAt = new Date(Date.now() + pauseMs).toISOString();
+          const remedy = `tributary table repair ${name}`;
+          health.set({ ...about, state: "quarantined", ...tell(error), remedy, attempts, nextTryAt });
+          // What is in memory may be what is wrong.
+          this.drop();
+        },
+      );
+    } finally {
+      clearTimeout(telling);
+    }
+    health.clear("model", name);
+    metrics.behind.set({ model: name }, 0);
+  }
+
+  private async getInStep(): Promise<void> {
+    this.opened ??= await Target.open(this.context, this.model);
+    const target = this.opened;
+    for (;;) {
+      await target.catchUp(this.host.raw);
+      // The last step keeps live batches waiting, but not for long.
+      let last: Promise<void> | undefined;
+      await this.host.exclusively(async () => {
+        this.stopping.signal.throwIfAborted();
+        if (!target.inStep(this.host.rawPositions())) {
+          last = target.catchUp(this.host.raw);
+          const limit = new AbortController();
+          const waited = sleep(PATIENCE_MS, undefined, { signal: limit.signal, ref: false });
+          await Promise.race([last, waited.catch(() => undefined)]).finally(() => limit.abort());
+        }
+        this.live = target.inStep(this.host.rawPositions());
+      });
+      await last;
+      if (this.live) return;
+    }
+  }
+
+  private drop(): void {
+    this.live = false;
+    this.opened?.close();
+    this.opened = undefined;
+  }
+
+  /** Ends once what runs has ended. */
+  async close(): Promise<void> {
+    this.stopping.abort();
+    await this.coming;
+    this.drop();
+  }
+}
+
+const CATCHING_UP = {
+  code: "",
+  reason: "it reads raw to get in step",
+  remedy: "nothing; it ends by itself",
+} as const;
