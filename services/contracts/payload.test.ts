@@ -6,7 +6,7 @@ import { describe, expect, test } from "vitest";
 import { packageRoot } from "../base/paths.js";
 import { PayloadChecker } from "./payload.js";
 import { ProtoRegistry } from "./registry.js";
-import { unpackPayload } from "./unpack.js";
+import { unpackAside, unpackAtOnce, unpackPayload } from "./unpack.js";
 
 const registry = ProtoRegistry.load([join(packageRoot, "proto")]);
 const Timestamp = `message Timestamp { int64 seconds = 1; int32 nanos = 2; }`;
@@ -177,6 +177,7 @@ describe("packed payloads", () => {
   /** A frame with a content size of one byte and the given blocks. */
   const frame = (size: number, ...blocks: string[]) =>
     hex(`28b52ffd 20 ${size.toString(16).padStart(2, "0")} ${blocks.join(" ")}`);
+  const minutes = hex("28b52ffd 00 38 550000 01 61 ff ffff 54 00 01 34 01");
   const GZIP = 1;
   const ZSTD = 2;
 
@@ -211,14 +212,38 @@ describe("packed payloads", () => {
       "a hundred thousand empty zstd blocks",
       ZSTD,
       hex(`28b52ffd 00 68 ${"000000".repeat(100_000)} 010000`),
-      "TRB-EVENT-COMPRESSION",
+      Buffer.alloc(0),
     ],
+    // One block of 98,303 sequences, each a match of 65,539 bytes: six gigabytes by its own account.
+    ["a zstd block that asks for minutes", ZSTD, minutes, "TRB-EVENT-COMPRESSION"],
     ["a zstd dictionary", ZSTD, hex("28b52ffd 21 01 03 190000 616263"), "TRB-EVENT-COMPRESSION"],
     ["compression 7", 7, plain, "TRB-EVENT-COMPRESSION"],
-  ])("%s", (_name, compression, bytes, expected) => {
-    const result = unpackPayload(compression, bytes, 1000);
-    if (typeof expected === "string") expect(result).toBe(expected);
-    else expect(Buffer.from(result as Uint8Array).equals(expected)).toBe(true);
+  ])("%s", async (_name, compression, bytes, expected) => {
+    const started = performance.now();
+    const results = [
+      unpackPayload(compression, bytes, 1000),
+      unpackAtOnce(compression, bytes, 1000) ?? expected,
+      compression === GZIP ? await unpackAside(bytes, 1000) : expected,
+    ];
+    for (const result of results) {
+      if (typeof expected === "string") expect(result).toBe(expected);
+      else expect(Buffer.from(result as Uint8Array).equals(expected)).toBe(true);
+    }
+    // Milliseconds at most; a decoder that believes what it reads takes a thousand times as long.
+    expect(performance.now() - started).toBeLessThan(2_000);
+  });
+
+  test("gzip of much is not for this thread, whatever its trailer says", async () => {
+    const content = Buffer.alloc(100_000, "ab");
+    const packed = gzipSync(content);
+    const lying = Buffer.from(packed);
+    lying.writeUInt32LE(10, lying.length - 4);
+    expect(unpackAtOnce(GZIP, packed, 1_000_000)).toBeUndefined();
+    expect(unpackAtOnce(GZIP, lying, 1_000_000)).toBeUndefined();
+    expect(await unpackAside(packed, 1_000_000)).toEqual(content);
+    expect(await unpackAside(lying, 1_000_000)).toBe("TRB-EVENT-COMPRESSION");
+    expect(await unpackAside(packed, 50_000)).toBe("TRB-EVENT-PAYLOAD-SIZE");
+    expect(unpackAtOnce(GZIP, gzipSync(plain), 1_000_000)).toEqual(plain);
   });
 
   test("damaged frames never throw nor exceed the limit", () => {
