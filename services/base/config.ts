@@ -73,8 +73,13 @@ export const configSchema = z.strictObject({
       memoryBytes: count(512 * MiB),
       maxRows: count(100_000),
       maxSqlBytes: count(65_536),
-      workers: count(2),
+      /** Queries that run at once, each in a process of its own. */
+      workers: count(3),
+      /** Of these, what one tenant may have; all but one when not set. */
+      maxRunningPerTenant: z.coerce.number().int().min(1).optional(),
       maxWaiting: count(64),
+      /** Of these, what one tenant may have; a quarter when not set. */
+      maxWaitingPerTenant: z.coerce.number().int().min(1).optional(),
     })
     .prefault({}),
   log: z

@@ -3,10 +3,11 @@ import { assert, TributaryError } from "../base/errors.js";
 import { isTenantId } from "../contracts/envelope.js";
 import { type Catalog, type CatalogTable, TENANT_COLUMN, visibleColumns } from "./catalog.js";
 import { checkQuery, type GatedQuery } from "./gate.js";
-import { type Answered, type Lease, WorkerPool } from "./pool.js";
+import { type Lease, WorkerPool } from "./pool.js";
 import type { AnswerColumn, AnswerFormat, Failure, Parameter, SessionTable } from "./protocol.js";
 import { SnapshotSealer } from "./snapshot-token.js";
 import { checkText, positionAt } from "./sql-text.js";
+import type { Answered } from "./worker-process.js";
 
 export interface QueryRequest {
   readonly tenant: string;
@@ -43,7 +44,16 @@ export class QueryService {
   constructor(catalog: Catalog, limits: Config["query"]) {
     this.catalog = catalog;
     this.limits = limits;
-    this.pool = new WorkerPool(limits);
+    const { workers, maxWaiting, memoryBytes } = limits;
+    this.pool = new WorkerPool({
+      memoryBytes,
+      shares: {
+        running: workers,
+        runningPerTenant: limits.maxRunningPerTenant ?? Math.max(1, workers - 1),
+        waiting: maxWaiting,
+        waitingPerTenant: limits.maxWaitingPerTenant ?? Math.max(1, Math.floor(maxWaiting / 4)),
+      },
+    });
   }
 
   /** Errors: TributaryError TRB-QUERY-*, TRB-REQ-INVALID; all of them safe to show. */
@@ -52,9 +62,21 @@ export class QueryService {
     const { tenant, sql } = request;
     assert(isTenantId(tenant), "a query has a tenant");
     checkText(sql, this.limits.maxSqlBytes);
-    const lease = await this.pool.lease(tenant, signal);
+    // A query yields its place once at most, and nothing of its answer has left by then.
+    const found = (await this.attempt(request, false, signal)) ?? (await this.attempt(request, true, signal));
+    assert(found !== undefined, "a query that has yielded keeps its place");
+    const { columns, rowCount, rows, tables } = found;
+    const elapsedMs = Math.round((performance.now() - started) * 10) / 10;
+    return { columns, rows, rowCount, elapsedMs, snapshot: this.sealer.seal(tenant, tables) };
+  }
+
+  /** Undefined when the query had to yield its place. */
+  private async attempt(request: QueryRequest, yielded: boolean, signal: AbortSignal | undefined) {
+    const { tenant, sql } = request;
+    const lease = await this.pool.lease(tenant, { yielded, ...(signal === undefined ? {} : { signal }) });
     try {
       const parsed = await lease.call({ type: "parse", sql }, PARSE_MS);
+      if (parsed.type === "yielded") return undefined;
       if (parsed.type !== "parsed") throw refusal(sql, parsed);
       const available = await this.catalog.tables();
       const query = checkQuery(sql, parsed.ast, available);
@@ -62,14 +84,9 @@ export class QueryService {
       const tables = await Promise.all(query.tables.map((table) => sessionTable(table, available, tenant)));
       const rows: string[] = [];
       const answered = await this.execute(lease, request, tables, parameters, rows);
+      if (answered.type === "yielded") return undefined;
       if (answered.type !== "done") throw refusal(sql, answered, query);
-      return {
-        columns: answered.columns,
-        rows,
-        rowCount: answered.rowCount,
-        elapsedMs: Math.round((performance.now() - started) * 10) / 10,
-        snapshot: this.sealer.seal(tenant, query.tables),
-      };
+      return { columns: answered.columns, rowCount: answered.rowCount, rows, tables: query.tables };
     } finally {
       lease.release();
     }

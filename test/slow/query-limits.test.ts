@@ -10,6 +10,8 @@ const limits: Config["query"] = {
   maxRows: 5_000,
   maxSqlBytes: 65_536,
   workers: 2,
+  maxRunningPerTenant: 2,
+  maxWaitingPerTenant: 3,
   maxWaiting: 3,
 };
 const other = others[0]!.id;
@@ -158,7 +160,12 @@ describe("sessions", () => {
 
   test("many tenants take turns on few workers and each sees its own", async () => {
     const tenants = [asker, ...others];
-    const wide = new QueryService(lake, { ...limits, timeoutMs: 20_000, maxWaiting: 64 });
+    const wide = new QueryService(lake, {
+      ...limits,
+      timeoutMs: 20_000,
+      maxWaiting: 64,
+      maxWaitingPerTenant: 64,
+    });
     const answers = await Promise.all(
       Array.from({ length: 24 }, async (_, at) => {
         const tenant = tenants[at % tenants.length]!;
