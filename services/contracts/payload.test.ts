@@ -215,7 +215,7 @@ describe("packed payloads", () => {
       Buffer.alloc(0),
     ],
     // One block of 98,303 sequences, each a match of 65,539 bytes: six gigabytes by its own account.
-    ["a zstd block that asks for minutes", ZSTD, minutes, "TRB-EVENT-COMPRESSION"],
+    ["a zstd block that asks for minutes", ZSTD, minutes, "TRB-EVENT-PAYLOAD-SIZE"],
     ["a zstd dictionary", ZSTD, hex("28b52ffd 21 01 03 190000 616263"), "TRB-EVENT-COMPRESSION"],
     ["compression 7", 7, plain, "TRB-EVENT-COMPRESSION"],
   ])("%s", async (_name, compression, bytes, expected) => {
