@@ -3,7 +3,7 @@ import { FixedColumn, TextColumn } from "../columns/column-writers.js";
 import type { FeedColumn, FeedSource } from "../columns/feed.js";
 import { ListColumn } from "../columns/nested-columns.js";
 import { Envelope } from "../contracts/envelope.js";
-import type { TableSpec } from "../table/delta-table.js";
+import type { TableSpec } from "../table/definition.js";
 import { deltaTypeOf } from "../table/schema.js";
 import { type EventBatch, OPERATIONS } from "./event-batch.js";
 

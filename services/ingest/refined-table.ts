@@ -1,10 +1,9 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { TributaryError } from "../base/errors.js";
 import type { BoundModel } from "../models/bind.js";
-import type { TableSpec } from "../table/delta-table.js";
+import type { TableSpec } from "../table/definition.js";
 import { type ColumnSpec, deltaTypeOf } from "../table/schema.js";
 import { PARTITION_COLUMN } from "../table/state.js";
-import { KEY_COLUMNS } from "../table/upsert.js";
 
 export const refinedRoot = (model: Pick<BoundModel, "domain" | "table">): string =>
   `refined/${model.domain}/${model.table}`;
@@ -48,7 +47,8 @@ export async function refinedSpec(connection: DuckDBConnection, model: BoundMode
     columns.push({
       name,
       type: delta,
-      nullable: !(KEY_COLUMNS as readonly string[]).includes(name),
+      // Keys too: a required column asks writers for the feature `invariants`, and Spark refuses a table without it.
+      nullable: true,
       ...(description === undefined ? {} : { description }),
     });
   }

@@ -5,7 +5,8 @@ import { fileStore, Random, seeds, temporaryFolder } from "../../test/support/la
 import { Duck } from "../base/duckdb.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { type Action, type AddAction, removeOf } from "./actions.js";
-import { DeltaTable, definition, type TableSpec } from "./delta-table.js";
+import { definition, type TableSpec } from "./definition.js";
+import { DeltaTable } from "./delta-table.js";
 import { advancePositions, positionsOf } from "./progress.js";
 import type { TableSnapshot } from "./types.js";
 

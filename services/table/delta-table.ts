@@ -3,11 +3,11 @@ import type { Duck } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
 import type { ObjectStore } from "../storage/object-store.js";
-import { type Action, commitKey, encodeCommit, type ProtocolAction } from "./actions.js";
+import { type Action, commitKey, encodeCommit } from "./actions.js";
+import { definition, mended, type TableSpec } from "./definition.js";
 import { decodeVector, locateVector, unframeVector } from "./deletion-vector.js";
 import { advance, loadCheckpoint, writeCheckpoint } from "./delta-log.js";
 import { Mask } from "./mask.js";
-import { type ColumnSpec, schemaString } from "./schema.js";
 import { TableState, vectorId } from "./state.js";
 import type { TableFile, TableSnapshot } from "./types.js";
 
@@ -17,14 +17,6 @@ const HOUR_MS = 3600 * 1000;
 const HOURS: Readonly<Record<string, number>> = { hour: 1, day: 24, week: 7 * 24 };
 /** Delta's default for `delta.deletedFileRetentionDuration`. */
 const DEFAULT_RETENTION = "interval 1 week";
-
-export interface TableSpec {
-  readonly columns: readonly ColumnSpec[];
-  readonly partitionColumns: readonly string[];
-  readonly properties: Readonly<Record<string, string>>;
-  readonly protocol: ProtocolAction;
-  readonly description?: string;
-}
 
 /** What one commit wants to do, and what must still be true for it to be right. */
 export interface CommitRequest {
@@ -109,7 +101,10 @@ export class DeltaTable {
     return state.version < 0 ? undefined : new DeltaTable(store, root, duck, options, state, checkpointed);
   }
 
-  /** Opens the table at `root`, or makes it as its version 0; of two makers one wins and both get the winner's. */
+  /**
+   * Opens the table at `root`, or makes it as its version 0; of two makers one wins and both get the winner's. A table
+   * that an older Tributary made is brought up to its spec by one commit. Writers open tables this way.
+   */
   static async openOrCreate(
     store: ObjectStore,
     root: string,
@@ -118,13 +113,35 @@ export class DeltaTable {
     spec: TableSpec,
   ): Promise<DeltaTable> {
     const existing = await DeltaTable.open(store, root, duck, options);
-    if (existing !== undefined) return existing;
+    if (existing !== undefined) {
+      await existing.mend(spec);
+      return existing;
+    }
     const actions = [commitInfo("CREATE TABLE", randomUUID()), ...definition(spec, randomUUID())];
     await store.putIfAbsent(commitKey(root, 0), encodeCommit(actions));
     const created = await DeltaTable.open(store, root, duck, options);
     if (created === undefined)
       throw new TributaryError("TRB-STORE-FAILED", "a new table's log is not readable");
     return created;
+  }
+
+  private async mend(spec: TableSpec): Promise<void> {
+    for (;;) {
+      const { protocol, metaData, files } = this.state;
+      const hasVectors = [...files.values()].some(({ add }) => add.deletionVector !== undefined);
+      const actions = mended({ protocol: protocol!, metaData: metaData!, hasVectors }, spec);
+      if (actions === undefined) return;
+      const { version } = this.state;
+      const result = await this.commit({
+        operation: "UPGRADE PROTOCOL",
+        actions,
+        expect: new Map(),
+        basedOn: version,
+        serializable: true,
+      });
+      // After a conflict another writer may have done it.
+      if (result.kind === "committed") return;
+    }
   }
 
   /** The table's own id in its metaData; stays with it for life. */
@@ -343,21 +360,3 @@ function retentionMs({ properties }: TableSnapshot): number {
 const commitInfo = (operation: string, txnId: string): Action => ({
   commitInfo: { timestamp: Date.now(), operation, operationParameters: {}, engineInfo: ENGINE, txnId },
 });
-
-/** The protocol and metaData actions that (re)define a table; `id` stays with the table for its life. */
-export function definition(spec: TableSpec, id: string): Action[] {
-  return [
-    { protocol: spec.protocol },
-    {
-      metaData: {
-        id,
-        ...(spec.description === undefined ? {} : { description: spec.description }),
-        format: { provider: "parquet", options: {} },
-        schemaString: schemaString(spec.columns),
-        partitionColumns: spec.partitionColumns,
-        configuration: spec.properties,
-        createdTime: Date.now(),
-      },
-    },
-  ];
-}

@@ -29,8 +29,9 @@ export const allRows = ({ rows }: StagedFile): Uint32Array =>
 
 // Level 1 costs a third of the default level's CPU for a tenth more bytes. Dictionaries help keys and enums, not
 // payloads: beyond this many distinct values they only cost.
-const PARQUET =
-  "FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, DICTIONARY_SIZE_LIMIT 2000, RETURN_STATS";
+// The version tells Spark that times before 1900 are of the calendar it uses itself; without, it refuses to read them.
+const PARQUET = `FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, DICTIONARY_SIZE_LIMIT 2000, RETURN_STATS,
+  KV_METADATA {'org.apache.spark.version': '3.5.0'}`;
 
 /** Writes the rows of `sql`, in its order, as one Parquet file in the store's staging folder. */
 export async function stageFile(
