@@ -150,6 +150,15 @@ export class FileStore implements ObjectStore {
     }
   }
 
+  confirm(keys: readonly string[]): Promise<void> {
+    // Contents are synced before they get a name, so the names are all that may be missing.
+    return guard("confirm", () =>
+      forEach([...new Set(keys.map((key) => dirname(this.path(key))))], (folder) =>
+        this.files.syncFolder(folder),
+      ),
+    );
+  }
+
   delete(keys: readonly string[]): Promise<void> {
     return guard("delete", async () => {
       const paths = keys.map((key) => this.path(key));

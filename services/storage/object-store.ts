@@ -2,7 +2,8 @@
  * The object-store port. Keys are relative, "/"-separated, without "." or ".." segments.
  *
  * Ordering. None between keys. A `put` or `putIfAbsent` that has resolved is seen by every later `get` and `list`.
- * Durability. A resolved put survives the loss of process and power, name included.
+ * Durability. A resolved put survives the loss of process and power, name included. What `get` and `list` show may be
+ * another process's put that has not resolved yet, or never will: whoever builds on it has it confirmed first.
  * Idempotency. `putIfAbsent` has one winner for ever: a loser is told "exists" and changes nothing. An ambiguous
  * failure (the put may have happened) rejects with TRB-STORE-FAILED; the caller settles it by reading back.
  * Objects are immutable by convention: only small pointer objects are ever put twice.
@@ -22,6 +23,11 @@ export interface ObjectStore {
   localPath(key: string): Promise<string>;
   /** Keys below `prefix`, in key order, optionally only those after `startAfter`. */
   list(prefix: string, startAfter?: string): AsyncIterable<{ readonly key: string; readonly bytes: number }>;
+  /**
+   * Resolves once objects that a `get` or `list` has shown survive the loss of power, whoever put them and however that
+   * put ended. One durability barrier for all; nothing to do where all that is seen is durable.
+   */
+  confirm(keys: readonly string[]): Promise<void>;
   /** Absent keys are fine. */
   delete(keys: readonly string[]): Promise<void>;
 }

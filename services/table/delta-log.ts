@@ -11,6 +11,8 @@ import type { TableState } from "./state.js";
 
 const VECTOR =
   'STRUCT("storageType" VARCHAR, "pathOrInlineDv" VARCHAR, "offset" INTEGER, "sizeInBytes" INTEGER, cardinality BIGINT)';
+/** Commits held in memory, and confirmed, together. */
+const STRETCH = 256;
 const MIN_OBJECT_BYTES = 1024 * 1024;
 const STRINGS = "MAP(VARCHAR, VARCHAR)";
 // Delta protocol, "Checkpoint Schema" (V1, classic).
@@ -38,18 +40,36 @@ export async function readCommit(
   }
 }
 
-/** Brings `state` from its version to the newest one; tells `seen` of each commit on the way. */
+/**
+ * Brings `state` from its version to the newest one; tells `seen` of each commit on the way. A commit counts once it is
+ * sure to stay: its writer may have died, or failed, between giving it its name and making the name durable, and
+ * progress that was read from it must not be lost again.
+ */
 export async function advance(
   store: ObjectStore,
   root: string,
   state: TableState,
   seen?: (version: number, actions: readonly Action[]) => void,
 ): Promise<void> {
-  for (;;) {
-    const actions = await readCommit(store, root, state.version + 1);
+  let failure: unknown;
+  for (let commits: Action[][] = []; ; commits = []) {
+    let actions: Action[] | undefined;
+    do {
+      try {
+        actions = await readCommit(store, root, state.version + commits.length + 1);
+      } catch (error) {
+        failure = error;
+        actions = undefined;
+      }
+      if (actions !== undefined) commits.push(actions);
+    } while (actions !== undefined && commits.length < STRETCH);
+    if (commits.length > 0) await store.confirm([commitKey(root, state.version + commits.length)]);
+    for (const commit of commits) {
+      state.apply(state.version + 1, commit);
+      seen?.(state.version, commit);
+    }
+    if (failure !== undefined) throw failure;
     if (actions === undefined) return;
-    state.apply(state.version + 1, actions);
-    seen?.(state.version, actions);
   }
 }
 

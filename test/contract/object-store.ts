@@ -125,6 +125,16 @@ export function objectStoreContract(make: () => Promise<ObjectStoreFixture>): vo
       expect(await keys("t/_delta_log/")).toHaveLength(120);
     });
 
+    test("what was seen can be confirmed, by any client and any number of times", async () => {
+      await store.putIfAbsent("log/0.json", Buffer.from("0"));
+      await store.put("log/1.json", Buffer.from("1"));
+      const other = await fixture.openStore();
+      await other.confirm(["log/0.json", "log/1.json"]);
+      await other.confirm(["log/0.json"]);
+      await other.confirm([]);
+      expect(await text("log/0.json")).toBe("0");
+    });
+
     test("deleted objects are gone; absent ones are no failure; a key can be made anew", async () => {
       await store.put("d/1", Buffer.from("1"));
       await store.put("d/2", Buffer.from("2"));
@@ -159,6 +169,7 @@ export function objectStoreContract(make: () => Promise<ObjectStoreFixture>): vo
       await expect(store.putIfAbsent(key, Buffer.from("x"))).rejects.toMatchObject(refused);
       await expect(store.localPath(key)).rejects.toMatchObject(refused);
       await expect(store.delete([key])).rejects.toMatchObject(refused);
+      await expect(store.confirm([key])).rejects.toMatchObject(refused);
       const localPath = join(store.staging, "file");
       await writeFile(localPath, "x");
       await expect(store.adopt([{ localPath, key }])).rejects.toMatchObject(refused);

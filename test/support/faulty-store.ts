@@ -10,7 +10,7 @@ export type Fault =
   /** It does not happen, and nothing after it ever does: the process is gone. */
   | "crash";
 
-const OPERATIONS = ["get", "getRange", "put", "putIfAbsent", "adopt", "delete"] as const;
+const OPERATIONS = ["get", "getRange", "put", "putIfAbsent", "adopt", "confirm", "delete"] as const;
 type Operation = (typeof OPERATIONS)[number];
 
 /** The store with some operations replaced. */
@@ -24,6 +24,7 @@ export function overriding(inner: ObjectStore, operations: Partial<ObjectStore>)
     staging: inner.staging,
     localPath: (key) => inner.localPath(key),
     list: (prefix, startAfter) => inner.list(prefix, startAfter),
+    confirm: (keys) => inner.confirm(keys),
     delete: (keys) => inner.delete(keys),
     ...operations,
   };

@@ -58,6 +58,8 @@ export async function openIdentity(
     await createDurably(files, path, Buffer.from(`${JSON.stringify(identity)}\n`));
     bytes = await readWhole(files, path);
   }
+  // Whoever made it may have died before its name was durable; the name is about to be part of tables' progress.
+  await files.syncFolder(folder);
   let found: unknown;
   try {
     found = JSON.parse(bytes?.toString("utf8") ?? "");
