@@ -2,7 +2,8 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { CrashedError, SimulatedFiles } from "../../test/support/simulated-files.js";
 import { Duck } from "../base/duckdb.js";
 import { FileStore } from "../storage/file-store.js";
-import { DeltaTable, type TableSpec } from "./delta-table.js";
+import type { TableSpec } from "./definition.js";
+import { DeltaTable } from "./delta-table.js";
 import { advancePositions, positionsOf } from "./progress.js";
 
 /** A commit is believed once its name is sure to stay: by its writer, and by whoever finds it. */
