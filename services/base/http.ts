@@ -1,6 +1,5 @@
 import { randomUUID } from "node:crypto";
 import type { Duplex } from "node:stream";
-import swagger from "@fastify/swagger";
 import Fastify, {
   type FastifyBaseLogger,
   type FastifyError,
@@ -13,7 +12,7 @@ import Fastify, {
 import type { Registry } from "prom-client";
 import { CODES, type Code } from "./codes.js";
 import { TributaryError } from "./errors.js";
-import { docsPage } from "./http-docs.js";
+import { registerDocs } from "./http-docs.js";
 
 export interface ServerOptions {
   readonly log: FastifyBaseLogger;
@@ -77,20 +76,7 @@ export async function buildServer(options: ServerOptions): Promise<HttpServer> {
   app.addHook("onSend", async (_request, reply) => {
     if (draining) reply.header("connection", "close");
   });
-  await app.register(swagger, {
-    openapi: {
-      openapi: "3.1.0",
-      info: {
-        title: "Tributary",
-        version: options.version ?? "0.1.0",
-        description:
-          "Change events in, one tenant's rows out. Every failing request is answered with one error body.",
-      },
-      components: {
-        securitySchemes: { token: { type: "http", scheme: "bearer", bearerFormat: "JWT" } },
-      },
-    },
-  });
+  await registerDocs(app, options.version ?? "0.1.0");
   app.addSchema(errorBodySchema);
   addSharedRoutes(app, options, () => draining !== undefined);
   return {
@@ -199,13 +185,6 @@ function addSharedRoutes(app: FastifyInstance, options: ServerOptions, isDrainin
       const exposition = await options.metrics.metrics();
       return reply.type(options.metrics.contentType).send(exposition);
     },
-  );
-  app.get("/docs/json", { schema: { hide: true } }, async () => app.swagger());
-  app.get("/docs", { schema: { hide: true } }, async (_request, reply) =>
-    reply
-      .type("text/html; charset=utf-8")
-      .header("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'")
-      .send(docsPage(app.swagger())),
   );
 }
 

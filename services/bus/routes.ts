@@ -151,6 +151,17 @@ const eventSchema = {
   },
 } as const;
 
+/** What the documentation's page offers to send. */
+const eventExample = {
+  tenantId: "acme",
+  entityType: "tracker.v1.Issue",
+  entityId: "PAY-1",
+  operation: "OPERATION_CREATED",
+  version: "1",
+  occurredAt: "2026-01-02T03:04:05Z",
+  payload: { "@type": "type.googleapis.com/tracker.v1.Issue", key: "PAY-1", summary: "Hello" },
+};
+
 const responseSchema = {
   type: "object",
   properties: {
@@ -182,9 +193,10 @@ const publishSchema = {
     "NDJSON, stops no other. Any answer but 200 means that nothing was promised. The body may be gzip-encoded.",
   security: [{ token: [] }],
   body: {
+    // The documentation's page offers the first to try.
     content: {
-      [PROTOBUF]: { schema: text("A tributary.v1.PublishRequest.") },
       [JSON_TYPE]: {
+        example: [eventExample],
         schema: {
           oneOf: [
             { type: "object", properties: { events: { type: "array", items: eventSchema } } },
@@ -192,7 +204,11 @@ const publishSchema = {
           ],
         },
       },
-      [NDJSON]: { schema: text("One event in JSON per line; blank lines are ignored.") },
+      [PROTOBUF]: { schema: { ...text("A tributary.v1.PublishRequest."), format: "binary" } },
+      [NDJSON]: {
+        example: JSON.stringify(eventExample),
+        schema: text("One event in JSON per line; blank lines are ignored."),
+      },
     },
   },
   response: {
@@ -200,7 +216,7 @@ const publishSchema = {
       description: "A tributary.v1.PublishResponse; for JSON and NDJSON, as JSON.",
       content: {
         [JSON_TYPE]: { schema: responseSchema },
-        [PROTOBUF]: { schema: text("A tributary.v1.PublishResponse.") },
+        [PROTOBUF]: { schema: { ...text("A tributary.v1.PublishResponse."), format: "binary" } },
       },
     },
     ...errorResponses(

@@ -243,7 +243,7 @@ const querySchema = {
     type: "object",
     required: ["sql"],
     properties: {
-      sql: text,
+      sql: { ...text, example: "select count(*) from issues" },
       params: {
         description:
           "Values for $1, $2, … or ?, or by name for $name: null, boolean, number, text, or a list of these.",
