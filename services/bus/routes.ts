@@ -196,8 +196,8 @@ const publishSchema = {
     // The documentation's page offers the first to try.
     content: {
       [JSON_TYPE]: {
-        example: [eventExample],
         schema: {
+          example: [eventExample],
           oneOf: [
             { type: "object", properties: { events: { type: "array", items: eventSchema } } },
             { type: "array", items: eventSchema },
@@ -206,8 +206,10 @@ const publishSchema = {
       },
       [PROTOBUF]: { schema: { ...text("A tributary.v1.PublishRequest."), format: "binary" } },
       [NDJSON]: {
-        example: JSON.stringify(eventExample),
-        schema: text("One event in JSON per line; blank lines are ignored."),
+        schema: {
+          ...text("One event in JSON per line; blank lines are ignored."),
+          example: JSON.stringify(eventExample),
+        },
       },
     },
   },

@@ -85,7 +85,10 @@ describe("the page at /docs, in a browser", () => {
     const page = await openDocs();
     await authorize(page, await makeToken(data, "producer", "acme"));
     const { status, body } = await tryIt(page, "/v1/events");
-    expect([status, JSON.parse(body)]).toMatchObject(["200", { accepted: 1, rejected: 0 }]);
+    expect([status, JSON.parse(body)]).toMatchObject([
+      "200",
+      { accepted: 1, rejected: 0, results: [{ accepted: true }] },
+    ]);
     await page.close();
   });
 });
