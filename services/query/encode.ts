@@ -3,6 +3,7 @@ import {
   DuckDBArrayValue,
   DuckDBBitValue,
   DuckDBBlobValue,
+  type DuckDBDataChunk,
   DuckDBDateValue,
   DuckDBDecimalValue,
   DuckDBIntervalValue,
@@ -25,9 +26,8 @@ import {
   DuckDBUnionValue,
   DuckDBUUIDValue,
   type DuckDBValue,
-  DuckDBVariantValue,
 } from "@duckdb/node-api";
-import { TributaryError } from "../base/errors.js";
+import { positional, uniqueNames, valuesOf } from "./chunk-values.js";
 import type { AnswerFormat } from "./protocol.js";
 
 /** A value as it stands in an answer. Objects are kept as entries, so that no key is special to JavaScript. */
@@ -39,22 +39,27 @@ class PlainObject {
 /**
  * Turns rows into text: one row at a time, without the brackets or commas between rows.
  * 64-bit and larger integers and decimals are strings unless `numbers` is "js"; NaN and infinities are strings;
- * times with a zone are ISO 8601 in UTC; blobs are base64; durations ISO 8601; maps are objects.
+ * times with a zone are ISO 8601 in UTC; blobs are base64; durations ISO 8601; maps and structs are objects, tuples
+ * (structs without names) lists.
  */
 export class RowEncoder {
-  private readonly names: readonly string[];
+  /** The columns' names, each once. */
+  readonly names: readonly string[];
   private readonly types: readonly DuckDBType[];
+  private readonly positionalTypes: readonly DuckDBType[];
   private readonly format: AnswerFormat;
   private readonly exact: boolean;
 
+  /** Errors: TRB-QUERY-CONSTRUCT for a column whose type an answer cannot hold. */
   constructor(
     names: readonly string[],
     types: readonly DuckDBType[],
     format: AnswerFormat,
     numbers: "exact" | "js",
   ) {
-    this.names = format === "ndjson" ? names.map((name) => `${JSON.stringify(name)}:`) : names;
+    this.names = uniqueNames(names);
     this.types = types;
+    this.positionalTypes = types.map(positional);
     this.format = format;
     this.exact = numbers === "exact";
   }
@@ -64,18 +69,18 @@ export class RowEncoder {
     return this.format === "csv" ? `${this.names.map(csvText).join(",")}\r\n` : "";
   }
 
-  /** `columns` holds the values of a chunk by column. */
-  rows(columns: readonly (readonly DuckDBValue[])[], count: number): string {
-    const plain = columns.map((values, at) => {
+  rows(chunk: DuckDBDataChunk): string {
+    const columns = valuesOf(chunk, this.positionalTypes).map((values, at) => {
       const type = this.types[at]!;
       return values.map((value) => this.text(plainOf(value, type, this.exact)));
     });
+    const keys = this.format === "ndjson" ? this.names.map((name) => `${JSON.stringify(name)}:`) : [];
     const lines: string[] = [];
-    for (let row = 0; row < count; row++) {
-      const cells = plain.map((values) => values[row]!);
+    for (let row = 0; row < chunk.rowCount; row++) {
+      const cells = columns.map((values) => values[row]!);
       if (this.format === "csv") lines.push(`${cells.join(",")}\r\n`);
       else if (this.format === "json") lines.push(`[${cells.join(",")}]`);
-      else lines.push(`{${cells.map((cell, at) => this.names[at]! + cell).join(",")}}\n`);
+      else lines.push(`{${cells.map((cell, at) => keys[at]! + cell).join(",")}}\n`);
     }
     return lines.join(this.format === "json" ? "," : "");
   }
@@ -127,22 +132,12 @@ function plainObjectOf(value: DuckDBValue & object, type: DuckDBType | undefined
       type instanceof DuckDBListType || type instanceof DuckDBArrayType ? type.valueType : undefined;
     return value.items.map((item) => plainOf(item, inner, exact));
   }
-  if (value instanceof DuckDBStructValue) {
-    const names = type instanceof DuckDBStructType ? type.entryNames : Object.keys(value.entries);
-    if (names.includes("__proto__")) {
-      // JavaScript has swallowed its value already.
-      throw new TributaryError("TRB-QUERY-CONSTRUCT", "a struct's field may not be called __proto__");
-    }
-    return new PlainObject(
-      names.map((name, at) => [
-        name,
-        plainOf(
-          Object.hasOwn(value.entries, name) ? value.entries[name] : null,
-          type instanceof DuckDBStructType ? type.entryTypes[at] : undefined,
-          exact,
-        ),
-      ]),
-    );
+  if (value instanceof DuckDBStructValue && type instanceof DuckDBStructType) {
+    const fields = Object.values(value.entries);
+    const items = type.entryTypes.map((inner, at) => plainOf(fields[at], inner, exact));
+    // A tuple: its fields have places and no names.
+    if (type.entryNames.every((name) => name === "")) return items;
+    return new PlainObject(type.entryNames.map((name, at) => [name, items[at]!]));
   }
   if (value instanceof DuckDBMapValue) {
     const types = type instanceof DuckDBMapType ? type : undefined;
@@ -156,12 +151,10 @@ function plainObjectOf(value: DuckDBValue & object, type: DuckDBType | undefined
       }),
     );
   }
-  if (value instanceof DuckDBUnionValue) {
-    const at = type instanceof DuckDBUnionType ? type.memberTags.indexOf(value.tag) : -1;
-    const inner = type instanceof DuckDBUnionType ? type.memberTypes[at] : undefined;
-    return new PlainObject([[value.tag, plainOf(value.value, inner, exact)]]);
+  if (value instanceof DuckDBUnionValue && type instanceof DuckDBUnionType) {
+    const at = Number(value.tag.slice(1));
+    return new PlainObject([[type.memberTags[at]!, plainOf(value.value, type.memberTypes[at], exact)]]);
   }
-  if (value instanceof DuckDBVariantValue) return plainOf(value.value, value.type, exact);
   if (value instanceof DuckDBDecimalValue) return exact ? value.toString() : Number(value.toString());
   if (value instanceof DuckDBTimestampTZValue) return instant(value.micros, 6, "Z");
   if (value instanceof DuckDBTimestampValue) return instant(value.micros, 6, "");
@@ -178,8 +171,7 @@ function plainObjectOf(value: DuckDBValue & object, type: DuckDBType | undefined
   if (value instanceof DuckDBIntervalValue) return duration(value);
   if (value instanceof DuckDBBlobValue) return Buffer.from(value.bytes).toString("base64");
   if (value instanceof DuckDBUUIDValue || value instanceof DuckDBBitValue) return value.toString();
-  // A type this version does not know how to write: better no answer than a wrong one.
-  throw new Error("a value of an unknown type");
+  throw new Error("assertion failed: a column's type is looked at before its values");
 }
 
 /** The shortest decimal that reads back as the same 32-bit float: 1.1, not 1.100000023841858. */

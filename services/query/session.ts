@@ -154,7 +154,7 @@ export class Session {
     request: Run,
     emit: (text: string) => void,
   ): Promise<{ columns: AnswerColumn[]; rowCount: number }> {
-    // A stream of rows that fails midway just ends, but it leaves its transaction aborted: see #mustBeWhole.
+    // A stream of rows that fails midway just ends, but it leaves its transaction aborted: see mustBeWhole.
     await this.database.run("BEGIN TRANSACTION READ ONLY");
     let statement: DuckDBPreparedStatement | undefined;
     try {
@@ -172,9 +172,8 @@ export class Session {
   }
 
   private async send(result: DuckDBResult, request: Run, emit: (text: string) => void) {
-    const names = result.deduplicatedColumnNames();
     const types = result.columnTypes();
-    const encoder = new RowEncoder(names, types, request.format, request.numbers);
+    const encoder = new RowEncoder(result.columnNames(), types, request.format, request.numbers);
     let text = encoder.head();
     let rowCount = 0;
     let characters = 0;
@@ -184,7 +183,7 @@ export class Session {
       if (rowCount + chunk.rowCount > request.maxRows) {
         throw new TributaryError("TRB-QUERY-ROWS", `the answer has more than ${request.maxRows} rows`);
       }
-      const rows = encoder.rows(chunk.getColumns(), chunk.rowCount);
+      const rows = encoder.rows(chunk);
       if (request.format === "json" && rowCount > 0) text += ",";
       text += rows;
       rowCount += chunk.rowCount;
@@ -200,7 +199,7 @@ export class Session {
       }
     }
     if (text !== "") emit(text);
-    const columns = names.map((name, at) => ({ name, type: typeName(types[at]!) }));
+    const columns = encoder.names.map((name, at) => ({ name, type: typeName(types[at]!) }));
     return { columns, rowCount };
   }
 
