@@ -16,6 +16,11 @@ export const configSchema = z.strictObject({
     (value) => (typeof value === "string" ? value.split(",") : value),
     z.array(z.string().min(1)).default(() => [join(packageRoot, "proto")]),
   ),
+  /** Files with FileDescriptorSets (buf build -o, protoc --include_imports), beside protoDirs or in their place. */
+  protoDescriptors: z.preprocess(
+    (value) => (typeof value === "string" ? value.split(",") : value),
+    z.array(z.string().min(1)).default(() => []),
+  ),
   transformsDir: z.string().default(() => join(packageRoot, "transforms")),
   http: z
     .strictObject({

@@ -2,7 +2,6 @@ import { createHmac } from "node:crypto";
 import { gzipSync } from "node:zlib";
 import type { InjectOptions } from "fastify";
 import { SignJWT } from "jose";
-import type protobuf from "protobufjs";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { startTestBus, type TestBus, testRegistry } from "../../test/support/bus-server.js";
 import { CODES, type Code } from "../base/codes.js";
@@ -10,8 +9,8 @@ import { type EventInit, encodeEvent, encodeRequest } from "../contracts/encode-
 import { Envelope } from "../contracts/envelope.js";
 
 const MiB = 1024 * 1024;
-const PublishResponse = testRegistry.lookup("tributary.v1.PublishResponse") as protobuf.Type;
-const File = testRegistry.entityType("scm.v1.File")!;
+const PublishResponse = testRegistry.codec("tributary.v1.PublishResponse");
+const File = testRegistry.codec("scm.v1.File");
 const filePayload = (fields: Record<string, unknown> = {}) =>
   Buffer.from(File.encode(File.create({ path: "a.ts", change_count: 3, ...fields })).finish());
 

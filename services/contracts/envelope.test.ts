@@ -9,8 +9,8 @@ import { ProtoRegistry } from "./registry.js";
 import { isUtf8 } from "./wire.js";
 
 const registry = ProtoRegistry.load([join(packageRoot, "proto")]);
-const ChangeEvent = registry.lookup("tributary.v1.ChangeEvent") as protobuf.Type;
-const PublishRequest = registry.lookup("tributary.v1.PublishRequest") as protobuf.Type;
+const ChangeEvent = registry.codec("tributary.v1.ChangeEvent");
+const PublishRequest = registry.codec("tributary.v1.PublishRequest");
 
 const good: EventInit = {
   tenantId: "acme",
@@ -74,12 +74,14 @@ const view = () => ({
   payload_reference:
     envelope.referenceStart < 0
       ? null
-      : (registry.lookup("tributary.v1.PayloadReference") as protobuf.Type).toObject(
-          (registry.lookup("tributary.v1.PayloadReference") as protobuf.Type).decode(
-            envelope.bytes.subarray(envelope.referenceStart, envelope.referenceEnd),
+      : registry
+          .codec("tributary.v1.PayloadReference")
+          .toObject(
+            registry
+              .codec("tributary.v1.PayloadReference")
+              .decode(envelope.bytes.subarray(envelope.referenceStart, envelope.referenceEnd)),
+            plainly,
           ),
-          plainly,
-        ),
   payload_compression: envelope.compression,
   attributes: Object.fromEntries(envelope.attributeMap()),
   event_id: envelope.eventId(),

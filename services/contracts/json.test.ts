@@ -10,8 +10,8 @@ import { ProtoRegistry } from "./registry.js";
 
 const registry = ProtoRegistry.load([join(packageRoot, "proto")]);
 const events = new JsonEvents(registry);
-const schema = registry.jsonRegistry.getMessage("tributary.v1.ChangeEvent")!;
-const Issue = registry.entityType("tracker.v1.Issue")!;
+const schema = registry.types.getMessage("tributary.v1.ChangeEvent")!;
+const Issue = registry.codec("tracker.v1.Issue");
 
 const payload = { "@type": "type.googleapis.com/scm.v1.File", path: "a", linesAdded: "37" };
 const good = {
@@ -36,7 +36,7 @@ function outcome(text: string): { code: string; message: string } {
 function readBack(text: string): unknown {
   const result = events.convertLine(Buffer.from(text));
   if (!Buffer.isBuffer(result)) throw new Error(result.message);
-  return toJson(schema, fromBinary(schema, result), { registry: registry.jsonRegistry });
+  return toJson(schema, fromBinary(schema, result), { registry: registry.types });
 }
 
 test("an event in JSON becomes the bytes of the same event", () => {

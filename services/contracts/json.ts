@@ -39,7 +39,7 @@ export class JsonEvents {
   private readonly event: DescMessage;
 
   constructor(registry: ProtoRegistry) {
-    const event = registry.jsonRegistry.getMessage("tributary.v1.ChangeEvent");
+    const event = registry.types.getMessage("tributary.v1.ChangeEvent");
     if (!event) throw new TributaryError("TRB-CONFIG", "protoDirs: tributary.v1.ChangeEvent is missing");
     this.registry = registry;
     this.event = event;
@@ -85,7 +85,7 @@ export class JsonEvents {
 
   private encode(value: JsonObject): Buffer {
     const exact = withDoubles(this.event, value, this.registry);
-    const message = fromJson(this.event, exact, { registry: this.registry.jsonRegistry });
+    const message = fromJson(this.event, exact, { registry: this.registry.types });
     return Buffer.from(toBinary(this.event, message));
   }
 
@@ -135,7 +135,7 @@ export class JsonEvents {
 
   private explainPayload(payload: JsonObject): string {
     const type = String(payload["@type"]);
-    const desc = this.registry.jsonRegistry.getMessage(type.slice(type.lastIndexOf("/") + 1));
+    const desc = this.registry.types.getMessage(type.slice(type.lastIndexOf("/") + 1));
     for (const [key, value] of Object.entries(payload)) {
       if (key === "@type" || !desc) continue;
       const field = fieldOf(desc, key);
@@ -148,7 +148,7 @@ export class JsonEvents {
   private reads(desc: DescMessage, key: string, value: JsonValue): boolean {
     try {
       const part = withDoubles(desc, { [key]: value }, this.registry);
-      fromJson(desc, part, { registry: this.registry.jsonRegistry });
+      fromJson(desc, part, { registry: this.registry.types });
       return true;
     } catch {
       return false;
@@ -197,7 +197,7 @@ function parseNumber(text: string): number | bigint {
 function withDoubles(desc: DescMessage, value: JsonValue, registry: ProtoRegistry): JsonValue {
   if (desc.typeName === "google.protobuf.Any" && isObject(value)) {
     const type = String(value["@type"]);
-    const inner = registry.jsonRegistry.getMessage(type.slice(type.lastIndexOf("/") + 1));
+    const inner = registry.types.getMessage(type.slice(type.lastIndexOf("/") + 1));
     return inner ? withDoubles(inner, value, registry) : value;
   }
   if (/^google\.protobuf\.(Value|Struct|ListValue|DoubleValue|FloatValue)$/.test(desc.typeName)) {

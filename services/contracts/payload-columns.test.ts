@@ -3,6 +3,7 @@ import duckdb from "@duckdb/node-bindings";
 import fc from "fast-check";
 import protobuf from "protobufjs";
 import { describe, expect, test } from "vitest";
+import { inlineProtos } from "../../test/support/inline-protos.js";
 import { PayloadDecoder } from "./payload-columns.js";
 
 const WELL_KNOWN = `syntax = "proto3"; package google.protobuf;
@@ -46,18 +47,24 @@ const PROTO = `syntax = "proto3"; package t;
     string far = 536870911;
   }
   message Narrow { int32 f_int32 = 3; repeated Inner inners = 47; }`;
+const IMPORTS = ["timestamp", "duration", "struct", "wrappers"]
+  .map((name) => `import "google/protobuf/${name}.proto";`)
+  .join(" ");
 const root = new protobuf.Root();
 protobuf.parse(WELL_KNOWN, root, { keepCase: true });
 protobuf.parse(PROTO, root, { keepCase: true });
 root.resolveAll();
 const All = root.lookupType("t.All");
+const registry = inlineProtos({
+  "t.proto": PROTO.replace("package t;", `package t; ${IMPORTS}`),
+});
 
 /** Decodes several payloads as one chunk; undefined for those that do not decode. */
 function decodeAll(
   type: protobuf.Type,
   payloads: readonly Uint8Array[],
 ): (Record<string, unknown> | undefined)[] {
-  const decoder = new PayloadDecoder(type);
+  const decoder = new PayloadDecoder(registry.entityType(type.fullName.slice(1))!);
   for (const { writer, nullable } of decoder.columns) writer.begin(payloads.length, nullable);
   const fine = payloads.map((payload, row) => {
     const framed = Buffer.concat([Buffer.from("xx"), payload, Buffer.from("yy")]);

@@ -1,39 +1,46 @@
+import { type DescEnum, type DescField, type DescMessage, ScalarType } from "@bufbuild/protobuf";
+import { FeatureSet_FieldPresence as Presence } from "@bufbuild/protobuf/wkt";
 import { BLOB, type DuckDBType, VARCHAR } from "@duckdb/node-api";
-import protobuf from "protobufjs";
 import { TributaryError } from "../base/errors.js";
 import { type ColumnWriter, TextColumn } from "../columns/column-writers.js";
 import { ListColumn, StructColumn } from "../columns/nested-columns.js";
-import { nameOf } from "./registry.js";
-import { type Read, SCALARS, type Value, WELL_KNOWN } from "./scalar-columns.js";
+import { looseText, type Read, SCALARS, type Value, WELL_KNOWN } from "./scalar-columns.js";
 import * as wire from "./wire.js";
 
 /**
  * Turns payload bytes into columns, field by field, without building message objects.
  *
- * | proto3                           | column                                                     |
+ * | field                            | column                                                     |
  * |----------------------------------|------------------------------------------------------------|
- * | scalar without presence          | its type; the default where absent                         |
- * | optional, oneof member, message  | NULL where absent                                          |
+ * | without presence (proto3 scalar) | its type; the zero where absent                            |
+ * | with presence                    | NULL where absent, also where a default is declared: the   |
+ * |                                  | default is the reader's, not the event's                   |
  * | int32, sint32, sfixed32          | INTEGER                                                    |
  * | int64, …, uint32, fixed32        | BIGINT                                                     |
  * | uint64, fixed64                  | DECIMAL(20,0) (Delta has no unsigned types)                |
- * | enum                             | VARCHAR: the value's name, or its number when unknown      |
+ * | enum                             | VARCHAR: the value's name, or its number when unknown; an  |
+ * |                                  | unknown value of a closed enum (proto2) is as if absent    |
+ * | string                           | VARCHAR; what need not be UTF-8 and is not: U+FFFD         |
  * | bytes                            | BLOB                                                       |
- * | message                          | STRUCT; a message inside itself: BLOB, its bytes           |
+ * | message, group                   | STRUCT; a message inside itself: BLOB, its bytes           |
  * | repeated, map                    | LIST, MAP; empty where absent; of equal keys the last      |
  * | Timestamp, Duration              | TIMESTAMPTZ; BIGINT microseconds                           |
  * | Struct, Value, ListValue         | VARCHAR, as JSON                                           |
  * | wrappers (StringValue, …)        | the wrapped type                                           |
+ *
+ * With presence are: `optional`, `required`, members of a oneof, messages, and in proto2 and editions every singular
+ * field that does not say otherwise. A required field that is absent is NULL too: old events may lack it. Extensions
+ * are no columns.
  */
 export class PayloadDecoder {
   readonly columns: readonly PayloadColumn[];
   private readonly shape: MessageShape;
 
   /** Errors: TRB-MODEL-INVALID for a type that has no fields. */
-  constructor(type: protobuf.Type) {
+  constructor(type: DescMessage) {
     this.shape = shapeOf(type, []);
     if (this.shape.fields.length === 0) {
-      throw new TributaryError("TRB-MODEL-INVALID", `${nameOf(type)} has no fields`);
+      throw new TributaryError("TRB-MODEL-INVALID", `${type.typeName} has no fields`);
     }
     this.columns = this.shape.fields.map(({ name, writer, presence }) => ({
       name,
@@ -68,6 +75,7 @@ interface FieldShape {
   readonly presence: boolean;
   /** Reads one occurrence into the row. For length-delimited types [from, to) are the bytes inside. */
   readonly read: Read;
+  readonly counts: Value["counts"];
   /** Other members of the field's oneof, which a later member clears. */
   siblings: readonly ColumnWriter[];
 }
@@ -83,14 +91,20 @@ function readMessage(shape: MessageShape, bytes: Buffer, start: number, end: num
     pos = wire.readTag(bytes, pos, end);
     if (pos < 0) return false;
     const wireType = wire.low & 7;
-    const field = shape.byNumber[wire.low >>> 3];
+    const number = wire.low >>> 3;
+    const field = shape.byNumber[number];
     let from = pos;
-    pos = wire.skipValue(bytes, pos, end, wireType);
+    pos =
+      wireType === wire.GROUP
+        ? wire.skipGroup(bytes, pos, end, number, 1)
+        : wire.skipValue(bytes, pos, end, wireType);
     if (pos < 0) return false;
     if (field === undefined) continue;
     if (wireType === wire.LENGTH_DELIMITED) from = pos - wire.low;
     if (wireType === field.wireType) {
-      if (!field.read(bytes, from, pos, row)) return false;
+      const to = wireType === wire.GROUP ? wire.groupEnd : pos;
+      if (field.counts !== undefined && !field.counts(bytes, from, to)) continue;
+      if (!field.read(bytes, from, to, row)) return false;
       for (const sibling of field.siblings) sibling.setNull(row);
     } else if (!field.packable || wireType !== wire.LENGTH_DELIMITED) return false;
     else if (!readPacked(field, bytes, from, pos, row)) return false;
@@ -102,56 +116,59 @@ function readPacked(field: FieldShape, bytes: Buffer, start: number, end: number
   for (let pos = start; pos < end; ) {
     const from = pos;
     pos = wire.skipValue(bytes, pos, end, field.wireType);
-    if (pos < 0 || !field.read(bytes, from, pos, row)) return false;
+    if (pos < 0) return false;
+    if (field.counts !== undefined && !field.counts(bytes, from, pos)) continue;
+    if (!field.read(bytes, from, pos, row)) return false;
   }
   return true;
 }
 
-function shapeOf(type: protobuf.Type, outer: readonly protobuf.Type[]): MessageShape {
-  const all = type.fieldsArray.map((field) => fieldShape(field.resolve(), [...outer, type]));
+function shapeOf(type: DescMessage, outer: readonly DescMessage[]): MessageShape {
+  const all = type.fields.map((field) => fieldShape(field, [...outer, type]));
   const byNumber: (FieldShape | undefined)[] = [];
-  for (const [index, field] of type.fieldsArray.entries()) {
-    byNumber[field.id] = all[index];
-    const members = field.partOf?.fieldsArray ?? [];
+  for (const [index, field] of type.fields.entries()) {
+    byNumber[field.number] = all[index];
+    const members = field.oneof?.fields ?? [];
     all[index]!.siblings = members
       .filter((member) => member !== field)
-      .map((member) => all[type.fieldsArray.indexOf(member)]!.writer);
+      .map((member) => all[type.fields.indexOf(member)]!.writer);
   }
   return { fields: all, byNumber };
 }
 
-function fieldShape(field: protobuf.Field, outer: readonly protobuf.Type[]): FieldShape {
+function fieldShape(field: DescField, outer: readonly DescMessage[]): FieldShape {
   const value = valueShape(field, outer);
   const { name } = field;
-  if (field instanceof protobuf.MapField) return { name, ...mapShape(SCALARS[field.keyType]!(), value) };
-  if (!field.repeated) {
-    const presence = value.message || (field.partOf !== null && field.partOf !== undefined);
-    const { writer, wireType, read } = value;
-    return { name, writer, wireType, packable: false, presence, read, siblings: [] };
+  if (field.fieldKind === "map") return { name, ...mapShape(scalarValue(field.mapKey, field), value) };
+  const { writer, read, counts } = value;
+  const wireType = field.message !== undefined && field.delimitedEncoding ? wire.GROUP : value.wireType;
+  if (field.fieldKind !== "list") {
+    const presence = value.message || field.presence !== Presence.IMPLICIT;
+    return { name, writer, wireType, packable: false, presence, read, counts, siblings: [] };
   }
-  const list = ListColumn.of(value.writer);
+  const list = ListColumn.of(writer);
   return {
     name,
     writer: list,
-    wireType: value.wireType,
+    wireType,
     packable: value.wireType !== wire.LENGTH_DELIMITED,
     presence: false,
     read: (bytes, from, to, row) => {
       const element = list.append(row);
       prepare(value, element);
-      return value.read(bytes, from, to, element);
+      return read(bytes, from, to, element);
     },
+    counts,
     siblings: [],
   };
 }
 
-function valueShape(field: protobuf.Field, outer: readonly protobuf.Type[]): Value {
-  const resolved = field.resolvedType;
-  if (resolved === null) return SCALARS[field.type]!();
-  if (resolved instanceof protobuf.Enum) return enumValue(resolved);
-  const known = WELL_KNOWN[nameOf(resolved)];
-  if (known !== undefined) return known(resolved);
-  if (outer.includes(resolved) || resolved.fieldsArray.length === 0) {
+function valueShape(field: DescField, outer: readonly DescMessage[]): Value {
+  if (field.enum !== undefined) return enumValue(field.enum);
+  if (field.message === undefined) return scalarValue(field.scalar, field);
+  const known = WELL_KNOWN[field.message.typeName];
+  if (known !== undefined) return known();
+  if (outer.includes(field.message) || field.message.fields.length === 0) {
     const writer = new TextColumn(BLOB);
     const read: Read = (bytes, from, to, row) => {
       writer.set(row, bytes, from, to);
@@ -159,15 +176,18 @@ function valueShape(field: protobuf.Field, outer: readonly protobuf.Type[]): Val
     };
     return { writer, wireType: wire.LENGTH_DELIMITED, message: true, read };
   }
-  const shape = shapeOf(resolved, outer);
+  const shape = shapeOf(field.message, outer);
   const writer = new StructColumn(shape.fields.map((inner) => ({ name: inner.name, writer: inner.writer })));
   const read: Read = (bytes, from, to, row) => {
-    // A second occurrence is merged into the first (proto3, "Last One Wins").
+    // A second occurrence is merged into the first ("Last One Wins").
     if (writer.isNull(row)) enter(shape, writer, row);
     return readMessage(shape, bytes, from, to, row);
   };
   return { writer, wireType: wire.LENGTH_DELIMITED, message: true, read };
 }
+
+const scalarValue = (scalar: ScalarType, field: DescField): Value =>
+  scalar === ScalarType.STRING && !field.utf8Validation ? looseText() : SCALARS[scalar]();
 
 /** Makes a NULL row a message without fields. */
 function enter(shape: MessageShape, writer: StructColumn, row: number): void {
@@ -191,6 +211,7 @@ function mapShape(key: Value, value: Value): Omit<FieldShape, "name"> {
     let keyTo = to;
     let valueFrom = -1;
     let valueTo = -1;
+    let unknown = false;
     for (let pos = from; pos < to; ) {
       pos = wire.readTag(bytes, pos, to);
       if (pos < 0) return false;
@@ -205,10 +226,13 @@ function mapShape(key: Value, value: Value): Omit<FieldShape, "name"> {
         keyTo = pos;
       } else if (tag >>> 3 === 2) {
         if ((tag & 7) !== value.wireType) return false;
+        if (value.counts !== undefined && !value.counts(bytes, inner, pos)) unknown = true;
         valueFrom = inner;
         valueTo = pos;
       }
     }
+    // An unknown value of a closed enum makes the whole entry an unknown field.
+    if (unknown) return true;
     if (list.length(row) === 0) seen.clear();
     const element = seen.place(keyText(key.wireType, bytes, keyFrom, keyTo), () => list.append(row));
     key.writer.setZero(element);
@@ -222,6 +246,7 @@ function mapShape(key: Value, value: Value): Omit<FieldShape, "name"> {
     packable: false,
     presence: false,
     read,
+    counts: undefined,
     siblings: [],
   };
 }
@@ -254,26 +279,39 @@ class SeenKeys {
   }
 }
 
-function enumValue(type: protobuf.Enum): Value {
+function enumValue(type: DescEnum): Value {
   const names = new Map<number, Buffer>();
-  const name = (value: number): Buffer => {
+  const declared = new Set<number>();
+  for (const { number, name } of type.values) {
+    // Of two names of one number the first stands.
+    if (!names.has(number)) names.set(number, Buffer.from(name));
+    declared.add(number);
+  }
+  const most = declared.size + 4096;
+  const nameOf = (value: number): Buffer => {
     let known = names.get(value);
     if (known === undefined) {
-      known = Buffer.from(type.valuesById[value] ?? String(value));
-      if (names.size < 4096) names.set(value, known);
+      known = Buffer.from(String(value));
+      if (names.size < most) names.set(value, known);
     }
     return known;
   };
-  const writer = new TextColumn(VARCHAR, name(0));
-  return {
+  const writer = new TextColumn(VARCHAR, nameOf(type.values[0]!.number));
+  const value: Value = {
     writer,
     wireType: wire.VARINT,
     message: false,
     read: (bytes, from, to, row) => {
       wire.readVarint(bytes, from, to);
-      const text = name(wire.low | 0);
+      const text = nameOf(wire.low | 0);
       writer.set(row, text, 0, text.length);
       return true;
     },
   };
+  if (type.open) return value;
+  const counts = (bytes: Buffer, from: number, to: number): boolean => {
+    wire.readVarint(bytes, from, to);
+    return declared.has(wire.low | 0);
+  };
+  return { ...value, counts };
 }

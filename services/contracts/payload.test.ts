@@ -3,15 +3,15 @@ import { gzipSync } from "node:zlib";
 import fc from "fast-check";
 import protobuf from "protobufjs";
 import { describe, expect, test } from "vitest";
+import { inlineProtos } from "../../test/support/inline-protos.js";
 import { packageRoot } from "../base/paths.js";
 import { PayloadChecker } from "./payload.js";
 import { ProtoRegistry } from "./registry.js";
 import { unpackAside, unpackAtOnce, unpackPayload } from "./unpack.js";
 
 const registry = ProtoRegistry.load([join(packageRoot, "proto")]);
-const Timestamp = `message Timestamp { int64 seconds = 1; int32 nanos = 2; }`;
-const { root } = protobuf.parse(
-  `syntax = "proto3"; package t;
+const inline = inlineProtos({
+  "t.proto": `syntax = "proto3"; package t; import "google/protobuf/timestamp.proto";
    message All {
      message Inner { int32 depth = 1; All up = 3; }
      string text = 1; bytes raw = 2; bool yes = 3; double real = 4; float single = 5; int64 big = 6;
@@ -20,13 +20,19 @@ const { root } = protobuf.parse(
      Kind kind = 14; repeated double reals = 15; repeated string texts = 2000; google.protobuf.Timestamp at = 17;
    }
    enum Kind { KIND_NONE = 0; KIND_ONE = 1; }`,
-  new protobuf.Root(),
-  { keepCase: true },
-);
-protobuf.parse(`syntax = "proto3"; package google.protobuf; ${Timestamp}`, root, { keepCase: true });
-root.resolveAll();
-const All = root.lookupType("t.All");
-const checker = new PayloadChecker(All);
+  "old.proto": `package old; import "google/protobuf/timestamp.proto";
+   message Old {
+     required int32 id = 1; optional string loose = 2;
+     optional group Part = 3 { required int32 id = 1; optional Old up = 2; repeated group Deep = 3 { optional int32 n = 1; } }
+     extensions 100 to 200;
+   }
+   message Sub { optional Old old = 1; }`,
+  "new.proto": `edition = "2023"; package new; import "google/protobuf/timestamp.proto";
+   option features.message_encoding = DELIMITED;
+   message New { google.protobuf.Timestamp at = 1; string loose = 2 [features.utf8_validation = NONE]; }`,
+});
+const All = inline.codec("t.All");
+const checker = new PayloadChecker(inline.entityType("t.All")!);
 const accepts = (bytes: Uint8Array) => checker.check(bytes, 0, bytes.length);
 const hex = (text: string) => Uint8Array.from(Buffer.from(text.replaceAll(" ", ""), "hex"));
 
@@ -105,7 +111,14 @@ describe("payloads", () => {
       hex("f807 01 f907 0102030405060708 fa07 01ff fd07 01020304"),
       true,
     ],
-    ["an unknown group", hex("fb07 fc07"), false],
+    ["an unknown group", hex("fb07 fc07"), true],
+    ["an unknown group with fields and a group in it", hex("fb07 0801 0b 0a0161 0c fc07 1801"), true],
+    ["an unknown group that does not end", hex("fb07 0801"), false],
+    ["an unknown group that ends as another", hex("fb07 0c"), false],
+    ["an end without a group", hex("fc07"), false],
+    ["100 unknown groups", hex(`${"fb07".repeat(99)}${"fc07".repeat(99)}`), true],
+    ["101 unknown groups", hex(`${"fb07".repeat(100)}${"fc07".repeat(100)}`), false],
+    ["a hundred thousand unknown groups", hex("fb07".repeat(100_000)), false],
     ["a known field as a group", hex("5b 5c"), false],
     ["a string that is not UTF-8", hex("0a 01 ff"), false],
     ["bytes that are not UTF-8", hex("12 01 ff"), true],
@@ -137,8 +150,29 @@ describe("payloads", () => {
     expect(accepts(bytes)).toBe(expected);
   });
 
+  test.each<[string, string, string, boolean]>([
+    ["a required field", "old.Old", "0801", true],
+    ["no required field", "old.Old", "1201 61", false],
+    ["no required field in a nested message", "old.Sub", "0a00", false],
+    ["a string of proto2 that is not UTF-8", "old.Old", "0801 1201ff", true],
+    ["a group", "old.Old", "0801 1b 0802 1c", true],
+    ["a group without its required field", "old.Old", "0801 1b 1c", false],
+    ["a group that does not end", "old.Old", "0801 1b 0802", false],
+    ["a group that ends as another", "old.Old", "0801 1b 0802 14", false],
+    ["a group of another wire type", "old.Old", "0801 1a02 0802", false],
+    ["groups in a group", "old.Old", "0801 1b 0802 1b 0803 1c 1b 1c 1c", true],
+    ["a message in a group, without its required field", "old.Old", "0801 1b 0802 1200 1c", false],
+    ["an extension", "old.Old", "0801 a006 05", true],
+    ["a delimited timestamp", "new.New", "0b 0801 0c", true],
+    ["a delimited timestamp beyond year 9999", "new.New", "0b 088083d1ffaf07 0c", false],
+    ["a string that need not be UTF-8", "new.New", "1201ff", true],
+  ])("%s, of proto2 and editions", (_name, type, bytes, expected) => {
+    const payload = hex(bytes);
+    expect(new PayloadChecker(inline.entityType(type)!).check(payload, 0, payload.length)).toBe(expected);
+  });
+
   test("the shipped types take what their producers send", () => {
-    const Issue = registry.entityType("tracker.v1.Issue")!;
+    const Issue = registry.codec("tracker.v1.Issue");
     const issue = {
       key: "PAY-1",
       status: "Open",
@@ -148,7 +182,9 @@ describe("payloads", () => {
       priority: 3,
     };
     const bytes = Issue.encode(Issue.create(issue)).finish();
-    expect(new PayloadChecker(Issue).check(bytes, 0, bytes.length)).toBe(true);
+    expect(new PayloadChecker(registry.entityType("tracker.v1.Issue")!).check(bytes, 0, bytes.length)).toBe(
+      true,
+    );
     const Commit = registry.entityType("scm.v1.Commit")!;
     expect(new PayloadChecker(Commit).check(bytes, 0, bytes.length)).toBe(false);
   });

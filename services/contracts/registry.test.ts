@@ -2,8 +2,10 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { create, fromBinary, fromJson, type JsonValue, toBinary, toJson } from "@bufbuild/protobuf";
+import { FileDescriptorProtoSchema, FileDescriptorSetSchema } from "@bufbuild/protobuf/wkt";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { packageRoot } from "../base/paths.js";
+import { compileProtos, importsFile } from "./protoc.js";
 import { ProtoRegistry } from "./registry.js";
 
 let dir: string;
@@ -72,23 +74,22 @@ test("the shipped folders give the shipped entity types and keep the envelope ou
   expect(registry.entityType("tributary.v1.ChangeEvent")).toBeUndefined();
   expect(registry.entityType("google.protobuf.Any")).toBeUndefined();
   expect(registry.entityType("tracker.v1.Priority")).toBeUndefined();
-  expect(registry.lookup("tributary.v1.ChangeEvent")).toBeDefined();
-  expect(registry.lookup("tracker.v1.Priority")).toBeDefined();
-  expect(registry.lookup("tracker.v1")).toBeUndefined();
-  expect(registry.entityType("scm.v1.File")!.fields.last_commit_sha!.comment).toMatch(/last touched/);
+  expect(registry.types.getMessage("tributary.v1.ChangeEvent")).toBeDefined();
+  expect(registry.codec("tributary.v1.ChangeEvent").fields.entity_id!.id).toBe(3);
+  expect(() => registry.codec("tracker.v1.Nope")).toThrow(/tracker\.v1\.Nope/);
 });
 
 test("a folder of its own is enough: the envelope comes along", () => {
   put("shop.proto", `syntax = "proto3"; package shop.v1; message Order { string id = 1; }`);
   const registry = ProtoRegistry.load([dir]);
   expect(registry.entityTypes()).toEqual(["shop.v1.Order"]);
-  expect(registry.jsonRegistry.getMessage("tributary.v1.PublishRequest")).toBeDefined();
+  expect(registry.types.getMessage("tributary.v1.PublishRequest")).toBeDefined();
 });
 
 test("the JSON registry agrees with the binary one on every kind of field", () => {
   const registry = loadEverything();
   expect(registry.entityTypes()).toEqual(["demo.v2.All", "other.v1.Far"]);
-  const schema = registry.jsonRegistry.getMessage("demo.v2.All")!;
+  const schema = registry.types.getMessage("demo.v2.All")!;
   const json: JsonValue = {
     plainName: "ä",
     raw: "AAEC/w==",
@@ -119,9 +120,9 @@ test("the JSON registry agrees with the binary one on every kind of field", () =
     secondMaybe: "",
     colourByName: { r: "COLOUR_RED" },
   };
-  const message = fromJson(schema, json, { registry: registry.jsonRegistry });
+  const message = fromJson(schema, json, { registry: registry.types });
   const wire = toBinary(schema, message);
-  const type = registry.entityType("demo.v2.All")!;
+  const type = registry.codec("demo.v2.All");
   const decoded = type.decode(wire);
   const plain = type.toObject(decoded, { longs: String, enums: String, bytes: String });
   expect(plain).toMatchObject({
@@ -144,7 +145,7 @@ test("the JSON registry agrees with the binary one on every kind of field", () =
   expect(Object.values(plain.by_number as object)).toEqual(["four"]);
   // Re-encoded by the other library, it is the same message, and prints as the same JSON.
   const again = fromBinary(schema, type.encode(decoded).finish());
-  expect(toJson(schema, again, { registry: registry.jsonRegistry })).toEqual(json);
+  expect(toJson(schema, again, { registry: registry.types })).toEqual(json);
   // Presence and packing are those of the file, not a library's guess.
   expect(schema.field.looseNumbers!).toMatchObject({ packed: false });
   expect(schema.field.packedNumbers!).toMatchObject({ packed: true });
@@ -152,46 +153,156 @@ test("the JSON registry agrees with the binary one on every kind of field", () =
   expect(toBinary(schema, create(schema)).length).toBe(0);
 });
 
-test("custom options, which import Google's descriptor file, do no harm", () => {
-  put(
-    "opt.proto",
-    `syntax = "proto3"; package opt.v1; import "google/protobuf/descriptor.proto";
-     extend google.protobuf.FieldOptions { string column = 50001; }
-     message Row { string id = 1 [(column) = "identifier"]; }`,
-  );
-  const registry = ProtoRegistry.load([dir]);
-  expect(registry.entityTypes()).toEqual(["opt.v1.Row"]);
-  expect(registry.jsonRegistry.getMessage("opt.v1.Row")!.fields.map((field) => field.name)).toEqual(["id"]);
+describe("contracts as the world writes them", () => {
+  test("imports of Google's and buf's files need no folder, and options mean nothing here", () => {
+    put(
+      "shop/v1/order.proto",
+      `syntax = "proto3"; package shop.v1;
+       import "buf/validate/validate.proto"; import "google/api/annotations.proto"; import "google/api/client.proto";
+       import "google/api/field_behavior.proto"; import "google/api/resource.proto"; import "google/rpc/status.proto";
+       import "google/type/date.proto"; import "google/type/latlng.proto"; import "google/type/money.proto";
+       import "google/longrunning/operations.proto"; import "google/protobuf/descriptor.proto";
+       extend google.protobuf.FieldOptions { string column = 50001; }
+       message Order {
+         option (google.api.resource) = { type: "shop/Order" pattern: "orders/{order}" };
+         string id = 1 [(column) = "identifier", (google.api.field_behavior) = REQUIRED, (buf.validate.field).string.min_len = 1];
+         google.type.Money total = 2; google.type.LatLng where = 3; google.type.Date due = 4; google.rpc.Status last = 5;
+       }
+       service Orders { rpc Get(Order) returns (Order) { option (google.api.http) = { get: "/v1/{id=orders/*}" }; } }`,
+    );
+    const registry = ProtoRegistry.load([dir]);
+    expect(registry.entityTypes()).toEqual(["shop.v1.Order"]);
+    const order = registry.entityType("shop.v1.Order")!;
+    expect(order.fields.map(({ name, message }) => message?.typeName ?? name)).toEqual([
+      "id",
+      "google.type.Money",
+      "google.type.LatLng",
+      "google.type.Date",
+      "google.rpc.Status",
+    ]);
+    expect(registry.codec("shop.v1.Order").fields.total!.id).toBe(2);
+  });
+
+  test("proto2, editions and a file without a syntax line, importing each other", () => {
+    put(
+      "old.proto",
+      `package old; message Old { required int32 id = 1; optional group Part = 2 { optional int32 n = 1; } extensions 10 to 20; }`,
+    );
+    put(
+      "ext.proto",
+      `syntax = "proto2"; package ext; import "old.proto"; extend old.Old { optional string note = 10; }`,
+    );
+    put(
+      "new.proto",
+      `edition = "2024"; package fresh; import "old.proto"; message New { old.Old old = 1; int32 n = 2 [features.field_presence = IMPLICIT]; }`,
+    );
+    put("mid.proto", `edition = "2023"; package mid; import "new.proto"; message Mid { fresh.New new = 1; }`);
+    const registry = ProtoRegistry.load([dir]);
+    expect(registry.entityTypes()).toEqual(["fresh.New", "mid.Mid", "old.Old"]);
+    const part = registry.entityType("old.Old")!.fields[1]!;
+    expect(part).toMatchObject({ name: "part", delimitedEncoding: true });
+  });
+
+  test("a FileDescriptorSet does without the folders, and folders may import from it", () => {
+    const set = join(dir, "set.binpb");
+    put("a/lib.proto", `syntax = "proto2"; package lib; message Lib { optional int32 n = 1; }`);
+    put(
+      "a/shop.proto",
+      `syntax = "proto3"; package shop; import "lib.proto"; message Shop { lib.Lib lib = 1; }`,
+    );
+    const files = compileProtos([join(dir, "a")], ["shop.proto"], [importsFile]);
+    writeFileSync(set, toBinary(FileDescriptorSetSchema, create(FileDescriptorSetSchema, { file: files })));
+    expect(ProtoRegistry.load([], [set]).entityTypes()).toEqual(["lib.Lib", "shop.Shop"]);
+    put(
+      "b/more.proto",
+      `syntax = "proto3"; package more; import "shop.proto"; message More { shop.Shop shop = 1; }`,
+    );
+    expect(ProtoRegistry.load([join(dir, "b")], [set]).entityTypes()).toEqual([
+      "lib.Lib",
+      "more.More",
+      "shop.Shop",
+    ]);
+    expect(() => ProtoRegistry.load([join(dir, "a")], [set])).toThrow(/lib\.proto: stands in protoDirs and/);
+  });
+
+  test("a set that lacks its imports, is none, or is not there, is refused by name", () => {
+    const set = join(dir, "set.binpb");
+    const load = () => ProtoRegistry.load([], [set]);
+    expect(load).toThrow(/protoDescriptors: .*set\.binpb is not a readable file/);
+    writeFileSync(set, "no descriptors at all");
+    expect(load).toThrow(/set\.binpb is no FileDescriptorSet/);
+    writeFileSync(set, "");
+    expect(load).toThrow(/set\.binpb is no FileDescriptorSet/);
+    put("a/lib.proto", `syntax = "proto3"; package lib; message Lib { int32 n = 1; }`);
+    put(
+      "a/shop.proto",
+      `syntax = "proto3"; package shop; import "lib.proto"; message Shop { lib.Lib lib = 1; }`,
+    );
+    const files = compileProtos([join(dir, "a")], ["shop.proto"], [importsFile]);
+    const alone = files.filter((file) => file.name === "shop.proto");
+    writeFileSync(set, toBinary(FileDescriptorSetSchema, create(FileDescriptorSetSchema, { file: alone })));
+    expect(load).toThrow(/shop\.proto: import "lib\.proto" is in none of protoDescriptors/);
+    const twice = [...files, create(FileDescriptorProtoSchema, { ...files[0]!, name: "other.proto" })];
+    writeFileSync(set, toBinary(FileDescriptorSetSchema, create(FileDescriptorSetSchema, { file: twice })));
+    expect(load).toThrow(/other\.proto: lib\.Lib is defined by lib\.proto too/);
+  });
+
+  test("one file in two folders is one file when it is the same, and refused when it is not", () => {
+    const text = `syntax = "proto3"; package a; message A { int32 n = 1; }`;
+    put("one/a.proto", text);
+    put("two/a.proto", text);
+    const load = () => ProtoRegistry.load([join(dir, "one"), join(dir, "two")]);
+    expect(load().entityTypes()).toEqual(["a.A"]);
+    put("two/a.proto", `${text} // and more`);
+    expect(load).toThrow(/^a\.proto: found in more than one of protoDirs/);
+  });
 });
 
-describe("what cannot be loaded is refused with its file and line", () => {
-  test("a syntax error", () => {
+describe("what cannot be loaded is refused with its file, line and column", () => {
+  test("a syntax error, with the line itself", () => {
     put("a/bad.proto", `syntax = "proto3";\npackage a;\nmessage Bad {\n  string = 1;\n}\n`);
-    expect(refusal()).toMatch(/a\/bad\.proto, line 4/);
+    expect(refusal()).toMatch(/^a\/bad\.proto, line 4, column 10: .* \(string = 1;\)$/);
   });
   test("an unknown field type", () => {
     put("bad.proto", `syntax = "proto3";\npackage a;\n\nmessage Bad {\n  Missing it = 1;\n}\n`);
-    expect(refusal()).toMatch(/bad\.proto, line 5: .*Missing/);
+    expect(refusal()).toMatch(/^bad\.proto, line 5, column 3: "Missing" .*\(Missing it = 1;\)$/);
   });
   test("an import that is nowhere", () => {
     put("bad.proto", `syntax = "proto3";\nimport "no/such.proto";\n`);
-    expect(refusal()).toMatch(/bad\.proto, line 2: import "no\/such\.proto"/);
-  });
-  test("another syntax than proto3", () => {
-    put("bad.proto", `syntax = "proto2"; message M { required string a = 1; }`);
-    expect(refusal()).toMatch(/bad\.proto, line 1: expected syntax = "proto3"/);
+    expect(refusal()).toMatch(
+      /^bad\.proto, line 2, column 1: import "no\/such\.proto" is in none of protoDirs/,
+    );
   });
   test("one message defined by two files", () => {
     put("a.proto", `syntax = "proto3"; package p; message M {}`);
     put("b.proto", `syntax = "proto3"; package p;\nmessage M {}`);
-    expect(refusal()).toMatch(/b\.proto, line 2: .*M/);
+    expect(refusal()).toMatch(/b\.proto, line 2, column 9: "p\.M" is already defined in file "a\.proto"/);
   });
-  test("a field of a Google message that JSON support does not cover", () => {
-    put(
-      "api.proto",
-      `syntax = "proto3"; import "google/protobuf/api.proto"; message M { google.protobuf.Api a = 1; }`,
+  test("one message defined by two folders", () => {
+    put("one/a.proto", `syntax = "proto3"; package p; message M {}`);
+    put("two/b.proto", `syntax = "proto3"; package p; message M {}`);
+    expect(() => ProtoRegistry.load([join(dir, "one"), join(dir, "two")])).toThrow(
+      /b\.proto.*"p\.M".*a\.proto/,
     );
-    expect(refusal()).toMatch(/proto files: .*google\.protobuf\.Api/);
+  });
+  test("fields whose names differ in case only, also in a nested message", () => {
+    put(
+      "case.proto",
+      `syntax = "proto2"; package c;\nmessage M {\n  optional int32 Id = 1;\n  optional int32 id = 2;\n}`,
+    );
+    expect(refusal()).toMatch(
+      /^case\.proto, line 4, column 3: field "id" of c\.M differs from "Id" in case only/,
+    );
+    put(
+      "case.proto",
+      `syntax = "proto2"; package c; message M { optional N n = 1;\n  message N {\n    oneof o { int32 aB = 1;\n int32 ab = 2; } } }`,
+    );
+    expect(refusal()).toMatch(/^case\.proto, line 4, column 2: field "ab" of c\.M\.N/);
+  });
+  test("all errors of a file; no folder of this machine", () => {
+    put("a.proto", `syntax = "proto3";\nmessage A {\n  X x = 1;\n  Y y = 2;\n}`);
+    expect(refusal()).toMatch(/^a\.proto, line 3.*"X".*; a\.proto, line 4.*"Y"/);
+    expect(refusal()).not.toContain(dir);
   });
   test("a folder that is not there", () => {
     expect(() => ProtoRegistry.load([join(dir, "nowhere")])).toThrow(/protoDirs/);

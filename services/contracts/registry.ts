@@ -1,62 +1,71 @@
 import { readdirSync, readFileSync, realpathSync } from "node:fs";
-import { createRequire } from "node:module";
-import { dirname, join, sep } from "node:path";
-import type { FileRegistry } from "@bufbuild/protobuf";
+import { join, sep } from "node:path";
+import {
+  create,
+  createFileRegistry,
+  type DescField,
+  type DescFile,
+  type DescMessage,
+  type FileRegistry,
+  fromBinary,
+  toBinary,
+} from "@bufbuild/protobuf";
+import { type FileDescriptorProto, FileDescriptorSetSchema } from "@bufbuild/protobuf/wkt";
 import protobuf from "protobufjs";
+import "protobufjs/ext/descriptor.js";
 import { errno, TributaryError } from "../base/errors.js";
-import { packageRoot } from "../base/paths.js";
-import { describeFiles, type ProtoSource } from "./descriptors.js";
+import { compileProtos, importsFile } from "./protoc.js";
 
-/** The parser takes the name for its messages, and for `filename` of what it finds, from this property. */
-const parser = protobuf.parse as typeof protobuf.parse & { filename?: string | null };
-
-/** Where the envelope itself comes from, whatever folders are configured. */
-const ownProtos = join(packageRoot, "proto");
-
-/** Imports that protobufjs knows by name; the rest of google/protobuf lies as files in its package. */
-const bundled = (name: string): protobuf.INamespace | null => protobuf.common.get(name);
+/** Packages whose messages serve others: none of them is an entity type. */
+const SERVING = ["tributary", "google", "buf.validate", "pb"];
 
 /**
- * Every message, enum and map that the .proto files of the configured folders define, resolved at run time: a new
- * product domain is a new file, not new code. Binary decoding uses the protobufjs types; proto3 JSON uses
- * `jsonRegistry`, built from the very same reflection, so that the two agree.
+ * Every message that the configured descriptors define, known at run time: a new product domain is a new file, not new
+ * code. Columns, checks and proto3 JSON all go by the same descriptors, those that protoc or buf wrote, so proto2,
+ * proto3 and editions mean what their authors mean.
  */
 export class ProtoRegistry {
-  readonly root: protobuf.Root;
-  /** The same types for @bufbuild/protobuf, well-known types included. */
-  readonly jsonRegistry: FileRegistry;
-  private readonly entities: ReadonlyMap<string, protobuf.Type>;
+  /** Every message and enum, well-known types included. */
+  readonly types: FileRegistry;
+  private readonly entities: ReadonlyMap<string, DescMessage>;
+  private readonly files: readonly FileDescriptorProto[];
+  private reflected: protobuf.Root | undefined;
 
-  private constructor(root: protobuf.Root, jsonRegistry: FileRegistry, entities: Map<string, protobuf.Type>) {
-    this.root = root;
-    this.jsonRegistry = jsonRegistry;
-    this.entities = entities;
+  private constructor(files: readonly FileDescriptorProto[]) {
+    this.files = files;
+    this.types = registryOf(files);
+    this.entities = new Map(entityTypesOf(this.types).map((type) => [type.typeName, type]));
+    for (const type of this.entities.values()) checkNames(type, new Set());
   }
 
   /**
-   * Parses every .proto below `dirs`. Imports are looked up in each of `dirs` in turn, then among Google's
-   * well-known files. Field names are kept as written (snake_case); comments are kept.
-   * Errors: TRB-CONFIG, naming the file (relative to its folder) and, where it is known, the line.
+   * Compiles every .proto below `dirs`, and reads the FileDescriptorSets `descriptors` (of `buf build` or
+   * `protoc --include_imports`). Imports are looked up in each of `dirs` in turn, in `descriptors`, and last among
+   * google/{protobuf,api,type,rpc,longrunning} and buf/validate, which are always there.
+   * Errors: TRB-CONFIG, naming the file (relative to its folder), and line, column and field where there is one.
    */
-  static load(dirs: readonly string[]): ProtoRegistry {
-    const loader = new Loader(dirs);
-    for (const dir of dirs) {
-      for (const name of protoFilesBelow(dir)) loader.add(name, join(dir, name));
+  static load(dirs: readonly string[], descriptors: readonly string[] = []): ProtoRegistry {
+    const sets = descriptors.map((path) => ({ path, files: readSet(path) }));
+    const files = new Map<string, FileDescriptorProto>();
+    const named = namesBelow(dirs);
+    if (named.length > 0) {
+      for (const file of compileProtos(dirs, named, [...descriptors, importsFile]))
+        files.set(file.name, file);
     }
-    loader.addOwn();
-    loader.resolve();
-    const entities = new Map<string, protobuf.Type>();
-    for (const source of loader.sources.values()) {
-      if (source.package === "tributary" || source.package.startsWith("tributary.")) continue;
-      for (const object of source.objects) {
-        if (object instanceof protobuf.Type) entities.set(nameOf(object), object);
+    for (const set of sets) {
+      for (const file of set.files) {
+        if (!files.has(file.name)) files.set(file.name, file);
+        else if (!isServing(file.package) && named.includes(file.name)) {
+          throw config(`${file.name}: stands in protoDirs and in protoDescriptors; expected one of them`);
+        }
       }
     }
-    return new ProtoRegistry(loader.root, loader.describe(), entities);
+    for (const file of imports()) if (!files.has(file.name)) files.set(file.name, file);
+    return new ProtoRegistry(sorted(files));
   }
 
-  /** The payload message of that full name: a top-level message outside tributary.* and google.*. */
-  entityType(name: string): protobuf.Type | undefined {
+  /** The payload message of that full name: a top-level message outside tributary.*, google.* and buf.validate. */
+  entityType(name: string): DescMessage | undefined {
     return this.entities.get(name);
   }
 
@@ -65,155 +74,158 @@ export class ProtoRegistry {
     return [...this.entities.keys()].sort();
   }
 
-  /** Any message or enum by its full name. */
-  lookup(fullName: string): protobuf.Type | protobuf.Enum | undefined {
-    const found = this.root.lookup(fullName, [protobuf.Type, protobuf.Enum]);
-    return found instanceof protobuf.Type || found instanceof protobuf.Enum ? found : undefined;
+  /** A message for the fast binary codec, names as in its .proto file. Errors: TRB-CONFIG for an unknown one. */
+  codec(name: string): protobuf.Type {
+    this.reflected ??= reflect(this.files);
+    try {
+      return this.reflected.lookupType(name);
+    } catch (cause) {
+      throw config(`protoDirs: expected a message ${name}`, cause);
+    }
   }
 }
 
-/** "scm.v1.File" of the reflected ".scm.v1.File". */
-export const nameOf = (object: protobuf.ReflectionObject): string => object.fullName.replace(/^\./, "");
+let known: readonly FileDescriptorProto[] | undefined;
 
-class Loader {
-  readonly root = new protobuf.Root();
-  readonly sources = new Map<string, ProtoSource>();
-  private readonly dirs: readonly string[];
-  private readonly texts = new Map<string, string>();
-  private readonly paths = new Map<string, string>();
-  private readonly bundled = new Set<string>();
+function imports(): readonly FileDescriptorProto[] {
+  known ??= fromBinary(FileDescriptorSetSchema, readFileSync(importsFile)).file;
+  return known;
+}
 
-  constructor(dirs: readonly string[]) {
-    this.dirs = dirs;
+function readSet(path: string): readonly FileDescriptorProto[] {
+  let bytes: Buffer;
+  try {
+    bytes = readFileSync(path);
+  } catch (cause) {
+    throw config(`protoDescriptors: ${path} is not a readable file (${errno(cause)})`, cause);
   }
-
-  add(name: string, path: string): void {
-    const real = realPath(path, name);
-    const known = this.paths.get(name);
-    if (known === real) return;
-    if (known !== undefined) {
-      throw new TributaryError("TRB-CONFIG", `${name}: found in more than one of protoDirs, with one name`);
-    }
-    this.paths.set(name, real);
-    const text = readFileSync(real, "utf8");
-    this.texts.set(name, text);
-    const bare = text.replace(/\/\*[\s\S]*?\*\/|\/\/[^\n]*/g, " ");
-    if (!name.startsWith("google/protobuf/") && !/^\s*syntax\s*=\s*(["'])proto3\1\s*;/.test(bare)) {
-      throw new TributaryError("TRB-CONFIG", `${name}, line 1: expected syntax = "proto3"`);
-    }
-    const parsed = this.parse(name, text);
-    const imports = [...(parsed.imports ?? []), ...(parsed.weakImports ?? [])];
-    for (const target of imports) this.import(name, target);
-    if (name.startsWith("google/protobuf/")) return;
-    const objects = this.objectsOf(name, parsed.package ?? "");
-    this.sources.set(name, { name, package: parsed.package ?? "", imports, objects });
+  try {
+    const { file } = fromBinary(FileDescriptorSetSchema, bytes);
+    if (file.length > 0 && file.every(({ name }) => name !== "")) return file;
+  } catch {
+    // Told below, like each file that is none.
   }
+  throw config(
+    `protoDescriptors: ${path} is no FileDescriptorSet; expected what buf build -o or protoc --descriptor_set_out wrote`,
+  );
+}
 
-  /** The envelope, unless a configured folder already holds it. */
-  addOwn(): void {
-    for (const name of ["tributary/v1/change_event.proto", "tributary/v1/bus.proto"]) {
-      if (!this.paths.has(name)) this.add(name, join(ownProtos, ...name.split("/")));
-    }
-  }
-
-  /** Binds every field to its type, so that an unknown one is told at start and not at the first event. */
-  resolve(): void {
-    for (const source of this.sources.values()) {
-      for (const object of source.objects) {
-        try {
-          if (object instanceof protobuf.Namespace) object.resolveAll();
-        } catch (cause) {
-          const reason = cause instanceof Error ? cause.message : "cannot be resolved";
-          const missing = /^no such [^']*'([^']+)'/.exec(reason);
-          const line = this.lineOf(source.name, missing?.[1] ?? object.name);
-          throw new TributaryError("TRB-CONFIG", `${source.name}, line ${line}: ${reason}`, { cause });
-        }
+/** Imports first, as the library binds them; a missing one or a circle is told. */
+function sorted(files: ReadonlyMap<string, FileDescriptorProto>): FileDescriptorProto[] {
+  const done = new Set<FileDescriptorProto>();
+  const visit = (file: FileDescriptorProto, within: ReadonlySet<string>): void => {
+    if (done.has(file)) return;
+    for (const name of file.dependency) {
+      const target = files.get(name);
+      if (target === undefined) {
+        throw config(
+          `${file.name}: import "${name}" is in none of protoDescriptors; expected sets with their imports (protoc --include_imports)`,
+        );
       }
+      if (within.has(name)) throw config(`${file.name}: import "${name}" imports this file in turn`);
+      visit(target, new Set([...within, name]));
     }
-    try {
-      this.root.resolveAll();
-    } catch (cause) {
-      throw new TributaryError("TRB-CONFIG", `proto files: ${(cause as Error).message}`, { cause });
+    done.add(file);
+  };
+  for (const file of files.values()) visit(file, new Set([file.name]));
+  return [...done];
+}
+
+function registryOf(files: readonly FileDescriptorProto[]): FileRegistry {
+  const definedBy = new Map<string, string>();
+  for (const file of files) {
+    for (const { name } of [...file.messageType, ...file.enumType]) {
+      const full = file.package === "" ? name : `${file.package}.${name}`;
+      const other = definedBy.get(full);
+      if (other !== undefined) throw config(`${file.name}: ${full} is defined by ${other} too`);
+      definedBy.set(full, file.name);
     }
   }
-
-  /** The same for JSON; fails where a field uses one of Google's messages that JSON support does not cover. */
-  describe(): FileRegistry {
-    try {
-      return describeFiles([...this.sources.values()]);
-    } catch (cause) {
-      throw new TributaryError("TRB-CONFIG", `proto files: ${(cause as Error).message}`, { cause });
-    }
-  }
-
-  private parse(name: string, text: string): protobuf.IParserResult {
-    try {
-      parser.filename = name;
-      return parser(text, this.root, { keepCase: true, alternateCommentMode: true });
-    } catch (cause) {
-      const reason = cause instanceof Error ? cause.message : "not readable";
-      const duplicate = /duplicate name '([^']+)'/.exec(reason);
-      const where = reason.includes(name)
-        ? ""
-        : duplicate
-          ? `${name}, line ${this.lineOf(name, duplicate[1]!)}: `
-          : `${name}: `;
-      throw new TributaryError("TRB-CONFIG", where + reason, { cause });
-    } finally {
-      parser.filename = null;
-    }
-  }
-
-  private import(from: string, target: string): void {
-    if (this.paths.has(target) || this.bundled.has(target)) return;
-    const known = bundled(target);
-    if (known) {
-      this.bundled.add(target);
-      this.root.addJSON(known.nested ?? {});
-      return;
-    }
-    const vendored = target.startsWith("google/") ? [googleProtos()] : [];
-    for (const dir of [...this.dirs, ownProtos, ...vendored]) {
-      const path = join(dir, ...target.split("/"));
-      if (isFile(path)) {
-        this.add(target, path);
-        return;
-      }
-    }
-    const line = this.lineOf(from, target);
-    throw new TributaryError(
-      "TRB-CONFIG",
-      `${from}, line ${line}: import "${target}" is in none of protoDirs`,
-    );
-  }
-
-  private objectsOf(name: string, packageName: string): protobuf.ReflectionObject[] {
-    const namespace = packageName === "" ? this.root : this.root.lookup(packageName);
-    if (!(namespace instanceof protobuf.Namespace)) return [];
-    return namespace.nestedArray.filter((object) => object.filename === name);
-  }
-
-  private lineOf(name: string, word: string): number {
-    const lines = (this.texts.get(name) ?? "").split("\n");
-    return (
-      1 +
-      Math.max(
-        0,
-        lines.findIndex((line) => line.includes(word)),
-      )
-    );
+  try {
+    return createFileRegistry(create(FileDescriptorSetSchema, { file: [...files] }));
+  } catch (cause) {
+    throw config(`proto files: ${(cause as Error).message}`, cause);
   }
 }
 
-/** Names relative to `dir`, "/"-separated and sorted, so that messages do not depend on the file system. */
+const isServing = (name: string): boolean =>
+  SERVING.some((each) => name === each || name.startsWith(`${each}.`));
+
+function entityTypesOf(types: FileRegistry): DescMessage[] {
+  return [...types.files].filter((file) => !isServing(file.proto.package)).flatMap((file) => file.messages);
+}
+
+/** Columns are told apart without case: two fields whose names differ in case only cannot both be one. */
+function checkNames(type: DescMessage, seen: Set<DescMessage>): void {
+  if (seen.has(type)) return;
+  seen.add(type);
+  const names = new Map<string, DescField>();
+  for (const field of type.fields) {
+    const other = names.get(field.name.toLowerCase());
+    if (other !== undefined) {
+      throw config(
+        `${placeOf(field)}: field "${field.name}" of ${type.typeName} differs from "${other.name}" in case only; columns are told apart without case`,
+      );
+    }
+    names.set(field.name.toLowerCase(), field);
+    if (field.message !== undefined) checkNames(field.message, seen);
+  }
+}
+
+/** "a.proto, line 5, column 3" where the descriptors say so. */
+function placeOf(field: DescField): string {
+  const file: DescFile = field.parent.file;
+  const path = pathOf(field.parent);
+  path.push(2, field.parent.proto.field.indexOf(field.proto));
+  const found = file.proto.sourceCodeInfo?.location.find(
+    (location) =>
+      location.path.length === path.length && location.path.every((part, index) => part === path[index]),
+  );
+  const name = `${file.name}.proto`;
+  const [line, column] = found?.span ?? [];
+  return line === undefined || column === undefined
+    ? name
+    : `${name}, line ${line + 1}, column ${column + 1}`;
+}
+
+/** Where a message stands among its file's descriptors, as source locations count. */
+function pathOf(type: DescMessage): number[] {
+  return type.parent === undefined
+    ? [4, type.file.proto.messageType.indexOf(type.proto)]
+    : [...pathOf(type.parent), 3, type.parent.proto.nestedType.indexOf(type.proto)];
+}
+
+/** Reflection of the other library, which encodes and decodes whole messages several times faster. */
+function reflect(files: readonly FileDescriptorProto[]): protobuf.Root {
+  const set = toBinary(FileDescriptorSetSchema, create(FileDescriptorSetSchema, { file: [...files] }));
+  const root = protobuf.Root.fromDescriptor(set, { keepCase: true });
+  root.resolveAll();
+  return root;
+}
+
+/** Names relative to their folder, "/"-separated and sorted, so that messages do not depend on the file system. */
+function namesBelow(dirs: readonly string[]): string[] {
+  const paths = new Map<string, string>();
+  for (const dir of dirs) {
+    for (const name of protoFilesBelow(dir)) {
+      const path = realPath(join(dir, name), name);
+      const other = paths.get(name);
+      if (other !== undefined && other !== path && !readFileSync(other).equals(readFileSync(path))) {
+        throw config(`${name}: found in more than one of protoDirs, with one name and unlike content`);
+      }
+      paths.set(name, other ?? path);
+    }
+  }
+  return [...paths.keys()].sort();
+}
+
 function protoFilesBelow(dir: string): string[] {
   try {
     return readdirSync(dir, { recursive: true, encoding: "utf8" })
       .filter((name) => name.endsWith(".proto"))
-      .map((name) => name.split(sep).join("/"))
-      .sort();
+      .map((name) => name.split(sep).join("/"));
   } catch (cause) {
-    throw new TributaryError("TRB-CONFIG", `protoDirs: ${dir} is not a readable folder`, { cause });
+    throw config(`protoDirs: ${dir} is not a readable folder`, cause);
   }
 }
 
@@ -221,18 +233,9 @@ function realPath(path: string, name: string): string {
   try {
     return realpathSync(path);
   } catch (cause) {
-    throw new TributaryError("TRB-CONFIG", `${name}: not readable (${errno(cause)})`, { cause });
+    throw config(`${name}: not readable (${errno(cause)})`, cause);
   }
 }
 
-function isFile(path: string): boolean {
-  try {
-    realpathSync(path);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-/** The folder of the protobufjs package, which ships the google/protobuf files it does not bundle. */
-const googleProtos = (): string => dirname(createRequire(import.meta.url).resolve("protobufjs/package.json"));
+const config = (message: string, cause?: unknown): TributaryError =>
+  new TributaryError("TRB-CONFIG", message, cause === undefined ? {} : { cause });

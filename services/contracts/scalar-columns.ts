@@ -1,5 +1,13 @@
+import { fromBinary, ScalarType } from "@bufbuild/protobuf";
+import {
+  type ListValue,
+  ListValueSchema,
+  type Struct,
+  StructSchema,
+  ValueSchema,
+  type Value as WktValue,
+} from "@bufbuild/protobuf/wkt";
 import { BLOB } from "@duckdb/node-api";
-import type protobuf from "protobufjs";
 import { type ColumnWriter, FixedColumn, TextColumn } from "../columns/column-writers.js";
 import * as wire from "./wire.js";
 
@@ -14,6 +22,8 @@ export interface Value {
   /** A message: NULL until it occurs. */
   readonly message: boolean;
   readonly read: Read;
+  /** Whether a value counts; what does not is an unknown field (closed enums). Absent: every value does. */
+  readonly counts?: (bytes: Buffer, from: number, to: number) => boolean;
 }
 
 const scalar = (writer: ColumnWriter, wireType: number, read: Read): Value => ({
@@ -72,33 +82,35 @@ function fixed(
 const read64 = (writer: FixedColumn, row: number, bytes: Buffer, at: number): void =>
   writer.set64(row, bytes.readUInt32LE(at), bytes.readUInt32LE(at + 4));
 
-export const SCALARS: Readonly<Record<string, () => Value>> = {
-  double: fixed(FixedColumn.double, wire.FIXED64, (w, row, b, at) => {
+export const SCALARS: Readonly<Record<ScalarType, () => Value>> = {
+  [ScalarType.DOUBLE]: fixed(FixedColumn.double, wire.FIXED64, (w, row, b, at) => {
     w.float64[row] = b.readDoubleLE(at);
   }),
-  float: fixed(FixedColumn.float, wire.FIXED32, (w, row, b, at) => {
+  [ScalarType.FLOAT]: fixed(FixedColumn.float, wire.FIXED32, (w, row, b, at) => {
     w.float32[row] = b.readFloatLE(at);
   }),
-  int32: integer(() => wire.low | 0),
-  sint32: integer(() => (wire.low >>> 1) ^ -(wire.low & 1)),
-  uint32: wide(FixedColumn.bigint, (w, row) => w.set64(row, wire.low, 0)),
-  int64: wide(FixedColumn.bigint, (w, row) => w.set64(row, wire.low, wire.high)),
-  sint64: wide(FixedColumn.bigint, zigzag64),
-  uint64: wide(FixedColumn.unsigned64, (w, row) => w.set64(row, wire.low, wire.high)),
-  fixed32: fixed(FixedColumn.bigint, wire.FIXED32, (w, row, b, at) => w.set64(row, b.readUInt32LE(at), 0)),
-  sfixed32: fixed(FixedColumn.integer, wire.FIXED32, (w, row, b, at) => {
+  [ScalarType.INT32]: integer(() => wire.low | 0),
+  [ScalarType.SINT32]: integer(() => (wire.low >>> 1) ^ -(wire.low & 1)),
+  [ScalarType.UINT32]: wide(FixedColumn.bigint, (w, row) => w.set64(row, wire.low, 0)),
+  [ScalarType.INT64]: wide(FixedColumn.bigint, (w, row) => w.set64(row, wire.low, wire.high)),
+  [ScalarType.SINT64]: wide(FixedColumn.bigint, zigzag64),
+  [ScalarType.UINT64]: wide(FixedColumn.unsigned64, (w, row) => w.set64(row, wire.low, wire.high)),
+  [ScalarType.FIXED32]: fixed(FixedColumn.bigint, wire.FIXED32, (w, row, b, at) =>
+    w.set64(row, b.readUInt32LE(at), 0),
+  ),
+  [ScalarType.SFIXED32]: fixed(FixedColumn.integer, wire.FIXED32, (w, row, b, at) => {
     w.int32[row] = b.readInt32LE(at);
   }),
-  fixed64: fixed(FixedColumn.unsigned64, wire.FIXED64, read64),
-  sfixed64: fixed(FixedColumn.bigint, wire.FIXED64, read64),
-  bool: () => {
+  [ScalarType.FIXED64]: fixed(FixedColumn.unsigned64, wire.FIXED64, read64),
+  [ScalarType.SFIXED64]: fixed(FixedColumn.bigint, wire.FIXED64, read64),
+  [ScalarType.BOOL]: () => {
     const writer = FixedColumn.boolean();
     return varint(writer, (row) => {
       writer.bytes[row] = wire.low === 0 && wire.high === 0 ? 0 : 1;
       writer.setValid(row);
     });
   },
-  string: () => {
+  [ScalarType.STRING]: () => {
     const writer = new TextColumn();
     return scalar(writer, wire.LENGTH_DELIMITED, (bytes, from, to, row) => {
       if (!wire.isUtf8(bytes, from, to)) return false;
@@ -106,7 +118,7 @@ export const SCALARS: Readonly<Record<string, () => Value>> = {
       return true;
     });
   },
-  bytes: () => {
+  [ScalarType.BYTES]: () => {
     const writer = new TextColumn(BLOB);
     return scalar(writer, wire.LENGTH_DELIMITED, (bytes, from, to, row) => {
       writer.set(row, bytes, from, to);
@@ -114,6 +126,16 @@ export const SCALARS: Readonly<Record<string, () => Value>> = {
     });
   },
 };
+
+/** Text that need not be UTF-8 (proto2, `utf8_validation = NONE`): what is not becomes U+FFFD, as readers show it. */
+export function looseText(): Value {
+  const writer = new TextColumn();
+  return scalar(writer, wire.LENGTH_DELIMITED, (bytes, from, to, row) => {
+    if (wire.isUtf8(bytes, from, to)) writer.set(row, bytes, from, to);
+    else writer.setString(row, bytes.toString("utf8", from, to));
+    return true;
+  });
+}
 
 /** seconds and nanos of a Timestamp or Duration, as microseconds rounded down, within the bounds in seconds. */
 function micros(make: () => FixedColumn, least: number, most: number): () => Value {
@@ -146,51 +168,36 @@ const timestamp = micros(FixedColumn.timestamp, -62_135_596_800, 253_402_300_799
 const duration = micros(FixedColumn.bigint, -315_576_000_000, 315_576_000_000);
 
 /** JSON has message types of its own; the slow way is fine for them. */
-function json(type: protobuf.Type): Value {
-  const writer = new TextColumn();
-  const read: Read = (bytes, from, to, row) => {
-    let text: string;
-    try {
-      text = JSON.stringify(plainJson(type.decode(bytes.subarray(from, to)))) ?? "null";
-    } catch {
-      // protobufjs throws on what is no message; that is the answer here.
-      return false;
-    }
-    writer.setString(row, text);
-    return true;
+function json(plain: (bytes: Buffer) => unknown): () => Value {
+  return () => {
+    const writer = new TextColumn();
+    const read: Read = (bytes, from, to, row) => {
+      let text: string;
+      try {
+        text = JSON.stringify(plain(bytes.subarray(from, to)));
+      } catch {
+        // The library throws on what is no message; that is the answer here.
+        return false;
+      }
+      writer.setString(row, text);
+      return true;
+    };
+    return { writer, wireType: wire.LENGTH_DELIMITED, message: true, read };
   };
-  return { writer, wireType: wire.LENGTH_DELIMITED, message: true, read };
 }
 
-interface JsonMessage {
-  readonly fields?: Readonly<Record<string, unknown>>;
-  readonly values?: readonly unknown[];
-  readonly [member: string]: unknown;
-}
+const plainStruct = ({ fields }: Struct): unknown =>
+  Object.fromEntries(Object.entries(fields).map(([key, value]) => [key, plainValue(value)]));
+const plainList = ({ values }: ListValue): unknown => values.map(plainValue);
 
-function plainJson(message: unknown): unknown {
-  const node = message as JsonMessage;
-  if (node.fields !== undefined) {
-    return Object.fromEntries(Object.entries(node.fields).map(([key, value]) => [key, plainJson(value)]));
-  }
-  if (node.values !== undefined) return node.values.map(plainJson);
-  // The field names are camel or snake case, as the file was parsed.
-  for (const member of [
-    "numberValue",
-    "number_value",
-    "stringValue",
-    "string_value",
-    "boolValue",
-    "bool_value",
-  ]) {
-    if (Object.hasOwn(node, member)) return node[member];
-  }
-  const inner = node.structValue ?? node.struct_value ?? node.listValue ?? node.list_value;
-  return inner === undefined || inner === null ? null : plainJson(inner);
+function plainValue({ kind }: WktValue): unknown {
+  if (kind.case === "structValue") return plainStruct(kind.value);
+  if (kind.case === "listValue") return plainList(kind.value);
+  return kind.case === undefined || kind.case === "nullValue" ? null : kind.value;
 }
 
 /** A wrapper's one field, number 1; absent it is the scalar's zero. */
-function wrapper(of: string): () => Value {
+function wrapper(of: ScalarType): () => Value {
   return () => {
     const inner = SCALARS[of]!();
     const read: Read = (bytes, from, to, row) => {
@@ -213,19 +220,19 @@ function wrapper(of: string): () => Value {
   };
 }
 
-export const WELL_KNOWN: Readonly<Record<string, (type: protobuf.Type) => Value>> = {
+export const WELL_KNOWN: Readonly<Record<string, () => Value>> = {
   "google.protobuf.Timestamp": timestamp,
   "google.protobuf.Duration": duration,
-  "google.protobuf.Struct": json,
-  "google.protobuf.Value": json,
-  "google.protobuf.ListValue": json,
-  "google.protobuf.StringValue": wrapper("string"),
-  "google.protobuf.BytesValue": wrapper("bytes"),
-  "google.protobuf.BoolValue": wrapper("bool"),
-  "google.protobuf.Int32Value": wrapper("int32"),
-  "google.protobuf.UInt32Value": wrapper("uint32"),
-  "google.protobuf.Int64Value": wrapper("int64"),
-  "google.protobuf.UInt64Value": wrapper("uint64"),
-  "google.protobuf.FloatValue": wrapper("float"),
-  "google.protobuf.DoubleValue": wrapper("double"),
+  "google.protobuf.Struct": json((bytes) => plainStruct(fromBinary(StructSchema, bytes))),
+  "google.protobuf.Value": json((bytes) => plainValue(fromBinary(ValueSchema, bytes))),
+  "google.protobuf.ListValue": json((bytes) => plainList(fromBinary(ListValueSchema, bytes))),
+  "google.protobuf.StringValue": wrapper(ScalarType.STRING),
+  "google.protobuf.BytesValue": wrapper(ScalarType.BYTES),
+  "google.protobuf.BoolValue": wrapper(ScalarType.BOOL),
+  "google.protobuf.Int32Value": wrapper(ScalarType.INT32),
+  "google.protobuf.UInt32Value": wrapper(ScalarType.UINT32),
+  "google.protobuf.Int64Value": wrapper(ScalarType.INT64),
+  "google.protobuf.UInt64Value": wrapper(ScalarType.UINT64),
+  "google.protobuf.FloatValue": wrapper(ScalarType.FLOAT),
+  "google.protobuf.DoubleValue": wrapper(ScalarType.DOUBLE),
 };

@@ -2,8 +2,8 @@
  * Protobuf's wire format read in place: no objects, no copies, every read within [pos, end).
  *
  * Readers return the position after what they read, or -1 when the bytes are not well-formed; what they read is in
- * the `low`/`high` bindings until the next read. They are stricter than most decoders: varints over 64 bits, field
- * number 0 and groups are refused.
+ * the `low`/`high` bindings until the next read. They are stricter than most decoders: varints over 64 bits and field
+ * number 0 are refused, and so are groups except where `skipGroup` is used.
  */
 
 /** Low 32 bits of the last varint, unsigned. */
@@ -14,6 +14,8 @@ export let high = 0;
 export const VARINT = 0;
 export const FIXED64 = 1;
 export const LENGTH_DELIMITED = 2;
+export const GROUP = 3;
+export const END_GROUP = 4;
 export const FIXED32 = 5;
 
 /** Reads a varint of up to 64 bits into `low` and `high`. */
@@ -93,6 +95,33 @@ export function skipValue(bytes: Uint8Array, pos: number, end: number, wireType:
     default:
       return -1;
   }
+}
+
+/** Deeper nesting of messages is refused, as most decoders do. */
+export const MAX_DEPTH = 100;
+
+/** Where the inside of the last group ends that `skipGroup` stepped over. */
+export let groupEnd = 0;
+
+/** Steps over a group's fields and its end tag, `pos` being behind its start tag; `depth` counts what it lies in. */
+export function skipGroup(bytes: Uint8Array, pos: number, end: number, field: number, depth: number): number {
+  if (depth >= MAX_DEPTH) return -1;
+  let at = pos;
+  while (at < end) {
+    const tagAt = at;
+    at = readTag(bytes, at, end);
+    if (at < 0) return -1;
+    const wireType = low & 7;
+    const number = low >>> 3;
+    if (wireType === END_GROUP) {
+      groupEnd = tagAt;
+      return number === field ? at : -1;
+    }
+    at =
+      wireType === GROUP ? skipGroup(bytes, at, end, number, depth + 1) : skipValue(bytes, at, end, wireType);
+    if (at < 0) return -1;
+  }
+  return -1;
 }
 
 /** Whether bytes[start, end) are UTF-8: shortest forms only, no surrogates, nothing above U+10FFFF. */

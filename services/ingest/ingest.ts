@@ -28,7 +28,7 @@ export async function openContext(options: {
     memoryBytes: config.ingest.duckdbMemoryBytes,
     tempFolder: join(layout(config.data).scratch, "ingest"),
   });
-  const registry = ProtoRegistry.load(config.protoDirs);
+  const registry = ProtoRegistry.load(config.protoDirs, config.protoDescriptors);
   const models = await bindModels(duck, registry, config.transformsDir);
   const tableOptions = { checkpointEvery: config.table.checkpointEvery };
   const deadLetters = new DeadLetterBox(store, duck, tableOptions, log);

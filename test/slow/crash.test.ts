@@ -1,5 +1,4 @@
 import { join } from "node:path";
-import type protobuf from "protobufjs";
 import { describe, expect, it } from "vitest";
 import { packageRoot } from "../../services/base/paths.js";
 import { encodeEvent } from "../../services/contracts/encode-event.js";
@@ -13,8 +12,8 @@ import { cli, makeToken, removeFolder, Server, temporaryFolder, untilLanded } fr
 const ROUNDS = Number(process.env.TEST_CRASH_ROUNDS ?? 25);
 const SEED = Number(process.env.TEST_SEED ?? Date.now() % 1_000_000);
 const registry = ProtoRegistry.load([join(packageRoot, "proto")]);
-const requestType = registry.lookup("tributary.v1.PublishRequest") as protobuf.Type;
-const responseType = registry.lookup("tributary.v1.PublishResponse") as protobuf.Type;
+const requestType = registry.codec("tributary.v1.PublishRequest");
+const responseType = registry.codec("tributary.v1.PublishResponse");
 
 interface Published {
   readonly results: readonly { accepted: boolean; partition: string; position: string }[];

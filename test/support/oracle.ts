@@ -2,15 +2,14 @@ import { join } from "node:path";
 import { gunzipSync } from "node:zlib";
 import { fromJsonString, toBinary } from "@bufbuild/protobuf";
 import { decompress as unzstd } from "fzstd";
-import type protobuf from "protobufjs";
 import { packageRoot } from "../../services/base/paths.js";
 import { ProtoRegistry } from "../../services/contracts/registry.js";
 import { xxh64 } from "./oracle-hash.js";
 import { digestOf, entityTypeOf, expectedRow, type Row, sorted, type TableName } from "./oracle-tables.js";
 
 const registry = ProtoRegistry.load([join(packageRoot, "proto")]);
-const eventType = registry.lookup("tributary.v1.ChangeEvent") as protobuf.Type;
-const requestType = registry.lookup("tributary.v1.PublishRequest") as protobuf.Type;
+const eventType = registry.codec("tributary.v1.ChangeEvent");
+const requestType = registry.codec("tributary.v1.PublishRequest");
 const DELETED = 3;
 
 /** The winning event of an entity so far. */
@@ -54,14 +53,14 @@ export class Oracle {
 
   /** Takes in one event as proto3 JSON. */
   applyLine(line: string): void {
-    const desc = registry.jsonRegistry.getMessage("tributary.v1.ChangeEvent")!;
-    this.apply(toBinary(desc, fromJsonString(desc, line, { registry: registry.jsonRegistry })));
+    const desc = registry.types.getMessage("tributary.v1.ChangeEvent")!;
+    this.apply(toBinary(desc, fromJsonString(desc, line, { registry: registry.types })));
   }
 
   /** Live rows as the table's model yields them, by tenant and entity id. */
   rows(table: TableName, selection: Selection = {}): Row[] {
     const entityType = entityTypeOf(table);
-    const type = registry.entityType(entityType)!;
+    const type = registry.codec(entityType);
     const rows: Row[] = [];
     for (const winner of this.winners.values()) {
       if (winner.entityType !== entityType || winner.operation === DELETED) continue;

@@ -52,7 +52,7 @@ async function list(options: DataOptions): Promise<void> {
 
 async function check(options: DataOptions): Promise<void> {
   const config = configOf(options);
-  const registry = ProtoRegistry.load(config.protoDirs);
+  const registry = ProtoRegistry.load(config.protoDirs, config.protoDescriptors);
   const duck = await readingDuck();
   const results: { model: string; columns?: number; error?: string }[] = [];
   await duck.with(async (connection) => {

@@ -137,7 +137,7 @@ async function addBus(
   metrics: Registry,
   log: Logger,
 ): Promise<() => Promise<void>> {
-  const registry = ProtoRegistry.load(config.protoDirs);
+  const registry = ProtoRegistry.load(config.protoDirs, config.protoDescriptors);
   const stream = await EmbeddedLogWriter.open({
     folder: layout(config.data).stream,
     partitions: config.stream.partitions,

@@ -1,5 +1,4 @@
 import type protobuf from "protobufjs";
-import { TributaryError } from "../../base/errors.js";
 import { OPERATION_CREATED, OPERATION_DELETED, OPERATION_UPDATED } from "../../contracts/envelope.js";
 import type { ProtoRegistry } from "../../contracts/registry.js";
 import { Random } from "./random.js";
@@ -94,9 +93,9 @@ export class TrackerWorkload {
 
   constructor(registry: ProtoRegistry, options: WorkloadOptions) {
     this.options = options;
-    this.projectType = typeOf(registry, "tracker.v1.Project");
+    this.projectType = registry.codec("tracker.v1.Project");
     this.random = new Random(options.seed);
-    this.issues = new IssueMaker(typeOf(registry, "tracker.v1.Issue"), this.random);
+    this.issues = new IssueMaker(registry.codec("tracker.v1.Issue"), this.random);
     const { tenants, entities } = options;
     this.tenants = Array.from(
       { length: tenants },
@@ -303,10 +302,4 @@ function takeAny(waiting: Buffer[], random: Random): Buffer {
   waiting[at] = waiting[waiting.length - 1]!;
   waiting.pop();
   return taken;
-}
-
-function typeOf(registry: ProtoRegistry, name: string): protobuf.Type {
-  const type = registry.entityType(name);
-  if (type === undefined) throw new TributaryError("TRB-CONFIG", `protoDirs: ${name} is missing`);
-  return type;
 }

@@ -1,6 +1,5 @@
 import { createHash } from "node:crypto";
 import type protobuf from "protobufjs";
-import { TributaryError } from "../../base/errors.js";
 import { encodeEvent } from "../../contracts/encode-event.js";
 import { OPERATION_CREATED, OPERATION_DELETED, OPERATION_UPDATED } from "../../contracts/envelope.js";
 import type { ProtoRegistry } from "../../contracts/registry.js";
@@ -49,8 +48,8 @@ export class GitHistory {
   constructor(repository: GitRepository, options: { tenant: string; registry: ProtoRegistry }) {
     this.repository = repository;
     this.tenant = options.tenant;
-    this.commitType = typeOf(options.registry, "scm.v1.Commit");
-    this.fileType = typeOf(options.registry, "scm.v1.File");
+    this.commitType = options.registry.codec("scm.v1.Commit");
+    this.fileType = options.registry.codec("scm.v1.File");
   }
 
   /** All commits, oldest first. To be read once. Errors: TRB-CLI-SOURCE. */
@@ -153,12 +152,6 @@ export class GitHistory {
 export function fileId(path: string): string {
   if (Buffer.byteLength(path) <= MAX_ENTITY_ID_BYTES) return path;
   return `sha256:${createHash("sha256").update(path).digest("hex")}`;
-}
-
-function typeOf(registry: ProtoRegistry, name: string): protobuf.Type {
-  const type = registry.entityType(name);
-  if (type === undefined) throw new TributaryError("TRB-CONFIG", `protoDirs: ${name} is missing`);
-  return type;
 }
 
 /** Whatever the user's git is configured to show, this prints the same. */
