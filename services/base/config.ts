@@ -26,6 +26,11 @@ export const configSchema = z.strictObject({
     .strictObject({
       host: z.string().default("127.0.0.1"),
       port: z.coerce.number().int().min(0).max(65_535).default(8080),
+      /** A body must come at this rate; one that falls behind it for `bodyGraceMs` is answered with 408. */
+      minBodyBytesPerSecond: count(16 * 1024),
+      bodyGraceMs: count(5_000),
+      /** Further ones are closed at once: they must not use up the files that the log needs. */
+      maxConnections: count(10_000),
     })
     .prefault({}),
   auth: z
@@ -41,7 +46,9 @@ export const configSchema = z.strictObject({
       maxEventsPerRequest: count(50_000),
       /** Packed and unpacked size of one inline payload. */
       maxPayloadBytes: count(1_000_000),
-      /** Requests being read or waiting for their sync; more is answered with 429. */
+      /** What one request may ask for in all: its body, inflated, and its payloads, unpacked. */
+      maxDecodedBytes: count(256 * MiB),
+      /** Requests being read or waiting for their sync, by what has arrived; more is answered with 429. */
       maxInFlightBytes: count(256 * MiB),
       /** Accepted bytes that ingest has not landed yet; more is answered with 429. */
       maxLagBytes: count(512 * MiB),

@@ -7,7 +7,7 @@ let bus: TestBus;
 let reason: string | undefined;
 beforeEach(async () => {
   reason = undefined;
-  bus = await startTestBus({}, () => reason);
+  bus = await startTestBus({}, { notReady: () => reason });
   bus.server.app.get("/fault", async () => {
     throw new Error("secret internals");
   });
@@ -107,7 +107,17 @@ test("the documentation lists every route and every code", async () => {
     "application/x-protobuf",
     "application/x-ndjson",
   ]);
-  expect(Object.keys(publish.responses)).toEqual(["200", "400", "401", "403", "413", "415", "429", "503"]);
+  expect(Object.keys(publish.responses)).toEqual([
+    "200",
+    "400",
+    "401",
+    "403",
+    "408",
+    "413",
+    "415",
+    "429",
+    "503",
+  ]);
   for (const [code, { status, remedy }] of Object.entries(CODES)) {
     expect(document.info.description).toContain(`\`${code}\` | ${status} |`);
     expect(document.info.description).toContain(remedy);

@@ -10,6 +10,7 @@ import Fastify, {
   type onRequestAsyncHookHandler,
 } from "fastify";
 import type { Registry } from "prom-client";
+import { BodyPace, type Pace } from "./body-pace.js";
 import { CODES, type Code } from "./codes.js";
 import { TributaryError } from "./errors.js";
 import { registerDocs } from "./http-docs.js";
@@ -24,6 +25,7 @@ export interface ServerOptions {
   /** What /readyz tells beside: a server that serves may still have something that is not well. */
   readonly readyDetails?: () => Promise<Readonly<Record<string, unknown>>>;
   readonly version?: string;
+  readonly limits: Pace & { readonly maxConnections: number };
 }
 
 /** One HTTP server, which services add their routes to. */
@@ -58,9 +60,14 @@ export async function buildServer(options: ServerOptions): Promise<HttpServer> {
     forceCloseConnections: "idle",
     return503OnClosing: false,
     requestTimeout: 300_000,
+    // A connection that does not even finish its head is worth no more than this.
+    http: { headersTimeout: 10_000, connectionsCheckingInterval: 1_000 },
     frameworkErrors: (error, request, reply) => answerError(error, request, reply),
     clientErrorHandler: answerBrokenHttp,
   }) as FastifyInstance;
+  app.server.maxConnections = options.limits.maxConnections;
+  const pace = new BodyPace(options.limits);
+  app.addHook("onClose", async () => pace.stop());
   let draining: Promise<void> | undefined;
   app.setErrorHandler<FastifyError>((error, request, reply) => answerError(error, request, reply));
   app.setNotFoundHandler((request, reply) => {
@@ -68,6 +75,7 @@ export async function buildServer(options: ServerOptions): Promise<HttpServer> {
   });
   app.addHook("onRequest", async (request, reply) => {
     reply.header("x-request-id", request.id);
+    pace.watch(request.raw, reply.raw);
     if (draining && !ALWAYS.has(request.routeOptions.url ?? "")) {
       throw new TributaryError("TRB-BUS-DRAINING");
     }
@@ -195,6 +203,8 @@ function answerError(error: Error, request: FastifyRequest, reply: FastifyReply)
   }
   if (known.status === 401) reply.header("www-authenticate", "Bearer");
   if (known.retryable) reply.header("retry-after", RETRY_AFTER);
+  // What it still has to say would be read at its pace.
+  if (known.status === 408) reply.header("connection", "close");
   reply.code(known.status).type("application/json; charset=utf-8").send(JSON.stringify(known.toBody()));
 }
 
@@ -228,11 +238,13 @@ function answerBrokenHttp(error: Error & { code?: string }, socket: Duplex): voi
     socket.destroy();
     return;
   }
-  const tooLarge = error.code === "HPE_HEADER_OVERFLOW";
-  const known = new TributaryError(
-    tooLarge ? "TRB-REQ-TOO-LARGE" : "TRB-REQ-UNREADABLE",
-    "request: not readable as HTTP",
-  );
+  const known =
+    error.code === "ERR_HTTP_REQUEST_TIMEOUT"
+      ? new TributaryError("TRB-REQ-TOO-SLOW")
+      : new TributaryError(
+          error.code === "HPE_HEADER_OVERFLOW" ? "TRB-REQ-TOO-LARGE" : "TRB-REQ-UNREADABLE",
+          "request: not readable as HTTP",
+        );
   const body = JSON.stringify(known.toBody());
   socket.end(
     `HTTP/1.1 ${known.status} Refused\r\ncontent-type: application/json\r\nconnection: close\r\n` +

@@ -1,87 +1,102 @@
 import type { IncomingMessage } from "node:http";
-import type { Readable } from "node:stream";
-import { createGunzip } from "node:zlib";
+import { createGunzip, type Gunzip } from "node:zlib";
 import { TributaryError } from "../base/errors.js";
 import type { Reservation } from "./admission.js";
 
-/** What is known of a body before it is read. */
-export interface BodyHead {
-  readonly gzip: boolean;
-  /** As sent; undefined when the sender did not tell. */
-  readonly contentLength: number | undefined;
-}
+/** One piece of inflated output: each costs a turn of the event loop. */
+const PIECE_BYTES = 64 * 1024;
 
 /** Errors: TRB-REQ-ENCODING, TRB-REQ-TOO-LARGE; nothing of the body has been read then. */
-export function readHead(request: IncomingMessage, maxBytes: number): BodyHead {
+export function isGzip(request: IncomingMessage, maxBytes: number): boolean {
   const encoding = request.headers["content-encoding"]?.trim().toLowerCase() ?? "identity";
   if (encoding !== "gzip" && encoding !== "identity") {
     throw new TributaryError("TRB-REQ-ENCODING", "content-encoding: expected gzip or none");
   }
-  const length = request.headers["content-length"];
-  const contentLength = length === undefined ? undefined : Number(length);
-  if (contentLength !== undefined && contentLength > maxBytes) throw tooLarge(maxBytes);
-  return { gzip: encoding === "gzip", contentLength };
+  if (Number(request.headers["content-length"]) > maxBytes) throw tooLarge(maxBytes);
+  return encoding === "gzip";
 }
 
 /**
- * The whole body, decoded. Inflating stops as soon as there is more than `maxBytes`; what is read beyond the
- * reservation grows it. Errors: TRB-REQ-TOO-LARGE, TRB-REQ-ENCODING, TRB-BUS-BUSY, TRB-REQ-UNREADABLE (cut short).
+ * Reads one body, inflating it on another thread where it is gzip. What has arrived grows the reservation; inflating
+ * stops as soon as there is more than `maxBytes`.
  */
-export function readBody(
-  request: IncomingMessage,
-  head: BodyHead,
-  maxBytes: number,
-  reservation: Reservation,
-): Promise<Buffer> {
-  return new Promise((resolve, reject) => {
-    const chunks: Buffer[] = [];
-    let total = 0;
-    let reserved = head.contentLength ?? 0;
-    const source: Readable = head.gzip ? request.pipe(createGunzip()) : request;
-    let settled = false;
-    const end = (error: TributaryError | undefined): void => {
-      if (settled) return;
-      settled = true;
-      if (head.gzip) {
-        request.unpipe();
-        source.destroy();
+export class BodyReader {
+  private readonly request: IncomingMessage;
+  private readonly maxBytes: number;
+  private readonly gunzip: Gunzip | undefined;
+  private readonly chunks: Buffer[] = [];
+  private total = 0;
+  private reservation: Reservation | undefined;
+  private settle: { resolve(body: Buffer): void; reject(error: Error): void } | undefined;
+
+  constructor(request: IncomingMessage, gzip: boolean, maxBytes: number) {
+    this.request = request;
+    this.maxBytes = maxBytes;
+    this.gunzip = gzip ? createGunzip({ chunkSize: PIECE_BYTES }) : undefined;
+  }
+
+  /** Errors: TRB-REQ-TOO-LARGE, TRB-REQ-ENCODING, TRB-BUS-BUSY, TRB-REQ-TOO-SLOW, TRB-REQ-UNREADABLE (cut short). */
+  read(reservation: Reservation): Promise<Buffer> {
+    this.reservation = reservation;
+    const { request, gunzip } = this;
+    return new Promise((resolve, reject) => {
+      this.settle = { resolve, reject };
+      if (gunzip) {
+        request.on("data", (chunk: Buffer) => {
+          if (!gunzip.destroyed && !gunzip.write(chunk)) request.pause();
+        });
+        request.on("end", () => gunzip.end());
+        gunzip.on("drain", () => request.resume());
+        gunzip.on("data", this.take);
+        gunzip.on("end", this.finish);
+        gunzip.on("error", () =>
+          this.stop(new TributaryError("TRB-REQ-ENCODING", "body: expected whole, undamaged gzip")),
+        );
+      } else {
+        request.on("data", this.take);
+        request.on("end", this.finish);
       }
-      source.off("data", take);
-      if (error) {
-        // What is still on its way is thrown away unseen, so that the sender gets to read the answer.
-        request.resume();
-        reject(error);
-      } else resolve(chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks, total));
-    };
-    const take = (chunk: Buffer): void => {
-      total += chunk.length;
-      if (total > maxBytes) {
-        end(tooLarge(maxBytes));
-        return;
-      }
-      if (total > reserved) {
-        try {
-          reservation.grow(total - reserved);
-          reserved = total;
-        } catch (error) {
-          end(error as TributaryError);
-          return;
-        }
-      }
-      chunks.push(chunk);
-    };
-    source.on("data", take);
-    source.on("end", () => end(undefined));
-    if (head.gzip) {
-      source.on("error", () =>
-        end(new TributaryError("TRB-REQ-ENCODING", "body: expected whole, undamaged gzip")),
-      );
-    }
-    request.on("error", () => end(cutShort()));
-    request.on("close", () => {
-      if (!request.complete) end(cutShort());
+      // A server that finds the sender too slow says so by this event.
+      request.on("error", (error) => this.stop(error instanceof TributaryError ? error : cutShort()));
+      request.on("close", () => {
+        if (!request.complete) this.stop(cutShort());
+      });
     });
-  });
+  }
+
+  /** Ends reading with this error. What is still on its way is thrown away unseen, so that the sender reads the answer. */
+  readonly stop = (error: TributaryError): void => {
+    const { settle, request, gunzip } = this;
+    if (settle === undefined) return;
+    this.settle = undefined;
+    this.chunks.length = 0;
+    request.off("data", this.take);
+    gunzip?.destroy();
+    request.resume();
+    settle.reject(error);
+  };
+
+  private readonly take = (chunk: Buffer): void => {
+    if (this.settle === undefined) return;
+    this.total += chunk.length;
+    if (this.total > this.maxBytes) {
+      this.stop(tooLarge(this.maxBytes));
+      return;
+    }
+    try {
+      this.reservation?.grow(chunk.length);
+    } catch (error) {
+      this.stop(error as TributaryError);
+      return;
+    }
+    this.chunks.push(chunk);
+  };
+
+  private readonly finish = (): void => {
+    const { settle, chunks } = this;
+    this.settle = undefined;
+    settle?.resolve(chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks, this.total));
+  };
 }
 
 const tooLarge = (maxBytes: number) =>

@@ -4,11 +4,21 @@ import { COMPRESSION_NONE, Envelope } from "../contracts/envelope.js";
 import { partitionOf } from "../contracts/partition.js";
 import { PayloadChecker } from "../contracts/payload.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
-import { unpackPayload } from "../contracts/unpack.js";
 import type { Grant } from "../tenancy/grant.js";
+import type { HeldTypes } from "./held-types.js";
+
+/** What an event may have beside its payload: ids, attributes, fields that nobody knows. */
+export const ENVELOPE_BYTES = 256 * 1024;
 
 interface PayloadType {
   readonly name: string;
+  readonly checker: PayloadChecker;
+}
+
+/** A payload that still has to be unpacked; all else about its event is well. */
+export interface Packed {
+  readonly compression: number;
+  readonly bytes: Buffer;
   readonly checker: PayloadChecker;
 }
 
@@ -18,9 +28,15 @@ export class EventGate {
   private readonly types: ByteTable<PayloadType>;
   private readonly maxPayloadBytes: number;
   private readonly partitions: number;
+  private readonly held: Pick<HeldTypes, "has">;
 
   /** Payloads may have `maxPayloadBytes`, packed and unpacked; events spread over `partitions` partitions. */
-  constructor(registry: ProtoRegistry, maxPayloadBytes: number, partitions: number) {
+  constructor(
+    registry: ProtoRegistry,
+    maxPayloadBytes: number,
+    partitions: number,
+    held: Pick<HeldTypes, "has">,
+  ) {
     const names = registry.entityTypes();
     this.types = new ByteTable(names.length);
     for (const name of names) {
@@ -30,10 +46,15 @@ export class EventGate {
     }
     this.maxPayloadBytes = maxPayloadBytes;
     this.partitions = partitions;
+    this.held = held;
   }
 
-  /** The code with which bytes[start, end) are refused; undefined when they are an event this grant may publish. */
-  check(bytes: Buffer, start: number, end: number, grant: Grant): Code | undefined {
+  /**
+   * The code with which bytes[start, end) are refused; undefined when they are an event this grant may publish; its
+   * payload when only that is left to look at.
+   */
+  check(bytes: Buffer, start: number, end: number, grant: Grant): Code | Packed | undefined {
+    if (end - start > this.maxPayloadBytes + ENVELOPE_BYTES) return "TRB-EVENT-PAYLOAD-SIZE";
     const envelope = this.envelope;
     const code = envelope.read(bytes, start, end);
     if (code !== undefined) return code;
@@ -42,24 +63,18 @@ export class EventGate {
     if (type === undefined) return "TRB-EVENT-ENTITY-TYPE";
     if (!grant.allowsEntityType(type.name)) return "TRB-AUTH-ENTITY-TYPE";
     if (envelope.referenceStart >= 0) return "TRB-EVENT-REFERENCE";
-    if (envelope.payloadStart < 0) return undefined;
-    if (envelope.payloadEnd - envelope.payloadStart > this.maxPayloadBytes) return "TRB-EVENT-PAYLOAD-SIZE";
-    if (envelope.compression !== COMPRESSION_NONE) return this.checkPacked(type);
-    return type.checker.check(bytes, envelope.payloadStart, envelope.payloadEnd)
-      ? undefined
-      : "TRB-EVENT-PAYLOAD-DECODE";
+    const { payloadStart, payloadEnd, compression } = envelope;
+    if (payloadEnd - payloadStart > this.maxPayloadBytes) return "TRB-EVENT-PAYLOAD-SIZE";
+    if (payloadStart >= 0 && compression === COMPRESSION_NONE) {
+      if (!type.checker.check(bytes, payloadStart, payloadEnd)) return "TRB-EVENT-PAYLOAD-DECODE";
+    }
+    if (this.held.has(type.name)) return "TRB-BUS-TABLE-HELD";
+    if (payloadStart < 0 || compression === COMPRESSION_NONE) return undefined;
+    return { compression, bytes: bytes.subarray(payloadStart, payloadEnd), checker: type.checker };
   }
 
   /** The partition of the event that was checked last. */
   partition(): number {
     return partitionOf(this.envelope, this.partitions);
-  }
-
-  private checkPacked(type: PayloadType): Code | undefined {
-    const { bytes, payloadStart, payloadEnd, compression } = this.envelope;
-    const packed = bytes.subarray(payloadStart, payloadEnd);
-    const plain = unpackPayload(compression, packed, this.maxPayloadBytes);
-    if (typeof plain === "string") return plain;
-    return type.checker.check(plain, 0, plain.length) ? undefined : "TRB-EVENT-PAYLOAD-DECODE";
   }
 }

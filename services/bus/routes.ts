@@ -5,16 +5,19 @@ import { TributaryError } from "../base/errors.js";
 import { errorResponses } from "../base/http.js";
 import { JsonEvents } from "../contracts/json.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
+import type { IngestStatus } from "../status/ingest-status.js";
 import type { ChangeStreamWriter } from "../stream/change-stream.js";
 import type { Grant } from "../tenancy/grant.js";
 import { grantOf, requireRole } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
 import { Admission, type Reservation } from "./admission.js";
-import { readBody, readHead } from "./body.js";
+import { BodyReader, isGzip } from "./body.js";
+import { type Collected, collectJson, collectNdjson, collectProtobuf } from "./collect.js";
 import { EventGate } from "./event-gate.js";
+import { HeldTypes } from "./held-types.js";
 import { BusMetrics } from "./metrics.js";
-import { type Collected, collectJson, collectNdjson, collectProtobuf } from "./publish.js";
 import { ResponseWriter } from "./response.js";
+import { Work, Workshop } from "./work.js";
 
 export interface BusOptions {
   readonly stream: ChangeStreamWriter;
@@ -23,6 +26,8 @@ export interface BusOptions {
   readonly config: Pick<Config, "bus">;
   readonly metrics: Registry;
   readonly log: FastifyBaseLogger;
+  /** How ingest says its tables are doing; read once a second. */
+  readonly status: () => Promise<IngestStatus | undefined>;
 }
 
 const PROTOBUF = "application/x-protobuf";
@@ -31,7 +36,10 @@ const NDJSON = "application/x-ndjson";
 
 /** Adds POST /v1/events: change events in, durable on the stream before they are answered as accepted. */
 export async function registerBus(app: FastifyInstance, options: BusOptions): Promise<void> {
-  const publisher = new Publisher(options);
+  const held = new HeldTypes(options.status, options.log);
+  await held.start();
+  app.addHook("onClose", async () => held.stop());
+  const publisher = new Publisher(options, held);
   // A scope of its own: here bodies are handed over unread, whatever other services do with theirs.
   await app.register(async (scope) => {
     scope.removeAllContentTypeParsers();
@@ -55,16 +63,17 @@ class Publisher {
   private readonly stream: ChangeStreamWriter;
   private readonly limits: Config["bus"];
   private readonly admission: Admission;
+  private readonly workshop = new Workshop();
   private readonly gate: EventGate;
   private readonly json: JsonEvents;
   private readonly writer: ResponseWriter;
   private readonly metrics: BusMetrics;
 
-  constructor({ stream, registry, config, metrics }: BusOptions) {
+  constructor({ stream, registry, config, metrics }: BusOptions, held: HeldTypes) {
     this.stream = stream;
     this.limits = config.bus;
     this.admission = new Admission(stream, config.bus);
-    this.gate = new EventGate(registry, config.bus.maxPayloadBytes, stream.partitions.length);
+    this.gate = new EventGate(registry, config.bus.maxPayloadBytes, stream.partitions.length, held);
     this.json = new JsonEvents(registry);
     this.writer = new ResponseWriter(stream.partitions);
     this.metrics = new BusMetrics(
@@ -80,10 +89,16 @@ class Publisher {
     let reservation: Reservation | undefined;
     try {
       const type = mediaType(request);
-      const head = readHead(request.raw, this.limits.maxBodyBytes);
-      reservation = this.admission.enter(head.contentLength ?? 0);
-      const body = await readBody(request.raw, head, this.limits.maxBodyBytes, reservation);
-      const { results, events } = await this.collect(type, body, grantOf(request));
+      const { maxBodyBytes } = this.limits;
+      const reader = new BodyReader(request.raw, isGzip(request.raw, maxBodyBytes), maxBodyBytes);
+      reservation = this.admission.enter(grantOf(request).subject, reader.stop);
+      const body = await reader.read(reservation);
+      reservation.keep();
+      const { results, events } = await this.collect(type, body, grantOf(request), reservation);
+      // Nothing is accepted that could not land: the producer is told by the status, too.
+      if (results.accepted === 0 && results.codes.includes("TRB-BUS-TABLE-HELD")) {
+        throw new TributaryError("TRB-BUS-TABLE-HELD");
+      }
       const positions = events.count === 0 ? [] : await this.append(events);
       this.metrics.count(results);
       status = 200;
@@ -99,11 +114,31 @@ class Publisher {
     }
   }
 
-  private collect(type: string, body: Buffer, grant: Grant): Collected | Promise<Collected> {
-    const { maxEventsPerRequest } = this.limits;
-    if (type === PROTOBUF) return collectProtobuf(body, this.gate, grant, maxEventsPerRequest);
-    const collect = type === NDJSON ? collectNdjson : collectJson;
-    return collect(body, this.json, this.gate, grant, maxEventsPerRequest);
+  private async collect(
+    type: string,
+    body: Buffer,
+    grant: Grant,
+    reservation: Reservation,
+  ): Promise<Collected> {
+    const { maxEventsPerRequest, maxPayloadBytes, maxDecodedBytes } = this.limits;
+    const work = new Work(this.workshop, grant.subject, maxDecodedBytes);
+    await work.begin();
+    try {
+      work.decode(body.length);
+      const order = {
+        gate: this.gate,
+        json: this.json,
+        grant,
+        work,
+        maxEvents: maxEventsPerRequest,
+        maxPayloadBytes,
+        grow: reservation.grow,
+      };
+      if (type === PROTOBUF) return await collectProtobuf(body, order);
+      return await (type === NDJSON ? collectNdjson(body, order) : collectJson(body, order));
+    } finally {
+      work.pause();
+    }
   }
 
   private async append(events: Collected["events"]): Promise<readonly string[]> {
@@ -227,11 +262,13 @@ const publishSchema = {
       "TRB-AUTH-INVALID",
       "TRB-AUTH-EXPIRED",
       "TRB-AUTH-ROLE",
+      "TRB-REQ-TOO-SLOW",
       "TRB-REQ-TOO-LARGE",
       "TRB-REQ-TOO-MANY-EVENTS",
       "TRB-REQ-CONTENT-TYPE",
       "TRB-REQ-ENCODING",
       "TRB-BUS-BUSY",
+      "TRB-BUS-TABLE-HELD",
       "TRB-BUS-STREAM-DOWN",
       "TRB-BUS-DRAINING",
     ),

@@ -336,39 +336,58 @@ function isMessage(bytes: Uint8Array, start: number, end: number): boolean {
   return true;
 }
 
-/** Where the events of a PublishRequest lie: event i is bytes[starts[i], ends[i]). */
-export interface Frames {
-  readonly count: number;
-  readonly starts: Uint32Array;
-  readonly ends: Uint32Array;
-}
+/** How many fields are walked between two signs of life. */
+const FIELDS = 8192;
 
-/** Splits a PublishRequest into its events without looking into them. Undefined when the body is not readable as one. */
-export function frames(body: Uint8Array): Frames | undefined {
-  const count = walk(body, undefined);
-  if (count < 0) return undefined;
-  const found = { count, starts: new Uint32Array(count), ends: new Uint32Array(count) };
-  walk(body, found);
-  return found;
-}
+/** Where the events of a PublishRequest lie, found without looking into them: event i is bytes[starts[i], ends[i]). */
+export class Frames {
+  starts = new Uint32Array(256);
+  ends = new Uint32Array(256);
+  count = 0;
+  private pos = 0;
 
-/** Counts the events, noting where they lie; -1 when the body is malformed. */
-function walk(body: Uint8Array, found: Frames | undefined): number {
-  const end = body.length;
-  let count = 0;
-  for (let pos = 0; pos < end; ) {
-    pos = wire.readTag(body, pos, end);
-    if (pos < 0) return -1;
-    const tag = wire.low;
-    pos = wire.skipValue(body, pos, end, tag & 7);
-    if (pos < 0) return -1;
-    if (tag === 10) {
-      if (found) {
-        found.starts[count] = pos - wire.low;
-        found.ends[count] = pos;
-      }
-      count++;
-    } else if (tag < 16) return -1;
+  constructor(private readonly body: Uint8Array) {}
+
+  /** Walks on, until there are more than `most` events, too. True at the end; undefined when the body is damaged. */
+  walk(most: number): boolean | undefined {
+    const { body } = this;
+    const end = body.length;
+    let pos = this.pos;
+    for (let fields = 0; pos < end && fields < FIELDS && this.count <= most; fields++) {
+      pos = wire.readTag(body, pos, end);
+      if (pos < 0) return undefined;
+      const tag = wire.low;
+      pos = wire.skipValue(body, pos, end, tag & 7);
+      if (pos < 0) return undefined;
+      if (tag === 10) this.add(pos - wire.low, pos);
+      else if (tag < 16) return undefined;
+    }
+    this.pos = pos;
+    return pos === end || this.count > most;
   }
-  return count;
+
+  private add(start: number, end: number): void {
+    const at = this.count++;
+    if (at === this.starts.length) {
+      this.starts = doubled(this.starts);
+      this.ends = doubled(this.ends);
+    }
+    this.starts[at] = start;
+    this.ends[at] = end;
+  }
+}
+
+/** The same at once. Undefined when the body is not readable as a PublishRequest. */
+export function frames(body: Uint8Array): Frames | undefined {
+  const found = new Frames(body);
+  for (;;) {
+    const end = found.walk(Number.POSITIVE_INFINITY);
+    if (end !== false) return end && found;
+  }
+}
+
+function doubled(array: Uint32Array): Uint32Array<ArrayBuffer> {
+  const larger = new Uint32Array(array.length * 2);
+  larger.set(array);
+  return larger;
 }

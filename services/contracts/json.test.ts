@@ -5,7 +5,7 @@ import type protobuf from "protobufjs";
 import { describe, expect, test } from "vitest";
 import { packageRoot } from "../base/paths.js";
 import { Envelope } from "./envelope.js";
-import { JsonEvents, lines } from "./json.js";
+import { JsonEvents } from "./json.js";
 import { ProtoRegistry } from "./registry.js";
 
 const registry = ProtoRegistry.load([join(packageRoot, "proto")]);
@@ -164,30 +164,6 @@ describe("what is wrong with one event is told by code, naming the field and no 
   test("names that objects inherit are fields like any other", () => {
     expect(outcome('{"__proto__":{"tenantId":"x"}}').code).toBe("TRB-EVENT-MALFORMED");
     expect(outcome('{"constructor":1,"version":1234567890123456789}').code).toBe("TRB-EVENT-MALFORMED");
-  });
-});
-
-describe("bodies", () => {
-  const split = (text: string) => events.split(Buffer.from(text));
-  test("a PublishRequest and a bare array hold the same events", () => {
-    expect(split('{"events":[{"a":1},2]}')).toEqual(split('[{"a":1},2]'));
-    expect(split("{}")).toEqual([]);
-    expect(split("[]")).toEqual([]);
-  });
-  test.each(["", "nonsense", '"text"', '{"events":5}', '{"event":[]}', '{"events":[', "\xff"])(
-    "%j is refused as a whole",
-    (text) => {
-      expect(() => events.split(Buffer.from(text, "latin1"))).toThrow(
-        expect.objectContaining({ code: "TRB-REQ-UNREADABLE" }),
-      );
-    },
-  );
-  test("lines are found whatever the line break, and blank ones are not events", () => {
-    const body = Buffer.from('\ufeff{"a":1}\r\n\n  \t\r\n{"b":2}\n{"c":3}');
-    expect(
-      [...lines(body)].map(([start, end]) => JSON.parse(body.toString("utf8", start, end)) as unknown),
-    ).toEqual([{ a: 1 }, { b: 2 }, { c: 3 }]);
-    expect([...lines(Buffer.from("\n\n"))]).toEqual([]);
   });
 });
 

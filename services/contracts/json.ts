@@ -45,30 +45,15 @@ export class JsonEvents {
     this.event = event;
   }
 
-  /**
-   * The events of a body that is a PublishRequest or a bare array, each to be given to `convert`.
-   * Errors: TRB-REQ-UNREADABLE.
-   */
-  split(body: Uint8Array): readonly unknown[] {
-    const value = parseJson(body);
-    if (value === undefined) throw unreadable("body: expected UTF-8 JSON");
-    if (Array.isArray(value)) return value;
-    if (!isObject(value)) throw unreadable('body: expected {"events": […]} or an array of events');
-    const other = Object.keys(value).find((key) => key !== "events");
-    if (other !== undefined) {
-      throw unreadable(
-        `body: expected {"events": […]} or an array of events; field "${name(other)}" is not known`,
-      );
-    }
-    const events: unknown = value.events ?? [];
-    if (!Array.isArray(events)) throw unreadable("events: expected an array");
-    return events;
+  /** One event of a JSON body; undefined when the text is no JSON at all, and so the body is none. */
+  convertText(text: Uint8Array): JsonEvent | undefined {
+    const value = parseJson(text);
+    return value === undefined ? undefined : this.convert(value);
   }
 
   /** One line of NDJSON, without its line break. */
   convertLine(line: Uint8Array): JsonEvent {
-    const value = parseJson(line);
-    return value === undefined ? malformed("line: expected one event as UTF-8 JSON") : this.convert(value);
+    return this.convertText(line) ?? malformed("line: expected one event as UTF-8 JSON");
   }
 
   /** One event as parsed JSON. What is only wrong in meaning (an empty tenant, say) is left to the envelope's reader. */
@@ -156,22 +141,6 @@ export class JsonEvents {
   }
 }
 
-/** The lines of an NDJSON body as [start, end) offsets, without line breaks; blank lines are left out. */
-export function* lines(body: Uint8Array): Generator<readonly [start: number, end: number]> {
-  let start = body[0] === 0xef && body[1] === 0xbb && body[2] === 0xbf ? 3 : 0;
-  while (start < body.length) {
-    const at = body.indexOf(0x0a, start);
-    const end = at < 0 ? body.length : at;
-    for (let i = start; i < end; i++) {
-      if (body[i] !== 0x20 && body[i] !== 0x09 && body[i] !== 0x0d) {
-        yield [start, end];
-        break;
-      }
-    }
-    start = end + 1;
-  }
-}
-
 /** Undefined when the bytes are not UTF-8 JSON. Integers that a double cannot hold come as bigint. */
 function parseJson(bytes: Uint8Array): unknown {
   if (!isUtf8(bytes)) return undefined;
@@ -244,11 +213,10 @@ const scalarName = (scalar: ScalarType | undefined): string =>
   scalar === undefined ? "a value" : ScalarType[scalar].toLowerCase();
 
 /** Keys are the sender's own, but not ours to repeat at any length. */
-const name = (key: string): string => key.replace(/[^\w.@-]/g, "?").slice(0, 64);
+export const name = (key: string): string => key.replace(/[^\w.@-]/g, "?").slice(0, 64);
 
 const isObject = (value: unknown): value is JsonObject =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
 const rejected = (code: Code, message = describe(code)) => ({ code, message });
 const malformed = (message: string) => rejected("TRB-EVENT-MALFORMED", message);
-const unreadable = (message: string) => new TributaryError("TRB-REQ-UNREADABLE", message);

@@ -24,8 +24,9 @@ beforeAll(async () => {
   key = await SigningKey.openOrCreate(join(folder, "keys"));
   const verifier = new TokenVerifier(key, "tributary");
   const log = pino({ level: "silent" });
-  server = await buildServer({ log, metrics, guardMetrics: requireRole(verifier, "operator") });
   const config = loadConfig({ query: { maxRows: 500 } }, { env: {} });
+  const guardMetrics = requireRole(verifier, "operator");
+  server = await buildServer({ log, metrics, limits: config.http, guardMetrics });
   query = await registerQuery(server.app, { catalog: lake, verifier, config, metrics, log });
 });
 

@@ -8,6 +8,7 @@ import { buildServer, type HttpServer } from "../../services/base/http.js";
 import { packageRoot } from "../../services/base/paths.js";
 import { registerBus } from "../../services/bus/routes.js";
 import { ProtoRegistry } from "../../services/contracts/registry.js";
+import type { IngestStatus } from "../../services/status/ingest-status.js";
 import { requireRole } from "../../services/tenancy/http-auth.js";
 import { SigningKey } from "../../services/tenancy/signing-key.js";
 import { signToken, type TokenInit, TokenVerifier } from "../../services/tenancy/tokens.js";
@@ -24,10 +25,16 @@ export interface TestBus {
   close(): Promise<void>;
 }
 
+export interface TestBusOptions {
+  readonly notReady?: () => string | undefined;
+  readonly http?: Partial<Config["http"]>;
+  readonly status?: () => Promise<IngestStatus | undefined>;
+}
+
 /** A bus on a stream in memory, with everything else real. */
 export async function startTestBus(
   limits: Partial<Config["bus"]> = {},
-  notReady?: () => string | undefined,
+  { notReady, http = {}, status = async () => undefined }: TestBusOptions = {},
 ): Promise<TestBus> {
   const folder = mkdtempSync(join(tmpdir(), "bus-"));
   const key = await SigningKey.openOrCreate(join(folder, "keys"));
@@ -35,14 +42,15 @@ export async function startTestBus(
   const metrics = new Registry();
   const log = pino({ level: "silent" });
   const stream = new MemoryStream();
+  const config = loadConfig({ bus: limits, http }, { env: {} });
   const server = await buildServer({
     log,
+    limits: config.http,
     metrics,
     guardMetrics: requireRole(verifier, "operator"),
     ...(notReady && { notReady }),
   });
-  const config = loadConfig({ bus: limits }, { env: {} });
-  await registerBus(server.app, { stream, registry: testRegistry, verifier, config, metrics, log });
+  await registerBus(server.app, { stream, registry: testRegistry, verifier, config, metrics, log, status });
   return {
     server,
     stream,

@@ -54,6 +54,7 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
         contentType: metrics.contentType,
         metrics: async () => (await metrics.metrics()) + ((await supervisor?.metrics()) ?? ""),
       },
+      limits: config.http,
       guardMetrics: requireRole(verifier, "operator"),
       notReady: () => notReady(parts, supervisor),
       readyDetails: async () => ({
@@ -61,7 +62,7 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
         quarantined: quarantined(await readIngestStatus(store)),
       }),
     });
-    if (parts.bus) closers.push(await addBus(server, config, verifier, metrics, log));
+    if (parts.bus) closers.push(await addBus(server, store, config, verifier, metrics, log));
     if (parts.query) closers.push(await addQuery(server, store, config, verifier, metrics, log));
     if (supervisor !== undefined) {
       // Beside listening: an ingest that cannot start is no reason to refuse events or questions.
@@ -132,6 +133,7 @@ async function closeAll(closers: readonly (() => Promise<unknown>)[]): Promise<v
 
 async function addBus(
   server: HttpServer,
+  store: ObjectStore,
   config: Config,
   verifier: TokenVerifier,
   metrics: Registry,
@@ -143,7 +145,8 @@ async function addBus(
     partitions: config.stream.partitions,
     segmentBytes: config.stream.segmentBytes,
   });
-  await registerBus(server.app, { stream, registry, verifier, config, metrics, log });
+  const status = () => readIngestStatus(store);
+  await registerBus(server.app, { stream, registry, verifier, config, metrics, log, status });
   return () => stream.close();
 }
 

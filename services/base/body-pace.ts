@@ -1,0 +1,72 @@
+import type { IncomingMessage, ServerResponse } from "node:http";
+import { TributaryError } from "./errors.js";
+
+export interface Pace {
+  readonly minBodyBytesPerSecond: number;
+  /** Milliseconds by which a body may fall behind. */
+  readonly bodyGraceMs: number;
+}
+
+interface Watched {
+  readonly request: IncomingMessage;
+  readonly response: ServerResponse;
+  /** Bytes of the connection that were counted. */
+  seen: number;
+  /** Bytes it is ahead of the pace; below zero it is too slow. */
+  ahead: number;
+}
+
+/**
+ * Asks bodies to come at a least rate, on every route, also those that are refused and thrown away. Time during which
+ * nobody here reads does not count against the sender, nor does time in which this process did not run.
+ */
+export class BodyPace {
+  private readonly pace: Pace;
+  private readonly open = new Set<Watched>();
+  private readonly tickMs: number;
+  private readonly timer: NodeJS.Timeout;
+  private last = performance.now();
+
+  constructor(pace: Pace) {
+    this.pace = pace;
+    this.tickMs = Math.min(500, pace.bodyGraceMs / 4);
+    this.timer = setInterval(() => this.tick(), this.tickMs);
+    this.timer.unref();
+  }
+
+  /**
+   * Whoever reads the body hears TRB-REQ-TOO-SLOW as the request's "error"; where that is nobody any more, or the
+   * answer has begun, the connection is cut.
+   */
+  watch(request: IncomingMessage, response: ServerResponse): void {
+    if (request.headers["content-length"] === undefined && !request.headers["transfer-encoding"]) return;
+    const watched = { request, response, seen: request.socket.bytesRead, ahead: this.allowance };
+    this.open.add(watched);
+    request.once("close", () => this.open.delete(watched));
+  }
+
+  stop(): void {
+    clearInterval(this.timer);
+  }
+
+  private get allowance(): number {
+    return (this.pace.minBodyBytesPerSecond * this.pace.bodyGraceMs) / 1000;
+  }
+
+  private tick(): void {
+    const now = performance.now();
+    const owed = (this.pace.minBodyBytesPerSecond * Math.min(now - this.last, 2 * this.tickMs)) / 1000;
+    this.last = now;
+    for (const watched of this.open) {
+      const { request, response } = watched;
+      const { bytesRead } = request.socket;
+      const came = bytesRead - watched.seen;
+      watched.seen = bytesRead;
+      if (request.complete || !request.readableFlowing) continue;
+      watched.ahead = Math.min(this.allowance, watched.ahead + came - owed);
+      if (watched.ahead >= 0) continue;
+      if (response.headersSent || request.listenerCount("error") === 0) request.socket.destroy();
+      else request.emit("error", new TributaryError("TRB-REQ-TOO-SLOW"));
+    }
+  }
+}
