@@ -64,7 +64,8 @@ export class BodyPace {
       watched.seen = bytesRead;
       if (request.complete || !request.readableFlowing) continue;
       watched.ahead = Math.min(this.allowance, watched.ahead + came - owed);
-      if (watched.ahead >= 0) continue;
+      // No number at all where a request was made up, without a connection.
+      if (!(watched.ahead < 0)) continue;
       if (response.headersSent || request.listenerCount("error") === 0) request.socket.destroy();
       else request.emit("error", new TributaryError("TRB-REQ-TOO-SLOW"));
     }

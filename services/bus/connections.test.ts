@@ -60,6 +60,123 @@ describe("over a real connection", () => {
     }
   };
 
+  /** A connection that has sent the head of a request and `body`, and what it has received. */
+  const half = async (url: URL, header: string, announced: string, body = "x") => {
+    const socket = connect(Number(url.port), url.hostname);
+    const received = { text: "", closed: false };
+    socket.on("error", () => undefined);
+    socket.on("data", (chunk) => {
+      received.text += String(chunk);
+    });
+    socket.on("close", () => {
+      received.closed = true;
+    });
+    await new Promise<void>((resolve) => socket.once("connect", () => resolve()));
+    socket.write(
+      `POST /v1/events HTTP/1.1\r\nhost: x\r\nauthorization: ${header}\r\ncontent-type: application/x-protobuf\r\n${announced}\r\n\r\n${body}`,
+    );
+    return { socket, received };
+  };
+  const publish = (url: URL, header: string, id: string) =>
+    fetch(new URL("/v1/events", url), {
+      method: "POST",
+      headers: { authorization: header, "content-type": "application/x-protobuf" },
+      body: new Uint8Array(encodeRequest([encodeEvent({ ...good, entityId: id })])),
+    });
+  const until = async (what: () => boolean) => {
+    while (!what()) await new Promise((resolve) => setTimeout(resolve, 5));
+  };
+
+  test("sockets that announce 64 MB and send a byte hold up nobody", async () => {
+    const url = await listen();
+    const other = await bus.bearer({ subject: "other" });
+    const idle = await Promise.all(
+      Array.from({ length: 8 }, () => half(url, authorization, `content-length: ${64 * MiB}`)),
+    );
+    await until(() => bus.server.app.server.listening);
+    for (const header of [authorization, other]) expect((await publish(url, header, "a")).status).toBe(200);
+    expect(idle.map(({ received }) => received.text).join("")).toBe("");
+    for (const { socket } of idle) socket.destroy();
+  });
+
+  test("what one producer has sent of its bodies is given up for another's share", async () => {
+    await bus.close();
+    bus = await startTestBus({ maxInFlightBytes: MiB });
+    authorization = await bus.bearer({ subject: "greedy" });
+    const url = await listen();
+    const bodies = await Promise.all(
+      Array.from({ length: 3 }, () =>
+        half(url, authorization, `content-length: ${MiB}`, "x".repeat(320 * 1024)),
+      ),
+    );
+    const operator = await bus.bearer({ role: "operator" });
+    const inFlight = async () => {
+      const reply = await bus.server.app.inject({ url: "/metrics", headers: { authorization: operator } });
+      return Number(/in_flight_bytes (\d+)/.exec(reply.payload)?.[1]);
+    };
+    while ((await inFlight()) < 3 * 320 * 1024) await new Promise((resolve) => setTimeout(resolve, 5));
+    // Their own producer has no share left; another has.
+    expect((await publish(url, authorization, "own")).status).toBe(429);
+    expect((await publish(url, await bus.bearer({ subject: "modest" }), "other")).status).toBe(200);
+    await until(() => bodies.some(({ received }) => received.text !== ""));
+    const answers = bodies.map(({ received }) => received.text).filter((text) => text !== "");
+    expect(answers).toHaveLength(1);
+    expect(answers[0]).toMatch(/^HTTP\/1\.1 429 .*TRB-BUS-BUSY/s);
+    expect(storedIds()).toEqual(["other"]);
+    for (const { socket } of bodies) socket.destroy();
+  });
+
+  describe("that is slow", () => {
+    beforeEach(async () => {
+      await bus.close();
+      bus = await startTestBus({}, { http: { minBodyBytesPerSecond: 10_000, bodyGraceMs: 200 } });
+      authorization = await bus.bearer();
+    });
+
+    test.each([
+      ["announced", "content-length: 1000000", "x"],
+      ["in chunks", "transfer-encoding: chunked", "1\r\nx\r\n"],
+      ["packed", "content-encoding: gzip\r\ncontent-length: 1000000", "\x1f"],
+    ])("a body %s that stops coming is answered with 408, and closed", async (_name, announced, body) => {
+      const { received } = await half(await listen(), authorization, announced, body);
+      await until(() => received.closed);
+      expect(received.text).toMatch(/^HTTP\/1\.1 408 .*connection: close.*TRB-REQ-TOO-SLOW/s);
+      expect(bus.stream.appends).toBe(0);
+    });
+
+    test("a body is cut that drips, but not one that keeps the pace however long it takes", async () => {
+      const url = await listen();
+      const body = encodeRequest([encodeEvent({ ...good, attributes: { long: "x".repeat(20_000) } })]);
+      const drip = async (bytes: number, everyMs: number) => {
+        const { socket, received } = await half(url, authorization, `content-length: ${body.length}`, "");
+        for (let at = 0; at < body.length && !received.closed; at += bytes) {
+          socket.write(body.subarray(at, at + bytes));
+          await new Promise((resolve) => setTimeout(resolve, everyMs));
+        }
+        await until(() => received.text !== "");
+        socket.destroy();
+        return received.text.slice(9, 12);
+      };
+      expect(await drip(50, 20)).toBe("408");
+      // A second in all, five times the grace.
+      expect(await drip(1000, 50)).toBe("200");
+    });
+
+    test("a refused body that does not end is cut as well", async () => {
+      const { received } = await half(await listen(), "Bearer x", "content-length: 1000000");
+      await until(() => received.closed);
+      expect(received.text).toMatch(/^HTTP\/1\.1 401 /);
+    });
+
+    test("a sender whose body is waited for by nobody here is not to blame", async () => {
+      const release = bus.stream.hold();
+      const answer = publish(await listen(), authorization, "a");
+      await new Promise((resolve) => setTimeout(resolve, 600));
+      release();
+      expect((await answer).status).toBe(200);
+    });
+  });
+
   test("draining lets requests in flight end, refuses new ones, and then closes", async () => {
     const url = await listen();
     const release = bus.stream.hold();

@@ -122,7 +122,8 @@ class Publisher {
   ): Promise<Collected> {
     const { maxEventsPerRequest, maxPayloadBytes, maxDecodedBytes } = this.limits;
     const work = new Work(this.workshop, grant.subject, maxDecodedBytes);
-    await work.begin();
+    const wait = work.begin();
+    if (wait) await wait;
     try {
       work.decode(body.length);
       const order = {

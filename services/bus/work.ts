@@ -76,10 +76,11 @@ export class Work {
     private readonly maxDecodedBytes: number,
   ) {}
 
-  /** Begins, once there is time. */
-  async begin(): Promise<void> {
-    if (!this.workshop.free) await this.workshop.turn(this.producer);
+  /** Begins at once where there is time; otherwise what is returned resolves when there is. */
+  begin(): Promise<void> | undefined {
+    if (!this.workshop.free) return this.nextTurn();
     this.since = performance.now();
+    return undefined;
   }
 
   /** Notes an event of so many bytes. True when it is time to `rest`. */
@@ -93,8 +94,7 @@ export class Work {
   /** Lets others run. */
   async rest(): Promise<void> {
     this.pause();
-    await this.workshop.turn(this.producer);
-    this.since = performance.now();
+    await this.nextTurn();
   }
 
   /** Stops the clock, at the end or while something else is waited for. */
@@ -125,5 +125,10 @@ export class Work {
     if (typeof plain !== "string") this.decode(plain.length);
     else this.decode(plain === "TRB-EVENT-PAYLOAD-SIZE" ? limit : packed.length);
     return plain;
+  }
+
+  private async nextTurn(): Promise<void> {
+    await this.workshop.turn(this.producer);
+    this.since = performance.now();
   }
 }
