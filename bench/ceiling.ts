@@ -32,7 +32,7 @@ export async function ceiling(protoDirs: readonly string[], workload: WorkloadOp
     let events = 0;
     for (const [index, batch] of batches.entries()) {
       events += batch.count;
-      rawFeed.use(rows.source(batch, "ceiling"));
+      rawFeed.use(rows.source(batch));
       refinedFeed.use({
         rows: batch.count,
         fill: (start, count) => {
@@ -58,7 +58,7 @@ export async function ceiling(protoDirs: readonly string[], workload: WorkloadOp
 }
 
 function* toBatches(registry: ProtoRegistry, workload: WorkloadOptions, size: number): Generator<EventBatch> {
-  let batch = new EventBatch("tracker.v1.Issue");
+  let batch = new EventBatch("tracker.v1.Issue", "bench");
   const envelope = new Envelope();
   for (const event of new TrackerWorkload(registry, workload).events()) {
     envelope.read(event, 0, event.length);
@@ -66,7 +66,7 @@ function* toBatches(registry: ProtoRegistry, workload: WorkloadOptions, size: nu
     batch.add(event, 0, event.length, "0", String(batch.count).padStart(16, "0"), Date.now());
     if (batch.count < size) continue;
     yield batch;
-    batch = new EventBatch("tracker.v1.Issue");
+    batch = new EventBatch("tracker.v1.Issue", "bench");
   }
   if (batch.count > 0) yield batch;
 }

@@ -39,9 +39,17 @@ export class TributaryError extends Error {
   }
 }
 
-/** A fault of our own: state that must not exist. Never caught to go on. */
+/** A fault of our own: state that must not exist. Who catches one forgets what it had in memory. */
+export class AssertionFailure extends Error {
+  override readonly name = "AssertionFailure";
+
+  constructor(message: string) {
+    super(`assertion failed: ${message}`);
+  }
+}
+
 export function assert(condition: unknown, message: string): asserts condition {
-  if (!condition) throw new Error(`assertion failed: ${message}`);
+  if (!condition) throw new AssertionFailure(message);
 }
 
 /** Node's system error code (`ENOENT`, …) of a caught value, if it has one. */

@@ -1,5 +1,6 @@
 import { type DuckDBConnection, DuckDBTableFunction } from "@duckdb/node-api";
 import duckdb from "@duckdb/node-bindings";
+import { assert } from "../base/errors.js";
 import { assertTextLayout } from "./column-layout.js";
 import type { ColumnWriter } from "./column-writers.js";
 
@@ -17,6 +18,8 @@ export interface FeedColumn {
 export interface FeedSource {
   readonly rows: number;
   fill(start: number, rows: number): void;
+  /** How many rows from `start` may go at once, at least one; large ones would fill memory. */
+  chunk?(start: number): number;
 }
 
 const CHUNK = 2048;
@@ -66,11 +69,13 @@ export class Feed {
   }
 
   private produce(chunk: Parameters<typeof duckdb.data_chunk_get_vector>[0]): number {
-    if (this.source === undefined) throw new Error(`assertion failed: ${this.name} has no rows to give`);
-    const rows = Math.min(CHUNK, this.source.rows - this.next);
-    if (rows === 0) return 0;
+    const { source } = this;
+    assert(source !== undefined, `${this.name} has no rows to give`);
+    const left = source.rows - this.next;
+    if (left === 0) return 0;
+    const rows = Math.min(CHUNK, left, source.chunk?.(this.next) ?? CHUNK);
     for (const { writer, nullable } of this.columns) writer.begin(rows, nullable);
-    this.source.fill(this.next, rows);
+    source.fill(this.next, rows);
     this.next += rows;
     for (const [at, index] of this.asked.entries()) {
       // A scan that wants no column at all (count(*)) asks for one that is not there.

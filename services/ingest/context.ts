@@ -2,6 +2,7 @@ import type { Logger } from "pino";
 import type { Counter, Gauge, Histogram } from "prom-client";
 import type { Config } from "../base/config.js";
 import type { Duck } from "../base/duckdb.js";
+import type { Permits } from "../base/permits.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
 import type { BoundModel } from "../models/bind.js";
 import type { ObjectStore } from "../storage/object-store.js";
@@ -24,7 +25,16 @@ export interface IngestContext {
   readonly tableOptions: TableOptions;
   readonly log: Pick<Logger, "info" | "warn" | "error">;
   readonly metrics: IngestMetrics;
+  readonly decoding: Decoding;
   writerFor(table: DeltaTable): UpsertWriter;
+}
+
+/** How much may be decoded at once. */
+export interface Decoding {
+  /** Payload bytes that one upsert decodes, or those of one event. */
+  readonly sliceBytes: number;
+  /** Held while more than a little is unpacked. */
+  readonly permits: Permits;
 }
 
 export interface IngestMetrics {

@@ -172,7 +172,7 @@ describe("an event that a model cannot digest", () => {
     try {
       await (await lake.lane()).land(new TestStream().batch([thing(100, "100")]));
       const target = await lake.target();
-      const batch = new EventBatch("t.v1.Thing");
+      const batch = new EventBatch("t.v1.Thing", "test");
       for (const event of mixed(6, [1, 4], [5])) {
         const bytes = encodeTestEvent(event);
         batch.add(bytes, 0, bytes.length, "0", at(0), 0);
@@ -189,7 +189,7 @@ describe("an event that a model cannot digest", () => {
 });
 
 function letters(numbers: readonly number[]): EventBatch {
-  const batch = new EventBatch("t.v1.Thing");
+  const batch = new EventBatch("t.v1.Thing", "test");
   for (const i of numbers) {
     const bytes = encodeTestEvent(thing(i, `not a number ${i}`));
     batch.add(bytes, 0, bytes.length, "0", at(i), 0);

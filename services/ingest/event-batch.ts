@@ -1,6 +1,8 @@
+import { assert } from "../base/errors.js";
 import { microsHalves } from "../columns/column-writers.js";
 import { Envelope } from "../contracts/envelope.js";
 import type { StreamBatch } from "../stream/change-stream.js";
+import { type Progress, positionsAlong } from "../table/progress.js";
 
 /** Words an event takes in `EventBatch.fields`. */
 const FIELDS = 17;
@@ -19,11 +21,17 @@ export class EventBatch {
   /** Milliseconds since the epoch. */
   readonly receivedAt: number[] = [];
   byteCount = 0;
+  /** How many of the payloads are packed. */
+  packedCount = 0;
   /** What `Envelope.read` found, FIELDS words an event, so that it is found once. */
   private fields = new Int32Array(64 * FIELDS);
   private readonly occurredSeconds: number[] = [];
 
-  constructor(readonly entityType: string) {}
+  constructor(
+    readonly entityType: string,
+    /** Name of the stream that all of them came by. */
+    readonly stream: string,
+  ) {}
 
   get count(): number {
     return this.starts.length;
@@ -47,6 +55,7 @@ export class EventBatch {
     this.positions.push(position);
     this.receivedAt.push(receivedAt);
     this.byteCount += end - start;
+    if (read.compression !== 0) this.packedCount++;
   }
 
   private keep(envelope: Envelope): void {
@@ -110,29 +119,34 @@ export class EventBatch {
   /** As `read`, with attributes. */
   readWhole(i: number, envelope: Envelope): void {
     const code = envelope.read(this.bytes[i]!, this.starts[i]!, this.ends[i]!);
-    if (code !== undefined) throw new Error(`assertion failed: an event of a batch is unreadable (${code})`);
+    assert(code === undefined, `an event of a batch is unreadable (${code})`);
   }
 
   event(i: number): Buffer {
     return this.bytes[i]!.subarray(this.starts[i]!, this.ends[i]!);
   }
 
+  /** Adds event `i` of another batch of the stream, to which `read` points. */
+  take(from: EventBatch, i: number, read: Envelope): void {
+    this.add(
+      from.bytes[i]!,
+      from.starts[i]!,
+      from.ends[i]!,
+      from.partitions[i]!,
+      from.positions[i]!,
+      from.receivedAt[i]!,
+      read,
+    );
+  }
+
   /** The events that `keep` says yes to, in order. */
   filter(keep: (i: number) => boolean): EventBatch {
-    const kept = new EventBatch(this.entityType);
+    const kept = new EventBatch(this.entityType, this.stream);
     const envelope = new Envelope();
     for (let i = 0; i < this.count; i++) {
       if (!keep(i)) continue;
       this.read(i, envelope);
-      kept.add(
-        this.bytes[i]!,
-        this.starts[i]!,
-        this.ends[i]!,
-        this.partitions[i]!,
-        this.positions[i]!,
-        this.receivedAt[i]!,
-        envelope,
-      );
+      kept.take(this, i, envelope);
     }
     return kept;
   }
@@ -142,6 +156,11 @@ export class EventBatch {
     const isNew = (i: number) => this.positions[i]! > (positions.get(this.partitions[i]!) ?? "");
     for (let i = 0; i < this.count; i++) if (!isNew(i)) return this.filter(isNew);
     return this;
+  }
+
+  /** As `after`, of progress along all streams. */
+  afterProgress(progress: Progress): EventBatch {
+    return this.after(positionsAlong(progress, this.stream));
   }
 
   /** When the newest event was received; undefined without events. */
@@ -168,7 +187,7 @@ export class EventBatch {
 function readEnvelope(bytes: Buffer, start: number, end: number): Envelope {
   const envelope = new Envelope();
   const code = envelope.read(bytes, start, end);
-  if (code !== undefined) throw new Error(`assertion failed: an unreadable event comes to a batch (${code})`);
+  assert(code === undefined, `an unreadable event comes to a batch (${code})`);
   return envelope;
 }
 

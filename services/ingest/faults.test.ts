@@ -9,7 +9,7 @@ import {
   TestStream,
 } from "../../test/support/lake.js";
 import { compactAppended, compactUpserted } from "../table/compact.js";
-import { positionsOf } from "../table/progress.js";
+import { progressOf, trackOf } from "../table/progress.js";
 import type { EventBatch } from "./event-batch.js";
 import { RAW_BOUNDS } from "./raw-table.js";
 
@@ -40,10 +40,10 @@ async function compact(lake: Lake): Promise<void> {
 
 /** Raw's rows are exactly the events up to its own positions. */
 async function expectRawWhole(lake: Lake, stream: TestStream, note: string): Promise<void> {
-  const reached = positionsOf((await lake.lane()).raw.snapshot, "test");
+  const reached = progressOf((await lake.lane()).raw.snapshot);
   const due = stream.positions.filter((at) => {
-    const [partition, position] = at.split("/") as [string, string];
-    return position <= (reached.get(partition) ?? "");
+    const [name, partition, position] = at.split("/") as [string, string, string];
+    return position <= (reached.get(trackOf(name, partition)) ?? "");
   });
   expect(await lake.rawPositions(), note).toEqual(due.sort());
 }

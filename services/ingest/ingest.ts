@@ -4,16 +4,22 @@ import { Counter, Gauge, Histogram, type Registry } from "prom-client";
 import type { Config } from "../base/config.js";
 import { Duck } from "../base/duckdb.js";
 import { layout } from "../base/paths.js";
+import { Permits } from "../base/permits.js";
 import { ProtoRegistry } from "../contracts/registry.js";
 import { type BoundModel, bindModel } from "../models/bind.js";
 import { loadModels } from "../models/project.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
+import { EntityKeys } from "../table/entity-keys.js";
 import { UpsertWriter } from "../table/upsert.js";
 import type { IngestContext, IngestMetrics } from "./context.js";
 import { DeadLetterBox } from "./dead-letter-box.js";
 import { Health } from "./health.js";
 import { Pipeline } from "./pipeline.js";
+
+/** The engine holds a slice several times over: as columns, as the model's rows, as the file that is written. */
+const SLICES_IN_MEMORY = 32;
+const SLICES_AT_ONCE = 2;
 
 /** Everything ingest needs, opened: descriptors, bound models, tables' engine, dead letters. */
 export async function openContext(options: {
@@ -35,6 +41,7 @@ export async function openContext(options: {
   // Only what has a letter to post needs it; that finds out by itself.
   await deadLetters.open().catch((error: unknown) => log.error({ err: error }, "no dead-letter table"));
   const registers = [options.registry];
+  const keys = new EntityKeys();
   return {
     stream,
     store,
@@ -47,8 +54,13 @@ export async function openContext(options: {
     tableOptions,
     log,
     metrics: metricsOf(options.registry),
+    decoding: {
+      sliceBytes: Math.max(1, Math.floor(config.ingest.duckdbMemoryBytes / SLICES_IN_MEMORY)),
+      permits: new Permits(SLICES_AT_ONCE),
+    },
     // The budget is for the process; every table may have its share.
-    writerFor: (table) => UpsertWriter.for(table, config.ingest.keyIndexBytes / Math.max(models.length, 1)),
+    writerFor: (table) =>
+      UpsertWriter.for(table, config.ingest.keyIndexBytes / Math.max(models.length, 1), keys),
   };
 }
 

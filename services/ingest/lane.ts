@@ -4,7 +4,7 @@ import { Turns } from "../base/turns.js";
 import { Feed } from "../columns/feed.js";
 import { append } from "../table/append.js";
 import { DeltaTable } from "../table/delta-table.js";
-import { positionsOf } from "../table/progress.js";
+import { type Progress, positionsOf, progressOf } from "../table/progress.js";
 import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
 import { ModelSeat } from "./model-seat.js";
@@ -44,7 +44,7 @@ export class Lane {
     const rows = new RawRows();
     const feed = Feed.register(connection, `tributary_raw_${++feeds}`, rows.columns);
     const lane = new Lane(context, entityType, table, connection, rows, feed);
-    for (const seat of lane.seats) seat.check(lane.rawPositions());
+    for (const seat of lane.seats) seat.check(lane.rawProgress());
     return lane;
   }
 
@@ -57,8 +57,12 @@ export class Lane {
     return this.seats.map(({ target }) => target).filter((target) => target !== undefined);
   }
 
-  rawPositions(): Map<string, string> {
-    return positionsOf(this.table.snapshot, this.context.stream);
+  rawProgress(): Progress {
+    return progressOf(this.table.snapshot);
+  }
+
+  private rawPositions(stream: string): Map<string, string> {
+    return positionsOf(this.table.snapshot, stream);
   }
 
   /** Reads raw's log from scratch: what is in memory may be what is wrong. */
@@ -79,14 +83,14 @@ export class Lane {
       if (this.failed)
         throw new TributaryError("TRB-STORE-FAILED", `${this.entityType}: a batch before this failed`);
       this.failed = true;
-      let rest = batch.after(this.rawPositions());
+      let rest = batch.after(this.rawPositions(batch.stream));
       while (rest.count > 0 && !(await this.landAndRefine(rest))) {
         // Another worker has landed some of it.
         await this.table.refresh();
-        rest = batch.after(this.rawPositions());
+        rest = batch.after(this.rawPositions(batch.stream));
       }
       // Also after an empty batch: the commit of a first try may have happened and its models been told otherwise.
-      const raw = this.rawPositions();
+      const raw = this.rawProgress();
       for (const seat of this.seats) seat.check(raw);
       this.failed = false;
     });
@@ -94,9 +98,9 @@ export class Lane {
 
   /** False when another worker was faster; nothing was changed then. */
   private async landAndRefine(batch: EventBatch): Promise<boolean> {
-    const before = this.rawPositions();
+    const before = this.rawProgress();
     const ready = this.seats.filter((seat) => seat.takes(before));
-    const landed = this.landRaw(batch, before);
+    const landed = this.landRaw(batch, this.rawPositions(batch.stream));
     // Models run while raw is written; their commits wait for raw's.
     const gate = landed.catch(() => false);
     const refined = ready.map((seat) => seat.refine(batch, gate));
@@ -108,10 +112,10 @@ export class Lane {
   }
 
   private async landRaw(batch: EventBatch, from: Map<string, string>): Promise<boolean> {
-    this.feed.use(this.rows.source(batch, this.context.stream));
+    this.feed.use(this.rows.source(batch));
     try {
       const result = await append(this.table, this.connection, `SELECT * FROM ${this.feed.name}()`, {
-        stream: this.context.stream,
+        stream: batch.stream,
         from,
         to: batch.reached(),
         boundedColumns: RAW_BOUNDS,

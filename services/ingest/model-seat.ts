@@ -2,7 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Retry } from "../base/retry.js";
 import type { BoundModel } from "../models/bind.js";
 import type { DeltaTable } from "../table/delta-table.js";
-import type { Positions } from "../table/progress.js";
+import type { Progress } from "../table/progress.js";
 import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
 import { tell } from "./failure.js";
@@ -16,7 +16,7 @@ const TELL_AFTER_MS = 1_000;
 /** What a seat needs of its lane. */
 export interface SeatHost {
   readonly raw: DeltaTable;
-  rawPositions(): Positions;
+  rawProgress(): Progress;
   /** Runs `work` between batches. */
   exclusively<T>(work: () => Promise<T>): Promise<T>;
 }
@@ -48,12 +48,12 @@ export class ModelSeat {
   }
 
   /** Whether the next live batch is the next for this model too. */
-  takes(raw: Positions): boolean {
+  takes(raw: Progress): boolean {
     return this.live && this.opened!.inStep(raw);
   }
 
   /** Catches up when it is not in step. */
-  check(raw: Positions): void {
+  check(raw: Progress): void {
     if (!this.takes(raw)) this.comeBack(Promise.resolve());
   }
 
@@ -151,13 +151,13 @@ export class ModelSeat {
       let last: Promise<void> | undefined;
       await this.host.exclusively(async () => {
         this.stopping.signal.throwIfAborted();
-        if (!target.inStep(this.host.rawPositions())) {
+        if (!target.inStep(this.host.rawProgress())) {
           last = target.catchUp(this.host.raw);
           const limit = new AbortController();
           const waited = sleep(PATIENCE_MS, undefined, { signal: limit.signal, ref: false });
           await Promise.race([last, waited.catch(() => undefined)]).finally(() => limit.abort());
         }
-        this.live = target.inStep(this.host.rawPositions());
+        this.live = target.inStep(this.host.rawProgress());
       });
       await last;
       if (this.live) return;

@@ -123,7 +123,7 @@ export class Pipeline {
       (type) => {
         let pending = this.pending.get(type);
         if (pending === undefined) {
-          pending = { batch: new EventBatch(type), reads: new Set(), since: now };
+          pending = { batch: new EventBatch(type, this.context.stream), reads: new Set(), since: now };
           this.pending.set(type, pending);
         }
         if (!touched.has(type)) {

@@ -28,7 +28,7 @@ const DESCRIPTIONS = {
 } as const;
 
 /** Positions find what a model has not seen; tenants find what a tenant's life cycle needs. */
-export const RAW_BOUNDS = ["tenant_id", "partition", "position"];
+export const RAW_BOUNDS = ["tenant_id", "stream", "partition", "position"];
 
 export const rawRoot = (entityType: string): string => `raw/${entityType}`;
 
@@ -86,9 +86,9 @@ export class RawRows {
     { name: "received_at", writer: this.received, nullable: false },
   ];
 
-  source(batch: EventBatch, stream: string): FeedSource {
+  source(batch: EventBatch): FeedSource {
     const envelope = new Envelope();
-    const streamName = Buffer.from(stream);
+    const streamName = Buffer.from(batch.stream);
     return {
       rows: batch.count,
       fill: (start, rows) => {

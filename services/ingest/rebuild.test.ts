@@ -61,6 +61,7 @@ describe("a model that has changed", () => {
       const lake = await Lake.create({ models: FIRST, checkpointEvery: 3 });
       try {
         await landAll(lake, stream, events.slice(0, 80));
+        await lake.settled();
         const old = await observe(lake);
         expect(old.rows).toEqual(expectedThings(events.slice(0, 80)));
         await lake.reopen({ models: SECOND });

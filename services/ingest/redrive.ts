@@ -19,6 +19,7 @@ export interface StoredLetter {
   readonly tenantId: string | null;
   readonly entityType: string | null;
   readonly entityId: string | null;
+  readonly stream: string;
   readonly partition: string;
   readonly position: string;
   readonly receivedAt: number;
@@ -47,7 +48,7 @@ export async function storedLetters(
       const mask = await table.mask(file);
       const path = await table.store.localPath(`${table.root}/${file.path}`);
       const result = await connection.runAndReadAll(
-        `SELECT file_row_number, model, code, reason, tenant_id, entity_type, entity_id, partition, position, received_at, event
+        `SELECT file_row_number, model, code, reason, tenant_id, entity_type, entity_id, stream, partition, position, received_at, event
          FROM read_parquet(${literal(path)}, file_row_number=true, hive_partitioning=false) ${where} ORDER BY 1`,
       );
       for (const [
@@ -58,6 +59,7 @@ export async function storedLetters(
         tenant,
         type,
         id,
+        stream,
         partition,
         position,
         received,
@@ -73,6 +75,7 @@ export async function storedLetters(
           tenantId: tenant as string | null,
           entityType: type as string | null,
           entityId: id as string | null,
+          stream: stream as string,
           partition: partition as string,
           position: position as string,
           receivedAt: Number((received as DuckDBTimestampTZValue).micros) / 1000,
@@ -114,15 +117,18 @@ export async function redrive(context: IngestContext, letters: readonly StoredLe
           `${name}: the model has changed; ingest rebuilds its table first`,
         );
       }
-      const batch = new EventBatch(model.entityType);
-      for (const { event, partition, position, receivedAt } of own) {
-        batch.add(event, 0, event.length, partition, position, receivedAt);
-      }
-      const poison = new Map((await target.reapply(batch)).map(({ event, reason }) => [event, reason]));
-      for (const [index, letter] of own.entries()) {
-        const reason = poison.get(index);
-        if (reason === undefined) done.push(letter);
-        else failed.push({ letter, reason });
+      for (const stream of new Set(own.map((letter) => letter.stream))) {
+        const some = own.filter((letter) => letter.stream === stream);
+        const batch = new EventBatch(model.entityType, stream);
+        for (const { event, partition, position, receivedAt } of some) {
+          batch.add(event, 0, event.length, partition, position, receivedAt);
+        }
+        const poison = new Map((await target.reapply(batch)).map(({ event, reason }) => [event, reason]));
+        for (const [index, letter] of some.entries()) {
+          const reason = poison.get(index);
+          if (reason === undefined) done.push(letter);
+          else failed.push({ letter, reason });
+        }
       }
     } finally {
       target.close();

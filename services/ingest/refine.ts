@@ -1,17 +1,16 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
-import { identifier } from "../base/duckdb.js";
+import { identifier, rowsOf } from "../base/duckdb.js";
+import { engineErrorOf, isDataError, isMemoryError } from "../base/engine-error.js";
 import { TributaryError } from "../base/errors.js";
 import { FixedColumn, TextColumn } from "../columns/column-writers.js";
-import { Feed } from "../columns/feed.js";
+import { Feed, type FeedSource } from "../columns/feed.js";
 import { contentHash } from "../contracts/content-hash.js";
 import { Envelope, OPERATION_DELETED } from "../contracts/envelope.js";
 import { PayloadDecoder } from "../contracts/payload-columns.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
-import { unpackPayload } from "../contracts/unpack.js";
 import type { BoundModel } from "../models/bind.js";
-import { entityHash } from "../table/entity-hash.js";
+import type { EntityKeys } from "../table/entity-keys.js";
 import { KeyIndex } from "../table/key-index.js";
-import { tenantOrdinals } from "../table/locator.js";
 import {
   CONTENT_HI,
   CONTENT_LO,
@@ -24,16 +23,20 @@ import {
   VERSION_LO,
   WORDS,
 } from "../table/order.js";
-import { ORDER_COLUMNS, type UpsertBatch } from "../table/upsert.js";
-import { type EventBatch, OPERATIONS, occurredHalves } from "./event-batch.js";
+import type { RowSource, SourceRows } from "../table/row-source.js";
+import { ORDER_COLUMNS } from "../table/upsert.js";
+import { OPERATIONS, occurredHalves } from "./event-batch.js";
+import type { Slice } from "./payloads.js";
 import { putOccurred } from "./raw-table.js";
 
-/** A model cannot digest some events of a batch; which ones is found by bisection. */
+export type PoisonCode = "TRB-MODEL-FAILED" | "TRB-EVENT-PAYLOAD-DECODE" | "TRB-INGEST-MEMORY";
+
+/** A model cannot digest some events of a slice; which ones is found by bisection. */
 export class ModelFailure extends Error {
   constructor(
-    readonly code: "TRB-MODEL-FAILED" | "TRB-EVENT-PAYLOAD-DECODE",
+    readonly code: PoisonCode,
     readonly reason: string,
-    /** Ordinals among which the failing ones are. */
+    /** Events, as indices in the slice, among which the failing ones are. */
     readonly suspects: readonly number[],
     /** True when every suspect is known to fail. */
     readonly certain = false,
@@ -44,21 +47,21 @@ export class ModelFailure extends Error {
 
 /** An event that a model cannot digest. */
 export interface Poison {
-  /** Index in the batch. */
+  /** Index in the slice. */
   readonly event: number;
-  readonly code: ModelFailure["code"];
+  readonly code: PoisonCode;
   readonly reason: string;
 }
 
 let feeds = 0;
 const OPERATION_NAMES = OPERATIONS.map((name) => Buffer.from(name));
 
-/** Unpacked payloads beyond this are a fault of the event (the bus has the same limit). */
-const MAX_UNPACKED_BYTES = 64 * 1024 * 1024;
+/** Payloads that go to the engine in one chunk: their columns may take many times as much. */
+const CHUNK_BYTES = 4 * 1024 * 1024;
 
 /**
- * Runs one model over batches of events, on one connection: picks the winner of each entity in the batch, and gives
- * the upsert writer its keys and rows as temporary tables.
+ * Runs one model over slices of events, on one connection: picks the winner of each entity in the slice, and is the
+ * upsert writer's source of keys and rows.
  */
 export class Refiner {
   private readonly decoder: PayloadDecoder;
@@ -111,6 +114,7 @@ export class Refiner {
 
   /** Makes the decoded relation that the model's source() names. Once, before the first batch. */
   async prepare(): Promise<void> {
+    await this.connection.run("SET errors_as_json=true");
     const fields = this.decoder.columns.map(
       ({ name }) => `${identifier(name)} := ${identifier(`payload.${name}`)}`,
     );
@@ -121,11 +125,12 @@ export class Refiner {
     );
   }
 
-  /** What the upsert writer needs of a batch, but for positions and the gate before the commit. */
-  winners(batch: EventBatch): Winners {
-    const order = orderRecords(batch);
-    const best = new KeyIndex(Math.min(batch.count, 65_536));
-    for (let i = 0; i < batch.count; i++) best.putIfGreater(order, i * WORDS);
+  /** The winners of a slice; `keys` are those of the table's writer. */
+  winners(slice: Slice, keys: EntityKeys): Winners {
+    const { count } = slice.events;
+    const order = orderRecords(slice, keys);
+    const best = new KeyIndex(Math.min(count, 65_536));
+    for (let i = 0; i < count; i++) best.putIfGreater(order, i * WORDS);
     const events: number[] = [];
     const { records: slots } = best;
     for (let at = 0; at < slots.length; at += WORDS) {
@@ -137,26 +142,29 @@ export class Refiner {
       records.set(order.subarray(event * WORDS, (event + 1) * WORDS), ord * WORDS);
       records[ord * WORDS + ROW] = ord;
     }
-    return { batch, events, records };
+    return { slice, order, events, records };
   }
 
-  upsertBatch(
-    winners: Winners,
-    progress: Pick<UpsertBatch, "stream" | "from" | "to" | "ready" | "newest">,
-  ): UpsertBatch {
+  source(winners: Winners): RowSource {
     return {
-      ...progress,
       records: winners.records,
       connection: this.connection,
-      writeKeys: () => this.writeKeys(winners),
-      writeRows: (survivors) => this.writeRows(winners, survivors),
+      keys: () => this.writeKeys(winners),
+      rows: (survivors) => this.writeRows(winners, survivors),
+      release: () => this.release(winners.slice),
     };
   }
 
-  private async writeKeys({ batch, events, records }: Winners): Promise<void> {
+  /** Large rows do not wait in memory for the next batch. */
+  private async release(slice: Slice): Promise<void> {
+    slice.release();
+    if (slice.unpacked.size > 0) await this.connection.run("DROP TABLE IF EXISTS batch_rows");
+  }
+
+  private async writeKeys({ slice: { events: batch }, events, records }: Winners): Promise<string> {
     const envelope = new Envelope();
     const { ord: ords, operation, hash } = this.order;
-    this.keys.use({
+    const rows: FeedSource = {
       rows: events.length,
       fill: (start, rows) => {
         for (let row = 0; row < rows; row++) {
@@ -168,8 +176,13 @@ export class Refiner {
           hash.set64(row, records[ord * WORDS + CONTENT_LO]!, records[ord * WORDS + CONTENT_HI]!);
         }
       },
-    });
-    await this.run(`CREATE OR REPLACE TEMP TABLE batch_keys AS SELECT * FROM ${this.keys.name}()`, this.keys);
+    };
+    await this.run(
+      `CREATE OR REPLACE TEMP TABLE batch_keys AS SELECT * FROM ${this.keys.name}()`,
+      this.keys,
+      rows,
+    );
+    return "batch_keys";
   }
 
   private putEnvelope(row: number, envelope: Envelope): void {
@@ -183,32 +196,60 @@ export class Refiner {
     putOccurred(occurred, row, envelope);
   }
 
-  private async writeRows(winners: Winners, survivors: readonly number[]): Promise<readonly number[]> {
-    const { batch, events, records } = winners;
+  private async writeRows(winners: Winners, survivors: readonly number[]): Promise<SourceRows> {
+    const { events, records } = winners;
     const upserts = survivors.filter((ord) => (records[ord * WORDS + FLAGS]! & 3) !== OPERATION_DELETED);
-    const envelope = new Envelope();
-    const undecodable: number[] = [];
-    this.events.use({
-      rows: upserts.length,
-      fill: (start, rows) => {
-        for (let row = 0; row < rows; row++) {
-          const ord = upserts[start + row]!;
-          batch.read(events[ord]!, envelope);
-          this.putEnvelope(row, envelope);
-          if (!this.decode(envelope, row)) undecodable.push(ord);
-        }
-      },
-    });
     const names = this.model.columns.map(({ name }) => `m.${identifier(name)}`);
-    const sql = `CREATE OR REPLACE TEMP TABLE batch_rows AS
+    const suspects = upserts.map((ord) => events[ord]!);
+    await this.runModel(
+      winners.slice,
+      suspects,
+      `CREATE OR REPLACE TEMP TABLE batch_rows AS
       SELECT k.ord, ${names.join(", ")}, ${ORDER_COLUMNS.map((name) => `k.${name}`).join(", ")}
       FROM (\n${this.model.sql}\n) m
-      LEFT JOIN batch_keys k ON m.entity_id = k.entity_id AND m.tenant_id = k.tenant_id`;
+      LEFT JOIN batch_keys k ON m.entity_id = k.entity_id AND m.tenant_id = k.tenant_id`,
+    );
+    const [column] = (await this.connection.runAndReadAll("SELECT ord FROM batch_rows")).getColumns();
+    const ords = (column ?? []) as (number | null)[];
+    const seen = new Uint8Array(events.length);
+    for (const ord of ords) {
+      const fault = ord === null ? FOREIGN_ROW : seen[ord] === 1 ? SEVERAL_ROWS : undefined;
+      if (fault !== undefined) throw new ModelFailure("TRB-MODEL-FAILED", fault, suspects);
+      seen[ord!] = 1;
+    }
+    return { relation: "batch_rows", ords: ords as number[] };
+  }
+
+  /** Runs a statement that reads the model over some events of the slice. Errors: ModelFailure for what is theirs. */
+  private async runModel(slice: Slice, events: readonly number[], sql: string): Promise<void> {
+    const envelope = new Envelope();
+    const undecodable: number[] = [];
+    const bytesOf = (i: number): number => {
+      const event = events[i]!;
+      return slice.unpacked.get(event)?.length ?? slice.events.ends[event]! - slice.events.starts[event]!;
+    };
+    const rows: FeedSource = {
+      rows: events.length,
+      chunk: (start) => {
+        let end = start + 1;
+        for (let bytes = bytesOf(start); end < events.length && bytes < CHUNK_BYTES; end++)
+          bytes += bytesOf(end);
+        return end - start;
+      },
+      fill: (start, rows) => {
+        for (let row = 0; row < rows; row++) {
+          const event = events[start + row]!;
+          slice.events.read(event, envelope);
+          this.putEnvelope(row, envelope);
+          if (!this.decode(slice, event, envelope, row)) undecodable.push(event);
+        }
+      },
+    };
     let failure: unknown;
     try {
-      await this.run(sql, this.events);
+      await this.run(sql, this.events, rows);
     } catch (error) {
-      failure = asModelFailure(error, upserts);
+      failure = asModelFailure(error, events);
       if (!(failure instanceof ModelFailure)) throw error;
     }
     // First: what the model says of rows that are half read is nothing to go by.
@@ -216,82 +257,110 @@ export class Refiner {
       throw new ModelFailure("TRB-EVENT-PAYLOAD-DECODE", "the payload does not decode", undecodable, true);
     }
     if (failure !== undefined) throw failure;
-    const [column] = (await this.connection.runAndReadAll("SELECT ord FROM batch_rows")).getColumns();
-    const ords = (column ?? []) as (number | null)[];
-    const seen = new Uint8Array(events.length);
-    for (const ord of ords) {
-      const fault =
-        ord === null
-          ? "the model yields a row of another entity"
-          : seen[ord] === 1
-            ? "the model yields several rows of one entity"
-            : undefined;
-      if (fault !== undefined) throw new ModelFailure("TRB-MODEL-FAILED", fault, upserts);
-      seen[ord!] = 1;
-    }
-    return ords as number[];
   }
 
   /** The events behind a failure, found by halving: one bad event must not stop the others (I8). */
-  async findPoison(winners: Winners, failure: ModelFailure): Promise<Poison[]> {
-    const { suspects } = failure;
+  async findPoison(slice: Slice, failure: ModelFailure): Promise<Poison[]> {
+    const { suspects, code, reason } = failure;
     if (failure.certain || suspects.length === 1) {
-      const { code, reason } = failure;
-      return suspects.map((ord) => ({ event: winners.events[ord]!, code, reason }));
+      return suspects.map((event) => ({ event, code, reason }));
     }
-    await this.writeKeys(winners);
-    const found: Poison[] = [];
     const middle = suspects.length >> 1;
-    for (const half of [suspects.slice(0, middle), suspects.slice(middle)]) {
-      try {
-        await this.writeRows(winners, half);
-      } catch (error) {
-        if (!(error instanceof ModelFailure)) throw error;
-        found.push(...(await this.findPoison(winners, error)));
-      }
+    const left = suspects.slice(0, middle);
+    const right = suspects.slice(middle);
+    const first = await this.attempt(slice, left);
+    // Where the left half is well, what is known of both is known of the right one.
+    const second =
+      first === undefined ? new ModelFailure(code, reason, right) : await this.attempt(slice, right);
+    const found: Poison[] = [];
+    for (const half of [first, second]) {
+      if (half !== undefined) found.push(...(await this.findPoison(slice, half)));
     }
     return found;
   }
 
-  private decode(envelope: Envelope, row: number): boolean {
+  /** Runs the model over some events for what it says alone: of each at most one row, of that entity. */
+  private async attempt(slice: Slice, events: readonly number[]): Promise<ModelFailure | undefined> {
+    try {
+      await this.runModel(slice, events, `CREATE OR REPLACE TEMP TABLE attempt AS\n${this.model.sql}`);
+    } catch (error) {
+      if (error instanceof ModelFailure) return error;
+      throw error;
+    }
+    const due = new Set<string>();
+    const envelope = new Envelope();
+    for (const event of events) {
+      slice.events.read(event, envelope);
+      const { bytes, tenantStart, tenantEnd, idStart, idEnd } = envelope;
+      due.add(`${bytes.toString("utf8", tenantStart, tenantEnd)}\n${bytes.toString("utf8", idStart, idEnd)}`);
+    }
+    const seen = new Set<string>();
+    for (const [tenant, id] of await rowsOf(this.connection, "SELECT tenant_id, entity_id FROM attempt")) {
+      const key = `${tenant}\n${id}`;
+      const fault = !due.has(key) ? FOREIGN_ROW : seen.has(key) ? SEVERAL_ROWS : undefined;
+      if (fault !== undefined) return new ModelFailure("TRB-MODEL-FAILED", fault, events);
+      seen.add(key);
+    }
+    return undefined;
+  }
+
+  private decode(slice: Slice, event: number, envelope: Envelope, row: number): boolean {
     const { bytes, payloadStart, payloadEnd, compression } = envelope;
     if (payloadStart < 0) return false;
     if (compression === 0) return this.decoder.decode(bytes, payloadStart, payloadEnd, row);
-    const unpacked = unpack(envelope);
+    const unpacked = slice.unpacked.get(event);
     return unpacked !== undefined && this.decoder.decode(unpacked, 0, unpacked.length, row);
   }
 
-  private async run(sql: string, feed: Feed): Promise<void> {
+  /** Errors of our own while rows are fed are thrown as they are, not as what the engine makes of them. */
+  private async run(sql: string, feed: Feed, source: FeedSource): Promise<void> {
+    let own: { readonly error: unknown } | undefined;
+    feed.use({
+      ...source,
+      fill: (start, rows) => {
+        try {
+          source.fill(start, rows);
+        } catch (error) {
+          own = { error };
+          throw error;
+        }
+      },
+    });
     try {
       await this.connection.run(sql);
+    } catch (error) {
+      throw own === undefined ? error : own.error;
     } finally {
       feed.clear();
     }
   }
 }
 
-/** The winners of a batch: `events[ord]` is the event of record `ord`. */
+const FOREIGN_ROW = "the model yields a row of another entity";
+const SEVERAL_ROWS = "the model yields several rows of one entity";
+
+/** The winners of a slice: `events[ord]` is the event of record `ord`. */
 export interface Winners {
-  readonly batch: EventBatch;
+  readonly slice: Slice;
+  /** One record an event, ROW = its index in the slice. */
+  readonly order: Uint32Array;
   readonly events: readonly number[];
   readonly records: Uint32Array;
 }
 
-/** One record an event, ROW = its index in the batch. */
-function orderRecords(batch: EventBatch): Uint32Array {
-  const records = new Uint32Array(batch.count * WORDS);
+function orderRecords({ events, unpacked }: Slice, keys: EntityKeys): Uint32Array {
+  const records = new Uint32Array(events.count * WORDS);
   const envelope = new Envelope();
   const wide = new BigInt64Array(1);
   const halves = new Uint32Array(wide.buffer);
-  for (let i = 0; i < batch.count; i++) {
+  for (let i = 0; i < events.count; i++) {
     const at = i * WORDS;
-    batch.read(i, envelope);
-    const { bytes } = envelope;
-    entityHash(bytes, envelope.idStart, envelope.idEnd, records, at);
-    records[at + TENANT] = tenantOrdinals.of(bytes, envelope.tenantStart, envelope.tenantEnd);
+    events.read(i, envelope);
+    const { bytes, tenantStart, tenantEnd, idStart, idEnd } = envelope;
+    keys.put(records, at, bytes, tenantStart, tenantEnd, bytes, idStart, idEnd);
     records[at + VERSION_LO] = envelope.versionLo;
     records[at + VERSION_HI] = envelope.versionHi;
-    wide[0] = hashOf(envelope);
+    wide[0] = hashOf(envelope, envelope.compression === 0 ? undefined : unpacked.get(i));
     records[at + CONTENT_LO] = halves[0]!;
     records[at + CONTENT_HI] = halves[1]!;
     if (occurredHalves(envelope, halves)) {
@@ -304,31 +373,23 @@ function orderRecords(batch: EventBatch): Uint32Array {
   return records;
 }
 
-function hashOf(envelope: Envelope): bigint {
+function hashOf(envelope: Envelope, unpacked: Buffer | undefined): bigint {
   const { bytes, typeUrlStart, typeUrlEnd, payloadStart, payloadEnd } = envelope;
   if (payloadStart < 0) return contentHash(bytes, 0, 0, bytes, 0, 0);
-  if (envelope.compression !== 0) {
-    const unpacked = unpack(envelope);
-    if (unpacked !== undefined)
-      return contentHash(bytes, typeUrlStart, typeUrlEnd, unpacked, 0, unpacked.length);
-  }
-  return contentHash(bytes, typeUrlStart, typeUrlEnd, bytes, payloadStart, payloadEnd);
+  return unpacked === undefined
+    ? contentHash(bytes, typeUrlStart, typeUrlEnd, bytes, payloadStart, payloadEnd)
+    : contentHash(bytes, typeUrlStart, typeUrlEnd, unpacked, 0, unpacked.length);
 }
 
-function unpack(envelope: Envelope): Buffer | undefined {
-  const packed = envelope.bytes.subarray(envelope.payloadStart, envelope.payloadEnd);
-  const unpacked = unpackPayload(envelope.compression, packed, MAX_UNPACKED_BYTES);
-  if (typeof unpacked === "string") return undefined;
-  return Buffer.from(unpacked.buffer, unpacked.byteOffset, unpacked.byteLength);
-}
-
-/** What DuckDB says when a value does not fit an expression; anything else is not the event's fault. */
-const DATA_ERRORS =
-  /^(Conversion|Invalid Input|Out of Range|Constraint|Mismatch Type|Invalid type|Parameter Not Allowed|Dependency)/i;
-
+/** What is a fault of the events, and not of the machine or of ours. */
 function asModelFailure(error: unknown, suspects: readonly number[]): unknown {
-  const message = error instanceof Error ? error.message : String(error);
-  return DATA_ERRORS.test(message)
-    ? new ModelFailure("TRB-MODEL-FAILED", message.split("\n")[0]!, suspects)
-    : error;
+  // Of typed arrays that do not fit into memory any more.
+  const told = error instanceof RangeError ? OUT_OF_MEMORY : engineErrorOf(error);
+  if (told === undefined) return error;
+  if (isMemoryError(told)) return new ModelFailure("TRB-INGEST-MEMORY", MEMORY_REASON, suspects);
+  if (!isDataError(told)) return error;
+  return new ModelFailure("TRB-MODEL-FAILED", told.message.split("\n")[0]!, suspects);
 }
+
+const OUT_OF_MEMORY = { type: "Out of Memory", message: "" };
+const MEMORY_REASON = "the model needs more memory for the event than ingest.duckdbMemoryBytes";

@@ -286,7 +286,7 @@ class Gate {
     what: string,
     scope: Scope | undefined,
   ): void {
-    this.keys(node, ["class", "type", "alias", "query_location", ...FUNCTION_KEYS]);
+    this.keys(node, [...["class", "type", "alias", "query_location"], ...FUNCTION_KEYS]);
     this.functionName(node, allowed, what);
     if (node.export_state === true) throw this.construct("EXPORT_STATE", node);
     if (allowed === TABLE_FUNCTIONS) {

@@ -1,5 +1,6 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { literal } from "../base/duckdb.js";
+import { assert } from "../base/errors.js";
 import { removeOf } from "./actions.js";
 import type { DeltaTable } from "./delta-table.js";
 import { scanFilesSql } from "./scan.js";
@@ -102,8 +103,11 @@ export function compactUpserted(
         serializable: true,
       });
       if (commit.kind === "conflict") return { kind: "overtaken" };
-      if (!tombstones) writer.locator.move(relocation, sources);
-      writer.locator.reached(commit.version, snapshot.version);
+      writer.locator.applied({
+        from: snapshot.version,
+        version: commit.version,
+        ...(tombstones ? {} : { moved: { relocation, sources } }),
+      });
       return { kind: "compacted", files: sources.length, rows: staged.rows, version: commit.version };
     });
   });
@@ -170,8 +174,7 @@ async function maskedMeanwhile(
        WHERE o.file_row_number IN (${fresh.join(", ")})`,
     );
     const numbers = (found.getColumns()[0] ?? []) as bigint[];
-    if (numbers.length !== fresh.length)
-      throw new Error("assertion failed: a masked row is not in the new file");
+    assert(numbers.length === fresh.length, "a masked row is not in the new file");
     rows.push(...numbers.map(Number));
   }
   return Uint32Array.from(rows).sort();

@@ -66,7 +66,7 @@ const mix = (h: number): number => {
   return x ^ (x >>> 16);
 };
 
-/** Tenant names ↔ small numbers, looked up by bytes without making a string. Lives as long as the process. */
+/** Tenant names ↔ small numbers, looked up by bytes without making a string. */
 export class TenantOrdinals {
   private slots = new Int32Array(1024).fill(-1);
   private readonly names: Buffer[] = [];

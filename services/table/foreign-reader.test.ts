@@ -186,6 +186,7 @@ describe("an independent reader sees the live rows", () => {
         const table = join(lake.folder, "lake", "refined", "t", "things");
         for (let at = 0; at < events.length; at += 17) {
           await (await lake.lane()).land(stream.batch(events.slice(at, at + 17)));
+          await lake.settled();
           expect(await foreignRows(table), `seed ${seed}, ${at}`).toEqual(expectedThings(stream.events));
           if (!random.chance(0.2)) continue;
           const { writer } = await lake.target();

@@ -1,7 +1,8 @@
 import type { DuckDBBlobValue, DuckDBConnection, DuckDBDataChunk } from "@duckdb/node-api";
 import { chunksOf, literal } from "../base/duckdb.js";
+import { assert } from "../base/errors.js";
 import type { DeltaTable } from "./delta-table.js";
-import { type EntityHash, entityHash, TenantOrdinals } from "./entity-hash.js";
+import type { EntityKeys } from "./entity-keys.js";
 import { KeyIndex } from "./key-index.js";
 import {
   CONTENT_HI,
@@ -14,7 +15,6 @@ import {
   OCCURRED_LO,
   OPERATION_MASK,
   ROW,
-  TENANT,
   TOMBSTONE_BIT,
   VERSION_HI,
   VERSION_LO,
@@ -23,13 +23,31 @@ import {
 import type { StagedFile } from "./stage.js";
 import type { TableFile } from "./types.js";
 
-/** Tenant ordinals are shared by all tables of a process: they never repeat and never change meaning. */
-export const tenantOrdinals = new TenantOrdinals();
-
 /** Records of the rows of one file, to be put in the index once the file is part of the table. */
 export interface Relocation {
   readonly path: string;
   readonly records: Uint32Array;
+}
+
+/** What a commit of this process did to where entities stand. */
+export interface Applied {
+  /** The version it was made for, and its own. */
+  readonly from: number;
+  readonly version: number;
+  /** Files in which no entity stands any more. */
+  readonly gone?: readonly string[];
+  /** Records of an upsert that now stand in a new file, by ordinal, in the file's order. */
+  readonly placed?: readonly Placement[];
+  /** A compaction: entities that stood in one of `sources` stand where `relocation` says. */
+  readonly moved?: { readonly relocation: Relocation | undefined; readonly sources: readonly TableFile[] };
+}
+
+export interface Placement {
+  readonly records: Uint32Array;
+  readonly ords: readonly number[];
+  /** Path of the file, as in its add. */
+  readonly path: string;
+  readonly tombstones: boolean;
 }
 
 /** Standing records of a batch: offsets[i] is the word offset of record i's entity in `records`, or -1. */
@@ -64,7 +82,7 @@ export class EntityLocator {
   constructor(
     private readonly table: DeltaTable,
     private readonly budgetBytes: number,
-    private readonly hash: EntityHash = entityHash,
+    private readonly keys: EntityKeys,
   ) {}
 
   /** Drops the index; the next batch reads the table again. */
@@ -75,15 +93,13 @@ export class EntityLocator {
     this.free = [];
   }
 
-  /** Says which version the next calls are about. An index of another one is worthless: another writer was there. */
-  useVersion(version: number): void {
-    if (version !== this.version) this.forget();
+  /** Brings the index up to a commit. Without this call the index is worthless and forgotten, as after a foreign commit. */
+  applied({ from, version, gone = [], placed = [], moved }: Applied): void {
+    if (this.version !== from) return;
     this.version = version;
-  }
-
-  /** Says that the index has been brought from version `from` up to this version. */
-  reached(version: number, from: number): void {
-    if (this.version === from) this.version = version;
+    this.release(gone);
+    for (const placement of placed) this.place(placement);
+    if (moved !== undefined) this.move(moved.relocation, moved.sources);
   }
 
   get indexedKeys(): number | undefined {
@@ -99,7 +115,7 @@ export class EntityLocator {
     let ordinal = this.ordinalOf.get(path);
     if (ordinal === undefined) {
       ordinal = this.free.pop() ?? this.paths.length;
-      if (ordinal >= MAX_FILES) throw new Error("assertion failed: file ordinals are used up");
+      assert(ordinal < MAX_FILES, "file ordinals are used up");
       this.paths[ordinal] = path;
       this.ordinalOf.set(path, ordinal);
     }
@@ -107,12 +123,12 @@ export class EntityLocator {
   }
 
   /** FLAGS without the operation. Tombstones need no file: nothing masks them. */
-  private place(path: string, tombstones: boolean): number {
+  private flagsOf(path: string, tombstones: boolean): number {
     return tombstones ? TOMBSTONE_BIT : this.ordinal(path) << FILE_SHIFT;
   }
 
-  /** Says that no entity stands in these files any more. */
-  release(paths: readonly string[]): void {
+  /** Their ordinals may name other files from now on. */
+  private release(paths: readonly string[]): void {
     for (const path of paths) {
       const ordinal = this.ordinalOf.get(path);
       if (ordinal === undefined) continue;
@@ -121,23 +137,28 @@ export class EntityLocator {
     }
   }
 
-  /** `connection` holds the temporary table batch_keys of these records. */
-  async locate(records: Uint32Array, connection: DuckDBConnection): Promise<Standing> {
+  /**
+   * Where the entities of a batch stand as of the table's snapshot. `keys` is a relation of `connection` with columns
+   * ord, tenant_id and entity_id, a row per record; it is read only where the index does not fit its budget.
+   */
+  async locate(records: Uint32Array, connection: DuckDBConnection, keys: string): Promise<Standing> {
+    const { version } = this.table.snapshot;
+    if (version !== this.version) this.forget();
+    this.version = version;
     if (this.index === undefined && this.fits()) this.index = await this.load(connection);
-    if (this.index === undefined) return this.semiJoin(records, connection);
+    if (this.index === undefined) return this.semiJoin(records, connection, keys);
     const offsets = new Int32Array(records.length / WORDS);
     for (let i = 0; i < offsets.length; i++) offsets[i] = this.index.find(records, i * WORDS);
     return { records: this.index.records, offsets };
   }
 
-  /** After a commit: the records with these ordinals now stand in file `path`, in this order. */
-  record(records: Uint32Array, ords: readonly number[], path: string | undefined, tombstones: boolean): void {
-    if (this.index === undefined || path === undefined) return;
-    const place = this.place(decodeURIComponent(path), tombstones);
+  private place({ records, ords, path, tombstones }: Placement): void {
+    if (this.index === undefined) return;
+    const flags = this.flagsOf(decodeURIComponent(path), tombstones);
     const record = new Uint32Array(WORDS);
     for (const [row, ord] of ords.entries()) {
       record.set(records.subarray(ord * WORDS, (ord + 1) * WORDS));
-      record[FLAGS] = place | (record[FLAGS]! & OPERATION_MASK);
+      record[FLAGS] = flags | (record[FLAGS]! & OPERATION_MASK);
       record[ROW] = row;
       this.index.put(record, 0);
     }
@@ -157,8 +178,7 @@ export class EntityLocator {
     return { path, records };
   }
 
-  /** After a compaction: entities that stood in one of `sources` now stand where `relocation` says. */
-  move(relocation: Relocation | undefined, sources: readonly TableFile[]): void {
+  private move(relocation: Relocation | undefined, sources: readonly TableFile[]): void {
     if (this.index === undefined) return;
     if (relocation === undefined) {
       // The index was loaded while the new file was written.
@@ -166,7 +186,7 @@ export class EntityLocator {
       return;
     }
     const { path, records } = relocation;
-    const place = this.place(path, false);
+    const place = this.flagsOf(path, false);
     const from = new Set(sources.map((source) => this.ordinalOf.get(source.path)));
     const isFrom = (flags: number) => (flags & TOMBSTONE_BIT) === 0 && from.has(flags >>> FILE_SHIFT);
     for (let at = 0; at < records.length; at += WORDS) {
@@ -189,7 +209,7 @@ export class EntityLocator {
     const { files } = this.table.snapshot;
     const index = new KeyIndex(files.reduce((sum, file) => sum + this.keysIn(file), 0));
     for (const file of files) {
-      const place = this.place(file.path, file.tombstones);
+      const place = this.flagsOf(file.path, file.tombstones);
       await this.scan(connection, file.path, place, (record) => index.putIfGreater(record, 0));
     }
     return index;
@@ -216,14 +236,17 @@ export class EntityLocator {
         fillOrder(record, 0, order, i, place);
         const tenant = tenants[i]!.bytes;
         const entity = entities[i]!.bytes;
-        record[TENANT] = tenantOrdinals.of(tenant, 0, tenant.length);
-        this.hash(entity, 0, entity.length, record, 0);
+        this.keys.put(record, 0, tenant, 0, tenant.length, entity, 0, entity.length);
         use(record);
       }
     }
   }
 
-  private async semiJoin(records: Uint32Array, connection: DuckDBConnection): Promise<Standing> {
+  private async semiJoin(
+    records: Uint32Array,
+    connection: DuckDBConnection,
+    keys: string,
+  ): Promise<Standing> {
     const offsets = new Int32Array(records.length / WORDS).fill(-1);
     const { files } = this.table.snapshot;
     if (files.length === 0 || records.length === 0) return { records, offsets };
@@ -231,13 +254,13 @@ export class EntityLocator {
     const placeOf = new Map<string, number>();
     for (const file of files) {
       const path = await this.table.store.localPath(`${this.table.root}/${file.path}`);
-      placeOf.set(path, this.place(file.path, file.tombstones));
+      placeOf.set(path, this.flagsOf(file.path, file.tombstones));
     }
     const result = await connection.stream(
       `SELECT ${ORDER_SELECT}, f.filename, k.ord
        FROM read_parquet([${[...placeOf.keys()].map(literal).join(", ")}],
                          filename=true, file_row_number=true, hive_partitioning=false) f
-       JOIN batch_keys k ON f.entity_id = k.entity_id AND f.tenant_id = k.tenant_id`,
+       JOIN ${keys} k ON f.entity_id = k.entity_id AND f.tenant_id = k.tenant_id`,
     );
     const found = new Uint32Array(records.length);
     const record = new Uint32Array(WORDS);

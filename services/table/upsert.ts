@@ -1,10 +1,13 @@
-import { type DuckDBConnection, INTEGER, LIST, listValue } from "@duckdb/node-api";
+import { INTEGER, LIST, listValue } from "@duckdb/node-api";
+import { AssertionFailure, assert } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
 import type { CommitResult, DeltaTable } from "./delta-table.js";
+import type { EntityKeys } from "./entity-keys.js";
 import { EntityLocator } from "./locator.js";
 import { Mask } from "./mask.js";
 import { compareOrder, FILE_SHIFT, FLAGS, ROW, TOMBSTONE_BIT, WORDS } from "./order.js";
-import { advancePositions, newestReceived, type Positions } from "./progress.js";
+import { advance, newestReceived, type Progress } from "./progress.js";
+import type { RowSource } from "./row-source.js";
 import { allRows, type StagedFile, stageFile } from "./stage.js";
 import { Staging } from "./staging.js";
 import type { TableFile } from "./types.js";
@@ -21,22 +24,13 @@ export const ORDER_COLUMNS = [
 export const KEY_COLUMNS = ["tenant_id", "entity_id"] as const;
 const BOUNDED_COLUMNS = ["tenant_id"];
 
-export interface UpsertBatch {
-  readonly stream: string;
-  readonly from: Positions;
-  readonly to: Positions;
+export interface Upsert {
+  readonly source: RowSource;
+  readonly from: Progress;
+  /** Tracks that the batch moves; none when it is not the last of its range. */
+  readonly to: Progress;
   /** When the newest event of the batch was received, in ms since the epoch; undefined when it has none. */
   readonly newest: number | undefined;
-  /** One record (order.ts) an entity, the winner of its events in the batch; ROW counts 0, 1, 2, … */
-  readonly records: Uint32Array;
-  readonly connection: DuckDBConnection;
-  /** Makes the temporary table `batch_keys(ord, tenant_id, entity_id, <order columns>)`, a row per record. */
-  writeKeys(): Promise<void>;
-  /**
-   * Makes the temporary table `batch_rows(ord, <table columns>)`: the rows of the records named, at most one a
-   * record. Resolves to the rows' ordinals, in the table's order. A record without a row becomes a tombstone. Errors of the model come out of here.
-   */
-  writeRows(survivors: readonly number[]): Promise<readonly number[]>;
   /** Awaited before the commit; false gives the batch up (what it builds on did not come to be). */
   readonly ready: Promise<boolean>;
 }
@@ -64,15 +58,28 @@ export class UpsertWriter {
   constructor(
     readonly table: DeltaTable,
     readonly locator: EntityLocator,
+    /** Makes the key words of the records that it is given. */
+    readonly keys: EntityKeys,
   ) {}
 
-  static for(table: DeltaTable, indexBytes: number): UpsertWriter {
-    return new UpsertWriter(table, new EntityLocator(table, indexBytes));
+  static for(table: DeltaTable, indexBytes: number, keys: EntityKeys): UpsertWriter {
+    return new UpsertWriter(table, new EntityLocator(table, indexBytes, keys), keys);
   }
 
-  /** Batches are applied one after the other. On a conflict nothing has changed; refresh, and come with the rest. */
-  upsert(batch: UpsertBatch): Promise<UpsertResult> {
-    return this.exclusively(() => Staging.run(this.table, (staging) => this.apply(batch, staging)));
+  /**
+   * Batches are applied one after the other. On a conflict nothing has changed; refresh, and come with the rest.
+   * Errors of the source, the model's among them, come through.
+   */
+  upsert(upsert: Upsert): Promise<UpsertResult> {
+    return this.exclusively(async () => {
+      try {
+        return await Staging.run(this.table, (staging) => this.apply(upsert, staging));
+      } catch (error) {
+        // The index may be what is wrong.
+        if (error instanceof AssertionFailure) this.locator.forget();
+        throw error;
+      }
+    });
   }
 
   /** Keeps upserts out while `work` changes which file holds which row (compaction's commit). */
@@ -80,18 +87,10 @@ export class UpsertWriter {
     return this.turns.run(work);
   }
 
-  private async apply(batch: UpsertBatch, staging: Staging): Promise<UpsertResult> {
-    const { records, connection } = batch;
+  private async apply({ source, from, to, newest, ready }: Upsert, staging: Staging): Promise<UpsertResult> {
+    const { records } = source;
     const basedOn = this.table.snapshot.version;
-    this.locator.useVersion(basedOn);
-    if (records.length > 0) await batch.writeKeys();
-    const standing = await this.locator.locate(records, connection);
-    const survivors: number[] = [];
-    for (let at = 0; at < records.length; at += WORDS) {
-      const before = standing.offsets[at / WORDS]!;
-      if (before < 0 || compareOrder(records, at, standing.records, before) > 0) survivors.push(at / WORDS);
-    }
-    const staged = survivors.length === 0 ? none : await this.stage(staging, batch, survivors);
+    const { standing, survivors, staged } = await this.stageFrom(source, staging);
     const masked = await this.maskReplaced(standing, survivors);
     const vectors = await stageVectors(
       staging,
@@ -102,15 +101,15 @@ export class UpsertWriter {
         : [{ add: staged.tombstones.add, masked: allRows(staged.tombstones) }],
     );
     await staging.publish([staged.rows, staged.tombstones].filter((file) => file !== undefined));
-    if (!(await batch.ready)) return { kind: "given-up" };
-    const progress = advancePositions(batch.stream, batch.from, batch.to);
+    if (!(await ready)) return { kind: "given-up" };
+    const progress = advance(from, to);
     const result = await staging.commit({
       operation: "MERGE",
       actions: [
         ...(staged.rows === undefined ? [] : [{ add: staged.rows.add }]),
         ...vectors,
         ...progress.actions,
-        ...newestReceived(this.table.snapshot, batch.newest),
+        ...newestReceived(this.table.snapshot, newest),
       ],
       expect: progress.expect,
       basedOn,
@@ -118,12 +117,18 @@ export class UpsertWriter {
     });
     if (result.kind === "conflict") return result;
     this.rememberMasks(masked);
-    this.locator.release(
-      [...masked].flatMap(([file, mask]) => (mask.count === file.rows ? [file.path] : [])),
-    );
-    this.locator.record(records, staged.liveOrds, staged.rows?.add.path, false);
-    this.locator.record(records, staged.tombstoneOrds, staged.tombstones?.add.path, true);
-    this.locator.reached(result.version, basedOn);
+    const placed = [
+      { file: staged.rows, ords: staged.liveOrds, tombstones: false },
+      { file: staged.tombstones, ords: staged.tombstoneOrds, tombstones: true },
+    ];
+    this.locator.applied({
+      from: basedOn,
+      version: result.version,
+      gone: [...masked].flatMap(([file, mask]) => (mask.count === file.rows ? [file.path] : [])),
+      placed: placed.flatMap(({ file, ords, tombstones }) =>
+        file === undefined ? [] : [{ records, ords, path: file.add.path, tombstones }],
+      ),
+    });
     return {
       kind: "committed",
       version: result.version,
@@ -134,10 +139,32 @@ export class UpsertWriter {
     };
   }
 
-  /** Runs the model for the survivors and writes rows and tombstones as files that nothing names yet. */
-  private async stage(staging: Staging, batch: UpsertBatch, survivors: readonly number[]): Promise<Staged> {
-    const { connection } = batch;
-    const liveOrds = await batch.writeRows(survivors);
+  /** All that the source is needed for: who survives, and files of their rows and tombstones that nothing names yet. */
+  private async stageFrom(source: RowSource, staging: Staging) {
+    const { records, connection } = source;
+    try {
+      const keys = records.length === 0 ? "" : await source.keys();
+      const standing = await this.locator.locate(records, connection, keys);
+      const survivors: number[] = [];
+      for (let at = 0; at < records.length; at += WORDS) {
+        const before = standing.offsets[at / WORDS]!;
+        if (before < 0 || compareOrder(records, at, standing.records, before) > 0) survivors.push(at / WORDS);
+      }
+      const staged = survivors.length === 0 ? none : await this.stage(staging, source, keys, survivors);
+      return { standing, survivors, staged };
+    } finally {
+      await source.release();
+    }
+  }
+
+  private async stage(
+    staging: Staging,
+    source: RowSource,
+    keys: string,
+    survivors: readonly number[],
+  ): Promise<Staged> {
+    const { connection } = source;
+    const { relation, ords: liveOrds } = await source.rows(survivors);
     const columns = this.table.snapshot.columns.filter(
       ({ name }) => !this.table.snapshot.partitionColumns.includes(name),
     );
@@ -147,14 +174,14 @@ export class UpsertWriter {
         : await stageFile(
             staging,
             connection,
-            `SELECT ${columns.map(({ name }) => `"${name}"`).join(", ")} FROM batch_rows`,
+            `SELECT ${columns.map(({ name }) => `"${name}"`).join(", ")} FROM ${relation}`,
             { partition: SHARED_PARTITION, boundedColumns: BOUNDED_COLUMNS },
           );
     const live = new Set(liveOrds);
     const tombstoneOrds = survivors.filter((ord) => !live.has(ord));
     if (tombstoneOrds.length === 0) return { rows, liveOrds, tombstones: undefined, tombstoneOrds };
     await connection.run(
-      "CREATE OR REPLACE TEMP TABLE batch_tombstones AS SELECT unnest($1) AS ord",
+      "CREATE OR REPLACE TEMP TABLE upsert_tombstones AS SELECT unnest($1) AS ord",
       [listValue(tombstoneOrds)],
       [LIST(INTEGER)],
     );
@@ -162,7 +189,7 @@ export class UpsertWriter {
       staging,
       connection,
       `SELECT ${[...KEY_COLUMNS, ...ORDER_COLUMNS].join(", ")}
-       FROM batch_keys JOIN batch_tombstones USING (ord) ORDER BY tenant_id, entity_id`,
+       FROM ${keys} JOIN upsert_tombstones USING (ord) ORDER BY tenant_id, entity_id`,
       { partition: SHARED_PARTITION, tombstones: true, boundedColumns: BOUNDED_COLUMNS },
     );
     return { rows, liveOrds, tombstones, tombstoneOrds };
@@ -181,15 +208,13 @@ export class UpsertWriter {
       const flags = standing.records[at + FLAGS]!;
       if ((flags & TOMBSTONE_BIT) !== 0) continue;
       const file = files.get(this.locator.fileOf(flags >>> FILE_SHIFT));
-      if (file === undefined) throw new Error("assertion failed: the index names a file that is not live");
+      assert(file !== undefined, "the index names a file that is not live");
       let mask = masked.get(file);
       if (mask === undefined) {
         mask = (await this.table.mask(file))?.copy() ?? Mask.none(file.rows);
         masked.set(file, mask);
       }
-      if (!mask.set(standing.records[at + ROW]!)) {
-        throw new Error("assertion failed: the index names a row that is masked already");
-      }
+      assert(mask.set(standing.records[at + ROW]!), "the index names a row that is masked already");
     }
     return masked;
   }

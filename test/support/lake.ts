@@ -215,17 +215,15 @@ export class Lake {
     );
   }
 
-  /** Every raw row's "partition/position", sorted. */
+  /** Every raw row's "stream/partition/position", sorted. */
   async rawPositions(): Promise<string[]> {
     const raw = await DeltaTable.open(this.context.store, rawRoot(THING), this.context.duck, {
       checkpointEvery: 1000,
     });
     if (raw === undefined) return [];
     return this.context.duck.with(async (connection) => {
-      const sql = await scanSql(raw, raw.snapshot, { columns: ["partition", "position"] });
-      return (await rowsOf(connection, sql))
-        .map(([partition, position]) => `${partition}/${position}`)
-        .sort();
+      const sql = await scanSql(raw, raw.snapshot, { columns: ["stream", "partition", "position"] });
+      return (await rowsOf(connection, sql)).map((row) => row.join("/")).sort();
     });
   }
 
@@ -303,22 +301,37 @@ export function encodeTestEvent(event: TestEvent): Buffer {
   });
 }
 
-/** Hands out positions, per partition without gaps, as a stream does. */
+/** Stream names change by this; TRIBUTARY_SEED repeats it. */
+const streamSeed = Number(process.env.TRIBUTARY_SEED ?? Math.floor(Math.random() * 2 ** 31));
+console.info(`stream names: TRIBUTARY_SEED=${streamSeed}`);
+let streams = 0;
+/** Names that a lake's stream may have in turn; the dots are there to be mistaken for something. */
+const STREAM_NAMES = ["log-7f", "topic.v1.things", "shards", "log-7f.0"];
+
+/**
+ * Hands out positions, per partition without gaps, as a stream does. Between two batches the stream may become another
+ * one, whose positions begin anew, or one that there has been before: a lost log, a move to another service and back.
+ */
 export class TestStream {
   private readonly next = new Map<string, number>();
+  private readonly random = new Random(streamSeed + streams++);
+  private name = this.random.pick(STREAM_NAMES);
+  /** "stream/partition/position" of every event. */
   readonly positions: string[] = [];
   readonly events: TestEvent[] = [];
 
   batch(events: readonly TestEvent[], partitionOf: (event: TestEvent) => string = () => "0"): EventBatch {
-    const batch = new EventBatch(THING);
+    if (this.random.chance(0.3)) this.name = this.random.pick(STREAM_NAMES);
+    const { name } = this;
+    const batch = new EventBatch(THING, name);
     for (const event of events) {
       const partition = partitionOf(event);
-      const number = (this.next.get(partition) ?? 0) + 1;
-      this.next.set(partition, number);
+      const number = (this.next.get(`${name}/${partition}`) ?? 0) + 1;
+      this.next.set(`${name}/${partition}`, number);
       const position = String(number).padStart(12, "0");
       const bytes = encodeTestEvent(event);
       batch.add(bytes, 0, bytes.length, partition, position, 1_700_000_000_000 + number);
-      this.positions.push(`${partition}/${position}`);
+      this.positions.push(`${name}/${partition}/${position}`);
       this.events.push(event);
     }
     return batch;

@@ -1,0 +1,153 @@
+import { engineErrorOf, isMemoryError } from "../base/engine-error.js";
+import type { DeltaTable } from "../table/delta-table.js";
+import { type Progress, progressOf } from "../table/progress.js";
+import type { TableSnapshot } from "../table/types.js";
+import type { UpsertWriter } from "../table/upsert.js";
+import { bury } from "./burial.js";
+import type { IngestContext } from "./context.js";
+import { EventBatch } from "./event-batch.js";
+import { type Taken, takeIn } from "./intake.js";
+import { lightOf, type Slice, slicesOf, whole } from "./payloads.js";
+import type { Refiner } from "./refine.js";
+import { beyond, originals, type RawView, rangesOf, readRange } from "./replay.js";
+
+/** Events after which a table's positions move; a crash repeats so many at most. */
+const RANGE_EVENTS = 100_000;
+/** Events that are upserted at once. */
+const BATCH_EVENTS = 20_000;
+/** How often a table that is far behind looks for light events that have just landed. */
+const EXPRESS_MS = 500;
+/** Decoded bytes a tenant may have taken in out of turn, each time. */
+const EXPRESS_BYTES = 1024 * 1024;
+/** A raw table of more events than this is not searched for light ones from its beginning. */
+const EXPRESS_EVENTS = 200_000;
+const NOWHERE: Progress = new Map();
+
+export interface CatchUpOptions {
+  /**
+   * Takes in light events of every tenant beyond those in turn, again and again, so that nobody waits for another
+   * tenant's mass of data. Not for a table that nobody sees yet.
+   */
+  readonly express: boolean;
+  /** Done between ranges. */
+  readonly between?: () => Promise<void>;
+}
+
+/** Brings one table to where raw stands, range by range, reading raw alone; never the stream. */
+export class CatchUp {
+  private rangeEvents = RANGE_EVENTS;
+  /** What has been taken in out of turn. */
+  private expressed: Progress = NOWHERE;
+  private lookedAt = 0;
+
+  constructor(
+    private readonly context: IngestContext,
+    private readonly refiner: Refiner,
+    private readonly writer: UpsertWriter,
+    private readonly raw: DeltaTable,
+    private readonly options: CatchUpOptions,
+  ) {}
+
+  /** Resolves when the table has all that raw had at some moment of the call. */
+  async run(): Promise<void> {
+    for (;;) {
+      const snapshot = await this.raw.refresh();
+      const from = progressOf(await this.writer.table.refresh());
+      const to = beyond(snapshot, from);
+      if (to.size === 0) return;
+      this.expressed = later(this.expressed, this.hasMany(snapshot) ? progressOf(snapshot) : from);
+      try {
+        await this.context.duck.with(async (connection) => {
+          const view = { table: this.raw, snapshot, connection, entityType: this.refiner.model.entityType };
+          await this.takeRanges(view, from, to);
+        });
+        this.rangeEvents = Math.min(this.rangeEvents * 2, RANGE_EVENTS);
+      } catch (error) {
+        // Large payloads: fewer of them are read at once.
+        const told = engineErrorOf(error);
+        if (told === undefined || !isMemoryError(told) || this.rangeEvents === 1) throw error;
+        this.rangeEvents = Math.ceil(this.rangeEvents / 8);
+      }
+    }
+  }
+
+  /** Of so much, light events are looked for only among those that land from now on. */
+  private hasMany(snapshot: TableSnapshot): boolean {
+    return snapshot.files.reduce((rows, file) => rows + file.rows, 0) > EXPRESS_EVENTS;
+  }
+
+  private async takeRanges(view: RawView, start: Progress, to: Progress): Promise<void> {
+    let from = start;
+    for (const end of await rangesOf(view, start, to, this.rangeEvents)) {
+      if (!(await this.takeRange(view, from, end))) return;
+      from = new Map([...from, ...end]);
+      await this.options.between?.();
+    }
+  }
+
+  /** False after a conflict: another writer was here, and what is left is to be found out anew. */
+  private async takeRange(view: RawView, from: Progress, end: Progress): Promise<boolean> {
+    const to = new Map([...end].filter(([track, position]) => position > (from.get(track) ?? "")));
+    const limits = { events: BATCH_EVENTS, bytes: this.context.decoding.sliceBytes };
+    for await (const batch of readRange(view, from, to, limits)) {
+      if (!(await this.takeBatch(view, batch))) return false;
+    }
+    // Positions move with the last upsert alone: a range is read in no order, and an upsert may be repeated.
+    const nothing = whole(new EventBatch(view.entityType, this.context.stream));
+    return isTaken(await this.take(view, nothing, from, to));
+  }
+
+  private async takeBatch(view: RawView, batch: EventBatch): Promise<boolean> {
+    const { sliceBytes, permits } = this.context.decoding;
+    for await (const slice of slicesOf(batch, sliceBytes, permits)) {
+      if (!isTaken(await this.take(view, slice, NOWHERE, NOWHERE))) return false;
+      // A permit is given back before another one is asked for.
+      slice.release();
+      if (this.options.express) await this.takeLight();
+    }
+    return true;
+  }
+
+  /** Light events that wait behind what is being taken in: positions do not move, and they come again in their turn. */
+  private async takeLight(): Promise<void> {
+    const now = performance.now();
+    if (now - this.lookedAt < EXPRESS_MS) return;
+    const { decoding, duck } = this.context;
+    const snapshot = await this.raw.refresh();
+    const to = beyond(snapshot, this.expressed);
+    if (to.size > 0) {
+      await duck.with(async (connection) => {
+        const view = { table: this.raw, snapshot, connection, entityType: this.refiner.model.entityType };
+        const limits = { events: BATCH_EVENTS, bytes: decoding.sliceBytes };
+        for await (const batch of readRange(view, this.expressed, to, limits)) {
+          const light = lightOf(batch, EXPRESS_BYTES);
+          for await (const slice of slicesOf(light, decoding.sliceBytes, decoding.permits)) {
+            await this.take(view, slice, NOWHERE, NOWHERE);
+            slice.release();
+          }
+        }
+      });
+      this.expressed = progressOf(snapshot);
+    }
+    this.lookedAt = performance.now();
+  }
+
+  private take(view: RawView, slice: Slice, from: Progress, to: Progress): Promise<Taken> {
+    return takeIn(this.refiner, this.writer, slice, {
+      from,
+      to,
+      landed: Promise.resolve(true),
+      setAside: (events, poison) =>
+        bury(this.context, this.refiner.model, events, poison, (stream, wanted) =>
+          // The reading connection is in the middle of its rows.
+          this.context.duck.with((connection) => originals({ ...view, connection }, stream, wanted)),
+        ),
+    });
+  }
+}
+
+/** Of each track the later position. */
+const later = (a: Progress, b: Progress): Progress =>
+  new Map([...a, ...[...b].filter(([track, position]) => position > (a.get(track) ?? ""))]);
+
+const isTaken = ({ kind }: Taken): boolean => kind === "taken";

@@ -1,0 +1,149 @@
+import { randomUUID } from "node:crypto";
+import type { DuckDBConnection } from "@duckdb/node-api";
+import { z } from "zod";
+import { compactUpserted, planCompaction } from "../table/compact.js";
+import { DeltaTable } from "../table/delta-table.js";
+import { replaceTable } from "../table/replace.js";
+import type { TableSnapshot } from "../table/types.js";
+import type { UpsertWriter } from "../table/upsert.js";
+import { verifyTable } from "../table/verify.js";
+import { CatchUp } from "./catch-up.js";
+import type { IngestContext } from "./context.js";
+import type { Refiner } from "./refine.js";
+import { refinedSpec } from "./refined-table.js";
+
+/** The table's own note of rebuilds, so that a crash neither hides one from its successor nor leaves rubbish behind. */
+const DOMAIN = "tributary.rebuild";
+
+const noteShape = z.object({
+  /** The rebuild under way: the folder it grows in, and the model it is for. */
+  building: z.object({ folder: z.string(), fingerprint: z.string() }).optional(),
+  /** Folders that have served; `files` says that nothing in them is the table's. */
+  leftovers: z.array(z.object({ folder: z.string(), files: z.boolean() })),
+});
+type Note = z.infer<typeof noteShape>;
+
+/**
+ * Builds a table anew from raw, beside the old one and inside its folder, then takes the new files over in one commit:
+ * queries see the old table or the new one. Goes on where a crashed rebuild of the same model stopped, if what that
+ * left is whole; else begins in a folder of its own, so that nothing left over is ever in the way.
+ */
+export class Rebuild {
+  constructor(
+    private readonly context: IngestContext,
+    private readonly table: DeltaTable,
+    private readonly refiner: Refiner,
+    private readonly connection: DuckDBConnection,
+  ) {}
+
+  async run(raw: DeltaTable): Promise<void> {
+    const { context, table } = this;
+    const { name, fingerprint } = this.refiner.model;
+    const spec = await refinedSpec(this.connection, this.refiner.model);
+    const { side, folder } = await this.begin();
+    context.log.info({ model: name }, "rebuilding from raw");
+    const writer = context.writerFor(side);
+    const between = () => this.compact(writer);
+    for (;;) {
+      await new CatchUp(context, this.refiner, writer, raw, { express: false, between }).run();
+      const old = await table.refresh();
+      const note = noteOf(old);
+      if (note.building?.folder !== folder) return;
+      const next: Note = { leftovers: [...note.leftovers, { folder, files: false }] };
+      const result = await replaceTable(table, side, folder, spec, change(old, next));
+      if (result.kind === "committed") break;
+    }
+    context.log.info({ model: name, fingerprint }, "rebuilt");
+  }
+
+  /** The side table to go on with. */
+  private async begin(): Promise<{ side: DeltaTable; folder: string }> {
+    const { store, duck, tableOptions } = this.context;
+    const { fingerprint } = this.refiner.model;
+    for (;;) {
+      const snapshot = await this.table.refresh();
+      const note = noteOf(snapshot);
+      if (note.building?.fingerprint === fingerprint) {
+        const { folder } = note.building;
+        const side = await this.resumed(folder);
+        if (side !== undefined) return { side, folder };
+      }
+      const folder = `rebuilt-${fingerprint.slice(0, 12)}-${randomUUID().slice(0, 8)}`;
+      const dropped = note.building === undefined ? [] : [{ folder: note.building.folder, files: true }];
+      const next: Note = { building: { folder, fingerprint }, leftovers: [...note.leftovers, ...dropped] };
+      if (!(await this.commit(snapshot, next))) continue;
+      const spec = await refinedSpec(this.connection, this.refiner.model);
+      const root = `${this.table.root}/${folder}`;
+      return { side: await DeltaTable.openOrCreate(store, root, duck, tableOptions, spec), folder };
+    }
+  }
+
+  /** What a rebuild that did not end has built so far; undefined when it is not whole. */
+  private async resumed(folder: string): Promise<DeltaTable | undefined> {
+    const { store, duck, tableOptions, log } = this.context;
+    try {
+      const spec = await refinedSpec(this.connection, this.refiner.model);
+      const root = `${this.table.root}/${folder}`;
+      const side = await DeltaTable.openOrCreate(store, root, duck, tableOptions, spec);
+      const { problems } = await verifyTable(side);
+      if (problems.length === 0) return side;
+      log.warn({ model: this.refiner.model.name, problems: problems.length }, "a rebuild begins anew");
+    } catch (error) {
+      log.warn({ err: error, model: this.refiner.model.name }, "a rebuild begins anew");
+    }
+    return undefined;
+  }
+
+  private async compact(writer: UpsertWriter): Promise<void> {
+    const { config, duck } = this.context;
+    const files = planCompaction(writer.table.snapshot, config.table.compactAfterFiles);
+    if (files !== undefined) await duck.with((connection) => compactUpserted(writer, connection, files));
+  }
+
+  /** Removes what earlier rebuilds have left; what does not go stays noted and is tried again the next time. */
+  async clean(): Promise<void> {
+    const { store, log } = this.context;
+    const snapshot = await this.table.refresh();
+    const note = noteOf(snapshot);
+    if (note.leftovers.length === 0) return;
+    const left: Note["leftovers"] = [];
+    for (const leftover of note.leftovers) {
+      const folder = `${this.table.root}/${leftover.folder}/`;
+      try {
+        const keys: string[] = [];
+        for await (const { key } of store.list(leftover.files ? folder : `${folder}_delta_log/`))
+          keys.push(key);
+        await store.delete(keys);
+      } catch (error) {
+        log.warn({ err: error, model: this.refiner.model.name }, "leftovers of a rebuild were not removed");
+        left.push(leftover);
+      }
+    }
+    if (left.length < note.leftovers.length) await this.commit(snapshot, { ...note, leftovers: left });
+  }
+
+  private async commit(snapshot: TableSnapshot, note: Note): Promise<boolean> {
+    const result = await this.table.commit({
+      operation: "SET DOMAIN",
+      ...change(snapshot, note),
+      basedOn: snapshot.version,
+      serializable: false,
+    });
+    return result.kind === "committed";
+  }
+}
+
+function noteOf({ domains }: Pick<TableSnapshot, "domains">): Note {
+  const configuration = domains.get(DOMAIN);
+  return configuration === undefined ? { leftovers: [] } : noteShape.parse(JSON.parse(configuration));
+}
+
+/** Replaces the note that stands in the snapshot. */
+function change(snapshot: TableSnapshot, note: Note) {
+  const empty = note.building === undefined && note.leftovers.length === 0;
+  const configuration = empty ? "" : JSON.stringify(note);
+  return {
+    actions: [{ domainMetadata: { domain: DOMAIN, configuration, removed: empty } }],
+    expect: new Map([[DOMAIN, snapshot.domains.get(DOMAIN)]]),
+  };
+}

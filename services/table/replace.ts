@@ -1,0 +1,42 @@
+import { removeOf } from "./actions.js";
+import { definition, type TableSpec } from "./definition.js";
+import type { CommitResult, DeltaTable } from "./delta-table.js";
+import { newestReceived, progressOf, receivedAt, setProgress } from "./progress.js";
+import { rebased } from "./rebase.js";
+
+/**
+ * Takes over schema, properties, files and progress of `side`, a table in `folder` inside the table's own folder, in
+ * one commit: readers see the old table or the new one, never a mixture. `also` is committed with it, as a
+ * compare-and-set on other domains. On a conflict nothing has changed; refresh, and look again whether it is right.
+ */
+export function replaceTable(
+  table: DeltaTable,
+  side: DeltaTable,
+  folder: string,
+  spec: TableSpec,
+  also: Pick<Parameters<DeltaTable["commit"]>[0], "actions" | "expect">,
+): Promise<CommitResult> {
+  const old = table.snapshot;
+  const built = side.snapshot;
+  const now = Date.now();
+  const before = progressOf(old);
+  const after = progressOf(built);
+  const moved = new Map([...after].filter(([track, position]) => before.get(track) !== position));
+  const progress = setProgress(before, moved);
+  // What the table has meanwhile taken in must be what was looked at.
+  const standing = setProgress(before, before).expect;
+  return table.commit({
+    operation: "REPLACE TABLE",
+    actions: [
+      ...definition(spec, table.id),
+      ...old.files.map((file) => ({ remove: removeOf(file.add, now, true) })),
+      ...built.files.map((file) => ({ add: rebased(file.add, folder) })),
+      ...progress.actions,
+      ...newestReceived(old, receivedAt(built)),
+      ...also.actions,
+    ],
+    expect: new Map([...progress.expect, ...standing, ...also.expect]),
+    basedOn: old.version,
+    serializable: true,
+  });
+}
