@@ -36,3 +36,9 @@ export function visibleColumns(table: CatalogTable): readonly Column[] {
 /** "scm"."files" */
 export const qualifiedName = (table: { readonly domain: string; readonly model: string }): string =>
   `${identifier(table.domain)}.${identifier(table.model)}`;
+
+/** Trusted SQL that yields the named columns and no row. */
+export function emptySql(table: Pick<CatalogTable, "columns">, columns: readonly string[]): string {
+  const wanted = table.columns.filter(({ name }) => columns.includes(name));
+  return `SELECT ${wanted.map(({ name, type }) => `NULL::${type} AS ${identifier(name)}`).join(", ")} WHERE false`;
+}

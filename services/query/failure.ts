@@ -22,27 +22,56 @@ const CODE_OF: Readonly<Record<string, Code>> = {
   Permission: "TRB-QUERY-CONSTRUCT",
 };
 
+/** Kinds within a type, where the engine tells them apart. */
+const CODE_OF_SUBTYPE: Readonly<Record<string, Code>> = {
+  COLUMN_NOT_FOUND: "TRB-QUERY-COLUMN",
+};
+const TOLD_OF_SUBTYPE: Readonly<Record<string, string>> = {
+  UNSUPPORTED:
+    "an aggregate, a window function, UNNEST or a subquery stands where it cannot (in WHERE, GROUP BY, LIMIT, say)",
+  NO_MATCHING_FUNCTION: "no variant of the function or operator takes values of these types",
+};
+
+/** Where it does not, its words decide: columns, and what is not about types at all. */
 const ABOUT_COLUMNS =
   /^Referenced (column|table) "|^Ambiguous reference|does not have a column named|^Column "|^Cannot extract field/;
+const TOLD_OF_MESSAGE: readonly (readonly [RegExp, string])[] = [
+  [/^LIMIT\/OFFSET cannot be negative/, "LIMIT and OFFSET must not be negative"],
+  [/must appear in the GROUP BY clause/, "a column must stand in GROUP BY or inside an aggregate"],
+  [/^Set operations can only apply/, "both sides of a set operation must have the same number of columns"],
+  [/cannot contain (window functions|aggregates)|^UNNEST not supported/, TOLD_OF_SUBTYPE.UNSUPPORTED!],
+];
 
 /**
  * What may be told of a failure: its code and the place in the user's SQL. Of the engine's words, none.
  * The session has errors_as_json set, so that kind and place need not be guessed from prose.
+ * `users`: it came while the user's statement ran, so that a fault of the engine's own is the statement's doing.
  */
-export function failureOf(error: unknown): Failure {
+export function failureOf(error: unknown, users = false): Failure {
   if (error instanceof TributaryError) {
     return { type: "failed", code: error.code, message: error.message };
   }
   const told = readError(error);
   if (told === undefined) return { type: "failed", code: "TRB-INTERNAL", cause: assertionOf(error) };
   const code = codeOf(told);
+  const place = told.position === undefined ? {} : { offset: told.position };
+  if (users && (told.type === "INTERNAL" || told.type === "FATAL")) {
+    const message = "the engine cannot run this query: write it another way";
+    return { type: "failed", code: "TRB-QUERY-RUNTIME", message, broken: true, ...place };
+  }
+  const message = code === "TRB-QUERY-BIND" ? wordsOf(told) : undefined;
   return {
     type: "failed",
     code,
-    ...(told.position === undefined ? {} : { offset: told.position }),
+    ...(message === undefined ? {} : { message }),
+    ...place,
     ...(code === "TRB-INTERNAL" ? { cause: told.type } : {}),
   };
 }
+
+/** Words of our own for what is not about types. */
+const wordsOf = ({ subtype, message }: EngineError): string | undefined =>
+  TOLD_OF_SUBTYPE[subtype ?? ""] ?? TOLD_OF_MESSAGE.find(([pattern]) => pattern.test(message))?.[1];
 
 /** Our own assertions name no data; what anything else says is not known. */
 const assertionOf = (error: unknown): string =>
@@ -52,7 +81,7 @@ const assertionOf = (error: unknown): string =>
 
 function codeOf(told: EngineError): Code {
   if (told.message.startsWith("Max expression depth")) return "TRB-QUERY-TOO-LONG";
-  const code = CODE_OF[told.type] ?? "TRB-QUERY-RUNTIME";
+  const code = CODE_OF_SUBTYPE[told.subtype ?? ""] ?? CODE_OF[told.type] ?? "TRB-QUERY-RUNTIME";
   if (code === "TRB-QUERY-BIND" && ABOUT_COLUMNS.test(told.message)) return "TRB-QUERY-COLUMN";
   return code;
 }
@@ -61,6 +90,7 @@ interface EngineError {
   readonly type: string;
   readonly message: string;
   readonly position: number | undefined;
+  readonly subtype: string | undefined;
 }
 
 function readError(error: unknown): EngineError | undefined {
@@ -69,9 +99,14 @@ function readError(error: unknown): EngineError | undefined {
   if (start < 0) return undefined;
   try {
     const told = JSON.parse(error.message.slice(start)) as Record<string, unknown>;
-    const { exception_type: type, exception_message: message, position } = told;
+    const { exception_type: type, exception_message: message, position, error_subtype: subtype } = told;
     if (typeof type !== "string" || typeof message !== "string") return undefined;
-    return { type, message, position: typeof position === "string" ? Number(position) : undefined };
+    return {
+      type,
+      message,
+      position: typeof position === "string" ? Number(position) : undefined,
+      subtype: typeof subtype === "string" ? subtype : undefined,
+    };
   } catch {
     return undefined;
   }

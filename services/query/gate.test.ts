@@ -81,10 +81,109 @@ describe("names resolve as the engine resolves them", () => {
     ["select 1 group by (select 1 from files)", "scm.files"],
     ["select distinct on ((select 1 from files)) 1", "scm.files"],
     ["select string_agg('x', ',' order by (select 1 from files))", "scm.files"],
+    ["with recursive r(k) using key (k) as (select 1 union select k from r where k < 0) select * from r", ""],
+    ["describe files", "scm.files"],
+    ["summarize select * from files, issues", "scm.files tracker.issues"],
+    ["select * from (describe (with c as (select 1) select * from c))", ""],
+    ["pivot files on extension in ('ts', 'md') using sum(change_count) group by directory", "scm.files"],
+    ["from (select (select 1 from commits) as e, 1 as v) pivot (max(v) for e in (1))", "scm.commits"],
+    ["unpivot files on change_count, lines_added into name n value v", "scm.files"],
+    ["unpivot (select 1 as a from issues) on columns(* exclude (b)) into name n value v", "tracker.issues"],
   ];
   test.each(cases)("%s → %s", async (sql, expected) => {
     expect(await outcome(sql)).toBe(expected);
   });
+});
+
+describe("the catalog's own views", () => {
+  test.each([
+    ["show tables", true],
+    ["show all tables", true],
+    ["describe", true],
+    ["select * from information_schema.tables t join INFORMATION_SCHEMA.Columns c using (table_name)", true],
+    ["select 1 where exists (from information_schema.schemata)", true],
+    ["describe files", false],
+    ["select * from files", false],
+  ])("%s", async (sql, expected) => {
+    expect((await gate(sql)).readsCatalog).toBe(expected);
+  });
+
+  test.each([
+    "show databases",
+    "show schemas",
+    "show variables",
+    "show tables from scm",
+    "describe (from pragma_database_list)",
+    "summarize duckdb_settings",
+    "describe nowhere",
+    "select * from information_schema.key_column_usage",
+    "select * from pg_catalog.pg_class",
+
+    "select * from memory.information_schema.tables",
+    "select * from tables",
+    "select * from duckdb_tables()",
+    "describe '/etc/passwd'",
+    "summarize 'x.parquet'",
+    "describe table_that_is_not",
+    "pivot files on extension in some_enum using count(*)",
+    "pivot nowhere on a in (1) using sum(b)",
+
+    "pivot files on getenv(path) in ('x') using count(*)",
+    "pivot files on path in ('x') using getenv('y')",
+    "unpivot files on columns(x -> getenv(x)) into name n value v",
+  ])("%s is refused", async (sql) => {
+    expect(await outcome(sql)).toMatch(/^TRB-QUERY-/);
+  });
+});
+
+describe("what grows faster than the text", () => {
+  const lambdas = (depth: number) =>
+    `select ${"list_transform([1], lambda x: ".repeat(depth)}1${")".repeat(depth)}`;
+  const queries = (depth: number) => `select ${"(select ".repeat(depth)}1${")".repeat(depth)}`;
+
+  test("lambdas inside one another are counted", async () => {
+    expect(await outcome(lambdas(12))).toBe("");
+    expect(await outcome(lambdas(13))).toBe("TRB-QUERY-TOO-LONG");
+    // Side by side they cost nothing more.
+    expect(await outcome(`select ${"list_transform([1], lambda x: x), ".repeat(20)}1`)).toBe("");
+  });
+
+  test("expressions without brackets are counted too", async () => {
+    expect(await outcome(`select ${"not ".repeat(90)}true`)).toBe("");
+    expect(await outcome(`select ${"not ".repeat(110)}true`)).toBe("TRB-QUERY-TOO-LONG");
+    expect(await outcome(queries(40))).toBe("");
+    expect(await outcome(queries(60))).toBe("TRB-QUERY-TOO-LONG");
+  });
+
+  test("too many grouping sets are told of as such", async () => {
+    const columns = Array.from({ length: 17 }, (_, at) => at).join(",");
+    expect(await outcome(`select 1 from files group by cube(${columns})`)).toBe("TRB-QUERY-TOO-LONG");
+  });
+});
+
+test("the keys of a recursive query are looked at", async () => {
+  const recursive = (key: string) =>
+    `with recursive r(k) using key (${key}) as (select 1 union select k from r where k < 0) select * from r`;
+  const parsed = JSON.parse(await parser.parse(recursive("k"))) as Record<string, unknown>;
+  // The parser itself takes names only; should one of a later version take more, the walk is there.
+  const evil = { class: "FUNCTION", type: "FUNCTION", function_name: "getenv", children: [] };
+  const places = { cte: 0, node: 0 };
+  const plant = (value: unknown, into: "cte" | "node"): void => {
+    if (typeof value !== "object" || value === null) return;
+    const node = value as Record<string, unknown>;
+    if (Array.isArray(node.key_targets) && (node.type === "RECURSIVE_CTE_NODE") === (into === "node")) {
+      node.key_targets = [evil];
+      places[into]++;
+    }
+    for (const child of Object.values(node)) plant(child, into);
+  };
+  for (const into of ["cte", "node"] as const) {
+    const changed = structuredClone(parsed);
+    plant(changed.statements, into);
+    expect(places[into], into).toBeGreaterThan(0);
+    expect(() => checkQuery("", JSON.stringify(changed), gateTables), into).toThrow("getenv");
+  }
+  expect(() => checkQuery("", JSON.stringify(parsed), gateTables)).not.toThrow();
 });
 
 test("parameters are named as the engine binds them", async () => {
@@ -145,6 +244,16 @@ describe("refusals name what the user wrote and where", () => {
   const cases: [string, string, { line: number; column: number } | undefined][] = [
     ["select 'ä𐍈',\n  getenv('x')", "getenv: not a function that queries may use", { line: 2, column: 3 }],
     ["select 'ä𐍈', getenv('x')", "getenv: not a function that queries may use", { line: 1, column: 14 }],
+    [
+      "select getenv('x'),\n stats(1), GetEnv('y') from sniff_csv('z')",
+      "getenv, stats, sniff_csv: not functions that queries may use",
+      { line: 1, column: 8 },
+    ],
+    [
+      `select ${["a", "b", "c", "d", "e", "f", "g"].map((name) => `${name}${name}()`).join(", ")}`,
+      "aa, bb, cc, dd, ee, and 2 more: not functions that queries may use",
+      { line: 1, column: 8 },
+    ],
     ["select * from nowhere", "nowhere: not one of the tenant's tables", { line: 1, column: 15 }],
     [
       "select * from projects",

@@ -1,9 +1,10 @@
-import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
 import { COLLATIONS, FUNCTIONS, TABLE_FUNCTIONS } from "./allowed-functions.js";
 import type { CatalogTable } from "./catalog.js";
+import { refusedArguments } from "./function-rules.js";
 import { isCommonTable, type Scope, tableNamed, withCommonTable } from "./names.js";
-import { positionAt, tooDeep } from "./sql-text.js";
+import { Refusals } from "./refusals.js";
+import { tooDeep } from "./sql-text.js";
 import {
   EXPRESSIONS,
   FUNCTION_KEYS,
@@ -30,8 +31,13 @@ export interface GatedQuery {
   readonly parameters: readonly string[];
   /** The user's own column references, by the byte offset at which they stand: names errors may repeat. */
   readonly columnsAt: ReadonlyMap<number, string>;
+  /** Whether it asks which tables and columns there are. */
+  readonly readsCatalog: boolean;
 }
 
+/** What SHOW may name, as the parser writes it, and the engine's views of what a session holds. */
+const SHOWN: ReadonlySet<string> = new Set(['"tables"', "__show_tables_expanded"]);
+const CATALOG_VIEWS: ReadonlySet<string> = new Set(["tables", "columns", "schemata"]);
 /** Expressions, queries and table references inside one another. Bind time grows faster than depth. */
 const MAX_DEPTH = 100;
 /** Each lambda inside another doubles the time to bind. JSON arrows are parsed as lambdas too. */
@@ -53,24 +59,25 @@ interface Task {
  * Errors: TRB-QUERY-SYNTAX, -STATEMENT, -TABLE, -FUNCTION, -CONSTRUCT, -TOO-LONG; they name what the user wrote.
  */
 export function checkQuery(sql: string, parsed: string, tables: readonly CatalogTable[]): GatedQuery {
-  return new Gate(sql, tables).check(JSON.parse(parsed) as JsonObject);
+  return new Gate(sql, tables).check(sql, JSON.parse(parsed) as JsonObject);
 }
 
 class Gate {
-  private readonly sql: string;
+  private readonly refusals: Refusals;
   private readonly available: readonly CatalogTable[];
   private readonly tables = new Set<CatalogTable>();
   private readonly columnsAt = new Map<number, string>();
+  private readsCatalog = false;
   private readonly pending: Task[] = [];
   private current: Task | undefined;
 
   constructor(sql: string, available: readonly CatalogTable[]) {
-    this.sql = sql;
+    this.refusals = new Refusals(sql);
     this.available = available;
   }
 
-  check(parsed: JsonObject): GatedQuery {
-    if (parsed.error !== false) throw parseRefusal(this.sql, parsed);
+  check(sql: string, parsed: JsonObject): GatedQuery {
+    if (parsed.error !== false) throw parseRefusal(sql, parsed);
     const statements = list(parsed.statements);
     const [statement] = statements;
     if (statements.length !== 1 || statement === undefined) {
@@ -87,7 +94,10 @@ class Gate {
       else if (task.kind === "table") this.table(task.node, task.scope);
       else this.expression(task.node, task.scope);
     }
-    return { tables: [...this.tables], parameters, columnsAt: this.columnsAt };
+    const refused = this.refusals.ofFunctions();
+    if (refused !== undefined) throw refused;
+    const { columnsAt, readsCatalog } = this;
+    return { tables: [...this.tables], parameters, columnsAt, readsCatalog };
   }
 
   // --- queries ------------------------------------------------------------------------------------------
@@ -106,7 +116,7 @@ class Gate {
 
   private query(node: JsonObject, outer: Scope | undefined): void {
     const keys = QUERY_KEYS.get(text(node.type));
-    if (keys === undefined) throw this.construct(`query of kind ${spoken(node.type)}`, node);
+    if (keys === undefined) throw this.refusals.construct(`query of kind ${spoken(node.type)}`, node);
     this.keys(node, ["type", "modifiers", "cte_map", ...keys]);
     const scope = this.commonTables(node.cte_map, outer);
     for (const modifier of list(node.modifiers)) this.modifier(object(modifier), scope);
@@ -166,7 +176,7 @@ class Gate {
         this.expressions(modifier.distinct_on_targets, scope);
         return;
       default:
-        throw this.construct(`modifier ${spoken(modifier.type)}`, modifier);
+        throw this.refusals.construct(`modifier ${spoken(modifier.type)}`, modifier);
     }
   }
 
@@ -186,7 +196,7 @@ class Gate {
 
   private table(node: JsonObject, scope: Scope | undefined): void {
     const keys = TABLE_KEYS.get(text(node.type));
-    if (keys === undefined) throw this.construct(`${spoken(node.type)} in FROM`, node);
+    if (keys === undefined) throw this.refusals.construct(`${spoken(node.type)} in FROM`, node);
     this.keys(node, ["type", "alias", "sample", "query_location", ...keys]);
     this.sample(node.sample);
     switch (node.type) {
@@ -199,7 +209,8 @@ class Gate {
         return;
       }
       case "JOIN":
-        if (!JOINS.has(text(node.ref_type))) throw this.construct(`${spoken(node.ref_type)} join`, node);
+        if (!JOINS.has(text(node.ref_type)))
+          throw this.refusals.construct(`${spoken(node.ref_type)} join`, node);
         this.child("table", node.left, scope);
         this.child("table", node.right, scope);
         this.optional("expression", node.condition, scope);
@@ -209,20 +220,57 @@ class Gate {
         return;
       case "TABLE_FUNCTION": {
         const call = object(node.function);
-        this.function(call, TABLE_FUNCTIONS, "a table function", scope);
+        this.function(call, TABLE_FUNCTIONS, scope);
         return;
       }
+      case "PIVOT":
+        this.pivot(node, scope);
+        return;
+      case "SHOW_REF":
+        this.show(node, scope);
+        return;
       default:
         return;
     }
+  }
+
+  /** PIVOT with its values, and UNPIVOT. Values taken from a query or a type would have to be read beforehand. */
+  private pivot(node: JsonObject, scope: Scope | undefined): void {
+    this.child("table", node.source, scope);
+    this.expressions(node.aggregates, scope);
+    for (const pivot of list(node.pivots)) {
+      this.keys(object(pivot), ["pivot_expressions", "unpivot_names", "entries"]);
+      this.expressions(object(pivot).pivot_expressions, scope);
+      for (const entry of list(object(pivot).entries)) {
+        this.keys(object(entry), ["values", "star_expr", "alias"]);
+        this.optional("expression", object(entry).star_expr, scope);
+      }
+    }
+  }
+
+  /** SHOW TABLES and SHOW ALL TABLES; DESCRIBE and SUMMARIZE of a query, which is looked at like any other. */
+  private show(node: JsonObject, scope: Scope | undefined): void {
+    const { show_type: type, table_name: name, query } = node;
+    if ((type === "DESCRIBE" || type === "SUMMARY") && query !== undefined && name === undefined) {
+      this.child("query", query, scope);
+      return;
+    }
+    if (type !== "SHOW_UNQUALIFIED" || query !== undefined || !SHOWN.has(text(name))) {
+      throw this.refusals.construct("SHOW of anything but TABLES", node);
+    }
+    this.readsCatalog = true;
   }
 
   private baseTable(node: JsonObject, scope: Scope | undefined): void {
     const name = text(node.table_name);
     const schema = optionalText(node.schema_name);
     if (schema === undefined && isCommonTable(name, scope)) return;
+    if (schema !== undefined && fold(schema) === "information_schema" && CATALOG_VIEWS.has(fold(name))) {
+      this.readsCatalog = true;
+      return;
+    }
     const table = tableNamed(this.available, name, schema);
-    if (typeof table === "string") throw this.refuse("TRB-QUERY-TABLE", table, node);
+    if (typeof table === "string") throw this.refusals.at("TRB-QUERY-TABLE", table, node);
     this.tables.add(table);
   }
 
@@ -231,7 +279,7 @@ class Gate {
   private expression(node: JsonObject, scope: Scope | undefined): void {
     const rule = EXPRESSIONS.get(text(node.class));
     if (rule === undefined || (rule.types !== undefined && !rule.types.has(text(node.type)))) {
-      throw this.construct(`expression ${spoken(node.type ?? null)}`, node);
+      throw this.refusals.construct(`expression ${spoken(node.type ?? null)}`, node);
     }
     this.keys(node, ["class", "type", "alias", "query_location", ...rule.children, ...rule.other]);
     for (const key of rule.children) {
@@ -244,10 +292,10 @@ class Gate {
         this.column(node);
         return;
       case "FUNCTION":
-        this.function(node, FUNCTIONS, "a function", scope);
+        this.function(node, FUNCTIONS, scope);
         return;
       case "WINDOW":
-        this.functionName(node, FUNCTIONS, "a window function");
+        this.functionName(node, FUNCTIONS);
         this.orders(node.orders, scope);
         this.orders(node.arg_orders, scope);
         return;
@@ -259,11 +307,11 @@ class Gate {
         }
         return;
       case "CAST":
-        if (!isAllowedType(object(node.cast_type))) throw this.construct("this type", node);
+        if (!isAllowedType(object(node.cast_type))) throw this.refusals.construct("this type", node);
         return;
       case "COLLATE":
         if (COLLATIONS.has(fold(text(node.collation)))) return;
-        throw this.construct("this collation", node);
+        throw this.refusals.construct("this collation", node);
       case "SUBQUERY": {
         const { depth, lambdas } = this.here;
         this.statement(object(node.subquery), scope, depth + 1, lambdas);
@@ -280,15 +328,10 @@ class Gate {
     }
   }
 
-  private function(
-    node: JsonObject,
-    allowed: ReadonlySet<string>,
-    what: string,
-    scope: Scope | undefined,
-  ): void {
-    this.keys(node, [...["class", "type", "alias", "query_location"], ...FUNCTION_KEYS]);
-    this.functionName(node, allowed, what);
-    if (node.export_state === true) throw this.construct("EXPORT_STATE", node);
+  private function(node: JsonObject, allowed: ReadonlySet<string>, scope: Scope | undefined): void {
+    this.keys(node, ["class", "type", "alias", "query_location", ...FUNCTION_KEYS]);
+    this.functionName(node, allowed);
+    if (node.export_state === true) throw this.refusals.construct("EXPORT_STATE", node);
     if (allowed === TABLE_FUNCTIONS) {
       this.expressions(node.children, scope);
       this.optional("expression", node.filter, scope);
@@ -296,14 +339,17 @@ class Gate {
     if (node.order_bys !== undefined) this.modifier(object(node.order_bys), scope);
   }
 
-  private functionName(node: JsonObject, allowed: ReadonlySet<string>, what: string): void {
+  private functionName(node: JsonObject, allowed: ReadonlySet<string>): void {
     const name = text(node.function_name);
     const schema = optionalText(node.schema);
     if ((schema !== undefined && schema !== "main") || optionalText(node.catalog) !== undefined) {
-      throw this.refuse("TRB-QUERY-FUNCTION", `${name}: write the function without a prefix`, node);
+      throw this.refusals.at("TRB-QUERY-FUNCTION", `${name}: write the function without a prefix`, node);
     }
-    if (!allowed.has(name.toLowerCase())) {
-      throw this.refuse("TRB-QUERY-FUNCTION", `${name}: not ${what} that queries may use`, node);
+    const folded = name.toLowerCase();
+    if (!allowed.has(folded)) this.refusals.noteFunction(name, node);
+    else {
+      const refused = refusedArguments(folded, node.children);
+      if (refused !== undefined) throw this.refusals.at("TRB-QUERY-FUNCTION", refused, node);
     }
   }
 
@@ -346,21 +392,7 @@ class Gate {
 
   private keys(node: JsonObject, known: readonly string[]): void {
     for (const key of Object.keys(node)) {
-      if (!known.includes(key)) throw this.construct(spoken(key), node);
+      if (!known.includes(key)) throw this.refusals.construct(spoken(key), node);
     }
-  }
-
-  // --- refusals -----------------------------------------------------------------------------------------
-
-  private construct(what: string, node: JsonObject): TributaryError {
-    return this.refuse("TRB-QUERY-CONSTRUCT", `sql: ${what} is not allowed`, node);
-  }
-
-  private refuse(code: Code, message: string, node: JsonObject): TributaryError {
-    const position = positionAt(
-      this.sql,
-      typeof node.query_location === "number" ? node.query_location : undefined,
-    );
-    return new TributaryError(code, message, position === undefined ? undefined : { details: { position } });
   }
 }

@@ -13,8 +13,13 @@ export interface SessionTable {
   readonly model: string;
   /** What the user sees, by name. */
   readonly columns: readonly string[];
-  /** Trusted SQL with these columns and tenant_id, over files that may hold rows of several tenants. */
-  readonly loadSql: string;
+  /**
+   * Trusted SQL with these columns and tenant_id, over files that may hold rows of several tenants. Undefined where
+   * only the table's columns matter: then any session that knows the table will do.
+   */
+  readonly loadSql: string | undefined;
+  /** The same without any row. */
+  readonly emptySql: string;
   /** Whether the model's name alone means this table. */
   readonly unqualified: boolean;
 }
@@ -62,4 +67,6 @@ export interface Failure {
   readonly offset?: number;
   /** With TRB-INTERNAL, for the log: what of ours did not hold, or the engine's kind of exception. */
   readonly cause?: string;
+  /** The engine has failed inwardly: this process is to run nothing more. */
+  readonly broken?: true;
 }

@@ -1,7 +1,7 @@
 import type { Config } from "../base/config.js";
 import { assert, TributaryError } from "../base/errors.js";
 import { isTenantId } from "../contracts/envelope.js";
-import { type Catalog, type CatalogTable, TENANT_COLUMN, visibleColumns } from "./catalog.js";
+import { type Catalog, type CatalogTable, emptySql, TENANT_COLUMN, visibleColumns } from "./catalog.js";
 import { checkQuery, type GatedQuery } from "./gate.js";
 import { type Lease, WorkerPool } from "./pool.js";
 import type { AnswerColumn, AnswerFormat, Failure, Parameter, SessionTable } from "./protocol.js";
@@ -81,7 +81,10 @@ export class QueryService {
       const available = await this.catalog.tables();
       const query = checkQuery(sql, parsed.ast, available);
       const parameters = parametersOf(query, request.params);
-      const tables = await Promise.all(query.tables.map((table) => sessionTable(table, available, tenant)));
+      const asked = query.readsCatalog ? available : query.tables;
+      const tables = await Promise.all(
+        asked.map((table) => sessionTable(table, available, tenant, query.tables.includes(table))),
+      );
       const rows: string[] = [];
       const answered = await this.execute(lease, request, tables, parameters, rows);
       if (answered.type === "yielded") return undefined;
@@ -131,6 +134,7 @@ async function sessionTable(
   table: CatalogTable,
   available: readonly CatalogTable[],
   tenant: string,
+  rows: boolean,
 ): Promise<SessionTable> {
   const columns = visibleColumns(table).map(({ name }) => name);
   const needed = columns.includes(TENANT_COLUMN) ? columns : [...columns, TENANT_COLUMN];
@@ -139,7 +143,8 @@ async function sessionTable(
     domain: table.domain,
     model: table.model,
     columns,
-    loadSql: await table.loadSql(needed, tenant),
+    loadSql: rows ? await table.loadSql(needed, tenant) : undefined,
+    emptySql: emptySql(table, needed),
     unqualified: sameName.length === 1,
   };
 }

@@ -1,4 +1,5 @@
 import type { FastifyBaseLogger, FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
+import Negotiator from "negotiator";
 import type { Registry } from "prom-client";
 import { z } from "zod";
 import type { Code } from "../base/codes.js";
@@ -29,7 +30,9 @@ const MEDIA_TYPES: Readonly<Record<AnswerFormat, string>> = {
 };
 
 const scalar = z.union([z.null(), z.boolean(), z.number(), z.string()]);
-const parameter = z.union([scalar, z.array(scalar)]);
+const isOneKind = (items: readonly unknown[]) =>
+  new Set(items.filter((item) => item !== null).map((item) => typeof item)).size < 2;
+const parameter = z.union([scalar, z.array(scalar).refine(isOneKind)]);
 const bodySchema = z.strictObject({
   sql: z.string(),
   params: z.union([z.array(parameter), z.record(z.string(), parameter)]).optional(),
@@ -123,8 +126,12 @@ function readBody(body: unknown): z.infer<typeof bodySchema> {
   const parsed = bodySchema.safeParse(body);
   if (parsed.success) return parsed.data;
   const [issue] = parsed.error.issues;
-  const field = issue?.path.join(".") || "body";
-  const expected = "expected { sql: text, params?: values, tenant?: text }";
+  const unknown = issue?.code === "unrecognized_keys" ? issue.keys[0] : undefined;
+  const field = unknown?.slice(0, 64) ?? (issue?.path.join(".") || "body");
+  const expected =
+    issue?.path[0] === "params"
+      ? "expected null, true or false, numbers, texts, or lists of one kind of these"
+      : "expected { sql: text, params?: values, tenant?: text }";
   throw new TributaryError("TRB-REQ-INVALID", `${field}: ${expected}`);
 }
 
@@ -151,15 +158,16 @@ function tenantOf(grant: Grant, asked: unknown): string {
   return asked;
 }
 
-/** The first media type of the Accept header that we write; none asked for means JSON. */
+const FORMATS = Object.fromEntries(
+  Object.entries(MEDIA_TYPES).map(([format, type]) => [type.split(";")[0]!, format as AnswerFormat]),
+);
+
+/** What the Accept header likes best of the media types we write; none asked for means JSON. */
 function formatOf(accept: string | undefined): AnswerFormat {
   if (accept === undefined || accept.trim() === "") return "json";
-  for (const range of accept.split(",")) {
-    const type = range.split(";")[0]!.trim().toLowerCase();
-    if (type === "application/json" || type === "application/*" || type === "*/*") return "json";
-    if (type === "text/csv" || type === "text/*") return "csv";
-    if (type === "application/x-ndjson") return "ndjson";
-  }
+  const [best] = new Negotiator({ headers: { accept } }).mediaTypes(Object.keys(FORMATS));
+  const format = best === undefined ? undefined : FORMATS[best];
+  if (format !== undefined) return format;
   throw new TributaryError(
     "TRB-REQ-CONTENT-TYPE",
     "accept: expected application/json, text/csv or application/x-ndjson",

@@ -1,8 +1,8 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { asker, createLake, others, type TestLake } from "../../test/support/query-lake.js";
-import { TENANT_COLUMN, visibleColumns } from "./catalog.js";
+import { emptySql, TENANT_COLUMN, visibleColumns } from "./catalog.js";
 import { failureOf } from "./failure.js";
-import type { AnswerColumn, AnswerFormat, Parameter, SessionTable } from "./protocol.js";
+import type { AnswerColumn, AnswerFormat, Failure, Parameter, SessionTable } from "./protocol.js";
 import { Session } from "./session.js";
 
 const MEMORY = 256 * 1024 * 1024;
@@ -27,6 +27,7 @@ async function sessionTables(): Promise<SessionTable[]> {
         model: table.model,
         columns,
         loadSql: await table.loadSql([...columns], asker.id),
+        emptySql: emptySql(table, columns),
         unqualified: true,
       };
     }),
@@ -92,7 +93,7 @@ describe("the barrier", () => {
 
   test("trusted SQL that forgets the tenant's column loads nothing", async () => {
     const [table] = await sessionTables();
-    const without = table!.loadSql.replace('"tenant_id", ', "");
+    const without = table!.loadSql!.replace('"tenant_id", ', "");
     expect(without).not.toBe(table!.loadSql);
     const columns = table!.columns.filter((name) => name !== TENANT_COLUMN);
     const opened = Session.open(MEMORY, asker.id, [{ ...table!, columns, loadSql: without }], () => {});
@@ -120,6 +121,16 @@ describe("the barrier", () => {
     expect(session.serves(others[0]!.id, [table!])).toBe(false);
     expect(session.serves(asker.id, [{ ...table!, loadSql: `${table!.loadSql} ` }])).toBe(false);
     expect(session.serves(asker.id, [{ ...table!, model: "else" }])).toBe(false);
+    // Where only columns are asked for, rows of any version will do, but not other columns.
+    expect(session.serves(asker.id, [{ ...table!, loadSql: undefined }])).toBe(true);
+    const other = { ...table!, loadSql: undefined, emptySql: "SELECT 1 WHERE false" };
+    expect(session.serves(asker.id, [other])).toBe(false);
+  });
+
+  test("only a SELECT runs in it, also where no gate has looked", async () => {
+    for (const sql of ["insert into scm.files select * from scm.files", "explain select 1"]) {
+      await expect(run(sql), sql).rejects.toThrow("the gate lets only SELECT pass");
+    }
   });
 });
 
@@ -143,6 +154,32 @@ describe("the sandbox", () => {
       expect(await codeOf(run(sql)), sql).not.toBe("answered");
     }
     expect(await codeOf(run("select count(*) from files"))).toBe("answered");
+  });
+});
+
+describe("the catalog", () => {
+  test("the first statements of BI tools are answered, with what the tenant has and nothing else", async () => {
+    const rows = async (sql: string) => JSON.parse(`[${(await run(sql)).text}]`) as unknown[][];
+    expect(await rows("show tables")).toEqual([["commits"], ["files"], ["issues"], ["projects"]]);
+    expect((await rows("describe scm.files")).map(([name, type]) => `${name} ${type}`)).toContain(
+      "path VARCHAR",
+    );
+    expect((await rows("summarize files")).map(([name]) => name)).toContain("change_count");
+    const tables = await rows(
+      "select table_schema, table_name from information_schema.tables where table_schema <> 'main' order by all",
+    );
+    expect(tables).toEqual([
+      ["scm", "commits"],
+      ["scm", "files"],
+      ["tracker", "issues"],
+      ["tracker", "projects"],
+    ]);
+    const columns = await rows("select column_name from information_schema.columns");
+    expect(columns.length).toBeGreaterThan(20);
+    expect(columns.flat().filter((name) => /_tributary|partition/.test(String(name)))).toEqual([]);
+    expect(await rows("select version() = version(), current_schema(), current_database()")).toEqual([
+      [true, "main", "memory"],
+    ]);
   });
 });
 
@@ -316,11 +353,36 @@ describe("failures", () => {
       ["select list(i) from range(100000000000) r(i)", "TRB-QUERY-MEMORY"],
     ] as const) {
       const failed = await run(sql).catch(failureOf);
-      expect(Object.keys(failed).sort(), sql).toEqual(
-        "offset" in failed ? ["code", "offset", "type"] : ["code", "type"],
-      );
-      expect(failed, sql).toMatchObject({ code });
+      const { offset, message, ...rest } = failed as Failure;
+      expect(rest, sql).toEqual({ type: "failed", code });
+      expect(message ?? "", sql).not.toMatch(/path|nothing|src|quokka|VARCHAR|Candidate|hugeint/i);
+      expect(offset === undefined || Number.isInteger(offset), sql).toBe(true);
     }
+  });
+
+  test("what is not about types is told as what it is", async () => {
+    for (const [sql, words] of [
+      ["select unnest([1]) group by unnest([1])", "stands where it cannot"],
+      ["select row_number() over () from files group by row_number() over ()", "stands where it cannot"],
+      ["select 1 from files where sum(change_count) > 1", "stands where it cannot"],
+      ["select 1 from files limit -1", "LIMIT and OFFSET must not be negative"],
+      ["select 1 from files limit 1 offset -1", "LIMIT and OFFSET must not be negative"],
+      ["select path, sum(change_count) from files", "must stand in GROUP BY"],
+      ["select 1 union select 1, 2", "same number of columns"],
+      ["select sum(path) from files", "takes values of these types"],
+    ] as const) {
+      const failed = await run(sql).catch(failureOf);
+      expect(failed, sql).toMatchObject({ type: "failed", code: "TRB-QUERY-BIND" });
+      expect((failed as Failure).message, sql).toContain(words);
+    }
+  });
+
+  test("a fault of the engine is the statement's doing while that runs, and ours before", async () => {
+    const error = await run("select array_inner_product([1.0]::float[1], [null]::float[1])").catch(
+      (thrown: unknown) => thrown,
+    );
+    expect(failureOf(error, true)).toMatchObject({ code: "TRB-QUERY-RUNTIME", broken: true });
+    expect(failureOf(error)).toMatchObject({ code: "TRB-INTERNAL", cause: "INTERNAL" });
   });
 
   test("a session answers on after each failure", async () => {

@@ -62,7 +62,7 @@ export class Session {
   private readonly instance: DuckDBInstance;
   private readonly database: DuckDBConnection;
   private readonly tenant: string;
-  private readonly stamps: ReadonlyMap<string, string>;
+  private readonly stamps: ReadonlyMap<string, { readonly rows: string; readonly columns: string }>;
 
   private constructor(
     instance: DuckDBInstance,
@@ -73,7 +73,7 @@ export class Session {
     this.instance = instance;
     this.database = connection;
     this.tenant = tenant;
-    this.stamps = new Map(tables.map((table) => [qualifiedName(table), stamp(table)]));
+    this.stamps = new Map(tables.map((table) => [qualifiedName(table), stamps(table)]));
   }
 
   /** A session without tables, for parsing: nothing that reaches it runs. */
@@ -126,7 +126,11 @@ export class Session {
   serves(tenant: string, tables: readonly SessionTable[]): boolean {
     return (
       tenant === this.tenant &&
-      tables.every((table) => this.stamps.get(qualifiedName(table)) === stamp(table))
+      tables.every((table) => {
+        const held = this.stamps.get(qualifiedName(table));
+        const { rows, columns } = stamps(table);
+        return table.loadSql === undefined ? held?.columns === columns : held?.rows === rows;
+      })
     );
   }
 
@@ -226,7 +230,7 @@ async function load(connection: DuckDBConnection, tenant: string, table: Session
   const columns = table.columns.map(identifier).join(", ");
   await connection.run(`CREATE SCHEMA IF NOT EXISTS ${identifier(table.domain)}`);
   await connection.run(
-    `CREATE TABLE ${name} AS SELECT ${columns} FROM (${table.loadSql}) AS rows WHERE ${identifier(TENANT_COLUMN)} = ${literal(tenant)}`,
+    `CREATE TABLE ${name} AS SELECT ${columns} FROM (${table.loadSql ?? table.emptySql}) AS rows WHERE ${identifier(TENANT_COLUMN)} = ${literal(tenant)}`,
   );
   if (table.columns.includes(TENANT_COLUMN)) {
     const [row] = await rowsOf(
@@ -253,10 +257,13 @@ async function shut(connection: DuckDBConnection): Promise<void> {
 }
 
 /** Two loads are the same when the same SQL reads the same files, which never change, into the same names. */
-const stamp = (table: SessionTable): string =>
-  createHash("sha256")
-    .update(JSON.stringify([table.loadSql, table.columns, table.unqualified]))
-    .digest("base64");
+const stamps = ({ loadSql, emptySql, columns, unqualified }: SessionTable) => ({
+  rows: digest([loadSql ?? null, columns, unqualified]),
+  columns: digest([emptySql, columns, unqualified]),
+});
+
+const digest = (parts: unknown): string =>
+  createHash("sha256").update(JSON.stringify(parts)).digest("base64");
 
 function bind(statement: DuckDBPreparedStatement, parameters: Readonly<Record<string, Parameter>>): void {
   const values: Record<string, DuckDBValue> = {};

@@ -29,6 +29,12 @@ export const TABLE_KEYS: ReadonlyMap<string, readonly string[]> = new Map([
   ["JOIN", ["left", "right", "condition", "join_type", "ref_type", "using_columns", "delim_flipped"]],
   ["EXPRESSION_LIST", ["expected_names", "values"]],
   ["TABLE_FUNCTION", ["function", "column_name_alias", "with_ordinality"]],
+  // Not among them: a pivot's values from an enum or a subquery.
+  [
+    "PIVOT",
+    ["source", "aggregates", "unpivot_names", "pivots", "groups", "column_name_alias", "include_nulls"],
+  ],
+  ["SHOW_REF", ["query", "table_name", "show_type"]],
   ["EMPTY", []],
 ]);
 
@@ -178,7 +184,13 @@ const hasOnly = (node: JsonObject, keys: readonly string[]): boolean =>
 export function parseRefusal(sql: string, parsed: JsonObject): TributaryError {
   const message = optionalText(parsed.error_message) ?? "";
   if (message.startsWith("Only SELECT statements")) {
-    return new TributaryError("TRB-QUERY-STATEMENT", "sql: expected a SELECT statement");
+    return new TributaryError(
+      "TRB-QUERY-STATEMENT",
+      "sql: expected a SELECT statement; a PIVOT must list its values: PIVOT … ON column IN (…)",
+    );
+  }
+  if (message.startsWith("Maximum grouping set count")) {
+    return new TributaryError("TRB-QUERY-TOO-LONG", "sql: expected at most 65535 grouping sets");
   }
   if (message.startsWith("Max expression depth") || message.startsWith("memory exhausted")) return tooDeep();
   const position = positionAt(sql, Number(optionalText(parsed.position) ?? Number.NaN));

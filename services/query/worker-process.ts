@@ -5,7 +5,7 @@ import { join } from "node:path";
 import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
 import { packageRoot } from "../base/paths.js";
-import type { Failure, Reply, Request, WorkerOptions } from "./protocol.js";
+import type { Reply, Request, WorkerOptions } from "./protocol.js";
 
 /** The compiled worker: a child process needs JavaScript, also when the parent runs from source. */
 const WORKER = join(packageRoot, "dist", "services", "query", "worker.js");
@@ -161,8 +161,8 @@ export class WorkerProcess {
   }
 }
 
-const isBroken = (reply: Answered): reply is Failure =>
-  reply.type === "failed" && reply.code === "TRB-INTERNAL";
+const isBroken = (reply: Answered): boolean =>
+  reply.type === "failed" && (reply.broken === true || reply.code === "TRB-INTERNAL");
 
 /** An end that was not ours: an abort is how Node and C++ end when memory runs out, a kill how Linux does it. */
 const reasonOf = (signal: NodeJS.Signals | null): EndReason =>

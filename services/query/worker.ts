@@ -43,8 +43,12 @@ async function run(request: Extract<Request, { type: "run" }>): Promise<void> {
       });
     }
     current = session.connection;
-    const answer = await session.run(request, (text) => send({ type: "rows", text }));
-    send({ type: "done", ...answer });
+    try {
+      const answer = await session.run(request, (text) => send({ type: "rows", text }));
+      send({ type: "done", ...answer });
+    } catch (error) {
+      send(failureOf(error, true));
+    }
   } finally {
     clearInterval(timer);
   }

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Config } from "../../services/base/config.js";
 import { TributaryError } from "../../services/base/errors.js";
-import { visibleColumns } from "../../services/query/catalog.js";
+import { emptySql, visibleColumns } from "../../services/query/catalog.js";
 import { QueryService } from "../../services/query/query-service.js";
 import { Session } from "../../services/query/session.js";
 import { type Expected, hostile } from "../hostile/statements.js";
@@ -97,6 +97,7 @@ test("with the gate taken away, the sandbox still has no other tenant's rows and
           model: table.model,
           columns,
           loadSql: await table.loadSql(columns, asker.id),
+          emptySql: emptySql(table, columns),
           unqualified: true,
         };
       }),

@@ -126,6 +126,36 @@ describe("POST /v1/query", () => {
     expect(answer.headers["tributary-row-count"]).toBe("1");
   });
 
+  test("Accept is weighed as it says", async () => {
+    const typeOf = async (accept: string) =>
+      String((await post({ sql: "select 1" }, { accept })).headers["content-type"]).split(";")[0];
+    expect(await typeOf("text/csv;q=0.1, application/json;q=0.9")).toBe("application/json");
+    expect(await typeOf("application/json;q=0.2, text/csv")).toBe("text/csv");
+    expect(await typeOf("text/csv;q=0, application/x-ndjson, */*;q=0.1")).toBe("application/x-ndjson");
+    expect(await typeOf("text/*;q=0.5, image/png")).toBe("text/csv");
+    expect(await typeOf("*/*")).toBe("application/json");
+    expect((await post({ sql: "select 1" }, { accept: "application/json;q=0" })).statusCode).toBe(415);
+  });
+
+  test("what is wrong with a body is named", async () => {
+    for (const [body, words] of [
+      [{ sql: "select 1", parms: [] }, "parms: expected { sql"],
+      [{ sql: 1 }, "sql: expected { sql"],
+      [{ sql: "select $1", params: [["a", 1]] }, "params.0: expected null"],
+      [{ sql: "select $a", params: { a: [1, true] } }, "params.a: expected null"],
+    ] as const) {
+      const answer = await post(body);
+      expect(answer.statusCode, words).toBe(400);
+      expect(answer.json().error.message).toContain(words);
+    }
+  });
+
+  test("a fault of the engine is no fault of the server, and the next query runs", async () => {
+    const answer = await post({ sql: "select array_inner_product([1.0]::float[1], [null]::float[1])" });
+    expect([answer.statusCode, answer.json().error.code]).toEqual([400, "TRB-QUERY-RUNTIME"]);
+    expect((await post({ sql: "select count(*) from files" })).json().rows).toEqual([[String(asker.rows)]]);
+  });
+
   test("NDJSON is one object a line", async () => {
     const answer = await post(
       { sql: "select i, {'k': i} as s from range(2) r(i)" },
