@@ -1,6 +1,10 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import protobuf from "protobufjs";
+import { CODES, type Code } from "../../base/codes.js";
 import { TributaryError } from "../../base/errors.js";
+import { encodeRequest } from "../../contracts/encode-event.js";
+import { frames } from "../../contracts/envelope.js";
+import { lines } from "../../contracts/json-body.js";
 import { type Answer, failureOf, type HttpClient } from "./http-client.js";
 
 /** What became of one request, its events counted from 0. */
@@ -14,6 +18,8 @@ export interface Rejection {
   readonly index: number;
   readonly code: string;
   readonly message: string;
+  /** Whether it may be accepted when it is sent again. In what `send` resolves to, none is. */
+  readonly retryable: boolean;
 }
 
 export const PROTOBUF = "application/x-protobuf";
@@ -23,10 +29,13 @@ export const NDJSON = "application/x-ndjson";
 const PATIENCE_MS = 120_000;
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 5_000;
+/** Answers after which the same request may do better. */
+const AGAIN = new Set([408, 429, 503]);
 
 /**
- * Posts request bodies to /v1/events, and again while that can help: 429 and 503 after the pause asked for, lost
- * connections once the server has been met. An event sent twice does no harm.
+ * Posts request bodies to /v1/events, and again while that can help: 408, 429 and 503 after the pause asked for, lost
+ * connections once the server has been met, and of an answered request those events alone that may yet be accepted, in
+ * their order. An event sent twice does no harm.
  */
 export class EventSender {
   private readonly client: HttpClient;
@@ -44,15 +53,37 @@ export class EventSender {
   /** Errors: the server's code; TRB-CLI-UNREACHABLE; the signal's reason when it aborts between two attempts. */
   async send(contentType: string, body: Buffer): Promise<Receipt> {
     const since = performance.now();
+    const settled = { accepted: 0, rejected: 0, rejections: [] as Rejection[] };
+    let rest = body;
+    /** Where the events of `rest` stand in `body`; undefined while it is all of them. */
+    let places: readonly number[] | undefined;
     for (let attempt = 0; ; attempt++) {
-      const { failure, answer } = await this.try(contentType, body);
+      let { failure, answer } = await this.try(contentType, rest);
       if (failure === undefined) {
-        this.lastSuccess = performance.now();
         this.met = true;
-        return receiptOf(answer!);
+        const receipt = receiptOf(answer!);
+        const again = receipt.rejections.filter(({ retryable }) => retryable);
+        settled.accepted += receipt.accepted;
+        settled.rejected += receipt.rejected - again.length;
+        for (const rejection of receipt.rejections) {
+          const index = places?.[rejection.index] ?? rejection.index;
+          if (!rejection.retryable) settled.rejections.push({ ...rejection, index });
+        }
+        if (again.length < receipt.accepted + receipt.rejected) {
+          this.lastSuccess = performance.now();
+          attempt = 0;
+        }
+        if (again.length === 0) {
+          settled.rejections.sort((a, b) => a.index - b.index);
+          return settled;
+        }
+        const indexes = again.map(({ index }) => index);
+        rest = pick(contentType, rest, indexes);
+        places = indexes.map((index) => places?.[index] ?? index);
+        failure = failureFor(again[0]!);
       }
       this.met ||= failure.code !== "TRB-CLI-UNREACHABLE";
-      const helps = this.met && (failure.status === 429 || failure.status === 503);
+      const helps = this.met && AGAIN.has(failure.status);
       const waited = performance.now() - Math.max(since, this.lastSuccess);
       if (!helps || waited > this.patienceMs) throw failure;
       await sleep(pause(attempt, answer), undefined, this.signal && { signal: this.signal });
@@ -82,6 +113,23 @@ function pause(attempt: number, answer: Answer | undefined): number {
   return Math.min(FIRST_PAUSE_MS * 2 ** attempt, LONGEST_PAUSE_MS) * jitter;
 }
 
+/** A body of the same type with these events alone, in their order. */
+function pick(contentType: string, body: Buffer, indexes: readonly number[]): Buffer {
+  if (contentType === NDJSON) {
+    const found = [...lines(body)].filter((line) => line !== undefined);
+    return Buffer.from(indexes.map((index) => `${body.toString("utf8", ...found[index]!)}\n`).join(""));
+  }
+  const { starts, ends } = frames(body)!;
+  return encodeRequest(indexes.map((index) => body.subarray(starts[index], ends[index])));
+}
+
+/** What is thrown when waiting has not helped; a code of a later version reads as a busy bus. */
+const failureFor = ({ code, message }: Rejection): TributaryError =>
+  new TributaryError(
+    code in CODES && AGAIN.has(CODES[code as Code].status) ? (code as Code) : "TRB-BUS-BUSY",
+    message,
+  );
+
 function receiptOf(answer: Answer): Receipt {
   try {
     return answer.headers["content-type"]?.startsWith(PROTOBUF)
@@ -96,13 +144,20 @@ function receiptOf(answer: Answer): Receipt {
 
 function fromJson(body: Buffer): Receipt {
   const response = JSON.parse(body.toString("utf8")) as {
-    readonly results?: readonly { accepted?: boolean; code?: string; message?: string }[];
+    readonly results?: readonly {
+      accepted?: boolean;
+      code?: string;
+      message?: string;
+      retryable?: boolean;
+    }[];
     readonly accepted?: number;
     readonly rejected?: number;
   };
   const rejections: Rejection[] = [];
-  for (const [index, { accepted, code, message }] of (response.results ?? []).entries()) {
-    if (!accepted) rejections.push({ index, code: code ?? "", message: message ?? "" });
+  for (const [index, { accepted, code = "", message = "", retryable = false }] of (
+    response.results ?? []
+  ).entries()) {
+    if (!accepted) rejections.push({ index, code, message, retryable });
   }
   return { accepted: response.accepted ?? 0, rejected: response.rejected ?? 0, rejections };
 }
@@ -125,15 +180,16 @@ function fromProtobuf(body: Buffer): Receipt {
 
 function rejectionOf(bytes: Uint8Array, index: number): readonly Rejection[] {
   const reader = protobuf.Reader.create(bytes);
-  let [code, message, accepted] = ["", "", false];
+  let [code, message, accepted, retryable] = ["", "", false, false];
   while (reader.pos < reader.len) {
     const tag = reader.uint32();
     if (tag === 8) accepted = reader.bool();
     else if (tag === 34) code = reader.string();
     else if (tag === 42) message = reader.string();
+    else if (tag === 48) retryable = reader.bool();
     else reader.skipType(tag & 7);
   }
-  return accepted ? [] : [{ index, code, message }];
+  return accepted ? [] : [{ index, code, message, retryable }];
 }
 
 /**

@@ -11,7 +11,7 @@ import { frames } from "../../contracts/envelope.js";
 import { type PublishOptions, publishBodies, publishFile } from "./publish.js";
 import { runPublish } from "./publish-report.js";
 
-/** A bus that keeps the lines it is sent; lines that hold "bad" are rejected. */
+/** A bus that keeps the lines it is sent; lines that hold "bad" are rejected, others for now while `holds` says so. */
 class FakeBus {
   readonly lines: string[] = [];
   requests = 0;
@@ -20,6 +20,7 @@ class FakeBus {
   /** Answers instead of taking the request, where it writes an answer. */
   intercept: (request: number, body: Buffer, response: ServerResponse) => boolean = () => false;
   delayMs = 0;
+  holds: (line: string) => boolean = () => false;
   private readonly server: Server;
 
   constructor() {
@@ -57,12 +58,15 @@ class FakeBus {
       return;
     }
     const lines = body.toString("utf8").split("\n").slice(0, -1);
-    this.lines.push(...lines);
-    const results = lines.map((line) =>
-      line.includes("bad")
+    const results = lines.map((line) => {
+      if (this.holds(line)) {
+        return { accepted: false, code: "TRB-BUS-TABLE-HELD", message: "later", retryable: true };
+      }
+      this.lines.push(line);
+      return line.includes("bad")
         ? { accepted: false, code: "TRB-EVENT-MALFORMED", message: "no" }
-        : { accepted: true },
-    );
+        : { accepted: true };
+    });
     const rejected = results.filter(({ accepted }) => !accepted).length;
     response.setHeader("content-type", "application/json; charset=utf-8");
     response.end(JSON.stringify({ results, accepted: lines.length - rejected, rejected }));
@@ -177,6 +181,35 @@ describe("when the server is not well", () => {
     };
     expect(await publish(fileOf(numbered(3).join("\n")))).toMatchObject({ accepted: 3 });
     expect(bus.requests).toBe(3);
+  });
+
+  it("sends those lines again, in their order, that are refused for now, and no others", async () => {
+    const seen: string[] = [];
+    bus.holds = (line) => {
+      seen.push(line);
+      return line.includes("held") && seen.filter((each) => each === line).length < 3;
+    };
+    const lines = ['{"n":1}', '{"held":1}', '{"bad":1}', '{"held":"bad"}', '{"n":2}', '{"held":2}'];
+    const summary = await publish(fileOf(lines.join("\n\n")), { concurrency: 1 });
+    expect(summary).toMatchObject({ accepted: 4, rejected: 2, failure: undefined });
+    expect(summary.rejections.map(({ line }) => line)).toEqual([5, 7]);
+    const held = lines.filter((line) => line.includes("held"));
+    expect(seen).toEqual([...lines, ...held, ...held]);
+    expect(bus.lines).toEqual([...lines.filter((line) => !held.includes(line)), ...held]);
+  });
+
+  it("does not pass over a batch of which something is refused for now, and goes on there", async () => {
+    const lines = numbered(40);
+    const path = fileOf(lines.join("\n"));
+    bus.holds = (line) => line === '{"n":17}';
+    const first = await publish(path, { batch: 5, concurrency: 1, patienceMs: 250 });
+    expect(first).toMatchObject({ accepted: 15, failure: { code: "TRB-BUS-TABLE-HELD" } });
+    expect(first.resumeFile).toBeDefined();
+    bus.holds = () => false;
+    const second = await publish(path, { batch: 5, concurrency: 1 });
+    expect(second).toMatchObject({ accepted: 40, rejected: 0, resumedAfterLines: 15 });
+    expect(new Set(bus.lines)).toEqual(new Set(lines));
+    expect(() => readFileSync(`${path}.tributary-resume`)).toThrow("ENOENT");
   });
 
   it("sends again when a connection is cut after the first success", async () => {
@@ -318,6 +351,38 @@ describe("publishing bodies", () => {
     const bodies = [2, 3, 4].map((count) => ({ bytes: encodeRequest(new Array(count).fill(event)) }));
     const summary = await publishBodies({ url: bus.url, token: "t", bodies });
     expect(summary).toMatchObject({ accepted: 6, rejected: 3, requests: 3, rejectedByCode: { X: 3 } });
+  });
+
+  it("sends those events again that are refused for now, and counts each once", async () => {
+    const event = (id: string) =>
+      encodeEvent({ tenantId: "t", entityType: "x.Y", entityId: id, operation: 3, version: 1 });
+    const ok = [10, 2, 8, 1];
+    const rejected = [10, 6, 34, 1, 88, 42, 1, 109];
+    const later = [10, 5, 34, 1, 89, 48, 1];
+    const bodies: Buffer[] = [];
+    bus.intercept = (number, body, response) => {
+      bodies.push(body);
+      const counts = [
+        [...later, ...ok, ...rejected, ...later, 16, 1, 24, 3],
+        [...later, ...ok, 16, 1, 24, 1],
+        [...ok, 16, 1],
+      ][number - 1]!;
+      response.setHeader("content-type", "application/x-protobuf");
+      response.end(Buffer.from(counts));
+      return true;
+    };
+    const answers: unknown[] = [];
+    const events = ["a", "b", "c", "d"].map(event);
+    const summary = await publishBodies({
+      url: bus.url,
+      token: "t",
+      bodies: [{ bytes: encodeRequest(events) }],
+      onAnswer: (receipt) => answers.push(receipt),
+    });
+    expect(summary).toMatchObject({ accepted: 3, rejected: 1, requests: 1, rejectedByCode: { X: 1 } });
+    expect(answers).toMatchObject([{ accepted: 3, rejections: [{ index: 2, code: "X" }] }]);
+    const expected = [events, [events[0]!, events[3]!], [events[0]!]];
+    expect(bodies).toEqual(expected.map((each) => encodeRequest(each)));
   });
 
   it("fails by the server's code", async () => {
