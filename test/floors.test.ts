@@ -73,6 +73,7 @@ describe("the house's rules", () => {
         /^\s+(readonly |async |static |get |set |\*)*#[a-z]|\bthis\.#[a-z]/m,
         "a #private member; the house writes `private`",
       ],
+      [/\.\.\.\(?\[\s*("[^"\n]*",?\s*)+\]( as [\w[\]]+)?\)?[,\s]/, "a spread that only steers the formatter"],
     ];
     const tests = readdirSync(join(packageRoot, "test"), { recursive: true, encoding: "utf8" })
       .filter((name) => name.endsWith(".ts") && name !== "floors.test.ts")

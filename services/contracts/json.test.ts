@@ -3,9 +3,11 @@ import { fromBinary, toJson } from "@bufbuild/protobuf";
 import fc from "fast-check";
 import type protobuf from "protobufjs";
 import { describe, expect, test } from "vitest";
+import { inlineProtos } from "../../test/support/inline-protos.js";
 import { packageRoot } from "../base/paths.js";
 import { Envelope } from "./envelope.js";
 import { JsonEvents } from "./json.js";
+import { GIVEN_TWICE, parseJson } from "./json-text.js";
 import { ProtoRegistry } from "./registry.js";
 
 const registry = ProtoRegistry.load([join(packageRoot, "proto")]);
@@ -77,6 +79,217 @@ test("a large integer in a double field is a double, and in a string field it is
   expect(outcome(issue('"key":12345678901234567890'))).toEqual({
     code: "TRB-EVENT-PAYLOAD-DECODE",
     message: "payload.key: expected string",
+  });
+});
+
+describe("numbers are exact or refused, since they decide which event wins", () => {
+  const versioned = (version: string) => JSON.stringify({ ...good, version: "V" }).replace('"V"', version);
+  test.each([
+    ["9007199254740993", "9007199254740993"],
+    ['"9007199254740993"', "9007199254740993"],
+    ["9007199254740993.0", "9007199254740993"],
+    ["9.007199254740993e15", "9007199254740993"],
+    ['"9.007199254740993e15"', "9007199254740993"],
+    ["123456789012345e4", "1234567890123450000"],
+    ["9223372036854775807", "9223372036854775807"],
+    ["0.0009223372036854775807e22", "9223372036854775807"],
+    ["1e2", "100"],
+    ['"1e2"', "100"],
+    ["1.0", "1"],
+    ['"7.00"', "7"],
+    ["100e-2", "1"],
+  ])("version %s is %s", (text, version) => {
+    expect(readBack(versioned(text))).toMatchObject({ version });
+  });
+  test.each([
+    ...[
+      '"0x10"',
+      '" 1"',
+      '"1 "',
+      '"\\n1"',
+      '"0b1"',
+      '"0o7"',
+      '"+1"',
+      '"01"',
+      '"1_000"',
+      '"1."',
+      '".5e1"',
+      '""',
+      '"-"',
+    ],
+    ...[
+      "9007199254740992.5",
+      "1.0000000000000000001",
+      '"1.5"',
+      "15e-1",
+      "9223372036854775808",
+      "1e19",
+      "1e999999999",
+    ],
+    ...[
+      '"1e999999999"',
+      '"1e-999999999"',
+      "true",
+      "[1]",
+      '{"text":"1"}',
+      "-9223372036854775809",
+      '"Infinity"',
+      '"١"',
+    ],
+  ])("version %s is refused", (text) => {
+    expect(outcome(versioned(text))).toMatchObject({ code: "TRB-EVENT-VERSION", message: /^version: / });
+  });
+
+  test("half a character is refused wherever it stands", () => {
+    const half = "\\ud800";
+    for (const fields of [
+      `"b":"${half}"`,
+      `"texts":{"a":"${half}"}`,
+      `"texts":{"${half}":"a"}`,
+      `"json":"${half}"`,
+    ]) {
+      expect(convert(fields), fields).toMatchObject({ code: "TRB-EVENT-PAYLOAD-DECODE" });
+    }
+    for (const json of [`{"${half}":1}`, `[["${half}"]]`, `{"a":{"${half}":{}}}`]) {
+      expect(convert(`"json":${json}`), json).toMatchObject({ code: "TRB-EVENT-PAYLOAD-DECODE" });
+    }
+    const attributes = JSON.stringify({ ...good, attributes: { k: "HALF" } }).replace("HALF", half);
+    expect(outcome(attributes)).toMatchObject({ code: "TRB-EVENT-MALFORMED", message: /^attributes/ });
+  });
+
+  const numbers = inlineProtos({
+    "n.proto": `syntax = "proto3"; package n;
+      import "google/protobuf/wrappers.proto"; import "google/protobuf/struct.proto"; import "google/protobuf/any.proto";
+      message N { sint64 one = 1; repeated fixed64 many = 2; map<int64, uint64> by = 3; N inner = 4; int32 small = 5;
+        double real = 6; repeated float reals = 7; google.protobuf.Int64Value wrapped = 8; google.protobuf.Value json = 9;
+        oneof pick { uint64 a = 10; string b = 11; } google.protobuf.Any any = 12; map<string, N> inners = 13;
+        bool flag = 14; bytes raw = 15; K kind = 16; map<string, string> texts = 17; repeated google.protobuf.UInt64Value wraps = 18; }
+      enum K { K_NONE = 0; }`,
+  });
+  const reader = new JsonEvents(numbers);
+  const event = numbers.types.getMessage("tributary.v1.ChangeEvent")!;
+  const convert = (fields: string) =>
+    reader.convertLine(
+      Buffer.from(
+        `{"tenantId":"a","entityType":"n.N","entityId":"i","operation":1,"version":1,"payload":{"@type":"x/n.N",${fields}}}`,
+      ),
+    );
+  const payloadOf = (fields: string): unknown => {
+    const result = convert(fields);
+    if (!Buffer.isBuffer(result)) throw new Error(result.message);
+    const json = toJson(event, fromBinary(event, result), { registry: numbers.types }) as {
+      payload: Record<string, unknown>;
+    };
+    const { "@type": _, ...payload } = json.payload;
+    return payload;
+  };
+  test.each([
+    ['"one":-9007199254740993', { one: "-9007199254740993" }],
+    ['"many":[18446744073709551615,"1e1",0]', { many: ["18446744073709551615", "10", "0"] }],
+    [
+      '"by":{"-9223372036854775808":9007199254740993.0}',
+      { by: { "-9223372036854775808": "9007199254740993" } },
+    ],
+    ['"inner":{"inner":{"one":"1.0"}}', { inner: { inner: { one: "1" } } }],
+    ['"inners":{"a":{"one":9007199254740993},"b":{}}', { inners: { a: { one: "9007199254740993" }, b: {} } }],
+    ['"small":"1e2"', { small: 100 }],
+    [
+      '"real":9007199254740992.5,"reals":["1e2",18446744073709551616]',
+      { real: 9007199254740992, reals: [100, 18446744073709552000] },
+    ],
+    ['"real":"NaN"', { real: "NaN" }],
+    ['"wrapped":9007199254740993', { wrapped: "9007199254740993" }],
+    ['"wraps":["9007199254740993.0"]', { wraps: ["9007199254740993"] }],
+    [
+      '"json":{"a":[12345678901234567890,{"b":9007199254740992.5}]}',
+      { json: { a: [12345678901234567000, { b: 9007199254740992 }] } },
+    ],
+    ['"a":"18446744073709551615"', { a: "18446744073709551615" }],
+    [
+      '"any":{"@type":"x/n.N","one":9007199254740993}',
+      { any: { "@type": "type.googleapis.com/n.N", one: "9007199254740993" } },
+    ],
+    [
+      '"any":{"@type":"x/google.protobuf.Int64Value","value":9007199254740993}',
+      { any: { "@type": "type.googleapis.com/google.protobuf.Int64Value", value: "9007199254740993" } },
+    ],
+  ])("%s", (fields, expected) => {
+    const plainly = JSON.stringify(payloadOf(fields)).replaceAll('"x/', '"type.googleapis.com/');
+    expect(JSON.parse(plainly)).toEqual(expected);
+  });
+  test.each([
+    ['"one":"0x10"', "one"],
+    ['"many":[1," 1"]', "many"],
+    ['"by":{"0x1":1}', "by"],
+    ['"by":{" 1":1}', "by"],
+    ['"by":{"1":"0x1"}', "by"],
+    ['"inner":{"one":"0b1"}', "inner"],
+    ['"inners":{"a":{"one":" 1"}}', "inners"],
+    ['"small":"0x1"', "small"],
+    ['"small":9007199254740992.5', "small"],
+    ['"real":"0x1"', "real"],
+    ['"reals":[" 1"]', "reals"],
+    ['"wrapped":"0x1"', "wrapped"],
+    ['"any":{"@type":"x/n.N","one":"0x1"}', "any"],
+    // What is no number of a field is nothing else either.
+    ...["flag", "raw", "kind", "b", "texts", "inner", "inners", "many", "any"].map((name) => [
+      `"${name}":9007199254740992.5`,
+      name,
+    ]),
+  ])("%s is refused", (fields, name) => {
+    expect(convert(fields!)).toEqual({
+      code: "TRB-EVENT-PAYLOAD-DECODE",
+      message: expect.stringMatching(new RegExp(`^payload\\.${name}: expected `)) as string,
+    });
+  });
+});
+
+describe("a key given twice", () => {
+  const text = JSON.stringify(good);
+  const twice = (key: string, value: string) => text.replace("{", `{"${key}":${value},`);
+  test.each([
+    [twice("tenantId", '"other"'), "tenantId: given twice"],
+    [twice("tenantId", '"acme"'), "tenantId: given twice"],
+    [twice("version", "8"), "version: given twice"],
+    [twice("version", "9007199254740993"), "version: given twice"],
+    [twice("\\u0074enantId", '"other"'), "tenantId: given twice"],
+    [twice("payload", "{}"), "payload: given twice"],
+    [twice("entityType", '"x"'), "entityType: given twice"],
+    [text.replace('"path"', '"path":"b","path"'), "payload.path: given twice"],
+    [text.replace('"@type"', '"@type":"x","@type"'), "payload.@type: given twice"],
+    [twice("attributes", '{"a":"1","b":"2","a":"1"}'), "attributes.a: given twice"],
+    [twice("tenant_id", '"acme"'), "tenant_id: given under both of its names"],
+    [
+      text.replace('"linesAdded"', '"lines_added":"1","linesAdded"'),
+      "payload.lines_added: given under both of its names",
+    ],
+  ])("%# is refused by its name", (line, message) => {
+    const result = outcome(line);
+    expect(result.message).toBe(message);
+    expect(result.code).toMatch(/^TRB-EVENT-(MALFORMED|PAYLOAD-DECODE)$/);
+  });
+  test("is not seen where there is none: strings with colons, quotes and braces, equal keys in siblings", () => {
+    const id = 'a":"b","tenantId":{[\\"';
+    const event = { ...good, entityId: id, attributes: { "k:{": '":,', '"': "\\" } };
+    expect(readBack(JSON.stringify(event))).toMatchObject({ entityId: id, attributes: event.attributes });
+    expect(readBack(JSON.stringify({ ...good, attributes: { path: "x", tenantId: "y" } }))).toBeDefined();
+  });
+  test("whatever the values, a key given twice is found and no other", () => {
+    fc.assert(
+      fc.property(fc.jsonValue(), fc.dictionary(fc.string(), fc.jsonValue()), (value, object) => {
+        const whole = JSON.stringify({ value, object });
+        const printed = JSON.stringify(parseJson(Buffer.from(whole)), (_, each: unknown) =>
+          typeof each === "bigint" ? Number(each) : each,
+        );
+        expect(printed).toBe(whole);
+        for (const key of Object.keys(object)) {
+          const again = whole.replace('"object":{', () => `"object":{${JSON.stringify(key)}:1,`);
+          const { object: read } = parseJson(Buffer.from(again)) as { object: Record<string, unknown> };
+          expect(Object.keys(read).filter((each) => read[each] === GIVEN_TWICE)).toEqual([key]);
+        }
+      }),
+      { numRuns: 200 },
+    );
   });
 });
 

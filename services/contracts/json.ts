@@ -1,4 +1,3 @@
-import { isUtf8 } from "node:buffer";
 import {
   type DescField,
   type DescMessage,
@@ -8,10 +7,12 @@ import {
   ScalarType,
   toBinary,
 } from "@bufbuild/protobuf";
-import { parse as parseLossless } from "lossless-json";
+import { FeatureSet_FieldPresence as Presence } from "@bufbuild/protobuf/wkt";
 import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
 import { describe } from "./event-messages.js";
+import { exactNumbers } from "./json-numbers.js";
+import { GIVEN_TWICE, parseJson } from "./json-text.js";
 import type { ProtoRegistry } from "./registry.js";
 
 /** One event as wire bytes, or why it is none. Messages name fields, never values. */
@@ -30,9 +31,9 @@ const FIELD_CODES: Readonly<Record<string, Code>> = {
 };
 
 /**
- * proto3 JSON to wire bytes, by @bufbuild/protobuf and the same descriptors as the binary path. 64-bit integers may be
- * strings or numbers; plain digits stay exact however many there are. Unknown fields are refused. Of an object key
- * given twice the last stands.
+ * proto3 JSON to wire bytes, by @bufbuild/protobuf and the same descriptors as the binary path. Integers may be
+ * strings or numbers, also "1.0" and "1e2", and are exact however many digits they have. Unknown fields and keys given
+ * twice are refused.
  */
 export class JsonEvents {
   private readonly registry: ProtoRegistry;
@@ -59,6 +60,14 @@ export class JsonEvents {
   /** One event as parsed JSON. What is only wrong in meaning (an empty tenant, say) is left to the envelope's reader. */
   convert(value: unknown): JsonEvent {
     if (!isObject(value)) return malformed("event: expected a JSON object");
+    const converted = this.tryConvert(value);
+    if (Buffer.isBuffer(converted)) return converted;
+    // No reader takes such a field, but what they say of it is beside the point.
+    const twice = givenTwice(value);
+    return twice === undefined ? converted : malformed(`${twice}: given twice`);
+  }
+
+  private tryConvert(value: JsonObject): JsonEvent {
     const early = this.checkPayloadType(value);
     if (early) return early;
     try {
@@ -69,7 +78,7 @@ export class JsonEvents {
   }
 
   private encode(value: JsonObject): Buffer {
-    const exact = withDoubles(this.event, value, this.registry);
+    const exact = exactNumbers(this.event, value, this.registry.types);
     const message = fromJson(this.event, exact, { registry: this.registry.types });
     return Buffer.from(toBinary(this.event, message));
   }
@@ -112,10 +121,9 @@ export class JsonEvents {
       return code ? rejected(code) : malformed(`${field.name}: expected ${expectation(field)}`);
     }
     // Each field reads alone, so two of them exclude each other, or are one under its two names.
-    const given = new Set(Object.keys(event).map((key) => fieldOf(this.event, key)?.name));
-    return given.has("payload") && given.has("payload_reference")
-      ? rejected("TRB-EVENT-CONTENT")
-      : malformed("event: a field is given under both of its names");
+    const both = underBothNames(this.event, event);
+    if (both !== undefined) return malformed(`${both}: given under both of its names`);
+    return rejected("TRB-EVENT-CONTENT");
   }
 
   private explainPayload(payload: JsonObject): string {
@@ -127,12 +135,20 @@ export class JsonEvents {
       if (!field) return `payload: field "${name(key)}" is not known`;
       if (!this.reads(desc, key, value)) return `payload.${field.name}: expected ${expectation(field)}`;
     }
-    return "payload: expected fields that do not exclude each other, each given once";
+    const both = desc && underBothNames(desc, payload);
+    if (both !== undefined) return `payload.${both}: given under both of its names`;
+    const missing = desc?.fields.find(
+      (field) =>
+        field.presence === Presence.LEGACY_REQUIRED && !(field.jsonName in payload || field.name in payload),
+    );
+    if (missing !== undefined)
+      return `payload.${missing.name}: expected ${expectation(missing)}, which is required`;
+    return "payload: expected fields that do not exclude each other";
   }
 
   private reads(desc: DescMessage, key: string, value: JsonValue): boolean {
     try {
-      const part = withDoubles(desc, { [key]: value }, this.registry);
+      const part = exactNumbers(desc, { [key]: value }, this.registry.types);
       fromJson(desc, part, { registry: this.registry.types });
       return true;
     } catch {
@@ -141,66 +157,30 @@ export class JsonEvents {
   }
 }
 
-/** Undefined when the bytes are not UTF-8 JSON. Integers that a double cannot hold come as bigint. */
-function parseJson(bytes: Uint8Array): unknown {
-  if (!isUtf8(bytes)) return undefined;
-  const text = new TextDecoder().decode(bytes);
-  try {
-    // Numbers of fewer digits are exact as they are, and this parser is many times faster.
-    if (!/\d{16}/.test(text)) return JSON.parse(text);
-    return parseLossless(text, null, { parseNumber, onDuplicateKey: ({ newValue }) => newValue });
-  } catch {
-    return undefined;
-  }
-}
-
-function parseNumber(text: string): number | bigint {
-  const value = Number(text);
-  return Number.isSafeInteger(value) || !/^-?\d+$/.test(text) ? value : BigInt(text);
-}
-
-/**
- * Integers beyond 2^53 come from the parser as bigint, which 64-bit fields take exactly; where a field is a double,
- * they become numbers here. Copies only what it changes.
- */
-function withDoubles(desc: DescMessage, value: JsonValue, registry: ProtoRegistry): JsonValue {
-  if (desc.typeName === "google.protobuf.Any" && isObject(value)) {
-    const type = String(value["@type"]);
-    const inner = registry.types.getMessage(type.slice(type.lastIndexOf("/") + 1));
-    return inner ? withDoubles(inner, value, registry) : value;
-  }
-  if (/^google\.protobuf\.(Value|Struct|ListValue|DoubleValue|FloatValue)$/.test(desc.typeName)) {
-    return numbersOf(value);
-  }
-  if (!isObject(value)) return value;
-  let result = value;
-  for (const [key, item] of Object.entries(value)) {
-    const field = typeof item === "object" || typeof item === "bigint" ? fieldOf(desc, key) : undefined;
-    if (!field) continue;
-    const double = field.scalar === ScalarType.DOUBLE || field.scalar === ScalarType.FLOAT;
-    const child = field.message;
-    if (!double && !child) continue;
-    const convert = (each: JsonValue) => (child ? withDoubles(child, each, registry) : numbersOf(each));
-    const changed =
-      field.fieldKind === "list" && Array.isArray(item)
-        ? item.map(convert)
-        : field.fieldKind === "map" && isObject(item)
-          ? Object.fromEntries(Object.entries(item).map(([at, each]) => [at, convert(each)]))
-          : convert(item);
-    if (changed !== item) result = { ...result, [key]: changed };
-  }
-  return result;
-}
-
-function numbersOf(value: JsonValue): JsonValue {
-  if (typeof value === "bigint") return Number(value);
-  if (Array.isArray(value)) return value.map(numbersOf);
-  if (!isObject(value)) return value;
-  return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, numbersOf(each)]));
-}
-
 const fieldOf = (desc: DescMessage, key: string): DescField | undefined =>
   desc.fields.find((field) => field.jsonName === key || field.name === key);
+
+function underBothNames(desc: DescMessage, value: JsonObject): string | undefined {
+  const given = new Set<string>();
+  for (const key of Object.keys(value)) {
+    const field = fieldOf(desc, key);
+    if (field === undefined) continue;
+    if (given.has(field.name)) return field.name;
+    given.add(field.name);
+  }
+  return undefined;
+}
+
+/** "payload.inner.text" where a key below was given twice. */
+function givenTwice(value: unknown): string | undefined {
+  if (typeof value !== "object" || value === null) return undefined;
+  for (const [key, item] of Object.entries(value)) {
+    if (item === GIVEN_TWICE) return name(key);
+    const inner = givenTwice(item);
+    if (inner !== undefined) return `${name(key)}.${inner}`;
+  }
+  return undefined;
+}
 
 /** What a field takes, in the words of its .proto file. */
 function expectation(field: DescField): string {

@@ -426,6 +426,16 @@ describe("payloads as columns", () => {
     expect(took("315576000001")).toBeUndefined();
   });
 
+  test("times finer than a microsecond are rounded down, also before 1970 and below nothing", () => {
+    const micros = (name: "at" | "took", seconds: string, nanos: number) =>
+      decodeAll(All, [encode(All, { [name]: { seconds, nanos } })])[0]?.[name];
+    expect(micros("took", "0", -1)).toBe("-1");
+    expect(micros("took", "-1", -1_999)).toBe("-1000002");
+    expect(micros("took", "-1", -999_999_999)).toBe("-2000000");
+    expect(micros("took", "1", 1_999)).toBe("1000001");
+    expect(micros("at", "-1", 1_999)).toBe("-999999");
+  });
+
   test("a Struct nested beyond reason is false or text, not an error", () => {
     let value: Message = { bool_value: true };
     for (let i = 0; i < 15; i++) value = { list_value: { values: [value] } };

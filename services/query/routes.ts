@@ -202,14 +202,12 @@ async function describeTables(service: QueryService) {
 const text = { type: "string" } as const;
 const security = [{ token: [] }];
 const authCodes = [
-  ...([
-    "TRB-AUTH-MISSING",
-    "TRB-AUTH-INVALID",
-    "TRB-AUTH-EXPIRED",
-    "TRB-AUTH-ROLE",
-    "TRB-AUTH-TENANT",
-  ] as const),
-];
+  "TRB-AUTH-MISSING",
+  "TRB-AUTH-INVALID",
+  "TRB-AUTH-EXPIRED",
+  "TRB-AUTH-ROLE",
+  "TRB-AUTH-TENANT",
+] as const;
 const column = { type: "object", properties: { name: text, type: text } };
 const table = {
   type: "object",
@@ -287,12 +285,20 @@ const querySchema = {
       "TRB-REQ-INVALID",
       "TRB-REQ-CONTENT-TYPE",
       ...authCodes,
-      ...([
-        ...["TRB-QUERY-SYNTAX", "TRB-QUERY-STATEMENT", "TRB-QUERY-TABLE", "TRB-QUERY-FUNCTION"],
-        ...["TRB-QUERY-CONSTRUCT", "TRB-QUERY-COLUMN", "TRB-QUERY-BIND", "TRB-QUERY-RUNTIME"],
-        ...["TRB-QUERY-TOO-LONG", "TRB-QUERY-TIMEOUT", "TRB-QUERY-MEMORY", "TRB-QUERY-ROWS"],
-        ...["TRB-QUERY-TENANT", "TRB-QUERY-BUSY"],
-      ] as Code[]),
+      "TRB-QUERY-SYNTAX",
+      "TRB-QUERY-STATEMENT",
+      "TRB-QUERY-TABLE",
+      "TRB-QUERY-FUNCTION",
+      "TRB-QUERY-CONSTRUCT",
+      "TRB-QUERY-COLUMN",
+      "TRB-QUERY-BIND",
+      "TRB-QUERY-RUNTIME",
+      "TRB-QUERY-TOO-LONG",
+      "TRB-QUERY-TIMEOUT",
+      "TRB-QUERY-MEMORY",
+      "TRB-QUERY-ROWS",
+      "TRB-QUERY-TENANT",
+      "TRB-QUERY-BUSY",
     ),
   },
 } as const;

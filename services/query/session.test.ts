@@ -424,7 +424,10 @@ describe("parameters", () => {
   test("lists keep their items' kind", async () => {
     const parameters = { w: [1, 2, null], f: [1, 2.5], t: ["a"], e: [] };
     expect(await one("[typeof($w), typeof($f), typeof($t), typeof($e)]", { parameters })).toEqual([
-      ...["BIGINT[]", "DOUBLE[]", "VARCHAR[]", "VARCHAR[]"],
+      "BIGINT[]",
+      "DOUBLE[]",
+      "VARCHAR[]",
+      "VARCHAR[]",
     ]);
   });
 });

@@ -112,7 +112,13 @@ describe("order of operations", () => {
     await store.adopt(adopted);
     const steps = since(files, before).map((step) => step.split(" ")[0]);
     expect(steps.filter((step) => step !== "setReadOnly")).toEqual([
-      ...["dataSync", "dataSync", "dataSync", "rename", "rename", "rename", "syncFolder"],
+      "dataSync",
+      "dataSync",
+      "dataSync",
+      "rename",
+      "rename",
+      "rename",
+      "syncFolder",
     ]);
   });
 

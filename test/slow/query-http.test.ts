@@ -253,7 +253,10 @@ test("GET /v1/tables lists tables with visible columns only", async () => {
   expect(answer.statusCode).toBe(200);
   const { tables } = answer.json();
   expect(tables.map(({ schema, name }: { schema: string; name: string }) => `${schema}.${name}`)).toEqual([
-    ...["scm.files", "scm.commits", "tracker.issues", "tracker.projects"],
+    "scm.files",
+    "scm.commits",
+    "tracker.issues",
+    "tracker.projects",
   ]);
   expect(tables[0]).toMatchObject({ description: "files as of their last change", freshnessMs: 12 });
   expect(tables[0].columns[2]).toEqual({ name: "path", type: "VARCHAR", description: "path from the root" });

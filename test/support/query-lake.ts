@@ -208,16 +208,14 @@ export function leaks(answer: string, lake: TestLake): string[] {
   const lower = answer.toLowerCase();
   const words = [
     ...others.flatMap(({ id, canary }) => [id, canary]),
-    ...[
-      "lakecanary",
-      ".parquet",
-      "/tmp",
-      "/work",
-      "_tributary_version",
-      "_tributary_hash",
-      "tenant_partition",
-      "~shared",
-    ],
+    "lakecanary",
+    ".parquet",
+    "/tmp",
+    "/work",
+    "_tributary_version",
+    "_tributary_hash",
+    "tenant_partition",
+    "~shared",
     lake.folder,
   ];
   const found = words.filter((word) => lower.includes(word.toLowerCase()));

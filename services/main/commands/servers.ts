@@ -16,10 +16,12 @@ export function addServerCommands(program: Command): void {
 }
 
 async function serve(options: ServerOptions, parts: ServerParts): Promise<void> {
+  // Before anything starts: as the first process of a container it would not hear a signal that nobody listens for.
+  const stop = stopSignal();
   const running = await startServer(configOf(options), parts);
   console.log(
     options.json ? JSON.stringify({ url: running.url, pid: process.pid }) : `listening on ${running.url}`,
   );
-  await once(stopSignal(), "abort");
+  if (!stop.aborted) await once(stop, "abort");
   await running.close();
 }

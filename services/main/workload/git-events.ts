@@ -156,9 +156,25 @@ export function fileId(path: string): string {
 
 /** Whatever the user's git is configured to show, this prints the same. */
 const LOG = [
-  ...["log", "--first-parent", "-m", "--reverse", "--root", "--raw", "--numstat", "-z", "--no-abbrev"],
-  ...["--no-renames", "--no-relative", "--ignore-submodules=none", "--no-ext-diff", "--no-textconv"],
-  ...["--no-color", "--no-notes", "--no-show-signature", "--diff-algorithm=myers", "--encoding=UTF-8"],
+  "log",
+  "--first-parent",
+  "-m",
+  "--reverse",
+  "--root",
+  "--raw",
+  "--numstat",
+  "-z",
+  "--no-abbrev",
+  "--no-renames",
+  "--no-relative",
+  "--ignore-submodules=none",
+  "--no-ext-diff",
+  "--no-textconv",
+  "--no-color",
+  "--no-notes",
+  "--no-show-signature",
+  "--diff-algorithm=myers",
+  "--encoding=UTF-8",
   "--format=tformat:%H%x00%P%x00%ae%x00%at%x00%s",
 ];
 const HEADER_TOKENS = 5;
