@@ -1,7 +1,7 @@
 import { spawn } from "node:child_process";
 import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { SimulatedFiles } from "../../test/support/simulated-files.js";
 import { createDurably, ensureFolder, nodeFiles, readWhole, replaceDurably, writeFully } from "./files.js";
@@ -111,6 +111,26 @@ describe("process lock", () => {
         "",
       );
       await rm(join(folder, mine));
+      await (await acquireLock(nodeFiles, folder, "writer")).release();
+      expect(await readdir(folder)).toEqual([]);
+    },
+  );
+
+  test.runIf(process.platform === "linux")(
+    "one whose process id means nothing here is live as long as it beats, and no obstacle after",
+    async () => {
+      // As from a container: another process space, with an id that may be anybody's in ours.
+      const mine = await lockOf(process.pid);
+      await rm(join(folder, mine));
+      const foreign = join(folder, mine.replace(/\.\d+-/, ".1-").replace(/@\d+/, "@1"));
+      let beats = 0;
+      await writeFile(foreign, "0");
+      const timer = setInterval(() => void writeFile(foreign, String(++beats)), 100);
+      await expect(acquireLock(nodeFiles, folder, "writer")).rejects.toMatchObject({
+        code: "TRB-STREAM-LOCKED",
+      });
+      clearInterval(timer);
+      expect(await readdir(folder)).toEqual([basename(foreign)]);
       await (await acquireLock(nodeFiles, folder, "writer")).release();
       expect(await readdir(folder)).toEqual([]);
     },

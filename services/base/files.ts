@@ -22,11 +22,20 @@ export interface FileOps {
   /** Names in a folder, in no order. */
   list(folder: string): Promise<readonly { readonly name: string; readonly isFolder: boolean }[]>;
   /** Undefined when there is nothing. */
-  stat(path: string): Promise<{ readonly bytes: number; readonly isFolder: boolean } | undefined>;
+  stat(path: string): Promise<FileStat | undefined>;
   /** Makes the names in a folder durable. */
   syncFolder(path: string): Promise<void>;
   /** Calls back on changes in a folder, of names or contents; may miss some. Returns the way to stop. */
   watch(folder: string, onChange: () => void): () => void;
+}
+
+export interface FileStat {
+  readonly bytes: number;
+  readonly isFolder: boolean;
+  /** Tells the file apart from another one of the same name. */
+  readonly inode: number;
+  /** Last change of the contents, in ms since the epoch. */
+  readonly modifiedAt: number;
 }
 
 export interface OpenFile {
@@ -98,7 +107,12 @@ export const nodeFiles: FileOps = {
   async stat(path) {
     try {
       const found = await stat(path);
-      return { bytes: found.size, isFolder: found.isDirectory() };
+      return {
+        bytes: found.size,
+        isFolder: found.isDirectory(),
+        inode: found.ino,
+        modifiedAt: found.mtimeMs,
+      };
     } catch (error) {
       if (isAbsent(error)) return undefined;
       throw error;
@@ -197,16 +211,19 @@ export const temporarySuffix = ".tmp";
 /**
  * Creates `path` with `bytes`, all or nothing, once for ever: of several callers one is told "created".
  * When it resolves, either way, the file that is there is durable, name included. When it rejects it may be there.
- * `scratch` (default: the file's own folder) is where the temporary file is written; same volume.
+ * `staging` (default: the file's own folder) is where the temporary file is written; same volume. `ready` is awaited when
+ * the temporary file is there and the name is not: what it throws keeps the name from being made.
  */
 export async function createDurably(
   files: FileOps,
   path: string,
   bytes: Uint8Array,
-  scratch = dirname(path),
+  staging = dirname(path),
+  ready: () => Promise<void> = async () => undefined,
 ): Promise<"created" | "exists"> {
-  const temporary = await writeTemporary(files, scratch, basename(path), bytes);
+  const temporary = await writeTemporary(files, staging, basename(path), bytes);
   try {
+    await ready();
     let outcome: "created" | "exists" = "created";
     try {
       await files.link(temporary, path);
@@ -228,9 +245,9 @@ export async function replaceDurably(
   files: FileOps,
   path: string,
   bytes: Uint8Array,
-  scratch = dirname(path),
+  staging = dirname(path),
 ): Promise<void> {
-  const temporary = await writeTemporary(files, scratch, basename(path), bytes);
+  const temporary = await writeTemporary(files, staging, basename(path), bytes);
   try {
     await files.rename(temporary, path);
   } catch (error) {

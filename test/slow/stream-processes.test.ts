@@ -106,6 +106,51 @@ describe("several processes", () => {
     await writer.close();
   });
 
+  test("writers that cannot see each other's lock never acknowledge one position twice, and lose nothing", async () => {
+    const acknowledged = new Map<string, string>();
+    let fencedWriters = 0;
+    const children: ChildProcess[] = [];
+    for (let round = 0; round < 8; round++) {
+      // As from a container of its own, or after somebody has cleaned up: nobody's lock is to be seen.
+      const blind = `const { readdirSync, rmSync } = await import("node:fs");
+for (const name of readdirSync(process.argv[1])) if (name.endsWith(".lock")) rmSync(process.argv[1] + "/" + name);
+process.on("uncaughtException", (error) => { process.stdout.write(error.code + "\\n"); process.exit(0); });
+`;
+      const child = run(blind + WRITER, data, String(round));
+      children.push(child);
+      await new Promise<void>((resolve) => {
+        createInterface({ input: child.stdout! }).on("line", (line) => {
+          if (line === "TRB-STREAM-FENCED") fencedWriters++;
+          const [, key, text] = /^(\d+\/\d{16}) (.*)$/.exec(line) ?? [];
+          if (key === undefined || text === undefined) return;
+          expect(acknowledged.get(key) ?? text).toBe(text);
+          acknowledged.set(key, text);
+          resolve();
+        });
+        child.on("close", resolve);
+      });
+      await new Promise((resolve) => setTimeout(resolve, Math.random() * 300));
+    }
+    for (const child of children) child.kill("SIGTERM");
+    await Promise.all(children.map((child) => (child.exitCode ?? child.signalCode) !== null || ended(child)));
+    expect(fencedWriters).toBeGreaterThan(4);
+    const writer = await EmbeddedLogWriter.open({ folder: data, partitions: 3, segmentBytes: 20_000 });
+    const reader = await EmbeddedLogReader.open({ folder: data, partitions: 3 });
+    const consumer = await reader.consume("c");
+    const delivered = new Map<string, string>();
+    for (;;) {
+      const batch = await consumer.read({ maxEvents: 5_000, maxBytes: 1e7, waitMs: 200 });
+      if (batch === undefined) break;
+      for (const { partition, position, text } of eventsOf(batch)) {
+        expect(delivered.has(`${partition}/${position}`)).toBe(false);
+        delivered.set(`${partition}/${position}`, text);
+      }
+    }
+    for (const [key, text] of acknowledged) expect(delivered.get(key)).toBe(text);
+    await reader.close();
+    await writer.close();
+  });
+
   test("of two processes that create the same keys each key has one winner, whose bytes stay", async () => {
     const outcomes = await Promise.all(
       ["one", "two"].map(async (name) => {

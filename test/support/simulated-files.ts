@@ -1,10 +1,11 @@
 import { dirname, join } from "node:path";
-import type { FileOps, OpenFile } from "../../services/base/files.js";
+import type { FileOps, FileStat, OpenFile } from "../../services/base/files.js";
 
 /** What every operation rejects with once the machine has lost power or the process was killed. */
 export class CrashedError extends Error {}
 
 interface Inode {
+  readonly id: number;
   bytes: Buffer;
   /** What a power loss leaves for certain. */
   synced: Buffer;
@@ -16,6 +17,7 @@ type NameChange = readonly { readonly path: string; readonly node: Node | undefi
 
 const systemError = (code: string) => Object.assign(new Error(`simulated ${code}`), { code });
 const SECTOR = 512;
+let inodes = 0;
 
 /**
  * A file system in memory that keeps apart what is visible and what is durable. It counts and records operations,
@@ -89,7 +91,10 @@ export class SimulatedFiles implements FileOps {
     if (how === "create") {
       if (this.names.has(path)) throw systemError("EEXIST");
       if (this.names.get(dirname(path)) !== "folder") throw systemError("ENOENT");
-      this.change({ path, node: { bytes: Buffer.alloc(0), synced: Buffer.alloc(0), unsynced: [] } });
+      this.change({
+        path,
+        node: { id: ++inodes, bytes: Buffer.alloc(0), synced: Buffer.alloc(0), unsynced: [] },
+      });
     }
     const inode = this.inode(path);
     return {
@@ -171,11 +176,13 @@ export class SimulatedFiles implements FileOps {
       .map(([path, node]) => ({ name: path.slice(at.length + 1), isFolder: node === "folder" }));
   }
 
-  async stat(path: string): Promise<{ bytes: number; isFolder: boolean } | undefined> {
+  async stat(path: string): Promise<FileStat | undefined> {
     await this.begin("stat", path);
     const node = this.names.get(path);
     if (node === undefined) return undefined;
-    return node === "folder" ? { bytes: 0, isFolder: true } : { bytes: node.bytes.length, isFolder: false };
+    return node === "folder"
+      ? { bytes: 0, isFolder: true, inode: 0, modifiedAt: 0 }
+      : { bytes: node.bytes.length, isFolder: false, inode: node.id, modifiedAt: 0 };
   }
 
   async syncFolder(path: string): Promise<void> {
@@ -224,7 +231,7 @@ export class SimulatedFiles implements FileOps {
       let copy = copies.get(node);
       if (copy === undefined) {
         const bytes = surviving(node, random);
-        copy = { bytes, synced: bytes, unsynced: [] };
+        copy = { id: ++inodes, bytes, synced: bytes, unsynced: [] };
         copies.set(node, copy);
       }
       names.set(path, copy);

@@ -1,5 +1,6 @@
+import { join } from "node:path";
 import type { FileOps, OpenFile } from "../../base/files.js";
-import { damaged, listSegments, openSegment } from "./folder.js";
+import { damaged, listSegments, logFolder, type OpenSegment, openSegment, segmentName } from "./folder.js";
 import {
   alignedBuffer,
   type Frame,
@@ -35,7 +36,8 @@ export interface Place {
  *
  * Only durable frames are handed out: were a frame delivered that a power loss takes back, its positions would be
  * given to other events. That a frame is durable is known when the next one has begun (see the writer); the last one
- * is synced here first.
+ * is synced here first. And it has to count: the last frame of a segment that a new writer has fenced may be one that
+ * the new writer did not read. Whether it did, the header of the next segment tells.
  */
 export class LogCursor {
   private readonly files: FileOps;
@@ -44,6 +46,8 @@ export class LogCursor {
   private file: OpenFile | undefined;
   private header: SegmentHeader | undefined;
   private at = 0;
+  /** Where the segment ends; undefined while none after it has been seen. */
+  private end: number | undefined;
   /** First position expected next per partition; undefined before the first frame of a resumed reading. */
   private nextFree: readonly number[] | undefined;
 
@@ -109,6 +113,7 @@ export class LogCursor {
     this.file = file;
     this.header = header;
     this.at = segmentHeaderBytes(this.partitions);
+    this.end = undefined;
     this.nextFree = header.first;
   }
 
@@ -130,24 +135,33 @@ export class LogCursor {
    */
   async read(maxBytes: number): Promise<Window | undefined> {
     let atLeast = 0;
-    let finished = false;
     let retries = 0;
     for (;;) {
       if (this.file === undefined || this.header === undefined) {
         await this.openFirst([], undefined);
         if (this.file === undefined || this.header === undefined) return undefined;
       }
-      const size = await this.file.size();
+      const size = Math.min(await this.file.size(), this.end ?? Number.POSITIVE_INFINITY);
       let bytes: Buffer = Buffer.alloc(0);
       if (size > this.at) {
         const chunk = alignedBuffer(Math.min(size - this.at, Math.max(maxBytes, atLeast)));
         bytes = chunk.subarray(0, await this.file.read(chunk, this.at));
         const { frames, end, tail } = this.framesOf(bytes);
-        if (frames.length > 0) return this.deliver(bytes, frames, end);
+        if (frames.length > 0) {
+          const window = await this.deliver(bytes, frames, end);
+          if (window !== undefined) return window;
+          // Fenced: how much of the segment counts is known once the next one is there.
+          if (!(await this.findEnd())) return undefined;
+          continue;
+        }
         if (tail.kind === "partial" && tail.needs > bytes.length && tail.needs <= size - this.at) {
           atLeast = tail.needs;
           continue;
         }
+      }
+      if (this.end === this.at) {
+        if (!(await this.goToNextSegment())) return undefined;
+        continue;
       }
       // Nothing whole here: the writer is at it, or has gone on to the next segment, or something is damaged.
       if (bytes.length > 8 && this.hasLaterMarker(bytes)) {
@@ -155,18 +169,32 @@ export class LogCursor {
         if (retries++ === 3) throw damaged(this.header.number, this.at);
         continue;
       }
-      if (finished) {
-        if (bytes.length > 0) throw damaged(this.header.number, this.at);
-        if (!(await this.goToNextSegment())) return undefined;
-        finished = false;
-        continue;
-      }
-      const numbers = await listSegments(this.files, this.folder);
-      if ((numbers.at(-1) ?? 0) <= this.header.number) return undefined;
-      // Once there is a later segment this one no longer changes. Read it again: frames may have been added between
-      // the read above and the making of that segment.
-      finished = true;
+      if (this.end !== undefined) throw damaged(this.header.number, this.at);
+      // Once there is a later segment what counts of this one no longer changes. Read it again: frames may have been
+      // added between the read above and the making of that segment.
+      if (!(await this.findEnd())) return undefined;
     }
+  }
+
+  /** Finds where this segment ends; false while there is none after it. */
+  private async findEnd(): Promise<boolean> {
+    const opened = await this.openLater();
+    if (opened === undefined) return false;
+    await opened.file.close();
+    this.end = opened.header.base - this.header!.base + segmentHeaderBytes(this.partitions);
+    // Events between, in segments that are gone, would be missing.
+    if (this.end < this.at) throw damaged(this.header!.number, this.at);
+    return true;
+  }
+
+  /** The first segment after this one. What was trimmed between held no events, or none that are still needed. */
+  private async openLater(): Promise<OpenSegment | undefined> {
+    for (const candidate of await listSegments(this.files, this.folder)) {
+      if (candidate <= this.header!.number) continue;
+      const opened = await openSegment(this.files, this.folder, candidate, this.partitions);
+      if (opened !== undefined) return opened;
+    }
+    return undefined;
   }
 
   private framesOf(bytes: Buffer) {
@@ -186,12 +214,18 @@ export class LogCursor {
     }
   }
 
-  private async deliver(bytes: Buffer, frames: Frame[], end: number): Promise<Window> {
+  /** Undefined when the only frame there is may not count. */
+  private async deliver(bytes: Buffer, frames: Frame[], end: number): Promise<Window | undefined> {
     if (!hasMarker(bytes, end, this.header!.marker)) {
       // The last frame is not known to be durable. If there are others, deliver those: by the next read this one
       // often has a successor, and the sync is saved.
       if (frames.length > 1) end = frames.pop()!.at;
-      else await this.file!.dataSync();
+      else {
+        await this.file!.dataSync();
+        // A name that stands now says that no new writer has read this segment before the frame was in it.
+        const counts = this.end !== undefined || this.hasLaterMarker(bytes, end + 8);
+        if (!counts && !(await this.isOpen())) return undefined;
+      }
     }
     const window = { bytes, frames, segment: this.header!.number, at: this.at, logAt: this.place!.logAt };
     this.at += end;
@@ -199,9 +233,14 @@ export class LogCursor {
     return window;
   }
 
-  private hasLaterMarker(bytes: Buffer): boolean {
+  private async isOpen(): Promise<boolean> {
+    const path = join(logFolder(this.folder), segmentName(this.header!.number));
+    return (await this.files.stat(path)) !== undefined;
+  }
+
+  private hasLaterMarker(bytes: Buffer, from = 8): boolean {
     const { marker } = this.header!;
-    for (let at = bytes.indexOf(marker, 8); at >= 0; at = bytes.indexOf(marker, at + 1)) {
+    for (let at = bytes.indexOf(marker, from); at >= 0; at = bytes.indexOf(marker, at + 1)) {
       if (at % 8 === 0) return true;
     }
     return false;
@@ -209,21 +248,16 @@ export class LogCursor {
 
   /** False when the next segment was trimmed and none is left to see yet. */
   private async goToNextSegment(): Promise<boolean> {
-    const { number } = this.header!;
-    for (const candidate of await listSegments(this.files, this.folder)) {
-      if (candidate <= number) continue;
-      const opened = await openSegment(this.files, this.folder, candidate, this.partitions);
-      if (opened === undefined) continue;
-      // Empty segments between may be trimmed; events may not, as long as this consumer is not done with them.
-      if (this.nextFree?.some((position, p) => position !== opened.header.first[p])) {
-        await opened.file.close();
-        throw damaged(number, this.at);
-      }
-      await this.file!.close();
-      this.use(opened.file, opened.header);
-      return true;
+    const opened = await this.openLater();
+    if (opened === undefined) return false;
+    // Empty segments between may be trimmed; events may not, as long as this consumer is not done with them.
+    if (this.nextFree?.some((position, p) => position !== opened.header.first[p])) {
+      await opened.file.close();
+      throw damaged(this.header!.number, this.at);
     }
-    return false;
+    await this.file!.close();
+    this.use(opened.file, opened.header);
+    return true;
   }
 
   /** Goes to the end of what is durable; resolves to the next free positions. */

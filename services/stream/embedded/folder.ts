@@ -14,10 +14,15 @@ import { decodeSegmentHeader, type SegmentHeader, segmentHeaderBytes } from "./f
 /*
  * On disk: FOLDER/stream.json (name and partitions, written once), FOLDER/log/000000000001.seg …,
  * FOLDER/consumers/<name>.json (low-water records), FOLDER/writer@….lock.
+ *
+ * Of writers, one: who takes over renames the newest segment to 000000000007.fenced.seg before reading it. A writer
+ * acknowledges only while its segment still has the name it gave it, so all it has acknowledged was there to be read.
+ * What it wrote later is not counted: a segment ends where the header of the next one says.
  */
 export const logFolder = (folder: string) => join(folder, "log");
 export const consumersFolder = (folder: string) => join(folder, "consumers");
 export const segmentName = (number: number) => `${String(number).padStart(12, "0")}.seg`;
+export const fencedName = (number: number) => `${String(number).padStart(12, "0")}.fenced.seg`;
 
 export interface StreamIdentity {
   readonly name: string;
@@ -49,7 +54,9 @@ export async function openIdentity(
         `stream.partitions: expected 1 to ${MAX_PARTITIONS}, found ${partitions}`,
       );
     }
-    if ((await listSegments(files, folder)).length > 0) {
+    const begun = (await listSegments(files, folder)).length > 0;
+    // Unless another process has settled it since we looked.
+    if (begun && (await files.stat(path)) === undefined) {
       throw new TributaryError("TRB-STREAM-CORRUPT", "stream.json is gone while segments are there");
     }
     // The name is part of every table's progress. A log that starts anew in place of a lost one must get a new name,
@@ -84,12 +91,26 @@ function isIdentity(value: unknown): value is { name: string; partitions: number
 
 /** Numbers of the segments that are there, ascending. */
 export async function listSegments(files: FileOps, folder: string): Promise<number[]> {
-  const numbers: number[] = [];
+  const numbers = new Set<number>();
   for (const { name } of await files.list(logFolder(folder))) {
-    const match = /^(\d{12})\.seg$/.exec(name);
-    if (match !== null) numbers.push(Number(match[1]));
+    const match = /^(\d{12})(?:\.fenced)?\.seg$/.exec(name);
+    if (match !== null) numbers.add(Number(match[1]));
   }
-  return numbers.sort((a, b) => a - b);
+  return [...numbers].sort((a, b) => a - b);
+}
+
+/** What a segment is called at the moment; undefined when it is gone. */
+export async function segmentPath(
+  files: FileOps,
+  folder: string,
+  number: number,
+): Promise<string | undefined> {
+  // In this order: a segment may be renamed between the two looks, but never back.
+  for (const name of [segmentName(number), fencedName(number)]) {
+    const path = join(logFolder(folder), name);
+    if ((await files.stat(path)) !== undefined) return path;
+  }
+  return undefined;
 }
 
 export interface OpenSegment {
@@ -105,13 +126,16 @@ export async function openSegment(
   partitions: number,
   how: "read" | "write" = "read",
 ): Promise<OpenSegment | undefined> {
-  let file: OpenFile;
-  try {
-    file = await files.open(join(logFolder(folder), segmentName(number)), how);
-  } catch (error) {
-    if (isAbsent(error)) return undefined;
-    throw error;
+  let file: OpenFile | undefined;
+  for (const name of [segmentName(number), fencedName(number)]) {
+    try {
+      file = await files.open(join(logFolder(folder), name), how);
+      break;
+    } catch (error) {
+      if (!isAbsent(error)) throw error;
+    }
   }
+  if (file === undefined) return undefined;
   try {
     const bytes = Buffer.alloc(segmentHeaderBytes(partitions));
     const got = await file.read(bytes, 0);

@@ -1,7 +1,15 @@
 import { join } from "node:path";
 import { TributaryError } from "../../base/errors.js";
-import { type FileOps, temporarySuffix, writeFully } from "../../base/files.js";
-import { damaged, listSegments, logFolder, openSegment, type StreamIdentity } from "./folder.js";
+import { type FileOps, isAbsent, temporarySuffix, writeFully } from "../../base/files.js";
+import {
+  damaged,
+  fencedName,
+  listSegments,
+  logFolder,
+  openSegment,
+  type StreamIdentity,
+  segmentName,
+} from "./folder.js";
 import { alignedBuffer, hasMarker, readFrame, type SegmentHeader, segmentHeaderBytes } from "./format.js";
 import { readAllLowWater } from "./low-water.js";
 
@@ -23,28 +31,53 @@ export interface Recovered {
 const SCAN_BYTES = 8 * 1024 * 1024;
 
 /**
- * Brings the log to a state from which a writer can go on: temporary files removed, a torn tail cut, all that is left
- * durable. Never cuts an acknowledged frame: what it cannot explain as a torn tail is TRB-STREAM-CORRUPT.
+ * Keeps whoever writes the log from acknowledging anything more. Resolves to the number of the newest segment, which
+ * holds the last of what was acknowledged; undefined when there is none.
+ */
+async function fence(files: FileOps, folder: string): Promise<number | undefined> {
+  for (;;) {
+    const newest = (await listSegments(files, folder)).at(-1);
+    if (newest !== undefined) {
+      const path = (name: string) => join(logFolder(folder), name);
+      await unlessAbsent(files.rename(path(segmentName(newest)), path(fencedName(newest))));
+    }
+    // A segment gets its name by a link from its temporary file: without that, one begun meanwhile never appears.
+    for (const { name } of await files.list(logFolder(folder))) {
+      if (name.endsWith(temporarySuffix)) await unlessAbsent(files.unlink(join(logFolder(folder), name)));
+    }
+    if ((await listSegments(files, folder)).at(-1) === newest) return newest;
+  }
+}
+
+async function unlessAbsent(step: Promise<void>): Promise<void> {
+  try {
+    await step;
+  } catch (error) {
+    if (!isAbsent(error)) throw error;
+  }
+}
+
+/**
+ * Takes the log over and finds where a writer goes on: at the end of the last whole frame; all up to there is durable
+ * when this resolves. Bytes behind it, of a frame that was torn or that a fenced writer is still at, stay and are not
+ * counted. Never leaves out an acknowledged frame: what it cannot explain as a torn tail is TRB-STREAM-CORRUPT.
  */
 export async function recover(files: FileOps, folder: string, identity: StreamIdentity): Promise<Recovered> {
-  for (const { name } of await files.list(logFolder(folder))) {
-    if (name.endsWith(temporarySuffix)) await files.unlink(join(logFolder(folder), name));
-  }
+  const last = await fence(files, folder);
   const partitions = identity.partitions.length;
-  const numbers = await listSegments(files, folder);
+  const numbers = (await listSegments(files, folder)).filter((number) => number <= (last ?? 0));
   const segments: SegmentSummary[] = [];
-  let expectedBase: number | undefined;
+  let most: number | undefined;
   for (const [i, number] of numbers.entries()) {
     if (i > 0 && number !== numbers[i - 1]! + 1) throw damaged(numbers[i - 1]! + 1, 0);
     const opened = await openSegment(files, folder, number, partitions);
     if (opened === undefined) throw damaged(number, 0);
     const size = await opened.file.size().finally(() => opened.file.close());
     const { base, first } = opened.header;
-    if (expectedBase !== undefined && base !== expectedBase) throw damaged(number - 1, 0);
-    expectedBase = base + size - segmentHeaderBytes(partitions);
+    if (most !== undefined && base > most) throw damaged(number - 1, 0);
+    most = base + size - segmentHeaderBytes(partitions);
     segments.push({ number, base, first });
   }
-  const last = numbers.at(-1);
   const start = { bytes: 0, next: identity.partitions.map(() => 1) };
   // Only the last segment can have a torn tail: a segment is begun when the one before is whole and durable.
   const end = last === undefined ? start : await recoverSegment(files, folder, identity, last);
@@ -90,7 +123,6 @@ async function recoverSegment(
     }
     if (end < size) await assertTornTail(file, header, end, size);
     await assertCoversLowWater(files, folder, identity, next);
-    if (end < size) await file.truncate(end);
     // The frame that was last may never have reached the disk although reading shows it: after a failed sync the
     // system can keep its pages and call them clean. Written once more, its bytes are synced for certain.
     if (lastFrame !== undefined) await writeFully(file, lastFrame.bytes, lastFrame.at);

@@ -6,6 +6,7 @@ import { EmbeddedLogWriter } from "./writer.js";
 
 const FOLDER = "/simulated/stream";
 const segment = (number: number) => `${FOLDER}/log/${String(number).padStart(12, "0")}.seg`;
+const fenced = (number: number) => segment(number).replace(".seg", ".fenced.seg");
 const open = (files: SimulatedFiles, segmentBytes = 100_000) =>
   EmbeddedLogWriter.open({ folder: FOLDER, partitions: 2, segmentBytes, files });
 const event = (text: string, partition = 0) => eventSlices([{ partition, bytes: Buffer.from(text) }]);
@@ -30,7 +31,7 @@ async function readTexts(files: SimulatedFiles, name = "test"): Promise<string[]
 }
 
 describe("order of operations", () => {
-  test("an append is acknowledged only after write, then sync", async () => {
+  test("an append is acknowledged only after write, sync, and a look whether the log is still ours", async () => {
     const files = new SimulatedFiles();
     const writer = await open(files);
     const before = files.operations.length;
@@ -41,6 +42,7 @@ describe("order of operations", () => {
     expect(files.operations.slice(before, acknowledgedAt)).toEqual([
       `write ${segment(1)}`,
       `dataSync ${segment(1)}`,
+      `stat ${segment(1)}`,
     ]);
     await writer.close();
   });
@@ -64,10 +66,12 @@ describe("order of operations", () => {
       "create LOG/TEMPORARY",
       "write LOG/TEMPORARY",
       "dataSync LOG/TEMPORARY",
+      "stat LOG/000000000001.seg",
       "link LOG/000000000002.seg",
       "syncFolder LOG",
       "unlink LOG/TEMPORARY",
       "open LOG/000000000002.seg",
+      "stat LOG/000000000002.seg",
     ]);
     await writer.close();
   });
@@ -95,7 +99,7 @@ describe("order of operations", () => {
     letGo();
     await Promise.all([first, ...others]);
     const steps = files.operations.slice(before).map((operation) => operation.split(" ")[0]);
-    expect(steps).toEqual(["write", "dataSync", "write", "dataSync"]);
+    expect(steps).toEqual(["write", "dataSync", "stat", "write", "dataSync", "stat"]);
     await writer.close();
   });
 
@@ -238,7 +242,7 @@ describe("damage", () => {
         bytes[at]! ^= 0x40;
       });
       await expect(open(files)).rejects.toMatchObject({ code: "TRB-STREAM-CORRUPT" });
-      expect((await files.stat(segment(1)))!.bytes).toBe(ends[2]);
+      expect((await files.stat(fenced(1)))!.bytes).toBe(ends[2]);
       await expect(readTexts(files)).rejects.toMatchObject({ code: "TRB-STREAM-CORRUPT" });
     }
   });
@@ -262,7 +266,7 @@ describe("damage", () => {
     await reader.close();
     await (await files.open(segment(1), "write")).truncate(ends[1]!);
     await expect(open(files)).rejects.toMatchObject({ code: "TRB-STREAM-CORRUPT" });
-    expect((await files.stat(segment(1)))!.bytes).toBe(ends[1]);
+    expect((await files.stat(fenced(1)))!.bytes).toBe(ends[1]);
   });
 
   test("a segment that is missing or too short in the middle is told", async () => {

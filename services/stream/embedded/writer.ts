@@ -5,6 +5,7 @@ import {
   createDurably,
   ensureFolder,
   type FileOps,
+  isAbsent,
   nodeFiles,
   type OpenFile,
   writeFully,
@@ -17,6 +18,7 @@ import {
   openIdentity,
   type StreamIdentity,
   segmentName,
+  segmentPath,
   streamDown,
 } from "./folder.js";
 import { encodeSegmentHeader, MARKER_BYTES, MAX_FRAME_BYTES, segmentHeaderBytes } from "./format.js";
@@ -36,9 +38,11 @@ export interface EmbeddedLogOptions {
 
 const LOW_WATER_MAX_AGE_MS = 100;
 const RETENTION_EVERY_MS = 1_000;
+const TAKE_OVERS = 10;
 
 /**
- * The writing end of the embedded log; one per folder, held by a lock.
+ * The writing end of the embedded log; one per folder. A lock tells a second one so in good time; what keeps them apart
+ * for certain is the fence (folder.ts): a writer whose segment was renamed acknowledges nothing more.
  *
  * Group commit: appends that arrive while a group is being written are staged, then written and synced together as
  * one frame. All partitions share one file, so that a group costs one sync. A frame is begun only when the one
@@ -53,6 +57,9 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
   private readonly lock: ProcessLock;
   private readonly segments: SegmentSummary[];
   private file: OpenFile | undefined;
+  /** The active segment's name, and the file it was given to. */
+  private path = "";
+  private inode: number | undefined;
   private marker: Buffer = Buffer.alloc(MARKER_BYTES);
   /** Durable bytes of the active segment's file. */
   private end = 0;
@@ -73,8 +80,8 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
   private readonly retentionTimer: NodeJS.Timeout;
 
   /**
-   * Takes the lock, recovers, begins a new segment.
-   * Errors: TRB-STREAM-LOCKED, TRB-STREAM-CORRUPT, TRB-CONFIG, TRB-BUS-STREAM-DOWN.
+   * Takes the lock, fences who wrote before, recovers, begins a new segment.
+   * Errors: TRB-STREAM-LOCKED, TRB-STREAM-FENCED, TRB-STREAM-CORRUPT, TRB-CONFIG, TRB-BUS-STREAM-DOWN.
    */
   static async open(options: EmbeddedLogOptions): Promise<EmbeddedLogWriter> {
     const files = options.files ?? nodeFiles;
@@ -83,9 +90,15 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
     let writer: EmbeddedLogWriter | undefined;
     try {
       const identity = await openIdentity(files, options.folder, options.partitions);
-      const recovered = await recover(files, options.folder, identity);
-      writer = new EmbeddedLogWriter(options, files, lock, identity, recovered);
-      await writer.beginSegment((recovered.segments.at(-1)?.number ?? 0) + 1, recovered.bytes);
+      for (let tries = 1; ; tries++) {
+        const recovered = await recover(files, options.folder, identity);
+        writer = new EmbeddedLogWriter(options, files, lock, identity, recovered);
+        const number = (recovered.segments.at(-1)?.number ?? 0) + 1;
+        if (await writer.beginSegment(number, recovered.bytes)) break;
+        // Another writer, or one that starts as we do, has gone on meanwhile: read what it has added.
+        clearInterval(writer.retentionTimer);
+        if (tries === TAKE_OVERS) throw writer.fenced();
+      }
       await writer.refreshDoneBytes();
       return writer;
     } catch (error) {
@@ -215,15 +228,36 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
       // on disk is unknown until the log is read again. So no further append can be promised by this writer.
       throw this.fail("the log could not be synced; it has to be opened again", cause);
     }
+    await this.assertHeld();
     this.end += frame.length;
     this.next = group.nextAfter(this.next);
+  }
+
+  /**
+   * Passes while the active segment has its name: then whoever takes over later reads all that was written before.
+   * Errors: TRB-STREAM-FENCED.
+   */
+  private async assertHeld(): Promise<void> {
+    let inode: number | undefined;
+    try {
+      inode = (await this.files.stat(this.path))?.inode;
+    } catch (cause) {
+      throw this.fail("whether the log is still ours could not be found out", cause);
+    }
+    if (inode === undefined || inode !== this.inode) throw this.fenced();
+  }
+
+  private fenced(): TributaryError {
+    this.failure = new TributaryError("TRB-STREAM-FENCED");
+    return this.failure;
   }
 
   private async roll(): Promise<void> {
     const active = this.segments.at(-1)!;
     try {
-      await this.beginSegment(active.number + 1, this.head());
+      if (!(await this.beginSegment(active.number + 1, this.head()))) throw this.fenced();
     } catch (cause) {
+      if (this.failure !== undefined) throw this.failure;
       // Once the new segment's name is there, readers take the old one for finished: appending to it would lose
       // events. If that cannot be ruled out, neither segment can be used.
       const path = join(logFolder(this.folder), segmentName(active.number + 1));
@@ -237,18 +271,37 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
     this.trim().catch(() => undefined);
   }
 
-  private async beginSegment(number: number, base: number): Promise<void> {
+  /** False when another writer was faster, or has kept the segment from appearing. */
+  private async beginSegment(number: number, base: number): Promise<boolean> {
     // The segment appears under its name only with its header durable, so it never has a torn header.
     const header = { number, base, marker: randomBytes(MARKER_BYTES), first: this.next };
     const path = join(logFolder(this.folder), segmentName(number));
-    const outcome = await createDurably(this.files, path, encodeSegmentHeader(header));
-    assert(outcome === "created", "the lock's holder alone makes segments");
-    const file = await this.files.open(path, "write");
+    try {
+      // Fenced before this check: told here. After it: the fence has removed the temporary file, or the new segment
+      // is there already and is fenced itself.
+      const ready = () => (this.file === undefined ? Promise.resolve() : this.assertHeld());
+      const outcome = await createDurably(this.files, path, encodeSegmentHeader(header), undefined, ready);
+      if (outcome === "exists") return false;
+    } catch (error) {
+      if (isAbsent(error)) return false;
+      throw error;
+    }
+    let file: OpenFile;
+    try {
+      file = await this.files.open(path, "write");
+    } catch (error) {
+      if (isAbsent(error)) return false;
+      throw error;
+    }
+    const inode = (await this.files.stat(path))?.inode;
     await this.file?.close().catch(() => undefined); // all of it is durable
     this.file = file;
+    this.path = path;
+    this.inode = inode;
     this.marker = header.marker;
     this.end = segmentHeaderBytes(this.partitions.length);
     this.segments.push({ number, base, first: this.next });
+    return true;
   }
 
   /** Frame bytes of the whole log. */
@@ -296,7 +349,7 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
 
   private async trimSegments(): Promise<number> {
     let deleted = 0;
-    while (this.segments.length > 1 && !this.closed) {
+    while (this.segments.length > 1 && !this.closed && this.failure === undefined) {
       const [oldest, following] = this.segments as [SegmentSummary, SegmentSummary];
       const isEmpty = oldest.first.every((position, p) => position === following.first[p]);
       if (!isEmpty) {
@@ -308,7 +361,8 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
         // The records must not fall back to older ones after a power loss, when the segment is gone.
         await this.files.syncFolder(consumersFolder(this.folder));
       }
-      await this.files.unlink(join(logFolder(this.folder), segmentName(oldest.number)));
+      const path = await segmentPath(this.files, this.folder, oldest.number);
+      if (path !== undefined) await this.files.unlink(path);
       // In order also on disk: a segment that came back after a power loss would leave a hole behind it.
       await this.files.syncFolder(logFolder(this.folder));
       this.segments.shift();
