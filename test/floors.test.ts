@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, normalize, relative, sep } from "node:path";
 import { describe, expect, it } from "vitest";
 import { CODES } from "../services/base/codes.js";
@@ -116,9 +116,34 @@ describe("docs/invariants.md", () => {
   it("names, for each invariant, tests that exist", () => {
     const text = readFileSync(join(packageRoot, "docs", "invariants.md"), "utf8");
     const ids = [...text.matchAll(/^\| (I\d+) \|/gm)].map((m) => m[1]);
-    expect(ids).toEqual(["I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I11"]);
+    expect(ids).toEqual(Array.from({ length: 13 }, (_, i) => `I${i + 1}`));
     const named = [...text.matchAll(/`((?:services|test)\/[^`]+\.test\.ts)`/g)].map((m) => m[1]!);
     expect(named.length).toBeGreaterThan(0);
     for (const name of named) expect(() => readFileSync(join(packageRoot, name))).not.toThrow();
+  });
+});
+
+describe("the documents", () => {
+  const pages = ["README.md", "CONTRIBUTING.md", "transforms/README.md"].concat(
+    readdirSync(join(packageRoot, "docs"), { recursive: true, encoding: "utf8" })
+      // A decision tells of its day.
+      .filter((name) => name.endsWith(".md") && !name.startsWith("decisions"))
+      .map((name) => join("docs", name)),
+  );
+  const folders = "build|deploy|docs|proto|services|test|transforms";
+
+  it.each(pages)("%s names files that exist", (page) => {
+    const text = readFileSync(join(packageRoot, page), "utf8");
+    const named = [...text.matchAll(new RegExp(`\`((?:${folders})/[\\w./-]*)\``, "g"))].map(
+      ([, name]) => name!,
+    );
+    const linked = [...text.matchAll(/\]\((?!https?:|#)([^)#]+)\)/g)].map(([, name]) =>
+      join(dirname(page), name!),
+    );
+    // The README's own domain is the reader's to make.
+    const gone = [...named, ...linked].filter(
+      (name) => !name.includes("/acme/") && !existsSync(join(packageRoot, name)),
+    );
+    expect(gone).toEqual([]);
   });
 });

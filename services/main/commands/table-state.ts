@@ -18,6 +18,8 @@ export interface TableState {
   readonly held?: boolean;
 }
 
+const STALE_MS = 60_000;
+
 /** What ingest last wrote, by the table's name as `table ls` spells it. */
 export class LakeState {
   private readonly byName: ReadonlyMap<string, TableStatus>;
@@ -41,6 +43,11 @@ export class LakeState {
   }
 
   static readonly unknown = new LakeState(undefined);
+
+  /** True when ingest last wrote so long ago that it cannot be running: it writes now and then without a change, too. */
+  isStale(now = Date.now()): boolean {
+    return this.writtenAt !== undefined && now - Date.parse(this.writtenAt) > STALE_MS;
+  }
 
   /** Tables that are not well, also those that do not exist yet. */
   get names(): readonly string[] {

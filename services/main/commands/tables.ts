@@ -65,12 +65,14 @@ function list(tables: Tables, state: LakeState, { json }: DataOptions): void {
     return { table: name, ...sizes, ...state.of(name, failure) };
   });
   if (json) {
-    console.log(JSON.stringify({ tables: rows, ingest: { writtenAt: state.writtenAt ?? null } }));
+    const ingest = { writtenAt: state.writtenAt ?? null, stale: state.isStale() };
+    console.log(JSON.stringify({ tables: rows, ingest }));
     return;
   }
   const cells = rows.map((r) => [r.table, r.version, r.files, r.rows, r.maskedRows, r.bytes, r.state]);
   console.log(textTable(["table", "version", "files", "rows", "masked", "bytes", "state"], cells));
   for (const row of rows) if (row.state !== "ok") console.log(`\n${explain(row.table, row)}`);
+  if (state.isStale()) console.log(`\ningest does not run: these states are of ${state.writtenAt}`);
 }
 
 function sizesOf(table: DeltaTable) {
