@@ -68,6 +68,8 @@ export const configSchema = z.strictObject({
       lingerMs: count(15, 0),
       /** Commits over all tables a second, averaged; a burst of as many is free. */
       commitsPerSecond: count(40),
+      /** Disk for accepted events of one entity type whose raw table cannot land; beyond it the bus refuses the type. */
+      parkedBytes: count(1024 * MiB),
       keyIndexBytes: count(1024 * MiB, 0),
       duckdbMemoryBytes: count(2048 * MiB),
     })

@@ -1,75 +1,76 @@
-import { type Compaction, compactAppended, compactUpserted, planCompaction } from "../table/compact.js";
-import type { TableFile, TableSnapshot } from "../table/types.js";
+import { compactAppended, compactUpserted, planCompaction } from "../table/compact.js";
+import type { DeltaTable } from "../table/delta-table.js";
+import type { TableFile } from "../table/types.js";
 import type { IngestContext } from "./context.js";
 import type { Lane } from "./lane.js";
 import { RAW_BOUNDS } from "./raw-table.js";
+import { type Outcome, TurnQueue } from "./turn-queue.js";
 
-/** Keeps file counts bounded beside ingestion: one compaction at a time, so that it never takes more than one core. */
+/**
+ * Keeps file counts bounded beside ingestion: one compaction at a time over all lanes, so that it never takes more
+ * than one core, and every table in its turn, so that a hot one starves none.
+ */
 export class Compactor {
-  private running: Promise<void> | undefined;
-  private closed = false;
+  private readonly queue = new TurnQueue();
 
   constructor(private readonly context: IngestContext) {}
 
-  /** Starts a compaction if a table of the lane wants one and none runs. */
+  /** Puts those tables of the lane into the queue that want a compaction. */
   consider(lane: Lane): void {
-    if (this.running !== undefined || this.closed) return;
-    const job = this.pick(lane);
-    if (job === undefined) return;
-    this.running = this.run(job).then((done) => {
-      this.running = undefined;
-      // After a failure the next batch asks again; at once would be a hot loop.
-      if (done) this.consider(lane);
-    });
-  }
-
-  private pick(lane: Lane): Job | undefined {
-    const { duck } = this.context;
-    const raw = this.plan(lane.raw.snapshot);
-    if (raw !== undefined) {
-      const order = ["tenant_id", "partition", "position"];
-      return {
-        table: `raw ${lane.entityType}`,
-        run: () => duck.with((connection) => compactAppended(lane.raw, connection, raw, order, RAW_BOUNDS)),
-      };
+    if (this.plan(lane.raw) !== undefined) {
+      this.queue.offer(`raw/${lane.entityType}`, () => this.compactRaw(lane));
     }
-    for (const target of lane.targets) {
-      const files = this.plan(target.table.snapshot);
-      if (files === undefined) continue;
-      return {
-        table: target.model.name,
-        run: () => duck.with((connection) => compactUpserted(target.writer, connection, files)),
-      };
+    for (const { model, table } of lane.targets) {
+      if (this.plan(table) !== undefined) {
+        this.queue.offer(model.name, () => this.compactRefined(lane, model.name));
+      }
     }
-    return undefined;
   }
 
-  private plan(snapshot: TableSnapshot): TableFile[] | undefined {
-    return planCompaction(snapshot, this.context.config.table.compactAfterFiles);
+  private plan(table: DeltaTable): TableFile[] | undefined {
+    return planCompaction(table.snapshot, this.context.config.table.compactAfterFiles);
   }
 
-  private async run({ table, run }: Job): Promise<boolean> {
+  private compactRaw(lane: Lane): Promise<Outcome> {
+    const { raw } = lane;
+    const files = this.plan(raw);
+    if (files === undefined) return Promise.resolve("done");
+    const order = ["tenant_id", "partition", "position"];
+    return this.run(`raw/${lane.entityType}`, () =>
+      this.context.duck.with((connection) => compactAppended(raw, connection, files, order, RAW_BOUNDS)),
+    );
+  }
+
+  private compactRefined(lane: Lane, model: string): Promise<Outcome> {
+    // Its table may have been opened anew since it came into the queue.
+    const target = lane.targets.find((each) => each.model.name === model);
+    const files = target === undefined ? undefined : this.plan(target.table);
+    if (target === undefined || files === undefined) return Promise.resolve("done");
+    return this.run(model, () =>
+      this.context.duck.with((connection) => compactUpserted(target.writer, connection, files)),
+    );
+  }
+
+  private async run(
+    table: string,
+    compact: () => Promise<{ readonly kind: "compacted" | "overtaken" }>,
+  ): Promise<Outcome> {
     const started = performance.now();
     try {
-      const result = await run();
+      const result = await compact();
       const ms = Math.round(performance.now() - started);
       this.context.log.info({ table, ms, ...result }, "compaction");
-      return result.kind === "compacted";
+      // One that was overtaken asks again with the next batch.
+      return result.kind === "compacted" ? "more" : "done";
     } catch (error) {
-      // Nothing is lost: the sources stay as they are, and the next batch asks again.
+      // Nothing is lost: the sources stay as they are, and a later batch asks again.
       this.context.log.error({ err: error, table }, "compaction failed");
-      return false;
+      return "failed";
     }
   }
 
   /** Waits for the running compaction. */
-  async close(): Promise<void> {
-    this.closed = true;
-    await this.running;
+  close(): Promise<void> {
+    return this.queue.close();
   }
-}
-
-interface Job {
-  readonly table: string;
-  readonly run: () => Promise<Compaction>;
 }

@@ -2,6 +2,7 @@ import type { Logger } from "pino";
 import type { Counter, Gauge, Histogram } from "prom-client";
 import type { Config } from "../base/config.js";
 import type { Duck } from "../base/duckdb.js";
+import type { FileOps } from "../base/files.js";
 import type { Permits } from "../base/permits.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
 import type { BoundModel } from "../models/bind.js";
@@ -16,6 +17,8 @@ export interface IngestContext {
   /** Name of the stream, part of every position's key. */
   readonly stream: string;
   readonly store: ObjectStore;
+  /** Where events are parked, which is beside the lake and not in it. */
+  readonly files: FileOps;
   readonly duck: Duck;
   readonly registry: ProtoRegistry;
   readonly models: readonly BoundModel[];

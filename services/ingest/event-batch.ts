@@ -200,7 +200,12 @@ export interface Unreadable {
 }
 
 /** Entity types name folders: what a producer past the bus may have written is looked at again. */
-const ENTITY_TYPE = /^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$/;
+export const ENTITY_TYPE = /^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$/;
+
+/** Why bytes that are no event are none. */
+export function unreadableCode(event: Buffer): string {
+  return new Envelope().read(event, 0, event.length) ?? "TRB-EVENT-ENTITY-TYPE";
+}
 
 /** Sorts a read of the stream by entity type. What is no event at all goes to `unreadable`, never away. */
 export function route(

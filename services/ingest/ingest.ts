@@ -3,6 +3,7 @@ import type { Logger } from "pino";
 import { Counter, Gauge, Histogram, type Registry } from "prom-client";
 import type { Config } from "../base/config.js";
 import { Duck } from "../base/duckdb.js";
+import { type FileOps, nodeFiles } from "../base/files.js";
 import { layout } from "../base/paths.js";
 import { Permits } from "../base/permits.js";
 import { ProtoRegistry } from "../contracts/registry.js";
@@ -14,6 +15,7 @@ import { EntityKeys } from "../table/entity-keys.js";
 import { UpsertWriter } from "../table/upsert.js";
 import type { IngestContext, IngestMetrics } from "./context.js";
 import { DeadLetterBox } from "./dead-letter-box.js";
+import { ENTITY_TYPE } from "./event-batch.js";
 import { Health } from "./health.js";
 import { Pipeline } from "./pipeline.js";
 
@@ -25,6 +27,8 @@ const SLICES_AT_ONCE = 2;
 export async function openContext(options: {
   readonly config: Config;
   readonly store: ObjectStore;
+  /** For what is parked beside the lake (default: the real ones). */
+  readonly files?: FileOps;
   readonly stream: string;
   readonly log: Logger;
   readonly registry: Registry;
@@ -45,6 +49,7 @@ export async function openContext(options: {
   return {
     stream,
     store,
+    files: options.files ?? nodeFiles,
     duck,
     registry,
     models,
@@ -80,6 +85,14 @@ export async function rawTables(store: ObjectStore): Promise<string[]> {
   return [...types];
 }
 
+/** Entity types that have parked events. */
+async function parkedTypes(config: Config): Promise<string[]> {
+  const { parked } = layout(config.data);
+  if ((await nodeFiles.stat(parked)) === undefined) return [];
+  const names = (await nodeFiles.list(parked)).map(({ name }) => name);
+  return names.filter((name) => ENTITY_TYPE.test(name));
+}
+
 export interface Ingest {
   readonly pipeline: Pipeline;
   /** Resolves after `stop`; rejects when ingest cannot go on. */
@@ -92,7 +105,7 @@ export interface Ingest {
 export async function startIngest(context: IngestContext, reader: ChangeStreamReader): Promise<Ingest> {
   const { health, duck, store } = context;
   const pipeline = new Pipeline(context, reader);
-  pipeline.openLanes(await rawTables(store));
+  pipeline.openLanes([...new Set([...(await rawTables(store)), ...(await parkedTypes(context.config))])]);
   health.start();
   const done = pipeline.run().finally(async () => {
     await health.close();

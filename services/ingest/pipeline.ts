@@ -1,105 +1,72 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { Retry } from "../base/retry.js";
 import type { ChangeStreamReader, StreamBatch, StreamConsumer } from "../stream/change-stream.js";
+import { CommitBudget } from "./commit-budget.js";
 import { Compactor } from "./compactor.js";
 import type { IngestContext } from "./context.js";
-import { EventBatch, route, type Unreadable } from "./event-batch.js";
-import { isEngineGone, tell } from "./failure.js";
-import { Lane } from "./lane.js";
+import { route, type Unreadable } from "./event-batch.js";
+import { type KeeperHost, LaneKeeper } from "./lane-keeper.js";
 import { ProgressTracker } from "./progress-tracker.js";
+import { Unreadables } from "./unreadables.js";
 
 export const CONSUMER = "ingest";
 const IDLE_WAIT_MS = 1_000;
 /** How long a stop waits for what was read to land; it is in the stream anyway. */
 const DRAIN_MS = 15_000;
-/** Batches of one entity type wait in memory up to this many times the flush size; then reading stops (I10). */
+/** Events wait in memory up to this many times the flush size, those that land among them; then reading stops (I10). */
 const MAX_PENDING_FLUSHES = 2;
-
-interface Pending {
-  batch: EventBatch;
-  reads: Set<number>;
-  readonly since: number;
-}
+/** The part of that which one type may take while it does not land. */
+const SHARE = 1 / 4;
 
 /**
- * From the stream into tables. Events gather per entity type and flush by size, or by age while the commit budget
- * lasts; reading goes on while batches land. Progress is in the tables' own commits; the stream's low-water record
- * only follows.
+ * From the stream into tables: reads, sorts events by entity type, and says which type's turn it is to land, by age,
+ * size and the commit budget. What becomes of a batch is its keeper's business. Progress is in the tables' own
+ * commits; the stream's low-water record only follows.
  */
 export class Pipeline {
-  private readonly lanes = new Map<string, Promise<Lane>>();
-  private readonly pending = new Map<string, Pending>();
-  private readonly flushing = new Map<string, Promise<void>>();
+  private readonly keepers = new Map<string, LaneKeeper>();
   private readonly progress = new ProgressTracker();
   private readonly stopping = new AbortController();
   private readonly compactor: Compactor;
+  private readonly budget: CommitBudget;
+  private readonly unreadables: Unreadables;
   private pendingBytes = 0;
-  private tokens: number;
-  private refilledAt = performance.now();
   private lowWaterWrite: Promise<void> = Promise.resolve();
-  private readonly burying = new Set<Promise<void>>();
   /** Ends a wait for events: something has landed, or it is time to stop. */
   private wake = new AbortController();
   private failure: unknown;
+  private consumer: StreamConsumer | undefined;
 
   constructor(
     private readonly context: IngestContext,
     private readonly reader: ChangeStreamReader,
   ) {
     this.compactor = new Compactor(context);
-    this.tokens = context.config.ingest.commitsPerSecond;
+    this.budget = new CommitBudget(context.config.ingest.commitsPerSecond);
+    this.unreadables = new Unreadables(context);
   }
 
-  /** Opens the lanes of raw tables that exist, so that models that are behind catch up without waiting for events. */
+  /** Opens the lanes of types that have a raw table or parked events, without waiting for events or for each other. */
   openLanes(entityTypes: readonly string[]): void {
-    for (const type of entityTypes) void this.lane(type).catch(() => undefined);
+    for (const type of entityTypes) this.keeper(type);
   }
 
-  /** True while some model is not in step with raw. */
-  async behind(): Promise<boolean> {
-    const lanes = await Promise.all(this.lanes.values());
-    return lanes.some((lane) => lane.behind);
-  }
-
-  /** Runs until `stop`. Rejects when the stream cannot be read, or when a fault of our own stops a lane. */
+  /** Runs until `stop`. Rejects when the stream cannot be read, or when only a new process helps. */
   async run(): Promise<void> {
     const consumer = await this.reader.consume(CONSUMER);
+    this.consumer = consumer;
     const { signal } = this.stopping;
     try {
       while (!signal.aborted) await this.step(consumer);
-      await this.drain(consumer);
+      await this.drain();
       if (this.failure !== undefined) throw this.failure;
     } finally {
-      await this.compactor.close();
-      // A pause between tries ends too: what was given up is read again at the next start.
       this.stopping.abort();
-      const lanes = await Promise.allSettled(this.lanes.values());
-      await Promise.all(lanes.map((lane) => (lane.status === "fulfilled" ? lane.value.close() : undefined)));
-      await Promise.allSettled([...this.flushing.values(), ...this.burying]);
+      await this.compactor.close();
+      await Promise.allSettled([...this.keepers.values()].map((keeper) => keeper.close()));
+      await this.unreadables.close();
       await this.lowWaterWrite;
       await consumer.close();
     }
-  }
-
-  /** Reads what there is, then flushes what is due. */
-  private async step(consumer: StreamConsumer): Promise<void> {
-    const { flushEvents, flushBytes } = this.context.config.ingest;
-    if (this.pendingBytes >= flushBytes * MAX_PENDING_FLUSHES) {
-      this.flushDue(consumer);
-      if (this.flushing.size === 0) this.flushLargest(consumer);
-      // A lane whose store is down tries for ever: look now and then whether it is time to stop.
-      await Promise.race([...this.flushing.values(), sleep(IDLE_WAIT_MS, undefined, { ref: false })]);
-      return;
-    }
-    if (this.wake.signal.aborted) this.wake = new AbortController();
-    const read = await consumer.read({
-      maxEvents: flushEvents,
-      maxBytes: flushBytes,
-      waitMs: this.untilDue(),
-      signal: this.wake.signal,
-    });
-    if (read !== undefined) this.take(read, consumer);
-    this.flushDue(consumer);
   }
 
   /** Lands what was read and ends `run`. */
@@ -108,197 +75,143 @@ export class Pipeline {
     this.wake.abort();
   }
 
-  private take(read: StreamBatch, consumer: StreamConsumer): void {
+  /** Reads what there is, then flushes what is due. */
+  private async step(consumer: StreamConsumer): Promise<void> {
+    const { flushEvents, flushBytes } = this.context.config.ingest;
+    if (this.wake.signal.aborted) this.wake = new AbortController();
+    const { signal } = this.wake;
+    if (this.pendingBytes >= flushBytes * MAX_PENDING_FLUSHES) {
+      this.flushDue();
+      if (![...this.keepers.values()].some(({ busy }) => busy)) this.flushLargest();
+      const waitMs = Math.max(1, Math.min(this.untilDue(), IDLE_WAIT_MS));
+      await sleep(waitMs, undefined, { signal, ref: false }).catch(() => undefined);
+      return;
+    }
+    const waitMs = this.untilDue();
+    const read = await consumer.read({ maxEvents: flushEvents, maxBytes: flushBytes, waitMs, signal });
+    if (read !== undefined) this.take(read);
+    this.flushDue();
+  }
+
+  private take(read: StreamBatch): void {
     const end = new Map<string, string>();
     for (let i = 0; i < read.count; i++) {
       end.set(this.reader.partitions[read.partitions[i]!]!, read.positions[i]!);
     }
     const number = this.progress.begin(end);
-    const touched = new Set<string>();
     const unreadable: Unreadable[] = [];
-    const now = performance.now();
     route(
       read,
       this.reader.partitions,
-      (type) => {
-        let pending = this.pending.get(type);
-        if (pending === undefined) {
-          pending = { batch: new EventBatch(type, this.context.stream), reads: new Set(), since: now };
-          this.pending.set(type, pending);
-        }
-        if (!touched.has(type)) {
-          touched.add(type);
-          pending.reads.add(number);
-          this.progress.hold(number);
-        }
-        return pending.batch;
-      },
+      (type) => this.keeper(type).gather(number, () => this.progress.hold(number)),
       (event) => unreadable.push(event),
     );
     for (let i = 0; i < read.count; i++) this.pendingBytes += read.ends[i]! - read.starts[i]!;
     if (unreadable.length > 0) {
       this.progress.hold(number);
-      for (const { event } of unreadable) this.pendingBytes -= event.length;
-      const burial = this.buryUnreadable(unreadable)
-        .then(() => this.landed([number], 0, consumer))
-        .catch(() => undefined)
-        .finally(() => this.burying.delete(burial));
-      this.burying.add(burial);
+      const bytes = unreadable.reduce((sum, { event }) => sum + event.length, 0);
+      const settled = () => {
+        this.settled([number]);
+        this.freed(bytes);
+      };
+      // Rejects only after a stop: then it is read again.
+      this.unreadables.bury(unreadable).then(settled, () => undefined);
     }
     this.progress.seal(number);
   }
 
-  /** Milliseconds until the oldest batch that waits may flush; those of a lane that is busy are looked at when it is not. */
+  /** Milliseconds until something may flush. */
   private untilDue(): number {
-    const { lingerMs, commitsPerSecond } = this.context.config.ingest;
-    let oldest = Number.POSITIVE_INFINITY;
-    for (const [type, { since }] of this.pending) {
-      if (!this.flushing.has(type)) oldest = Math.min(oldest, since);
+    const now = performance.now();
+    let soonest = IDLE_WAIT_MS;
+    for (const keeper of this.keepers.values()) {
+      const due = keeper.dueIn(now);
+      if (due === undefined) continue;
+      const budget = keeper.lands && !keeper.full ? this.budget.until(now - keeper.since) : 0;
+      soonest = Math.min(soonest, Math.max(due, budget));
     }
-    if (oldest === Number.POSITIVE_INFINITY) return IDLE_WAIT_MS;
-    const age = lingerMs - (performance.now() - oldest);
-    const budget = this.refill() >= 1 ? 0 : ((1 - this.tokens) * 1000) / commitsPerSecond;
-    return Math.max(1, Math.ceil(Math.max(age, budget)));
+    return Math.max(1, Math.ceil(soonest));
   }
 
-  private refill(): number {
-    const { commitsPerSecond } = this.context.config.ingest;
+  private flushDue(): void {
     const now = performance.now();
-    this.tokens = Math.min(
-      commitsPerSecond,
-      this.tokens + ((now - this.refilledAt) * commitsPerSecond) / 1000,
-    );
-    this.refilledAt = now;
-    return this.tokens;
-  }
-
-  private flushDue(consumer: StreamConsumer): void {
-    const { flushEvents, flushBytes, lingerMs } = this.context.config.ingest;
-    this.refill();
-    const now = performance.now();
-    for (const [type, pending] of [...this.pending].sort(([, a], [, b]) => a.since - b.since)) {
-      if (this.flushing.has(type)) continue;
-      const full = pending.batch.count >= flushEvents || pending.batch.byteCount >= flushBytes;
-      if (!full && (now - pending.since < lingerMs || this.tokens < 1)) continue;
-      this.flush(type, pending, consumer);
+    const waiting = [...this.keepers.values()]
+      .filter((keeper) => keeper.dueIn(now) === 0)
+      .sort((a, b) => a.since - b.since);
+    let flushing = 0;
+    for (const { busy } of this.keepers.values()) if (busy) flushing++;
+    for (const keeper of waiting) {
+      const lands = keeper.lands && !keeper.busy;
+      if (lands && !keeper.full && !this.budget.allows(now - keeper.since, flushing)) continue;
+      // Raw takes one commit and each model another.
+      if (lands) this.budget.spend(1 + keeper.opened!.targets.length);
+      flushing++;
+      void keeper.flush();
     }
   }
 
   /** Memory goes before the commit budget. */
-  private flushLargest(consumer: StreamConsumer): void {
-    const [largest] = [...this.pending].sort(([, a], [, b]) => b.batch.byteCount - a.batch.byteCount);
-    if (largest !== undefined) this.flush(...largest, consumer);
+  private flushLargest(): void {
+    const [largest] = [...this.keepers.values()].sort((a, b) => b.waitingBytes - a.waitingBytes);
+    void largest?.flush();
   }
 
-  private flush(type: string, pending: Pending, consumer: StreamConsumer): void {
-    this.pending.delete(type);
-    const flush = this.land(type, pending).then(
-      () => {
-        this.flushing.delete(type);
-        this.landed([...pending.reads], pending.batch.byteCount, consumer);
-      },
-      (error: unknown) => {
-        this.flushing.delete(type);
-        // Lanes try again until they are closed: after that, what has not landed is read again at the next start.
-        if (this.stopping.signal.aborted) return;
-        this.failure = error;
-        this.stop();
-      },
-    );
-    this.flushing.set(type, flush);
-  }
-
-  private async land(type: string, { batch }: Pending): Promise<void> {
-    const started = performance.now();
-    const lane = await this.lane(type);
-    // Raw takes one commit and each model another.
-    // Full batches do not ask for it; what they overdraw must not keep later ones waiting for long.
-    const { commitsPerSecond } = this.context.config.ingest;
-    this.tokens = Math.max(this.tokens - 1 - lane.targets.length, -commitsPerSecond);
-    let failed = false;
-    await this.untilWell(type, "landing failed; trying again", async () => {
-      if (failed) await lane.reopen();
-      failed = true;
-      await lane.land(batch);
-    });
-    this.context.metrics.landSeconds.observe((performance.now() - started) / 1000);
-    this.context.metrics.freshnessSeconds.set((Date.now() - batch.receivedAt.at(-1)!) / 1000);
-    this.compactor.consider(lane);
-  }
-
-  private landed(reads: readonly number[], bytes: number, consumer: StreamConsumer): void {
-    this.pendingBytes -= bytes;
-    this.wake.abort();
+  private settled(reads: Iterable<number>): void {
     for (const read of reads) this.progress.release(read);
     const end = this.progress.advance();
-    if (end !== undefined) {
-      this.lowWaterWrite = this.lowWaterWrite
-        .then(() => consumer.commit(end))
-        .catch((error: unknown) =>
-          this.context.log.warn({ err: error }, "the low-water record was not written"),
-        );
+    const { consumer } = this;
+    if (end === undefined || consumer === undefined) return;
+    this.lowWaterWrite = this.lowWaterWrite
+      .then(() => consumer.commit(end))
+      .catch((error: unknown) =>
+        this.context.log.warn({ err: error }, "the low-water record was not written"),
+      );
+  }
+
+  private freed(bytes: number): void {
+    this.pendingBytes -= bytes;
+    this.wake.abort();
+  }
+
+  private keeper(type: string): LaneKeeper {
+    let keeper = this.keepers.get(type);
+    if (keeper === undefined) {
+      const share = this.context.config.ingest.flushBytes * MAX_PENDING_FLUSHES * SHARE;
+      keeper = new LaneKeeper(this.context, type, this.host, share);
+      this.keepers.set(type, keeper);
     }
+    return keeper;
   }
 
-  private lane(type: string): Promise<Lane> {
-    let lane = this.lanes.get(type);
-    if (lane === undefined) {
-      lane = this.openLane(type);
-      this.lanes.set(type, lane);
-    }
-    return lane;
+  /** Tries what cannot go on again now. */
+  hurry(): void {
+    for (const keeper of this.keepers.values()) keeper.hurry();
+    this.unreadables.hurry();
   }
 
-  private openLane(type: string): Promise<Lane> {
-    return this.untilWell(type, "a lane does not open; trying again", () => Lane.open(this.context, type));
-  }
+  private readonly host: KeeperHost = {
+    settled: (reads) => this.settled(reads),
+    freed: (bytes) => this.freed(bytes),
+    landed: (lane) => this.compactor.consider(lane),
+    ready: () => this.wake.abort(),
+    fatal: (error) => {
+      this.failure ??= error;
+      this.stop();
+    },
+  };
 
-  /** Tries again until raw is well, telling of it meanwhile. */
-  private async untilWell<T>(type: string, message: string, work: () => Promise<T>): Promise<T> {
-    const { health, log } = this.context;
-    const result = await new Retry(this.stopping.signal).run(work, ({ error, attempts, pauseMs }) => {
-      if (isEngineGone(error)) throw error;
-      log.error({ err: error, entityType: type, attempts, pauseMs }, message);
-      health.set({
-        kind: "raw",
-        name: type,
-        entityType: type,
-        state: "quarantined",
-        ...tell(error),
-        remedy: `tributary table repair raw/${type}`,
-        attempts,
-        nextTryAt: new Date(Date.now() + pauseMs).toISOString(),
-        parkedBytes: 0,
-        held: false,
-      });
-    });
-    health.clear("raw", type);
-    return result;
-  }
-
-  private async buryUnreadable(events: readonly Unreadable[]): Promise<void> {
-    const { stream, deadLetters, metrics, log } = this.context;
-    await new Retry(this.stopping.signal).run(
-      () =>
-        deadLetters.add(
-          events.map((event) => ({ ...event, model: "", reason: "the event cannot be read", stream })),
-        ),
-      ({ error }) => log.error({ err: error }, "unreadable events wait for the dead-letter table"),
-    );
-    metrics.deadLetters.inc({ model: "" }, events.length);
-  }
-
-  /** Lands what was read, unless that takes too long: the store may be down, and lanes try for ever. */
-  private async drain(consumer: StreamConsumer): Promise<void> {
+  /** Lands or parks what was read, unless that takes too long. */
+  private async drain(): Promise<void> {
     const end = performance.now() + DRAIN_MS;
-    while ((this.pending.size > 0 || this.flushing.size > 0) && this.failure === undefined) {
-      for (const [type, pending] of this.pending) {
-        if (!this.flushing.has(type)) this.flush(type, pending, consumer);
-      }
+    for (;;) {
       const left = end - performance.now();
-      if (left <= 0) return;
-      await Promise.race([...this.flushing.values(), sleep(left, undefined, { ref: false })]);
+      if (left <= 0 || this.failure !== undefined) return;
+      const flushes = [...this.keepers.values()]
+        .filter((keeper) => keeper.waitingBytes > 0 || keeper.busy)
+        .map((keeper) => (keeper.busy ? keeper.idle() : keeper.flush()));
+      if (flushes.length === 0) break;
+      await Promise.race([...flushes, sleep(left, undefined, { ref: false })]);
     }
-    await Promise.all(this.burying);
+    await this.unreadables.settled();
   }
 }

@@ -6,7 +6,7 @@ import type { DuckDBConnection } from "@duckdb/node-api";
 import { pino } from "pino";
 import { Registry } from "prom-client";
 import protobuf from "protobufjs";
-import { loadConfig } from "../../services/base/config.js";
+import { type Config, loadConfig } from "../../services/base/config.js";
 import { rowsOf } from "../../services/base/duckdb.js";
 import { type FileOps, nodeFiles } from "../../services/base/files.js";
 import { Retry } from "../../services/base/retry.js";
@@ -57,7 +57,7 @@ export const THINGS_SQL = `select tenant_id, entity_id, operation, version, occu
 export const CAST_SQL = `select tenant_id, entity_id, version, cast(payload.number as integer) as number ${FROM}`;
 
 /** Nothing in these tests depends on what survives a power loss: syncs would only make them slow. */
-const unsyncedFiles: FileOps = {
+export const unsyncedFiles: FileOps = {
   ...nodeFiles,
   async open(path, how) {
     const file = await nodeFiles.open(path, how);
@@ -82,6 +82,9 @@ export interface LakeOptions {
   readonly compactAfterFiles?: number;
   /** Wraps the store, to make it fail. */
   readonly store?: (inner: ObjectStore) => ObjectStore;
+  /** What is parked goes through these. */
+  readonly files?: FileOps;
+  readonly ingest?: Partial<Config["ingest"]>;
 }
 
 /** Writes a dbt project; `models` by "<table>", all in the domain "t". */
@@ -136,7 +139,7 @@ export class Lake {
         data: folder,
         protoDirs: [writeProto(join(folder, "proto"))],
         transformsDir: join(folder, "transforms"),
-        ingest: { keyIndexBytes: options.keyIndexBytes ?? 64 * 1024 * 1024 },
+        ingest: { keyIndexBytes: options.keyIndexBytes ?? 64 * 1024 * 1024, ...options.ingest },
         table: {
           checkpointEvery: options.checkpointEvery ?? 7,
           compactAfterFiles: options.compactAfterFiles ?? 4,
@@ -148,6 +151,7 @@ export class Lake {
     return openContext({
       config,
       store: options.store?.(inner) ?? inner,
+      files: options.files ?? unsyncedFiles,
       stream: "test",
       log: pino({ level: "silent" }),
       registry: new Registry(),

@@ -1,0 +1,315 @@
+import { join } from "node:path";
+import { layout } from "../base/paths.js";
+import { Retry } from "../base/retry.js";
+import type { IngestContext } from "./context.js";
+import { EventBatch } from "./event-batch.js";
+import { isEngineGone, tell } from "./failure.js";
+import { Lane } from "./lane.js";
+import { type ParkedChunk, type ParkedEvents, ParkedLog } from "./parked-log.js";
+
+/** A landing that takes longer holds up nobody but its own type: what waits behind it is parked when it grows. */
+const SLOW_MS = 5_000;
+/** What is to be parked gathers a little longer than what is to land: nobody can query it anyway. */
+const PARK_AFTER_MS = 250;
+const PARK_BYTES = 1024 * 1024;
+
+/** Events of one type that are in memory, and the reads of the stream they came with. */
+export interface Gathered {
+  readonly events: EventBatch;
+  readonly reads: Set<number>;
+  /** performance.now() when the first came. */
+  readonly since: number;
+}
+
+export interface KeeperHost {
+  /** The events of these reads are in raw or parked: the stream may forget them. */
+  settled(reads: Iterable<number>): void;
+  /** Their memory is free. */
+  freed(bytes: number): void;
+  /** A batch has landed. */
+  landed(lane: Lane): void;
+  /** What waits may flush now. */
+  ready(): void;
+  /** Only a new process helps. */
+  fatal(error: unknown): void;
+}
+
+/**
+ * One entity type on its way into its raw table, whatever becomes of that: while it lands, batches go straight to its
+ * lane. When it cannot, or is slow, they are parked; then parked events land first, in order, and the lane is opened
+ * from scratch until they do. Between the two there is no gap: nothing goes to the lane while anything is parked.
+ */
+export class LaneKeeper {
+  private gathered: Gathered | undefined;
+  private lane: Lane | undefined;
+  private parked: ParkedLog | undefined;
+  private flight: { readonly batch: Gathered; readonly since: number; parked: boolean } | undefined;
+  /** Landing or parking of what was gathered. */
+  private work: Promise<void> | undefined;
+  private recovering: Promise<void> | undefined;
+  private readonly stopping = new AbortController();
+  private readonly retry = new Retry(this.stopping.signal);
+  private failing = false;
+
+  constructor(
+    private readonly context: IngestContext,
+    readonly entityType: string,
+    private readonly host: KeeperHost,
+    /** Bytes of memory that this type may take while it does not land. */
+    private readonly share: number,
+  ) {
+    this.recover();
+  }
+
+  /** Undefined until raw has opened. */
+  get opened(): Lane | undefined {
+    return this.lane;
+  }
+
+  /** Where events of a read are added. `first` is called when these are the read's first of this type. */
+  gather(read: number, first: () => void): EventBatch {
+    this.gathered ??= {
+      events: new EventBatch(this.entityType, this.context.stream),
+      reads: new Set(),
+      since: performance.now(),
+    };
+    if (!this.gathered.reads.has(read)) {
+      this.gathered.reads.add(read);
+      first();
+    }
+    return this.gathered.events;
+  }
+
+  /** Bytes that wait in memory, what is landing not among them. */
+  get waitingBytes(): number {
+    return this.gathered?.events.byteCount ?? 0;
+  }
+
+  /** True while what was gathered lands or is parked. */
+  get busy(): boolean {
+    return this.work !== undefined;
+  }
+
+  /** Resolves when that has ended. */
+  async idle(): Promise<void> {
+    await this.work;
+  }
+
+  /** True when a flush goes to the lane. Else it parks, which costs no commit. */
+  get lands(): boolean {
+    return this.lane !== undefined && this.recovering === undefined && this.parked?.empty === true;
+  }
+
+  /** Milliseconds until what was gathered is worth a flush; undefined when there is nothing, or it cannot flush now. */
+  dueIn(now: number): number | undefined {
+    const { gathered } = this;
+    if (gathered === undefined) return undefined;
+    const { lingerMs, flushEvents, flushBytes } = this.context.config.ingest;
+    const age = now - gathered.since;
+    const bytes = gathered.events.byteCount;
+    if (this.busy) {
+      if (bytes < this.share || this.flight === undefined || this.flight.parked) return undefined;
+      return Math.max(0, SLOW_MS - (now - this.flight.since));
+    }
+    if (this.lands) {
+      return gathered.events.count >= flushEvents || bytes >= flushBytes ? 0 : Math.max(0, lingerMs - age);
+    }
+    // Raw may be about to open, or to take in the last of what was parked.
+    if (!this.failing && bytes < this.share) return Math.max(0, SLOW_MS - age);
+    return bytes >= PARK_BYTES ? 0 : Math.max(0, PARK_AFTER_MS - age);
+  }
+
+  /** True when what was gathered fills a batch, which asks for no leave. */
+  get full(): boolean {
+    const { flushEvents, flushBytes } = this.context.config.ingest;
+    return (
+      this.gathered !== undefined &&
+      (this.gathered.events.count >= flushEvents || this.gathered.events.byteCount >= flushBytes)
+    );
+  }
+
+  /** When the oldest event that waits came (performance.now()). */
+  get since(): number {
+    return this.gathered?.since ?? Number.POSITIVE_INFINITY;
+  }
+
+  /** Lands or parks what was gathered. Never rejects; resolves when it is durable or was given up. */
+  flush(): Promise<void> {
+    const batch = this.gathered;
+    if (batch === undefined) return Promise.resolve();
+    if (this.busy) return this.spill();
+    this.gathered = undefined;
+    return this.doing(this.lands ? this.land(batch) : this.park(batch));
+  }
+
+  private doing(work: Promise<void>): Promise<void> {
+    const done = work
+      .catch((error: unknown) => {
+        // Given up: it is read from the stream again at the next start.
+        if (!this.stopping.signal.aborted) this.host.fatal(error);
+      })
+      .finally(() => {
+        if (this.work === done) this.work = undefined;
+      });
+    this.work = done;
+    return done;
+  }
+
+  private async land(batch: Gathered): Promise<void> {
+    const lane = this.lane!;
+    const flight = { batch, since: performance.now(), parked: false };
+    this.flight = flight;
+    try {
+      await lane.land(batch.events);
+    } catch (error) {
+      this.fail(error, 1, 0);
+      this.flight = undefined;
+      if (!flight.parked) await this.park(batch);
+      else this.host.freed(batch.events.byteCount);
+      this.recover();
+      return;
+    }
+    this.flight = undefined;
+    if (!flight.parked) this.host.settled(batch.reads);
+    this.host.freed(batch.events.byteCount);
+    const { metrics } = this.context;
+    metrics.landSeconds.observe((performance.now() - flight.since) / 1000);
+    metrics.freshnessSeconds.set((Date.now() - batch.events.receivedAt.at(-1)!) / 1000);
+    this.host.landed(lane);
+    if (flight.parked) this.recover();
+  }
+
+  /** What lands at the moment takes long: it is parked too, and first, so that nothing parked is newer than it. */
+  private async spill(): Promise<void> {
+    const { flight, gathered } = this;
+    if (flight === undefined || flight.parked || gathered === undefined) return;
+    flight.parked = true;
+    this.gathered = undefined;
+    const landing = this.work!;
+    this.context.log.warn({ entityType: this.entityType }, "landing is slow; parking what waits behind it");
+    const parking = (async () => {
+      await this.keepAside(flight.batch.events);
+      this.host.settled(flight.batch.reads);
+      await this.park(gathered);
+    })();
+    await this.doing(Promise.all([landing, parking]).then(() => undefined));
+  }
+
+  /** Parks a batch for good, or lands it should that be possible meanwhile. */
+  private async park(batch: Gathered): Promise<void> {
+    await this.keepAside(batch.events);
+    this.host.settled(batch.reads);
+    this.host.freed(batch.events.byteCount);
+    this.tellBytes();
+    this.recover();
+  }
+
+  private keepAside(events: ParkedEvents): Promise<void> {
+    return new Retry(this.stopping.signal).run(
+      async () => (await this.parkedLog()).append(this.context.stream, events),
+      ({ error, attempts, pauseMs }) => this.fail(error, attempts, pauseMs),
+    );
+  }
+
+  private async parkedLog(): Promise<ParkedLog> {
+    const folder = join(layout(this.context.config.data).parked, this.entityType);
+    this.parked ??= await ParkedLog.open(this.context.files, folder);
+    return this.parked;
+  }
+
+  /** Opens the lane, from scratch after a failure, and lands what is parked; again with growing pauses until it does. */
+  private recover(): void {
+    if (this.recovering !== undefined || this.stopping.signal.aborted) return;
+    const done = this.retry
+      .run(
+        () => this.drain(),
+        ({ error, attempts, pauseMs }) => this.fail(error, attempts, pauseMs),
+      )
+      .then(
+        () => this.isWell(),
+        (error: unknown) => {
+          if (!this.stopping.signal.aborted) this.host.fatal(error);
+        },
+      )
+      .finally(() => {
+        this.recovering = undefined;
+        if (this.parked?.empty === false) this.recover();
+      });
+    this.recovering = done;
+  }
+
+  private async drain(): Promise<void> {
+    const parked = await this.parkedLog();
+    // A landing that was overtaken by its own patience, not by its end.
+    if (this.flight !== undefined) await this.work;
+    if (this.lane === undefined) this.lane = await Lane.open(this.context, this.entityType);
+    else if (this.failing) await this.lane.reopen();
+    const { flushEvents, flushBytes } = this.context.config.ingest;
+    while (!parked.empty) {
+      this.stopping.signal.throwIfAborted();
+      const chunk = await parked.peek(flushEvents, flushBytes);
+      if (chunk === undefined) continue;
+      await this.lane.land(batchOf(this.entityType, chunk));
+      await parked.drop(chunk);
+      this.tellBytes();
+      this.host.landed(this.lane);
+    }
+  }
+
+  private fail(error: unknown, attempts: number, pauseMs: number): void {
+    if (isEngineGone(error)) this.host.fatal(error);
+    const { entityType } = this;
+    this.failing = true;
+    this.context.log.error({ err: error, entityType, attempts, pauseMs }, "a raw table does not land events");
+    this.context.health.set({
+      kind: "raw",
+      name: entityType,
+      entityType,
+      state: "quarantined",
+      ...tell(error),
+      remedy: `tributary table repair raw/${entityType}`,
+      attempts,
+      nextTryAt: new Date(Date.now() + pauseMs).toISOString(),
+      ...this.parkedBytes(),
+    });
+  }
+
+  private isWell(): void {
+    this.failing = false;
+    this.context.health.clear("raw", this.entityType);
+    this.host.ready();
+  }
+
+  private parkedBytes(): { parkedBytes: number; held: boolean } {
+    const parkedBytes = this.parked?.bytes ?? 0;
+    return { parkedBytes, held: parkedBytes >= this.context.config.ingest.parkedBytes };
+  }
+
+  private tellBytes(): void {
+    const { health } = this.context;
+    const status = health.get("raw", this.entityType);
+    if (status !== undefined) health.set({ ...status, ...this.parkedBytes() });
+  }
+
+  /** Tries again now, whatever pause runs. */
+  hurry(): void {
+    this.retry.hurry();
+  }
+
+  /** Ends once what runs has ended; what did not land is in the stream or parked. */
+  async close(): Promise<void> {
+    this.stopping.abort();
+    await Promise.allSettled([this.work, this.recovering]);
+    await this.lane?.close();
+    await this.parked?.close();
+  }
+}
+
+function batchOf(entityType: string, events: ParkedChunk): EventBatch {
+  const batch = new EventBatch(entityType, events.stream);
+  for (let i = 0; i < events.count; i++) {
+    const event = events.event(i);
+    batch.add(event, 0, event.length, events.partitions[i]!, events.positions[i]!, events.receivedAt[i]!);
+  }
+  return batch;
+}

@@ -1,0 +1,117 @@
+import { rmSync } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterEach, describe, expect, test } from "vitest";
+import { overriding } from "../../test/support/faulty-store.js";
+import {
+  expectedThings,
+  type Lake,
+  type LakeOptions,
+  Random,
+  randomEvents,
+  THING,
+} from "../../test/support/lake.js";
+import { MemoryReader } from "../../test/support/memory-reader.js";
+import { breakable, pipelineLake, publishTo, startPipeline, until } from "../../test/support/pipeline-run.js";
+import { TributaryError } from "../base/errors.js";
+
+const lakes: Lake[] = [];
+afterEach(async () => {
+  for (const lake of lakes.splice(0)) {
+    await lake.close().catch(() => undefined);
+    rmSync(lake.folder, { recursive: true, force: true });
+  }
+});
+
+async function makeLake(options: LakeOptions): Promise<Lake> {
+  const lake = await pipelineLake(options);
+  lakes.push(lake);
+  return lake;
+}
+
+describe("a raw table that cannot land", () => {
+  test("has its events parked: the stream is free of them, and they land in order once it can", async () => {
+    const state = { down: false };
+    const lake = await makeLake({ store: breakable(state) });
+    const reader = new MemoryReader("test");
+    const events = randomEvents(new Random(3), 200);
+    const { pipeline, stop } = startPipeline(lake, reader);
+    const positions = publishTo(reader, events.slice(0, 50));
+    await until("the first to land", () => reader.caughtUp);
+    state.down = true;
+    for (let at = 50; at < 150; at += 10) {
+      positions.push(...publishTo(reader, events.slice(at, at + 10)));
+      await sleep(20);
+    }
+    await until("the rest to be parked", () => reader.caughtUp);
+    const { health } = lake.context;
+    expect(health.get("raw", THING)).toMatchObject({
+      state: "quarantined",
+      code: "TRB-STORE-FAILED",
+      remedy: `tributary table repair raw/${THING}`,
+      held: false,
+    });
+    expect(health.get("raw", THING)!.parkedBytes).toBeGreaterThan(1000);
+    expect(await lake.rawPositions()).toEqual(positions.slice(0, 50).sort());
+    state.down = false;
+    positions.push(...publishTo(reader, events.slice(150)));
+    pipeline.hurry();
+    await until("it to be well", () => reader.caughtUp && health.get("raw", THING) === undefined);
+    await stop();
+    expect(await lake.rawPositions()).toEqual([...positions].sort());
+    expect(await lake.rows()).toEqual(expectedThings(events));
+  });
+
+  test("holds its type's events back only once its disk budget is used, and what comes yet is parked too", async () => {
+    const state = { down: true };
+    const lake = await makeLake({ ingest: { parkedBytes: 3_000 } });
+    await lake.reopen({ store: breakable(state) });
+    // The table is there: only its commits fail.
+    const reader = new MemoryReader("test");
+    const { stop, pipeline } = startPipeline(lake, reader);
+    const { health } = lake.context;
+    const events = randomEvents(new Random(4), 400);
+    publishTo(reader, events.slice(0, 4));
+    await until("some to be parked", () => reader.caughtUp);
+    expect(health.get("raw", THING)?.held).toBe(false);
+    publishTo(reader, events.slice(4));
+    await until("all to be parked", () => reader.caughtUp);
+    expect(health.get("raw", THING)).toMatchObject({ held: true });
+    state.down = false;
+    pipeline.hurry();
+    await until("it to be well", () => health.get("raw", THING) === undefined);
+    await stop();
+    expect(await lake.rows()).toEqual(expectedThings(events));
+  });
+});
+
+describe("events that are none", () => {
+  test("are parked while the dead-letter table cannot take them, and hold up nobody", async () => {
+    const state = { down: true };
+    const lake = await makeLake({});
+    await lake.reopen({
+      store: (inner) =>
+        overriding(inner, {
+          putIfAbsent: async (key, bytes) => {
+            if (state.down && key.startsWith("dead_letters/")) throw new TributaryError("TRB-STORE-FAILED");
+            return inner.putIfAbsent(key, bytes);
+          },
+        }),
+    });
+    const reader = new MemoryReader("test");
+    const events = randomEvents(new Random(5), 40);
+    const { stop, pipeline } = startPipeline(lake, reader);
+    publishTo(reader, events.slice(0, 20));
+    reader.append(0, Buffer.from("no event"));
+    publishTo(reader, events.slice(20));
+    reader.append(1, Buffer.alloc(0));
+    await until("all to land or be parked", () => reader.caughtUp);
+    const { health } = lake.context;
+    expect(health.get("dead-letters", "dead_letters")).toMatchObject({ state: "quarantined" });
+    expect(await lake.rows()).toEqual(expectedThings(events));
+    state.down = false;
+    pipeline.hurry();
+    await until("the letters", () => health.get("dead-letters", "dead_letters") === undefined);
+    await stop();
+    expect(await lake.deadLetters()).toHaveLength(2);
+  });
+});

@@ -1,0 +1,92 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import type {
+  ChangeStreamReader,
+  Checkpoint,
+  StreamBatch,
+  StreamConsumer,
+} from "../../services/stream/change-stream.js";
+
+/** A stream in memory for the reading end; it survives a "crash" of whoever reads it, with its low-water record. */
+export class MemoryReader implements ChangeStreamReader {
+  readonly partitions = ["0", "1", "2"];
+  readonly events: { readonly partition: string; readonly position: string; readonly bytes: Buffer }[] = [];
+  done: Checkpoint = new Map();
+  /** Called before a low-water record is written; what it waits for, the record waits for. */
+  beforeCommit: () => Promise<void> = async () => undefined;
+  private readonly heads = new Map<string, number>();
+
+  constructor(readonly name: string) {}
+
+  /** Returns "partition/position". */
+  append(partition: number, bytes: Buffer): string {
+    const name = this.partitions[partition]!;
+    const next = (this.heads.get(name) ?? 0) + 1;
+    this.heads.set(name, next);
+    const position = String(next).padStart(16, "0");
+    this.events.push({ partition: name, position, bytes });
+    return `${name}/${position}`;
+  }
+
+  async lowWater(): Promise<Checkpoint> {
+    return this.done;
+  }
+
+  async head(): Promise<Checkpoint> {
+    return new Map([...this.heads].map(([partition, next]) => [partition, String(next).padStart(16, "0")]));
+  }
+
+  /** Whether all events are behind the low-water record. */
+  get caughtUp(): boolean {
+    return this.events.every(({ partition, position }) => position <= (this.done.get(partition) ?? ""));
+  }
+
+  async consume(): Promise<StreamConsumer> {
+    const from = new Map(this.done);
+    let next = 0;
+    return {
+      read: async ({ maxEvents, maxBytes, waitMs, signal }) => {
+        const until = performance.now() + waitMs;
+        for (;;) {
+          const batch: (typeof this.events)[number][] = [];
+          let bytes = 0;
+          while (next < this.events.length && batch.length < maxEvents && bytes < maxBytes) {
+            const event = this.events[next++]!;
+            if (event.position <= (from.get(event.partition) ?? "")) continue;
+            batch.push(event);
+            bytes += event.bytes.length;
+          }
+          if (batch.length > 0) return this.batchOf(batch);
+          if (performance.now() >= until || signal?.aborted === true) return undefined;
+          await sleep(2);
+        }
+      },
+      commit: async (checkpoint) => {
+        await this.beforeCommit();
+        this.done = new Map([...this.done, ...checkpoint]);
+      },
+      close: async () => undefined,
+    };
+  }
+
+  private batchOf(events: readonly (typeof this.events)[number][]): StreamBatch {
+    const starts: number[] = [];
+    const ends: number[] = [];
+    let at = 0;
+    for (const { bytes } of events) {
+      starts.push(at);
+      at += bytes.length;
+      ends.push(at);
+    }
+    return {
+      bytes: Buffer.concat(events.map(({ bytes }) => bytes)),
+      count: events.length,
+      starts: Uint32Array.from(starts),
+      ends: Uint32Array.from(ends),
+      partitions: Uint16Array.from(events.map(({ partition }) => this.partitions.indexOf(partition))),
+      receivedAt: Float64Array.from(events.map(() => Date.now())),
+      positions: events.map(({ position }) => position),
+    };
+  }
+
+  async close(): Promise<void> {}
+}
