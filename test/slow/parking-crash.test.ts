@@ -102,7 +102,9 @@ describe("a process that dies at any step of parking and landing", () => {
     await until(`${note}: all to land after the crash`, () => reader.caughtUp, 30_000);
     await until(`${note}: nothing parked`, () => lake.context.health.get("raw", THING) === undefined);
     await second.stop();
-    const all = reader.events.map(({ partition, position }) => `${partition}/${position}`).sort();
+    const all = reader.events
+      .map(({ partition, position }) => `${reader.name}/${partition}/${position}`)
+      .sort();
     await until(`${note}: drained`, async () => (await lake.rawPositions()).length >= all.length, 5_000);
     expect(await lake.rawPositions(), note).toEqual(all);
     await lake.close();

@@ -27,7 +27,9 @@ export function startPipeline(lake: Lake, reader: MemoryReader) {
 }
 
 export function publishTo(reader: MemoryReader, events: readonly TestEvent[]): string[] {
-  return events.map((event) => reader.append(event.id.length % 3, encodeTestEvent(event)));
+  return events.map(
+    (event) => `${reader.name}/${reader.append(event.id.length % 3, encodeTestEvent(event))}`,
+  );
 }
 
 export async function until(
