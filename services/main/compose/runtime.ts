@@ -3,6 +3,7 @@ import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import pino, { type Logger } from "pino";
 import type { Config } from "../../base/config.js";
+import { checkData } from "../../base/data-format.js";
 import { Duck } from "../../base/duckdb.js";
 import { TributaryError } from "../../base/errors.js";
 import { nodeFiles } from "../../base/files.js";
@@ -25,12 +26,13 @@ export function openStore(config: Config, user: string): Promise<FileStore> {
 
 /**
  * For a command beside the services: makes no lake where there is none, and leaves no staging folder behind.
- * Errors: TRB-CLI-USAGE.
+ * Errors: TRB-CLI-USAGE, TRB-DATA-VERSION.
  */
 export async function withStore<T>(config: Config, use: (store: FileStore) => Promise<T>): Promise<T> {
   if (!existsSync(layout(config.data).lake)) {
     throw new TributaryError("TRB-CLI-USAGE", "--data: expected a data folder with a lake, found none there");
   }
+  await checkData(nodeFiles, config.data);
   const store = await openStore(config, `cli-${process.pid}`);
   try {
     return await use(store);

@@ -1,7 +1,9 @@
 import type { Logger } from "pino";
 import { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
+import { openData } from "../../base/data-format.js";
 import { errno, TributaryError } from "../../base/errors.js";
+import { nodeFiles } from "../../base/files.js";
 import { buildServer, type HttpServer } from "../../base/http.js";
 import { layout } from "../../base/paths.js";
 import { registerBus } from "../../bus/routes.js";
@@ -41,6 +43,7 @@ const DAY = 24 * 3600;
 export async function startServer(config: Config, parts: ServerParts): Promise<RunningServer> {
   const log = openLog(config);
   const metrics = new Registry();
+  await openData(nodeFiles, config.data);
   const key = await openKey(config);
   const verifier = new TokenVerifier(key, config.auth.audience);
   const closers: (() => Promise<unknown>)[] = [];
