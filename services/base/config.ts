@@ -22,6 +22,8 @@ export const configSchema = z.strictObject({
     z.array(z.string().min(1)).default(() => []),
   ),
   transformsDir: z.string().default(() => join(packageRoot, "transforms")),
+  /** How often descriptors and models are looked at for changes; 0 = read again on SIGHUP alone. */
+  watchMs: count(1_000, 0),
   http: z
     .strictObject({
       host: z.string().default("127.0.0.1"),

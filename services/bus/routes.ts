@@ -21,7 +21,8 @@ import { Work, Workshop } from "./work.js";
 
 export interface BusOptions {
   readonly stream: ChangeStreamWriter;
-  readonly registry: ProtoRegistry;
+  /** The descriptors now in force; asked with every request. */
+  readonly registry: () => ProtoRegistry;
   readonly verifier: TokenVerifier;
   readonly config: Pick<Config, "bus">;
   readonly metrics: Registry;
@@ -55,8 +56,15 @@ export async function registerBus(app: FastifyInstance, options: BusOptions): Pr
       (request, reply) => publisher.publish(request, reply),
     );
   });
-  const entityTypes = options.registry.entityTypes();
+  const entityTypes = options.registry().entityTypes();
   options.log.info({ entityTypes, partitions: options.stream.partitions.length }, "bus takes events");
+}
+
+/** What events are checked by; a request keeps what it began with. */
+interface Contracts {
+  readonly registry: ProtoRegistry;
+  readonly gate: EventGate;
+  readonly json: JsonEvents;
 }
 
 class Publisher {
@@ -64,8 +72,7 @@ class Publisher {
   private readonly limits: Config["bus"];
   private readonly admission: Admission;
   private readonly workshop = new Workshop();
-  private readonly gate: EventGate;
-  private readonly json: JsonEvents;
+  private readonly contracts: () => Contracts;
   private readonly writer: ResponseWriter;
   private readonly metrics: BusMetrics;
 
@@ -73,8 +80,14 @@ class Publisher {
     this.stream = stream;
     this.limits = config.bus;
     this.admission = new Admission(stream, config.bus);
-    this.gate = new EventGate(registry, config.bus.maxPayloadBytes, stream.partitions.length, held);
-    this.json = new JsonEvents(registry);
+    let known: Contracts | undefined;
+    this.contracts = () => {
+      const now = registry();
+      if (known?.registry === now) return known;
+      const gate = new EventGate(now, config.bus.maxPayloadBytes, stream.partitions.length, held);
+      known = { registry: now, gate, json: new JsonEvents(now) };
+      return known;
+    };
     this.writer = new ResponseWriter(stream.partitions);
     this.metrics = new BusMetrics(
       metrics,
@@ -127,8 +140,7 @@ class Publisher {
     try {
       work.decode(body.length);
       const order = {
-        gate: this.gate,
-        json: this.json,
+        ...this.contracts(),
         grant,
         work,
         maxEvents: maxEventsPerRequest,

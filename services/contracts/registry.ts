@@ -19,6 +19,14 @@ import { compileProtos, importsFile } from "./protoc.js";
 /** Packages whose messages serve others: none of them is an entity type. */
 const SERVING = ["tributary", "google", "buf.validate", "pb"];
 
+/** The envelope, and what an Any of JSON may hold without an import. */
+const ALWAYS = [
+  ...["change_event", "bus"].map((name) => `tributary/v1/${name}.proto`),
+  ...["any", "duration", "empty", "field_mask", "struct", "timestamp", "wrappers"].map(
+    (name) => `google/protobuf/${name}.proto`,
+  ),
+];
+
 /**
  * Every message that the configured descriptors define, known at run time: a new product domain is a new file, not new
  * code. Columns, checks and proto3 JSON all go by the same descriptors, those that protoc or buf wrote, so proto2,
@@ -60,8 +68,19 @@ export class ProtoRegistry {
         }
       }
     }
+    const wanted = [...files.keys(), ...ALWAYS];
     for (const file of imports()) if (!files.has(file.name)) files.set(file.name, file);
-    return new ProtoRegistry(sorted(files));
+    return new ProtoRegistry(sorted(files, wanted));
+  }
+
+  /** The registry of `bytes`, which another one gave: the same without the sources. */
+  static of(bytes: Uint8Array): ProtoRegistry {
+    return new ProtoRegistry(fromBinary(FileDescriptorSetSchema, bytes).file);
+  }
+
+  /** All descriptors as a FileDescriptorSet. */
+  bytes(): Uint8Array {
+    return toBinary(FileDescriptorSetSchema, create(FileDescriptorSetSchema, { file: [...this.files] }));
   }
 
   /** The payload message of that full name: a top-level message outside tributary.*, google.* and buf.validate. */
@@ -76,7 +95,7 @@ export class ProtoRegistry {
 
   /** A message for the fast binary codec, names as in its .proto file. Errors: TRB-CONFIG for an unknown one. */
   codec(name: string): protobuf.Type {
-    this.reflected ??= reflect(this.files);
+    this.reflected ??= reflect(this.bytes());
     try {
       return this.reflected.lookupType(name);
     } catch (cause) {
@@ -110,8 +129,11 @@ function readSet(path: string): readonly FileDescriptorProto[] {
   );
 }
 
-/** Imports first, as the library binds them; a missing one or a circle is told. */
-function sorted(files: ReadonlyMap<string, FileDescriptorProto>): FileDescriptorProto[] {
+/** The wanted files and what they import, imports first, as the library binds them; a missing one or a circle is told. */
+function sorted(
+  files: ReadonlyMap<string, FileDescriptorProto>,
+  wanted: readonly string[],
+): FileDescriptorProto[] {
   const done = new Set<FileDescriptorProto>();
   const visit = (file: FileDescriptorProto, within: ReadonlySet<string>): void => {
     if (done.has(file)) return;
@@ -127,7 +149,7 @@ function sorted(files: ReadonlyMap<string, FileDescriptorProto>): FileDescriptor
     }
     done.add(file);
   };
-  for (const file of files.values()) visit(file, new Set([file.name]));
+  for (const name of wanted) visit(files.get(name)!, new Set([name]));
   return [...done];
 }
 
@@ -196,8 +218,7 @@ function pathOf(type: DescMessage): number[] {
 }
 
 /** Reflection of the other library, which encodes and decodes whole messages several times faster. */
-function reflect(files: readonly FileDescriptorProto[]): protobuf.Root {
-  const set = toBinary(FileDescriptorSetSchema, create(FileDescriptorSetSchema, { file: [...files] }));
+function reflect(set: Uint8Array): protobuf.Root {
   const root = protobuf.Root.fromDescriptor(set, { keepCase: true });
   root.resolveAll();
   return root;

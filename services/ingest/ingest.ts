@@ -6,9 +6,6 @@ import { Duck } from "../base/duckdb.js";
 import { type FileOps, nodeFiles } from "../base/files.js";
 import { layout } from "../base/paths.js";
 import { Permits } from "../base/permits.js";
-import { ProtoRegistry } from "../contracts/registry.js";
-import { type BoundModel, bindModel } from "../models/bind.js";
-import { loadModels } from "../models/project.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
 import { EntityKeys } from "../table/entity-keys.js";
@@ -18,6 +15,7 @@ import { DeadLetterBox } from "./dead-letter-box.js";
 import { ENTITY_TYPE } from "./event-batch.js";
 import { Health } from "./health.js";
 import { Pipeline } from "./pipeline.js";
+import { loadProject, type Project } from "./project.js";
 
 /** The engine holds a slice several times over: as columns, as the model's rows, as the file that is written. */
 const SLICES_IN_MEMORY = 32;
@@ -32,14 +30,15 @@ export async function openContext(options: {
   readonly stream: string;
   readonly log: Logger;
   readonly registry: Registry;
+  /** Default: what the configured folders hold. */
+  readonly project?: Project;
 }): Promise<IngestContext> {
   const { config, store, stream, log } = options;
   const duck = await Duck.create({
     memoryBytes: config.ingest.duckdbMemoryBytes,
     tempFolder: join(layout(config.data).scratch, "ingest"),
   });
-  const registry = ProtoRegistry.load(config.protoDirs, config.protoDescriptors);
-  const models = await bindModels(duck, registry, config.transformsDir);
+  const { registry, models } = options.project ?? (await wholeProject(config, duck));
   const tableOptions = { checkpointEvery: config.table.checkpointEvery };
   const deadLetters = new DeadLetterBox(store, duck, tableOptions, log);
   // Only what has a letter to post needs it; that finds out by itself.
@@ -69,13 +68,11 @@ export async function openContext(options: {
   };
 }
 
-/** Errors: TRB-MODEL-INVALID for the first model that does not fit. */
-export async function bindModels(duck: Duck, registry: ProtoRegistry, folder: string): Promise<BoundModel[]> {
-  return duck.with(async (connection) => {
-    const models: BoundModel[] = [];
-    for (const model of loadModels(folder)) models.push(await bindModel(connection, registry, model));
-    return models;
-  });
+/** Errors: TRB-CONFIG; TRB-MODEL-INVALID for the first model that does not fit. */
+async function wholeProject(config: Config, duck: Duck): Promise<Project> {
+  const project = await loadProject(config, duck);
+  if (project.broken[0] !== undefined) throw project.broken[0].error;
+  return project;
 }
 
 /** Entity types that have a raw table. */

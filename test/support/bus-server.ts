@@ -50,7 +50,15 @@ export async function startTestBus(
     guardMetrics: requireRole(verifier, "operator"),
     ...(notReady && { notReady }),
   });
-  await registerBus(server.app, { stream, registry: testRegistry, verifier, config, metrics, log, status });
+  await registerBus(server.app, {
+    stream,
+    registry: () => testRegistry,
+    verifier,
+    config,
+    metrics,
+    log,
+    status,
+  });
   return {
     server,
     stream,

@@ -1,11 +1,9 @@
 import { existsSync } from "node:fs";
 import type { Command } from "commander";
 import type { Config } from "../../base/config.js";
-import { TributaryError } from "../../base/errors.js";
 import { layout } from "../../base/paths.js";
-import { ProtoRegistry } from "../../contracts/registry.js";
-import { refinedRoot, refinedSpec } from "../../ingest/refined-table.js";
-import { bindModel } from "../../models/bind.js";
+import { loadProject } from "../../ingest/project.js";
+import { refinedRoot } from "../../ingest/refined-table.js";
 import { loadModels, type Model } from "../../models/project.js";
 import { type TestResult, testModel } from "../../models/test-models.js";
 import type { FileStore } from "../../storage/file-store.js";
@@ -52,22 +50,12 @@ async function list(options: DataOptions): Promise<void> {
 
 async function check(options: DataOptions): Promise<void> {
   const config = configOf(options);
-  const registry = ProtoRegistry.load(config.protoDirs, config.protoDescriptors);
   const duck = await readingDuck();
-  const results: { model: string; columns?: number; error?: string }[] = [];
-  await duck.with(async (connection) => {
-    for (const model of loadModels(config.transformsDir)) {
-      try {
-        const bound = await bindModel(connection, registry, model);
-        await refinedSpec(connection, bound);
-        results.push({ model: model.name, columns: bound.columns.length });
-      } catch (error) {
-        if (!(error instanceof TributaryError)) throw error;
-        results.push({ model: model.name, error: error.message });
-      }
-    }
-  });
-  duck.close();
+  const { models, broken } = await loadProject(config, duck).finally(() => duck.close());
+  const results = [
+    ...models.map(({ name, columns }) => ({ model: name, columns: columns.length, error: undefined })),
+    ...broken.map(({ name, error }) => ({ model: name, columns: undefined, error: error.message })),
+  ].sort((a, b) => (a.model < b.model ? -1 : 1));
   if (options.json) console.log(JSON.stringify({ models: results }));
   else
     for (const { model, columns, error } of results) console.log(error ?? `${model}: ok, ${columns} columns`);

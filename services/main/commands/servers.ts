@@ -22,6 +22,8 @@ async function serve(options: ServerOptions, parts: ServerParts): Promise<void> 
   console.log(
     options.json ? JSON.stringify({ url: running.url, pid: process.pid }) : `listening on ${running.url}`,
   );
+  // The hang-up of a terminal ends it, as it ends everything else there.
+  if (!process.stdin.isTTY) process.on("SIGHUP", () => void running.reload());
   if (!stop.aborted) await once(stop, "abort");
   await running.close();
 }

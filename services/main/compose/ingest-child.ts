@@ -1,6 +1,8 @@
 import type { Code } from "../../base/codes.js";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
+import { ProtoRegistry } from "../../contracts/registry.js";
+import type { BoundModel } from "../../models/bind.js";
 import { type RunningIngest, runIngest } from "./ingest-process.js";
 import { openLog } from "./runtime.js";
 
@@ -8,7 +10,13 @@ import { openLog } from "./runtime.js";
  * The ingest process of an all-in-one server. It lives as long as its parent: a channel that breaks means the parent
  * is gone, and what was not committed is read again by the next one.
  */
-export type ToChild = { readonly config: Config } | { readonly metrics: number } | { readonly stop: true };
+export type ToChild = Start | { readonly metrics: number } | { readonly stop: true };
+interface Start {
+  readonly config: Config;
+  /** A FileDescriptorSet, and the models bound against it. */
+  readonly descriptors: Uint8Array;
+  readonly models: readonly BoundModel[];
+}
 export type FromChild =
   | { readonly ready: true }
   | { readonly failed: { readonly code: Code; readonly message: string } }
@@ -33,7 +41,7 @@ process.on("disconnect", die);
 process.on("SIGINT", () => undefined);
 process.on("SIGTERM", stop);
 process.on("message", (message: ToChild) => {
-  if ("config" in message) void start(message.config);
+  if ("config" in message) void start(message);
   else if ("stop" in message) stop();
   else void ingest?.metrics.metrics().then((text) => tell({ metrics: message.metrics, text }));
 });
@@ -44,10 +52,10 @@ function stop(): void {
   else ingest.stop();
 }
 
-async function start(config: Config): Promise<void> {
+async function start({ config, descriptors, models }: Start): Promise<void> {
   const log = openLog(config);
   try {
-    ingest = await runIngest(config);
+    ingest = await runIngest(config, { registry: ProtoRegistry.of(descriptors), models });
     void tell({ ready: true });
     await ingest.done;
     process.exit(0);

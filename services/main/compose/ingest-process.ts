@@ -7,6 +7,7 @@ import { TributaryError } from "../../base/errors.js";
 import { layout } from "../../base/paths.js";
 import type { ProcessLock } from "../../base/process-lock.js";
 import { type Ingest, openContext, startIngest } from "../../ingest/ingest.js";
+import type { Project } from "../../ingest/project.js";
 import { lockData, openLog, openReader, openStore } from "./runtime.js";
 
 const LOCK_WAIT_MS = 10_000;
@@ -18,7 +19,7 @@ export interface RunningIngest extends Ingest {
 }
 
 /** Ingest on one data folder; one process at a time, the next waits a little for the last one to end. */
-export async function runIngest(config: Config): Promise<RunningIngest> {
+export async function runIngest(config: Config, project: Project): Promise<RunningIngest> {
   const log = openLog(config);
   const lock = await waitForLock(config);
   try {
@@ -26,7 +27,14 @@ export async function runIngest(config: Config): Promise<RunningIngest> {
     const store = await openStore(config, "ingest");
     const reader = await openReader(config);
     const metrics = new Registry();
-    const context = await openContext({ config, store, stream: reader.name, log, registry: metrics });
+    const context = await openContext({
+      config,
+      store,
+      stream: reader.name,
+      log,
+      registry: metrics,
+      project,
+    });
     const ingest = await startIngest(context, reader);
     const done = ingest.done.finally(async () => {
       await reader.close();

@@ -4,6 +4,7 @@ import { fileURLToPath } from "node:url";
 import type { Logger } from "pino";
 import type { Config } from "../../base/config.js";
 import { Retry } from "../../base/retry.js";
+import type { Project } from "../../ingest/project.js";
 import type { FromChild, ToChild } from "./ingest-child.js";
 
 /** After a run as long as this the first pause is short again. */
@@ -34,9 +35,11 @@ export class IngestSupervisor {
   private readonly retry = new Retry(this.stopping.signal);
   private asked = 0;
   private readonly answers = new Map<number, (text: string) => void>();
+  private replaced = false;
 
   constructor(
     private readonly config: Config,
+    private project: Project,
     private readonly log: Logger,
   ) {}
 
@@ -60,7 +63,10 @@ export class IngestSupervisor {
         .run(
           async () => {
             const started = performance.now();
-            await this.runOnce();
+            do {
+              this.replaced = false;
+              await this.runOnce();
+            } while (this.replaced && !this.stopping.signal.aborted);
             // One that ran for long begins with short pauses again.
             if (performance.now() - started < LONG_MS) throw new Error("ingest has ended");
           },
@@ -78,6 +84,8 @@ export class IngestSupervisor {
     const child = fork(fileURLToPath(new URL("./ingest-child.js", import.meta.url)), [], {
       env: { ...process.env, ...ENVIRONMENT },
       stdio: ["ignore", "inherit", "inherit", "ipc"],
+      // For bytes and maps as they are.
+      serialization: "advanced",
     });
     this.child = child;
     let failed: string | undefined;
@@ -87,7 +95,8 @@ export class IngestSupervisor {
       else this.answers.get(message.metrics)?.(message.text);
     });
     child.on("error", (error) => this.log.error({ err: error }, "the ingest process cannot be reached"));
-    this.send({ config: this.config });
+    const { registry, models } = this.project;
+    this.send({ config: this.config, descriptors: registry.bytes(), models });
     const [code, signal] = (await once(child, "exit")) as [number | null, NodeJS.Signals | null];
     this.readyNow = false;
     this.reason = failed ?? `ingest has ended (${signal ?? code})`;
@@ -107,6 +116,18 @@ export class IngestSupervisor {
     } finally {
       this.answers.delete(asked);
     }
+  }
+
+  /** Goes on with another project: ingest lands what it has read by the old one, then begins again. */
+  use(project: Project): void {
+    this.project = project;
+    this.replaced = true;
+    const { child } = this;
+    if (child === undefined) return;
+    const limit = setTimeout(() => child.kill("SIGKILL"), STOP_MS);
+    limit.unref();
+    child.once("exit", () => clearTimeout(limit));
+    this.send({ stop: true });
   }
 
   /** Ingest lands what it has read, then ends. */

@@ -15,11 +15,12 @@ export class LakeCatalog implements Catalog {
     private readonly options: TableOptions,
     /** Whether accepted events wait to be landed. */
     private readonly eventsWait: () => Promise<boolean>,
-    private readonly models: readonly { readonly domain: string; readonly table: string }[],
+    /** The project's models, as they are now. */
+    private readonly models: () => readonly { readonly domain: string; readonly table: string }[],
   ) {}
 
   async tables(): Promise<CatalogTable[]> {
-    const found = await Promise.all(this.models.map((model) => this.table(model.domain, model.table)));
+    const found = await Promise.all(this.models().map((model) => this.table(model.domain, model.table)));
     return found.filter((table) => table !== undefined);
   }
 

@@ -7,9 +7,7 @@ import { nodeFiles } from "../../base/files.js";
 import { buildServer, type HttpServer } from "../../base/http.js";
 import { layout } from "../../base/paths.js";
 import { registerBus } from "../../bus/routes.js";
-import { ProtoRegistry } from "../../contracts/registry.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
-import { loadModels } from "../../models/project.js";
 import { registerQuery } from "../../query/routes.js";
 import { type IngestStatus, readIngestStatus } from "../../status/ingest-status.js";
 import type { ObjectStore } from "../../storage/object-store.js";
@@ -20,6 +18,7 @@ import { requireRole } from "../../tenancy/http-auth.js";
 import { signToken, TokenVerifier } from "../../tenancy/tokens.js";
 import { IngestSupervisor } from "./ingest-supervisor.js";
 import { LakeCatalog } from "./lake-catalog.js";
+import { ProjectKeeper } from "./project-keeper.js";
 import { openKey, openLog, openReader, openStore, readingDuck } from "./runtime.js";
 
 export interface ServerParts {
@@ -33,6 +32,8 @@ export interface RunningServer {
   readonly url: string;
   /** A token of this data folder's own key. */
   token(role: Role, tenants: "*" | readonly string[], expiresIn?: number): Promise<string>;
+  /** Reads descriptors and models again: what fits as a whole takes the place of what was in force. */
+  reload(): Promise<void>;
   /** Ends gracefully: answers what is in flight, lands what ingest has read. The rest is durable in the stream. */
   close(): Promise<void>;
 }
@@ -48,7 +49,10 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
   const verifier = new TokenVerifier(key, config.auth.audience);
   const closers: (() => Promise<unknown>)[] = [];
   const store = await openStore(config, parts.query ? "query" : "bus");
-  const supervisor = parts.ingest ? new IngestSupervisor(config, log) : undefined;
+  const project = await ProjectKeeper.open({ config, log, metrics, models: parts.query || parts.ingest });
+  closers.push(() => project.close());
+  const supervisor = parts.ingest ? new IngestSupervisor(config, project.current, log) : undefined;
+  project.onChange((changed) => supervisor?.use(changed));
   let server: HttpServer | undefined;
   try {
     server = await buildServer({
@@ -62,11 +66,12 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
       notReady: () => notReady(parts, supervisor),
       readyDetails: async () => ({
         ...(supervisor === undefined ? {} : { ingest: supervisor.state }),
+        ...(project.problem === undefined ? {} : { project: projectProblem(project.problem) }),
         quarantined: quarantined(await readIngestStatus(store)),
       }),
     });
-    if (parts.bus) closers.push(await addBus(server, store, config, verifier, metrics, log));
-    if (parts.query) closers.push(await addQuery(server, store, config, verifier, metrics, log));
+    if (parts.bus) closers.push(await addBus(server, project, store, config, verifier, metrics, log));
+    if (parts.query) closers.push(await addQuery(server, project, store, config, verifier, metrics, log));
     if (supervisor !== undefined) {
       // Beside listening: an ingest that cannot start is no reason to refuse events or questions.
       supervisor.start();
@@ -78,6 +83,7 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
       url,
       token: (role, tenants, expiresIn = DAY) =>
         signToken(key, config.auth.audience, { subject: `local-${role}`, role, tenants, expiresIn }),
+      reload: () => project.reload(),
       close: async () => {
         await running.drain();
         await closeAll(closers);
@@ -96,6 +102,13 @@ function notReady(parts: ServerParts, supervisor: IngestSupervisor | undefined):
   if (parts.bus || parts.query || supervisor === undefined || supervisor.ready) return undefined;
   return supervisor.state;
 }
+
+/** /readyz is for everybody: files and SQL are for the log. */
+const projectProblem = ({ code }: TributaryError) => ({
+  code,
+  remedy:
+    "the newest descriptors or models do not fit and are not in force: see the log, or `tributary models check`",
+});
 
 /** What /readyz tells of tables that cannot go on. */
 function quarantined(status: IngestStatus | undefined) {
@@ -136,13 +149,14 @@ async function closeAll(closers: readonly (() => Promise<unknown>)[]): Promise<v
 
 async function addBus(
   server: HttpServer,
+  project: ProjectKeeper,
   store: ObjectStore,
   config: Config,
   verifier: TokenVerifier,
   metrics: Registry,
   log: Logger,
 ): Promise<() => Promise<void>> {
-  const registry = ProtoRegistry.load(config.protoDirs, config.protoDescriptors);
+  const registry = () => project.current.registry;
   const stream = await EmbeddedLogWriter.open({
     folder: layout(config.data).stream,
     partitions: config.stream.partitions,
@@ -155,13 +169,14 @@ async function addBus(
 
 async function addQuery(
   server: HttpServer,
+  project: ProjectKeeper,
   store: ObjectStore,
   config: Config,
   verifier: TokenVerifier,
   metrics: Registry,
   log: Logger,
 ): Promise<() => Promise<void>> {
-  const models = loadModels(config.transformsDir);
+  const models = () => project.current.models;
   const duck = await readingDuck();
   const tableOptions = { checkpointEvery: config.table.checkpointEvery };
   const reader = await openReader(config);
