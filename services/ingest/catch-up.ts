@@ -11,8 +11,6 @@ import { lightOf, type Slice, slicesOf, whole } from "./payloads.js";
 import type { Refiner } from "./refine.js";
 import { beyond, originals, type RawView, rangesOf, readRange } from "./replay.js";
 
-/** Events after which a table's positions move; a crash repeats so many at most. */
-const RANGE_EVENTS = 100_000;
 /** Events that are upserted at once. */
 const BATCH_EVENTS = 20_000;
 /** How often a table that is far behind looks for light events that have just landed. */
@@ -35,7 +33,7 @@ export interface CatchUpOptions {
 
 /** Brings one table to where raw stands, range by range, reading raw alone; never the stream. */
 export class CatchUp {
-  private rangeEvents = RANGE_EVENTS;
+  private rangeEvents: number;
   /** What has been taken in out of turn. */
   private expressed: Progress = NOWHERE;
   private lookedAt = 0;
@@ -46,7 +44,9 @@ export class CatchUp {
     private readonly writer: UpsertWriter,
     private readonly raw: DeltaTable,
     private readonly options: CatchUpOptions,
-  ) {}
+  ) {
+    this.rangeEvents = context.decoding.rangeEvents;
+  }
 
   /** Resolves when the table has all that raw had at some moment of the call. */
   async run(): Promise<void> {
@@ -61,7 +61,7 @@ export class CatchUp {
           const view = { table: this.raw, snapshot, connection, entityType: this.refiner.model.entityType };
           await this.takeRanges(view, from, to);
         });
-        this.rangeEvents = Math.min(this.rangeEvents * 2, RANGE_EVENTS);
+        this.rangeEvents = Math.min(this.rangeEvents * 2, this.context.decoding.rangeEvents);
       } catch (error) {
         // Large payloads: fewer of them are read at once.
         const told = engineErrorOf(error);

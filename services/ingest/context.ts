@@ -36,6 +36,8 @@ export interface IngestContext {
 export interface Decoding {
   /** Payload bytes that one upsert decodes, or those of one event. */
   readonly sliceBytes: number;
+  /** Events after which a replay moves positions; a crash repeats so many at most. */
+  readonly rangeEvents: number;
   /** Held while more than a little is unpacked. */
   readonly permits: Permits;
 }

@@ -5,12 +5,14 @@ import { FixedColumn, TextColumn } from "../columns/column-writers.js";
 import { Feed, type FeedColumn, type FeedSource } from "../columns/feed.js";
 import { Envelope } from "../contracts/envelope.js";
 import type { ObjectStore } from "../storage/object-store.js";
+import { compactAppended, planCompaction } from "../table/compact.js";
 import type { TableSpec } from "../table/definition.js";
 import { DeltaTable, type TableOptions } from "../table/delta-table.js";
-import { scanSql } from "../table/scan.js";
+import { scanFilesSql } from "../table/scan.js";
 import { deltaTypeOf } from "../table/schema.js";
 import { stageFile } from "../table/stage.js";
 import { Staging } from "../table/staging.js";
+import type { TableFile, TableSnapshot } from "../table/types.js";
 
 /**
  * Events that could not be taken in, with why and their bytes (I8). `model` tells which table misses the event; it is
@@ -114,6 +116,30 @@ const SPEC: TableSpec = {
   description: "Events that could not be taken in.",
 };
 
+/** By these a letter that lies there already is found without a look into every file. */
+const ORDER = ["stream", "partition", "position"];
+const BOUNDS = ["tenant_id", ...ORDER];
+const COMPACT_AFTER = 16;
+
+/** The files whose bounds take in one of the letters; all of those that have no bounds. */
+export function filesThatMayHold(
+  { files }: TableSnapshot,
+  letters: readonly Pick<DeadLetter, "stream" | "partition" | "position">[],
+): TableFile[] {
+  const within = ({ min, max }: TableFile, name: "stream" | "partition" | "position", value: string) =>
+    typeof min[name] !== "string" ||
+    typeof max[name] !== "string" ||
+    (min[name] <= value && value <= max[name]);
+  return files.filter((file) =>
+    letters.some(
+      ({ stream, partition, position }) =>
+        within(file, "stream", stream) &&
+        within(file, "partition", partition) &&
+        within(file, "position", position),
+    ),
+  );
+}
+
 export class DeadLetters {
   private readonly turns = new Turns();
 
@@ -146,7 +172,7 @@ export class DeadLetters {
       this.feed.use(this.rows.source(fresh));
       const result = await Staging.run(this.table, async (staging) => {
         const file = await stageFile(staging, this.connection, `SELECT * FROM ${this.feed.name}()`, {
-          boundedColumns: ["tenant_id"],
+          boundedColumns: BOUNDS,
         });
         this.feed.clear();
         await staging.publish([file]);
@@ -159,13 +185,30 @@ export class DeadLetters {
           serializable: true,
         });
       });
-      if (result.kind === "committed") return;
+      if (result.kind === "committed") return this.compact();
+    }
+  }
+
+  /** Merges small files: each burial makes one. The letters are safe, come what may. */
+  private async compact(): Promise<void> {
+    try {
+      for (;;) {
+        const files = planCompaction(this.table.snapshot, COMPACT_AFTER);
+        if (files === undefined) return;
+        const { kind } = await compactAppended(this.table, this.connection, files, ORDER, BOUNDS);
+        if (kind !== "compacted") return;
+      }
+    } catch {
+      // The next burial tries again.
     }
   }
 
   private async known(letters: readonly DeadLetter[]): Promise<Set<string>> {
+    const { snapshot } = this.table;
+    const files = filesThatMayHold(snapshot, letters);
+    if (files.length === 0) return new Set();
     const positions = [...new Set(letters.map(({ position }) => literal(position)))].join(", ");
-    const sql = await scanSql(this.table, this.table.snapshot, {
+    const sql = await scanFilesSql(this.table, snapshot, files, {
       columns: ["model", "stream", "partition", "position"],
       where: `position IN (${positions})`,
     });

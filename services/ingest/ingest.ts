@@ -20,6 +20,7 @@ import { loadProject, type Project } from "./project.js";
 /** The engine holds a slice several times over: as columns, as the model's rows, as the file that is written. */
 const SLICES_IN_MEMORY = 32;
 const SLICES_AT_ONCE = 2;
+const RANGE_EVENTS = 100_000;
 
 /** Everything ingest needs, opened: descriptors, bound models, tables' engine, dead letters. */
 export async function openContext(options: {
@@ -60,6 +61,7 @@ export async function openContext(options: {
     metrics: metricsOf(options.registry),
     decoding: {
       sliceBytes: Math.max(1, Math.floor(config.ingest.duckdbMemoryBytes / SLICES_IN_MEMORY)),
+      rangeEvents: RANGE_EVENTS,
       permits: new Permits(SLICES_AT_ONCE),
     },
     // The budget is for the process; every table may have its share.

@@ -138,10 +138,16 @@ export async function redrive(context: IngestContext, letters: readonly StoredLe
   return { applied: done.length, failed };
 }
 
-async function takeAway(context: IngestContext, letters: readonly StoredLetter[]): Promise<void> {
+async function takeAway(context: IngestContext, gone: readonly StoredLetter[]): Promise<void> {
   const { table } = context.deadLetters;
-  while (letters.length > 0) {
+  for (let letters = gone; letters.length > 0; ) {
     const snapshot = await table.refresh();
+    const live = new Set(snapshot.files.map(({ path }) => path));
+    if (!letters.every(({ file }) => live.has(file.path))) {
+      // A compaction has moved them.
+      const keys = new Set(letters.map(keyOf));
+      letters = (await storedLetters(context, {})).filter((letter) => keys.has(keyOf(letter)));
+    }
     const masks = new Map<TableFile, Mask>();
     for (const { file, row } of letters) {
       const current = snapshot.files.find(({ path }) => path === file.path);
@@ -165,3 +171,6 @@ async function takeAway(context: IngestContext, letters: readonly StoredLetter[]
     if (result.kind === "committed") return;
   }
 }
+
+const keyOf = ({ model, stream, partition, position }: StoredLetter): string =>
+  [model, stream, partition, position].join("\n");

@@ -10,7 +10,7 @@ import { checkShape } from "./shape.js";
 export interface BoundModel extends Model {
   /** Output columns in order, tenant_id and entity_id among them. */
   readonly columns: readonly BoundColumn[];
-  /** Changes when the SQL, the payload's shape or the way of storing rows changes; the table is rebuilt then. */
+  /** Changes with the SQL, the payload's fields that it reads, or the way of storing rows; the table is rebuilt then. */
   readonly fingerprint: string;
 }
 
@@ -44,8 +44,12 @@ export async function bindModel(
 ): Promise<BoundModel> {
   const type = registry.entityType(model.entityType);
   if (type === undefined) throw invalid(model, `source: no message ${model.entityType} in the descriptors`);
-  await checkShape(connection, model);
-  const payload = new PayloadDecoder(type).columns.map((c) => `${identifier(c.name)} ${c.type}`).join(", ");
+  const used = await checkShape(connection, model);
+  const fields = new PayloadDecoder(type).columns;
+  const shapeOf = (some: typeof fields) => some.map((c) => `${identifier(c.name)} ${c.type}`).join(", ");
+  const payload = shapeOf(fields);
+  // A field that the model does not read changes none of its rows.
+  const read = fields.filter(({ name }) => used?.has(name.toLowerCase()) ?? true);
   const relation = [
     ...ENVELOPE_COLUMNS.map(({ name, type }) => `${name} ${type}`),
     `payload STRUCT(${payload})`,
@@ -63,7 +67,7 @@ export async function bindModel(
       description: model.columnDescriptions.get(String(name)),
     }));
     checkColumns(model, columns);
-    return { ...model, columns, fingerprint: fingerprintOf(STORAGE_VERSION, model.sql, payload) };
+    return { ...model, columns, fingerprint: fingerprintOf(STORAGE_VERSION, model.sql, shapeOf(read)) };
   } catch (cause) {
     if (cause instanceof TributaryError) throw cause;
     throw invalid(model, (cause as Error).message.split("\n")[0]!, cause);

@@ -1,4 +1,4 @@
-import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { temporaryFolder, writeProject, writeProto } from "../../test/support/lake.js";
@@ -346,14 +346,33 @@ describe("the fingerprint", () => {
       "models: [{ name: things, description: Things., columns: [{ name: name, description: x }] }]";
     expect((await bind(sql, described)).fingerprint).toBe(fingerprint);
     expect((await bind(`${sql} where version > 1`)).fingerprint).not.toBe(fingerprint);
-    const wider = join(folder, "wider");
-    mkdirSync(join(wider, "t", "v1"), { recursive: true });
-    writeFileSync(
-      join(wider, "t", "v1", "thing.proto"),
-      'syntax = "proto3"; package t.v1; message Thing { string name = 1; int32 more = 2; }',
-    );
-    writeProject(project, { things: sql });
-    const [changed] = await bindAll(ProtoRegistry.load([wider]), project);
-    expect(changed!.fingerprint).not.toBe(fingerprint);
+  });
+
+  test("changes with the payload's fields that the SQL reads, and not with others", async () => {
+    const descriptors = (fields: string): ProtoRegistry => {
+      const proto = mkdtempSync(join(folder, "proto-"));
+      mkdirSync(join(proto, "t", "v1"), { recursive: true });
+      writeFileSync(
+        join(proto, "t", "v1", "thing.proto"),
+        `syntax = "proto3"; package t.v1; message Thing { ${fields} }`,
+      );
+      return ProtoRegistry.load([proto]);
+    };
+    const base = descriptors("string name = 1; string note = 3;");
+    const wider = descriptors("string name = 1; string note = 3; int32 more = 2;");
+    const other = descriptors("bytes name = 1; string note = 3;");
+    const print = async (registry: ProtoRegistry, text: string): Promise<string> => {
+      writeProject(project, { things: text });
+      return (await bindAll(registry, project))[0]!.fingerprint;
+    };
+    expect(await print(wider, sql)).toBe(await print(base, sql));
+    expect(await print(other, sql)).not.toBe(await print(base, sql));
+    for (const reader of [
+      `select ${KEYS}, payload as p ${FROM}`,
+      `select * ${FROM}`,
+      `select ${KEYS}, payload['name'] as name ${FROM}`,
+    ]) {
+      expect(await print(wider, reader), reader).not.toBe(await print(base, reader));
+    }
   });
 });

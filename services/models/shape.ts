@@ -11,9 +11,13 @@ const KEYS = ["tenant_id", "entity_id"];
  * events (I3), however they are batched, and no row can pass for another tenant's (I5). So a model is a chain of
  * SELECTs over its one source(), without aggregates, windows, joins, subqueries in expressions, limits, and without
  * anything that tells one run from another; and every SELECT of the chain hands tenant_id and entity_id on by name.
+ * Returns the payload's fields that the model names, in lower case; undefined when it may read any.
  * Errors: TRB-MODEL-INVALID, naming the construct.
  */
-export async function checkShape(connection: DuckDBConnection, model: Model): Promise<void> {
+export async function checkShape(
+  connection: DuckDBConnection,
+  model: Model,
+): Promise<ReadonlySet<string> | undefined> {
   const [[serialized]] = (await rowsOf(
     connection,
     "SELECT json_serialize_sql($1::VARCHAR, skip_null := true, skip_empty := true, skip_default := true)",
@@ -27,6 +31,7 @@ export async function checkShape(connection: DuckDBConnection, model: Model): Pr
   const check = new ShapeCheck(model, await unstableFunctions(connection));
   check.select(statement.node, new Map());
   if (check.sources !== 1) throw refused(model, `reads its source() ${check.sources} times; expected once`);
+  return check.wholePayload ? undefined : check.fields;
 }
 
 const FROM_CONSTRUCTS: Readonly<Record<string, string>> = {
@@ -45,6 +50,9 @@ const NODE_CONSTRUCTS: Readonly<Record<string, string>> = {
 
 class ShapeCheck {
   sources = 0;
+  /** Fields of the payload that are named, and whether it is handed on as a whole. */
+  readonly fields = new Set<string>();
+  wholePayload = false;
 
   constructor(
     private readonly model: Model,
@@ -120,6 +128,7 @@ class ShapeCheck {
     const found = new Set<string>();
     for (const item of list) {
       if (item.class === "STAR") {
+        this.wholePayload = true;
         this.star(item, relation);
         for (const key of KEYS) found.add(key);
         continue;
@@ -180,6 +189,7 @@ class ShapeCheck {
         this.refuse("a column by position");
         break;
       case "COLUMN_REF": {
+        this.payloadFields(node.column_names ?? []);
         const [name, ...rest] = node.column_names ?? [];
         if (rest.length === 0 && VALUE_WORDS.has(name?.toLowerCase() ?? "")) {
           throw refused(this.model, `calls ${name}; equal events must give equal rows`);
@@ -194,6 +204,16 @@ class ShapeCheck {
       }
     }
     for (const child of Object.values(node)) this.expression(child);
+  }
+
+  /** `payload.x`, `relation.payload.x.y`: x. A name that only looks like it costs nothing but a rebuild. */
+  private payloadFields(names: readonly string[]): void {
+    for (const [at, name] of names.entries()) {
+      if (name.toLowerCase() !== "payload") continue;
+      const field = names[at + 1];
+      if (field === undefined) this.wholePayload = true;
+      else this.fields.add(field.toLowerCase());
+    }
   }
 
   private refuse(construct: string): never {

@@ -80,6 +80,8 @@ export interface LakeOptions {
   readonly keyIndexBytes?: number;
   readonly checkpointEvery?: number;
   readonly compactAfterFiles?: number;
+  /** Events after which a replay moves positions. */
+  readonly rangeEvents?: number;
   /** Wraps the store, to make it fail. */
   readonly store?: (inner: ObjectStore) => ObjectStore;
   /** What is parked goes through these. */
@@ -148,7 +150,7 @@ export class Lake {
       { env: {} },
     );
     const inner = await fileStore(folder);
-    return openContext({
+    const context = await openContext({
       config,
       store: options.store?.(inner) ?? inner,
       files: options.files ?? unsyncedFiles,
@@ -156,6 +158,8 @@ export class Lake {
       log: pino({ level: "silent" }),
       registry: new Registry(),
     });
+    const { rangeEvents = context.decoding.rangeEvents } = options;
+    return { ...context, decoding: { ...context.decoding, rangeEvents } };
   }
 
   async lane(): Promise<Lane> {
@@ -319,13 +323,18 @@ const STREAM_NAMES = ["log-7f", "topic.v1.things", "shards", "log-7f.0"];
 export class TestStream {
   private readonly next = new Map<string, number>();
   private readonly random = new Random(streamSeed + streams++);
-  private name = this.random.pick(STREAM_NAMES);
+  private name: string;
   /** "stream/partition/position" of every event. */
   readonly positions: string[] = [];
   readonly events: TestEvent[] = [];
 
+  /** Keeps the name it is given. */
+  constructor(private readonly only?: string) {
+    this.name = only ?? this.random.pick(STREAM_NAMES);
+  }
+
   batch(events: readonly TestEvent[], partitionOf: (event: TestEvent) => string = () => "0"): EventBatch {
-    if (this.random.chance(0.3)) this.name = this.random.pick(STREAM_NAMES);
+    if (this.only === undefined && this.random.chance(0.3)) this.name = this.random.pick(STREAM_NAMES);
     const { name } = this;
     const batch = new EventBatch(THING, name);
     for (const event of events) {

@@ -1,0 +1,214 @@
+import { gzipSync } from "node:zlib";
+import { expect, test } from "vitest";
+import { FaultyStore, overriding } from "../../test/support/faulty-store.js";
+import {
+  CAST_SQL,
+  expectedThings,
+  Lake,
+  Random,
+  randomEvents,
+  TestStream,
+  THING,
+  THINGS_SQL,
+} from "../../test/support/lake.js";
+import { rowsOf } from "../base/duckdb.js";
+import { TributaryError } from "../base/errors.js";
+import { encodeEvent } from "../contracts/encode-event.js";
+import { progressOf } from "../table/progress.js";
+import { scanSql } from "../table/scan.js";
+import { EventBatch } from "./event-batch.js";
+
+const CHANGED = { things: `${THINGS_SQL} and true` };
+
+async function withLake(options: Parameters<typeof Lake.create>[0], work: (lake: Lake) => Promise<void>) {
+  const lake = await Lake.create(options);
+  try {
+    await work(lake);
+  } finally {
+    await lake.close();
+  }
+}
+
+/** Folders of rebuilds below the table that still have a log. */
+async function sidesOf({ context }: Lake): Promise<string[]> {
+  const folders = new Set<string>();
+  for await (const { key } of context.store.list("refined/t/things/")) {
+    const [, folder] = /^refined\/t\/things\/(rebuilt-[^/]+)\/_delta_log\//.exec(key) ?? [];
+    if (folder !== undefined) folders.add(folder);
+  }
+  return [...folders];
+}
+
+test("a changed model and a new one get all that raw has, though the stream has another name by now", () =>
+  withLake({}, async (lake) => {
+    const events = randomEvents(new Random(1), 80);
+    const lane = await lake.lane();
+    await lane.land(new TestStream("embedded-1").batch(events.slice(0, 50)));
+    await lane.land(new TestStream("topic.v1.things").batch(events.slice(50)));
+    await lake.reopen({ models: { ...CHANGED, more: THINGS_SQL } });
+    expect(await lake.rows()).toEqual(expectedThings(events));
+    expect(await lake.rows("t.more")).toEqual(expectedThings(events));
+    const raw = progressOf((await lake.lane()).raw.snapshot);
+    expect(raw.size).toBe(2);
+    expect(new Map((await lake.target()).progress)).toEqual(raw);
+  }));
+
+test("a replay moves positions as it goes, and goes on there after a crash", async () => {
+  let faulty: FaultyStore | undefined;
+  const lake = await Lake.create({ rangeEvents: 10, checkpointEvery: 1000 });
+  try {
+    const events = randomEvents(new Random(2), 120);
+    const stream = new TestStream("log");
+    for (let at = 0; at < events.length; at += 40) {
+      await (await lake.lane()).land(stream.batch(events.slice(at, at + 40)));
+    }
+    await lake.settled();
+    await lake.reopen({
+      models: CHANGED,
+      store: (inner) => {
+        faulty = new FaultyStore(inner);
+        return faulty.store;
+      },
+    });
+    faulty!.arm(60, "crash");
+    void lake.settled();
+    await faulty!.gone;
+    const between = new Set<string>();
+    await lake.abandon({
+      store: (inner) =>
+        overriding(inner, {
+          putIfAbsent: (key, bytes) => {
+            for (const [at] of bytes.toString().matchAll(/rebuilt-[0-9a-f]{12}-[0-9a-f]{8}/g))
+              between.add(at);
+            return inner.putIfAbsent(key, bytes);
+          },
+        }),
+    });
+    const [side, ...others] = await sidesOf(lake);
+    expect(others).toEqual([]);
+    expect(await lake.rows()).toEqual(expectedThings(events));
+    // It took that table over, and no other was begun.
+    expect([...between]).toEqual([side]);
+    expect(await sidesOf(lake)).toEqual([]);
+  } finally {
+    await lake.close();
+  }
+});
+
+test("what a rebuild could not remove is in no later one's way, and goes later", async () => {
+  let failing = true;
+  await withLake(
+    {
+      store: (inner) =>
+        overriding(inner, {
+          delete: (keys) =>
+            failing && keys[0]?.includes("rebuilt-")
+              ? Promise.reject(new TributaryError("TRB-STORE-FAILED", "a fault of the test"))
+              : inner.delete(keys),
+        }),
+    },
+    async (lake) => {
+      const stream = new TestStream();
+      const events = randomEvents(new Random(3), 60);
+      await (await lake.lane()).land(stream.batch(events.slice(0, 30)));
+      await lake.reopen({ models: CHANGED });
+      expect(await lake.rows()).toEqual(expectedThings(events.slice(0, 30)));
+      const [left] = await sidesOf(lake);
+      expect(left).toBeDefined();
+      await lake.reopen({ models: { things: THINGS_SQL } });
+      await (await lake.lane()).land(stream.batch(events.slice(30)));
+      expect(await lake.rows()).toEqual(expectedThings(events));
+      // As a vacuum would: what the table does not name goes, the leftover log stays.
+      const { table } = await lake.target();
+      const live = new Set(table.snapshot.files.map(({ path }) => `refined/t/things/${path}`));
+      const inner: string[] = [];
+      for await (const { key } of lake.context.store.list(`refined/t/things/${left}/`)) inner.push(key);
+      failing = false;
+      await lake.context.store.delete(inner.filter((key) => !live.has(key) && !key.includes("_delta_log")));
+      failing = true;
+      await lake.reopen({ models: CHANGED });
+      expect(await lake.rows()).toEqual(expectedThings(events));
+      failing = false;
+      await lake.reopen();
+      expect(await lake.rows()).toEqual(expectedThings(events));
+      expect(await sidesOf(lake)).toEqual([]);
+    },
+  );
+});
+
+test("dead letters of a replay hold the events as they were published", () =>
+  withLake({ models: { plain: THINGS_SQL } }, async (lake) => {
+    const batch = new EventBatch(THING, "log");
+    const event = encodeEvent({
+      tenantId: "acme",
+      entityType: THING,
+      entityId: "bad",
+      operation: 1,
+      version: 7,
+      payload: { value: Buffer.from([0x22, 1, 0x78]) },
+      attributes: { traceparent: "00-1", producer: "shop" },
+      eventId: "e-1",
+    });
+    batch.add(event, 0, event.length, "3", "000000000001", 1_700_000_000_000);
+    await (await lake.lane()).land(batch);
+    await lake.reopen({ models: { plain: THINGS_SQL, casts: CAST_SQL } });
+    expect(await lake.rows("t.casts")).toEqual([]);
+    const { table } = lake.context.deadLetters;
+    const sql = await scanSql(table, await table.refresh(), { columns: ["stream", "event"] });
+    const [[stream, bytes]] = (await lake.context.duck.with((c) => rowsOf(c, sql))) as [
+      [string, { bytes: Uint8Array }],
+    ];
+    expect(stream).toBe("log");
+    expect(Buffer.from(bytes.bytes)).toEqual(event);
+  }));
+
+test(
+  "payloads that unpack to far more than memory holds all come in, and hold up no other tenant's",
+  () =>
+    withLake({ ingest: { duckdbMemoryBytes: 64 << 20 } }, async (lake) => {
+      const heavy = new EventBatch(THING, "log");
+      const value = Buffer.concat([Buffer.from([0x0a, 0xc0, 0x84, 0x3d]), Buffer.alloc(1_000_000, 97)]);
+      const packed = gzipSync(value);
+      const add = (
+        id: string,
+        tenantId: string,
+        compression: number,
+        payload: Uint8Array,
+        batch: EventBatch,
+        at: number,
+      ) => {
+        const event = encodeEvent({
+          tenantId,
+          entityType: THING,
+          entityId: id,
+          operation: 1,
+          version: 1,
+          payload: { value: payload },
+          compression,
+        });
+        batch.add(event, 0, event.length, "0", String(at).padStart(12, "0"), 0);
+      };
+      for (let i = 1; i <= 150; i++) add(`h${i}`, "acme", 1, packed, heavy, i);
+      const light = new EventBatch(THING, "log");
+      add("light", "other", 0, Buffer.from([0x0a, 1, 0x78]), light, 151);
+      const lane = await lake.lane();
+      await lake.settled();
+      await lane.land(heavy);
+      expect(lane.behind).toBe(true);
+      await lane.land(light);
+      const { table } = lane.targets[0]!;
+      const rowsOfTenant = async (tenant: string): Promise<number> => {
+        const sql = await scanSql(table, table.snapshot, {
+          columns: ["entity_id"],
+          where: `tenant_id = '${tenant}'`,
+        });
+        return (await lake.context.duck.with((c) => rowsOf(c, sql))).length;
+      };
+      while ((await rowsOfTenant("other")) === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+      expect(await rowsOfTenant("acme")).toBeLessThan(150);
+      await lake.settled();
+      expect(await rowsOfTenant("acme")).toBe(150);
+      expect(await lake.deadLetters()).toEqual([]);
+    }),
+  30_000,
+);

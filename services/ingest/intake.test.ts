@@ -1,0 +1,155 @@
+import { DuckDBConnection } from "@duckdb/node-api";
+import { afterEach, describe, expect, test, vi } from "vitest";
+import { CAST_SQL, expectedThings, Lake, type TestEvent, TestStream } from "../../test/support/lake.js";
+import { FILE_SHIFT, FLAGS, WORDS } from "../table/order.js";
+import { filesThatMayHold } from "./dead-letters.js";
+
+afterEach(() => {
+  vi.restoreAllMocks();
+});
+
+const thing = (id: string, more: Partial<TestEvent> = {}): TestEvent => ({
+  tenant: "acme",
+  id,
+  operation: 1,
+  version: 1n,
+  thing: { name: id, number: "1" },
+  ...more,
+});
+
+async function withLake(options: Parameters<typeof Lake.create>[0], work: (lake: Lake) => Promise<void>) {
+  const lake = await Lake.create(options);
+  try {
+    await (await lake.lane()).land(new TestStream("first").batch([]));
+    await lake.settled();
+    await work(lake);
+  } finally {
+    await lake.close();
+  }
+}
+
+/** How many statements have each of these words in their text, from now on. */
+function counting<const W extends string>(...words: W[]): Record<W, number> {
+  const counts = Object.fromEntries(words.map((word) => [word, 0])) as Record<W, number>;
+  const { run } = DuckDBConnection.prototype;
+  vi.spyOn(DuckDBConnection.prototype, "run").mockImplementation(function (
+    this: DuckDBConnection,
+    sql,
+    ...rest
+  ) {
+    for (const word of words) if (String(sql).includes(word)) counts[word]++;
+    return run.call(this, sql, ...rest);
+  });
+  return counts;
+}
+
+describe("poison", () => {
+  test("that exhausts memory is a dead letter; the others go their way", () =>
+    withLake(
+      {
+        ingest: { duckdbMemoryBytes: 64 << 20 },
+        models: {
+          things: `select tenant_id, entity_id, repeat('x', payload.amount) as n
+            from {{ source('raw', 't.v1.Thing') }}`,
+        },
+      },
+      async (lake) => {
+        const stream = new TestStream("log");
+        const events = Array.from({ length: 40 }, (_, i) =>
+          thing(`k${i}`, { thing: { amount: i === 17 ? 200_000_000 : i } }),
+        );
+        await (await lake.lane()).land(stream.batch(events));
+        expect(await lake.rows()).toHaveLength(39);
+        expect(await lake.deadLetters()).toEqual(["t.things TRB-INGEST-MEMORY 000000000018"]);
+        await (await lake.lane()).land(stream.batch([thing("after")]));
+        expect(await lake.rows()).toHaveLength(40);
+      },
+    ));
+
+  test("is found without writing the batch's keys again for each guess, in some bad × log n small statements", () =>
+    withLake({ models: { things: CAST_SQL } }, async (lake) => {
+      const bad = 12;
+      const count = 1024;
+      const events = Array.from({ length: count }, (_, i) =>
+        thing(`k${i}`, { thing: { number: i % 85 === 3 && i < bad * 85 ? "no" : String(i) } }),
+      );
+      const counts = counting("TABLE batch_keys", "TABLE attempt");
+      await (await lake.lane()).land(new TestStream("log").batch(events));
+      expect(await lake.rows()).toHaveLength(count - bad);
+      expect(await lake.deadLetters()).toHaveLength(bad);
+      expect(counts["TABLE batch_keys"]).toBeLessThanOrEqual(2);
+      expect(counts["TABLE attempt"]).toBeGreaterThan(bad);
+      expect(counts["TABLE attempt"]).toBeLessThanOrEqual(2 * bad * Math.log2(count));
+    }));
+
+  test("in many versions of one entity does not run the whole batch again for each", () =>
+    withLake({ models: { things: CAST_SQL } }, async (lake) => {
+      const versions = Array.from({ length: 20 }, (_, i) =>
+        thing("often", { version: BigInt(i + 1), thing: { number: i === 4 ? "5" : "no" } }),
+      );
+      const others = Array.from({ length: 200 }, (_, i) => thing(`k${i}`, { thing: { number: String(i) } }));
+      const { run } = DuckDBConnection.prototype;
+      let events = 0;
+      vi.spyOn(DuckDBConnection.prototype, "run").mockImplementation(async function (
+        this: DuckDBConnection,
+        sql,
+        ...rest
+      ) {
+        const result = await run.call(this, sql, ...rest);
+        if (String(sql).includes("TABLE batch_keys")) {
+          events += Number((await this.runAndReadAll("SELECT count(*) FROM batch_keys")).getRows()[0]![0]);
+        }
+        return result;
+      });
+      await (await lake.lane()).land(new TestStream("log").batch([...versions, ...others]));
+      expect(await lake.rows()).toContain(JSON.stringify(["acme", "often", "5", 5]));
+      expect(await lake.rows()).toHaveLength(201);
+      // Those that are newer than the one that stands; older ones lose without being looked at.
+      expect(await lake.deadLetters()).toHaveLength(15);
+      expect(events).toBeLessThan(3 * 201);
+    }));
+});
+
+test("an index that is wrong is forgotten, and the batch comes in by the catch-up", () =>
+  withLake({}, async (lake) => {
+    const stream = new TestStream("log");
+    const lane = await lake.lane();
+    const first = [thing("a"), thing("b")];
+    await lane.land(stream.batch(first));
+    const { writer, table } = await lake.target();
+    const records = new Uint32Array(WORDS);
+    const acme = Buffer.from("acme");
+    const id = Buffer.from("a");
+    writer.keys.put(records, 0, acme, 0, acme.length, id, 0, id.length);
+    records[FLAGS] = 1 | (7 << FILE_SHIFT);
+    const { version } = table.snapshot;
+    const placed = [{ records, ords: [0], path: "not-there.parquet", tombstones: false }];
+    writer.locator.applied({ from: version, version, placed });
+    const second = [thing("a", { version: 2n })];
+    await lane.land(stream.batch(second));
+    expect(await lake.rows()).toEqual(expectedThings([...first, ...second]));
+  }));
+
+test("burying letters looks only into files that may hold them, and keeps the files few", () =>
+  withLake({}, async (lake) => {
+    const { deadLetters } = lake.context;
+    const letter = (n: number) => ({
+      model: "t.things",
+      code: "TRB-MODEL-FAILED",
+      reason: "of the test",
+      stream: "log",
+      partition: "0",
+      position: String(n).padStart(12, "0"),
+      receivedAt: 0,
+      event: Buffer.from("x"),
+    });
+    for (let n = 1; n <= 15; n++) await deadLetters.add([letter(n)]);
+    const at = (n: number) => filesThatMayHold(deadLetters.table.snapshot, [letter(n)]).length;
+    expect(at(16)).toBe(0);
+    expect(at(7)).toBe(1);
+    await deadLetters.add([letter(7)]);
+    for (let n = 16; n <= 40; n++) await deadLetters.add([letter(n)]);
+    expect(deadLetters.table.snapshot.files.length).toBeLessThan(20);
+    await deadLetters.add([letter(3), letter(41)]);
+    expect(await lake.deadLetters()).toHaveLength(41);
+  }));
