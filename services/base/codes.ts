@@ -294,6 +294,12 @@ export const CODES = {
     "the query names no tenant and the token grants more than one",
     "set tenant in the request",
   ),
+  "TRB-QUERY-UNREADABLE": entry(
+    503,
+    true,
+    "a table cannot be read now",
+    "try again; if it stays so, the operator finds out with `tributary table ls`",
+  ),
   "TRB-QUERY-BUSY": entry(429, true, "too many queries wait", "wait for Retry-After and send again"),
   // --- the program itself -------------------------------------------------------------------------------
   "TRB-CONFIG": entry(

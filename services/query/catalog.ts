@@ -3,11 +3,22 @@ import type { Column } from "../table/types.js";
 
 /** What the query service knows of the refined tables. */
 export interface Catalog {
-  /** All tables, each at its newest version, in one consistent look. */
+  /** A table for each model of the project, at its newest version. */
   tables(): Promise<readonly CatalogTable[]>;
+  /** Tables that are not well, by "domain.model". */
+  states(): Promise<ReadonlyMap<string, TableState>>;
 }
 
-/** A refined table at one version; its files may hold rows of several tenants. */
+/** What a tenant is told of a table that does not go on. */
+export interface TableState {
+  readonly state: "quarantined" | "catching-up";
+  /** ISO 8601. */
+  readonly since: string;
+  readonly code: string;
+  readonly remedy: string;
+}
+
+/** A model's table at one version; its files, if any, may hold rows of several tenants. */
 export interface CatalogTable {
   /** The schema analysts see, e.g. "scm". */
   readonly domain: string;
@@ -16,8 +27,11 @@ export interface CatalogTable {
   readonly columns: readonly Column[];
   readonly description: string | undefined;
   readonly version: number;
-  /** Milliseconds between now and the arrival of the newest event that can be queried; null when not known. */
-  freshness(): Promise<number | null>;
+  /**
+   * Milliseconds for which the oldest accepted event of this tenant has waited to be in the table: what was received
+   * before is in answers. 0 when none waits, null when not known.
+   */
+  freshness(tenant: string): Promise<number | null>;
   /**
    * Trusted SQL that yields the named columns of the live rows at this version: all rows of `tenant`, and perhaps
    * rows of others. The caller filters by tenant_id; `tenant` only lets the table skip files.

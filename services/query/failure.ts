@@ -69,6 +69,14 @@ export function failureOf(error: unknown, users = false): Failure {
   };
 }
 
+/** As `failureOf`, while a table's rows are loaded: no statement of the user's has run yet. */
+export function loadFailureOf(error: unknown): Failure {
+  const failed = failureOf(error);
+  const own = error instanceof TributaryError || readError(error) === undefined;
+  if (own || failed.code === "TRB-QUERY-MEMORY" || failed.code === "TRB-QUERY-TIMEOUT") return failed;
+  return { type: "failed", code: "TRB-QUERY-UNREADABLE" };
+}
+
 /** Words of our own for what is not about types. */
 const wordsOf = ({ subtype, message }: EngineError): string | undefined =>
   TOLD_OF_SUBTYPE[subtype ?? ""] ?? TOLD_OF_MESSAGE.find(([pattern]) => pattern.test(message))?.[1];

@@ -95,10 +95,6 @@ export class QueryService {
     }
   }
 
-  tables(): Promise<readonly CatalogTable[]> {
-    return this.catalog.tables();
-  }
-
   close(): Promise<void> {
     return this.pool.close();
   }

@@ -76,8 +76,7 @@ export async function registerQuery(
     );
     scope.get("/v1/tables", { schema: tablesSchema, validatorCompiler, onRequest }, async (request) => {
       const { tenant } = request.query as Record<string, unknown>;
-      tenantOf(grantOf(request), tenant);
-      return { tables: await describeTables(service) };
+      return { tables: await describeTables(options.catalog, tenantOf(grantOf(request), tenant)) };
     });
   });
   return { close: () => service.close() };
@@ -181,19 +180,24 @@ function numbersOf(query: unknown): "exact" | "js" {
   throw new TributaryError("TRB-REQ-INVALID", 'numbers: expected "js" or nothing');
 }
 
-async function describeTables(service: QueryService) {
-  const tables = await service.tables();
-  const described = tables.map(async (table) => ({
-    schema: table.domain,
-    name: table.model,
-    description: table.description ?? null,
-    freshnessMs: await table.freshness(),
-    columns: visibleColumns(table).map(({ name, type, description }) => ({
-      name,
-      type,
-      description: description ?? null,
-    })),
-  }));
+async function describeTables(catalog: Catalog, tenant: string) {
+  const [tables, states] = await Promise.all([catalog.tables(), catalog.states()]);
+  const described = tables.map(async (table) => {
+    const state = states.get(`${table.domain}.${table.model}`);
+    return {
+      schema: table.domain,
+      name: table.model,
+      description: table.description ?? null,
+      // What has left the stream without being in the table is not found there.
+      freshnessMs: state === undefined ? await table.freshness(tenant) : null,
+      ...(state === undefined ? { state: "ok" } : state),
+      columns: visibleColumns(table).map(({ name, type, description }) => ({
+        name,
+        type,
+        description: description ?? null,
+      })),
+    };
+  });
   return Promise.all(described);
 }
 
@@ -215,7 +219,15 @@ const table = {
     schema: text,
     name: text,
     description: { type: ["string", "null"] },
-    freshnessMs: { type: ["number", "null"] },
+    freshnessMs: {
+      type: ["number", "null"],
+      description:
+        "For how long the tenant's oldest accepted event has waited to be in the table; 0 when none waits, null when not known.",
+    },
+    state: { ...text, enum: ["ok", "quarantined", "catching-up"] },
+    since: { ...text, description: "ISO 8601; when it came to a state that is not ok." },
+    code: { ...text, description: "Why, as a code of docs/errors.md." },
+    remedy: text,
     columns: {
       type: "array",
       items: {
@@ -299,6 +311,7 @@ const querySchema = {
       "TRB-QUERY-ROWS",
       "TRB-QUERY-TENANT",
       "TRB-QUERY-BUSY",
+      "TRB-QUERY-UNREADABLE",
     ),
   },
 } as const;

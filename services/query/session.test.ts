@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { asker, createLake, others, type TestLake } from "../../test/support/query-lake.js";
 import { emptySql, TENANT_COLUMN, visibleColumns } from "./catalog.js";
-import { failureOf } from "./failure.js";
+import { failureOf, loadFailureOf } from "./failure.js";
 import type { AnswerColumn, AnswerFormat, Failure, Parameter, SessionTable } from "./protocol.js";
 import { Session } from "./session.js";
 
@@ -375,6 +375,28 @@ describe("failures", () => {
       expect(failed, sql).toMatchObject({ type: "failed", code: "TRB-QUERY-BIND" });
       expect((failed as Failure).message, sql).toContain(words);
     }
+  });
+
+  test("rows that cannot be loaded are told as that, without a path", async () => {
+    const [table] = await sessionTables();
+    const missing = table!.loadSql!.replaceAll(".parquet", "-lost.parquet");
+    const failed = await Session.open(MEMORY, asker.id, [{ ...table!, loadSql: missing }], () => {}).catch(
+      loadFailureOf,
+    );
+    expect(failed).toEqual({ type: "failed", code: "TRB-QUERY-UNREADABLE" });
+    const small = Session.open(
+      8 * 1024 * 1024,
+      asker.id,
+      [
+        {
+          ...table!,
+          loadSql: "SELECT list(i)::VARCHAR AS path, 'acme' AS tenant_id FROM range(10000000) r(i)",
+          columns: ["path"],
+        },
+      ],
+      () => {},
+    );
+    expect(await small.catch(loadFailureOf)).toMatchObject({ code: "TRB-QUERY-MEMORY" });
   });
 
   test("a fault of the engine is the statement's doing while that runs, and ours before", async () => {

@@ -1,6 +1,6 @@
 import { writeFileSync } from "node:fs";
 import type { DuckDBConnection } from "@duckdb/node-api";
-import { failureOf } from "./failure.js";
+import { failureOf, loadFailureOf } from "./failure.js";
 import type { Reply, Request, WorkerOptions } from "./protocol.js";
 import { Session } from "./session.js";
 
@@ -38,9 +38,14 @@ async function run(request: Extract<Request, { type: "run" }>): Promise<void> {
     if (session?.serves(request.tenant, request.tables) !== true) {
       session?.close();
       session = undefined;
-      session = await Session.open(memoryBytes, request.tenant, request.tables, (connection) => {
-        current = connection;
-      });
+      try {
+        session = await Session.open(memoryBytes, request.tenant, request.tables, (connection) => {
+          current = connection;
+        });
+      } catch (error) {
+        send(loadFailureOf(error));
+        return;
+      }
     }
     current = session.connection;
     try {

@@ -51,6 +51,11 @@ export interface ChangeStreamReader {
   head(): Promise<Checkpoint>;
   /** Registers the consumer and reads on after its low-water record. */
   consume(consumer: string): Promise<StreamConsumer>;
+  /**
+   * The durable events after the named consumer's low-water record, to the head. Only looks: registers nothing, moves
+   * nothing and keeps nothing from being forgotten.
+   */
+  waiting(consumer: string): AsyncIterable<StreamBatch>;
   close(): Promise<void>;
 }
 

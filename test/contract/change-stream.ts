@@ -90,6 +90,29 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
       }
     });
 
+    test("what waits for a consumer can be looked at, and looking changes nothing", async () => {
+      const waiting = async (consumer: string) => {
+        const events: ReadEvent[] = [];
+        for await (const batch of reader.waiting(consumer)) events.push(...eventsOf(batch));
+        return events;
+      };
+      expect(await waiting("c")).toEqual([]);
+      await writer.append(texts(0, 100));
+      expect(names(await waiting("c")).sort()).toEqual(numbered(0, 100).sort());
+      // It has registered nobody: a low-water record there is none, and nothing is kept for it.
+      expect([...(await reader.lowWater("c"))]).toEqual([]);
+      const consumer = await reader.consume("c");
+      const events = await readEvents(consumer, 100);
+      expect(await waiting("c")).toEqual(events);
+      await consumer.commit(lastOf(reader, events.slice(0, 60)));
+      const left = await waiting("c");
+      for (const event of events.slice(60)) expect(left).toContainEqual(event);
+      await writer.append(texts(100, 5));
+      expect((await waiting("c")).length).toBe(left.length + 5);
+      await consumer.commit(lastOf(reader, await readEvents(consumer, 5)));
+      expect(await waiting("c")).toEqual([]);
+    });
+
     test("positions of a partition order as strings, in the order of appending", async () => {
       const consumer = await reader.consume("c");
       const given: string[][] = [[], [], [], []];

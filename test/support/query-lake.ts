@@ -174,6 +174,7 @@ export async function createLake(tenants: readonly LakeTenant[]): Promise<TestLa
     write,
     tables: async () =>
       Object.entries(shapes).map(([name, shape]) => tableOf(name, shape, files.get(name)!, version)),
+    states: async () => new Map(),
     close: () => {
       connection.closeSync();
       instance.closeSync();

@@ -8,16 +8,15 @@ import { buildServer, type HttpServer } from "../../base/http.js";
 import { layout } from "../../base/paths.js";
 import { registerBus } from "../../bus/routes.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
+import { LakeCatalog } from "../../query/lake-catalog.js";
 import { registerQuery } from "../../query/routes.js";
 import { type IngestStatus, readIngestStatus } from "../../status/ingest-status.js";
 import type { ObjectStore } from "../../storage/object-store.js";
-import { caughtUp } from "../../stream/caught-up.js";
 import { EmbeddedLogWriter } from "../../stream/embedded/writer.js";
 import type { Role } from "../../tenancy/grant.js";
 import { requireRole } from "../../tenancy/http-auth.js";
 import { signToken, TokenVerifier } from "../../tenancy/tokens.js";
 import { IngestSupervisor } from "./ingest-supervisor.js";
-import { LakeCatalog } from "./lake-catalog.js";
 import { ProjectKeeper } from "./project-keeper.js";
 import { openKey, openLog, openReader, openStore, readingDuck } from "./runtime.js";
 
@@ -176,16 +175,20 @@ async function addQuery(
   metrics: Registry,
   log: Logger,
 ): Promise<() => Promise<void>> {
-  const models = () => project.current.models;
   const duck = await readingDuck();
-  const tableOptions = { checkpointEvery: config.table.checkpointEvery };
-  const reader = await openReader(config);
-  const eventsWait = async () => !(await caughtUp(reader, CONSUMER));
-  const catalog = new LakeCatalog(store, duck, tableOptions, eventsWait, models);
+  const stream = await openReader(config);
+  const catalog = new LakeCatalog({
+    store,
+    duck,
+    table: { checkpointEvery: config.table.checkpointEvery },
+    stream,
+    consumer: CONSUMER,
+    models: () => project.current.models,
+  });
   const query = await registerQuery(server.app, { catalog, verifier, config, metrics, log });
   return async () => {
     await query.close();
-    await reader.close();
+    await stream.close();
     duck.close();
   };
 }

@@ -52,7 +52,9 @@ export class EmbeddedLogConsumer implements StreamConsumer {
   private committing: Promise<void> = Promise.resolve();
   private closed = false;
 
-  /** Registers the consumer when it is new; durable when resolved. */
+  /**
+   * Registers the consumer when it is new, durable when resolved; unless `looks` says that it will never commit.
+   */
   static async open(
     files: FileOps,
     folder: string,
@@ -60,6 +62,7 @@ export class EmbeddedLogConsumer implements StreamConsumer {
     name: string,
     watch: FolderWatch,
     onClose: () => void,
+    looks = false,
   ): Promise<EmbeddedLogConsumer> {
     const partitions = identity.partitions.length;
     let record = await readLowWater(files, folder, name, identity.partitions);
@@ -67,7 +70,7 @@ export class EmbeddedLogConsumer implements StreamConsumer {
     if (record === undefined) {
       // Registered before looking at the log: from here on nothing after the oldest segment is trimmed.
       record = { done: identity.partitions.map(() => 0), segment: 0, at: 0, bytes: 0 };
-      await writeLowWater(files, folder, name, identity.partitions, record);
+      if (!looks) await writeLowWater(files, folder, name, identity.partitions, record);
     }
     if (record.segment === 0) {
       // Whatever was forgotten before it registered counts as done.

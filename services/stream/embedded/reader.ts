@@ -1,11 +1,14 @@
 import { type FileOps, nodeFiles } from "../../base/files.js";
-import type { ChangeStreamReader, Checkpoint, StreamConsumer } from "../change-stream.js";
+import type { ChangeStreamReader, Checkpoint, StreamBatch, StreamConsumer } from "../change-stream.js";
 import { EmbeddedLogConsumer } from "./consumer.js";
 import { LogCursor } from "./cursor.js";
 import { logFolder, openIdentity, type StreamIdentity, streamDown } from "./folder.js";
 import { checkConsumerName, readLowWater } from "./low-water.js";
 import { toCheckpoint } from "./positions.js";
 import { FolderWatch } from "./watch.js";
+
+/** What a look reads at once: a slice that others need not wait long for. */
+const LOOK = { maxEvents: 4_096, maxBytes: 1024 * 1024, waitMs: 0 };
 
 /** The reading end of the embedded log. Works beside the writer or in another process, also before there is one. */
 export class EmbeddedLogReader implements ChangeStreamReader {
@@ -66,7 +69,24 @@ export class EmbeddedLogReader implements ChangeStreamReader {
     );
   }
 
-  async consume(consumer: string): Promise<StreamConsumer> {
+  consume(consumer: string): Promise<StreamConsumer> {
+    return this.opened(consumer, false);
+  }
+
+  async *waiting(consumer: string): AsyncGenerator<StreamBatch> {
+    const looking = await this.opened(consumer, true);
+    try {
+      for (;;) {
+        const batch = await looking.read(LOOK);
+        if (batch === undefined) return;
+        yield batch;
+      }
+    } finally {
+      await looking.close();
+    }
+  }
+
+  private async opened(consumer: string, looks: boolean): Promise<EmbeddedLogConsumer> {
     if (this.closed) throw streamDown("the stream reader is closed");
     checkConsumerName(consumer);
     const opened = await EmbeddedLogConsumer.open(
@@ -76,6 +96,7 @@ export class EmbeddedLogReader implements ChangeStreamReader {
       consumer,
       this.watch,
       () => this.consumers.delete(opened),
+      looks,
     );
     this.consumers.add(opened);
     return opened;

@@ -1,0 +1,321 @@
+import { writeFileSync } from "node:fs";
+import { readdir } from "node:fs/promises";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { encodeTestEvent, Lake, type TestEvent, THING } from "../../test/support/lake.js";
+import { rowsOf } from "../base/duckdb.js";
+import { EventBatch } from "../ingest/event-batch.js";
+import { rawRoot } from "../ingest/raw-table.js";
+import { type BoundModel, bindModel } from "../models/bind.js";
+import { loadModels } from "../models/project.js";
+import { writeIngestStatus } from "../status/ingest-status.js";
+import type { StreamBatch } from "../stream/change-stream.js";
+import { type CatalogTable, visibleColumns } from "./catalog.js";
+import { LakeCatalog } from "./lake-catalog.js";
+import { lookForWaiting } from "./waiting-events.js";
+
+const STREAM = "log";
+const MODELS = {
+  things: `select tenant_id, entity_id, payload.name as name, payload.labels as labels,
+    cast(payload.amount as decimal(12, 2)) as amount, {'low': version, 'High': [operation]} as nested,
+    map {'k': payload.number} as m from {{ source('raw', 't.v1.Thing') }}`,
+  broken: `select tenant_id, entity_id, payload.name as name from {{ source('raw', 't.v1.Thing') }}`,
+};
+const SCHEMA = `version: 2
+models:
+  - name: things
+    description: things as they are
+    columns: [{ name: name, description: what it is called }]
+`;
+
+let lake: Lake;
+let catalog: LakeCatalog;
+let stream: Stream;
+/** Other types than the models': their events wait for nobody. */
+const OTHER = "t.v1.Else";
+
+/** A stream of one partition that keeps what the test appended, and hands out what stands behind its record. */
+class Stream {
+  readonly name = STREAM;
+  readonly partitions = ["0"];
+  lowWater = 0;
+  looks = 0;
+  private readonly events: { bytes: Buffer; receivedAt: number }[] = [];
+
+  append(event: TestEvent, receivedAt: number, type = THING): string {
+    const bytes = encodeTestEvent(event);
+    if (type !== THING) bytes.write(type, bytes.indexOf(THING), "latin1");
+    this.events.push({ bytes, receivedAt });
+    return positionOf(this.events.length);
+  }
+
+  async *waiting(): AsyncGenerator<StreamBatch> {
+    this.looks++;
+    for (let at = this.lowWater; at < this.events.length; at++) {
+      const { bytes, receivedAt } = this.events[at]!;
+      yield {
+        bytes,
+        count: 1,
+        starts: Uint32Array.of(0),
+        ends: Uint32Array.of(bytes.length),
+        partitions: Uint16Array.of(0),
+        positions: [positionOf(at + 1)],
+        receivedAt: Float64Array.of(receivedAt),
+      };
+    }
+  }
+
+  /** What the lane is to land: the events after `done`, up to the newest. */
+  batch(done: number): EventBatch {
+    const batch = new EventBatch(THING, STREAM);
+    this.events.slice(done).forEach(({ bytes, receivedAt }, at) => {
+      if (bytes.includes(THING))
+        batch.add(bytes, 0, bytes.length, "0", positionOf(done + at + 1), receivedAt);
+    });
+    return batch;
+  }
+}
+
+const positionOf = (n: number): string => String(n).padStart(12, "0");
+const thing = (tenant: string, id: string): TestEvent => ({
+  tenant,
+  id,
+  operation: 1,
+  version: 1n,
+  thing: { name: `${tenant}'s`, amount: 3, labels: ["a"], number: "1" },
+});
+
+beforeEach(async () => {
+  lake = await Lake.create({ models: MODELS, schema: SCHEMA });
+  stream = new Stream();
+  catalog = new LakeCatalog({
+    store: lake.context.store,
+    duck: lake.context.duck,
+    table: { checkpointEvery: 7 },
+    stream,
+    consumer: "ingest",
+    models: () => lake.context.models,
+  });
+});
+afterEach(() => lake.close());
+
+const things = async (): Promise<CatalogTable> =>
+  (await catalog.tables()).find(({ model }) => model === "things")!;
+
+async function rows(table: CatalogTable, tenant: string): Promise<unknown[][]> {
+  const sql = await table.loadSql(["tenant_id", "entity_id", "name"], tenant);
+  return lake.context.duck.with((connection) =>
+    rowsOf(connection, `SELECT * FROM (${sql}) WHERE tenant_id = '${tenant}' ORDER BY ALL`),
+  );
+}
+
+/** All that a tenant can see of a table without reading rows. */
+const shown = (tables: readonly CatalogTable[]) =>
+  tables.map((table) => ({
+    name: `${table.domain}.${table.model}`,
+    description: table.description,
+    columns: visibleColumns(table),
+  }));
+
+describe("tables are the project's models", () => {
+  test("from the first minute, empty, and the same once another tenant has rows", async () => {
+    const before = await catalog.tables();
+    expect(before.map(({ model }) => model).sort()).toEqual(["broken", "things"]);
+    expect(shown(before).find(({ name }) => name === "t.things")).toMatchObject({
+      description: "things as they are",
+      columns: [
+        { name: "tenant_id", type: "VARCHAR" },
+        { name: "entity_id", type: "VARCHAR" },
+        { name: "name", type: "VARCHAR", description: "what it is called" },
+        { name: "labels", type: "VARCHAR[]" },
+        { name: "amount", type: "DECIMAL(12,2)" },
+        { name: "nested", type: 'STRUCT("low" BIGINT, "High" VARCHAR[])' },
+        { name: "m", type: "MAP(VARCHAR, VARCHAR)" },
+      ],
+    });
+    expect(await rows(await things(), "acme")).toEqual([]);
+
+    stream.append(thing("globex", "1"), Date.now());
+    await lake.land(stream.batch(0));
+    await lake.settled();
+    const after = await catalog.tables();
+    expect(shown(after)).toEqual(shown(before));
+    expect(await rows(await things(), "acme")).toEqual([]);
+    expect(await rows(await things(), "globex")).toEqual([["globex", "1", "globex's"]]);
+    expect(await (await things()).freshness("acme")).toBe(0);
+  });
+
+  test("a table of an older version of its model serves its own columns until it is rebuilt", async () => {
+    stream.append(thing("acme", "1"), Date.now());
+    await lake.land(stream.batch(0));
+    await lake.settled();
+    const folder = join(lake.folder, "transforms");
+    const config = "{{ config(materialized='incremental', unique_key=['tenant_id', 'entity_id']) }}\n";
+    writeFileSync(
+      join(folder, "models", "t", "things.sql"),
+      `${config}select tenant_id, entity_id, 1 as fresh from {{ source('raw', 't.v1.Thing') }}`,
+    );
+    writeFileSync(join(folder, "models", "t", "schema.yml"), "version: 2\n");
+    const changed: BoundModel[] = [];
+    await lake.context.duck.with(async (connection) => {
+      for (const model of loadModels(folder)) {
+        changed.push(await bindModel(connection, lake.context.registry, model));
+      }
+    });
+    const later = new LakeCatalog({
+      store: lake.context.store,
+      duck: lake.context.duck,
+      table: { checkpointEvery: 7 },
+      stream,
+      consumer: "ingest",
+      models: () => changed,
+    });
+    const table = (await later.tables()).find(({ model }) => model === "things")!;
+    expect(visibleColumns(table).map(({ name }) => name)).toContain("labels");
+    expect(await rows(table, "acme")).toEqual([["acme", "1", "acme's"]]);
+  });
+
+  test("a table that cannot be read fails its own queries and no other's", async () => {
+    stream.append(thing("acme", "1"), Date.now());
+    await lake.land(stream.batch(0));
+    await lake.settled();
+    const log = join(lake.folder, "lake", "refined", "t", "broken", "_delta_log");
+    const commits = (await readdir(log)).filter((name) => name.endsWith(".json"));
+    for (const commit of commits) writeFileSync(join(log, commit), "no commit");
+    const tables = await catalog.tables();
+    expect(tables).toHaveLength(2);
+    const broken = tables.find(({ model }) => model === "broken")!;
+    expect(visibleColumns(broken).map(({ name }) => name)).toEqual(["tenant_id", "entity_id", "name"]);
+    expect(await broken.freshness("acme")).toBeNull();
+    await expect(rows(broken, "acme")).rejects.toMatchObject({
+      code: "TRB-QUERY-UNREADABLE",
+      message: "t.broken: the table cannot be read now",
+    });
+    expect(await rows(await things(), "acme")).toHaveLength(1);
+  });
+});
+
+describe("freshness is the tenant's own", () => {
+  const freshness = async (tenant: string): Promise<number | null> => {
+    // One look answers all that ask within a moment; here each is to be its own.
+    catalog = new LakeCatalog({
+      store: lake.context.store,
+      duck: lake.context.duck,
+      table: { checkpointEvery: 7 },
+      stream,
+      consumer: "ingest",
+      models: () => lake.context.models,
+    });
+    return (await things()).freshness(tenant);
+  };
+
+  test("0 while nothing of the tenant waits, however old its rows and whatever others send", async () => {
+    const longAgo = Date.now() - 26 * 60_000;
+    stream.append(thing("acme", "1"), longAgo);
+    await lake.land(stream.batch(0));
+    await lake.settled();
+    expect(await freshness("acme")).toBe(0);
+    stream.append(thing("globex", "1"), Date.now() - 5_000);
+    stream.append(thing("acme2", "1"), Date.now() - 4_000);
+    stream.append(thing("acme", "2"), Date.now() - 60_000, OTHER);
+    expect(await freshness("acme")).toBe(0);
+    expect(await freshness("globex")).toBeGreaterThanOrEqual(5_000);
+    expect(await freshness("globex")).toBeLessThan(15_000);
+  });
+
+  test("the age of the oldest that waits, not of the newest row", async () => {
+    stream.append(thing("acme", "1"), Date.now() - 26 * 60_000);
+    await lake.land(stream.batch(0));
+    await lake.settled();
+    stream.append(thing("acme", "2"), Date.now() - 3_000);
+    stream.append(thing("acme", "3"), Date.now() - 1_000);
+    const fresh = await freshness("acme");
+    expect(fresh).toBeGreaterThanOrEqual(3_000);
+    expect(fresh).toBeLessThan(13_000);
+    await lake.land(stream.batch(1));
+    await lake.settled();
+    // The record lags: what stands behind it is in the table all the same.
+    expect(stream.lowWater).toBe(0);
+    expect(await freshness("acme")).toBe(0);
+  });
+
+  test("events wait for a table that does not exist yet", async () => {
+    stream.append(thing("acme", "1"), Date.now() - 2_000);
+    expect(await freshness("acme")).toBeGreaterThanOrEqual(2_000);
+    expect(await freshness("globex")).toBe(0);
+  });
+
+  test("not known while the stream cannot be read", async () => {
+    stream.waiting = async function* () {
+      yield* [];
+      throw new Error("the log could not be read");
+    };
+    expect(await freshness("acme")).toBeNull();
+  });
+
+  test("not known when more waits than one look reads, but for what was found", async () => {
+    stream.append(thing("acme", "1"), Date.now() - 2_000);
+    stream.append(thing("globex", "1"), Date.now() - 1_000);
+    const tables = [{ name: "t.things", entityType: THING, positions: new Map<string, string>() }];
+    const some = await lookForWaiting(stream, "ingest", tables, 1);
+    expect(some.complete).toBe(false);
+    expect(some.oldest("acme", "t.things")).toBeGreaterThan(0);
+    expect(some.oldest("globex", "t.things")).toBeUndefined();
+    const all = await lookForWaiting(stream, "ingest", tables);
+    expect(all.complete).toBe(true);
+    expect(all.oldest("globex", "t.things")).toBeGreaterThan(0);
+  });
+
+  test("one look answers for all tables and all who ask within a moment", async () => {
+    stream.append(thing("acme", "1"), Date.now() - 2_000);
+    const tables = await catalog.tables();
+    await Promise.all(tables.flatMap((table) => ["acme", "globex", "x"].map((one) => table.freshness(one))));
+    expect(stream.looks).toBe(1);
+  });
+});
+
+describe("what a tenant is told of a table that does not go on", () => {
+  const status = (kind: "raw" | "model", name: string, state: "quarantined" | "catching-up") => ({
+    kind,
+    name,
+    entityType: THING,
+    state,
+    since: "2026-01-02T03:04:05.000Z",
+    code: "TRB-TABLE-CORRUPT",
+    reason: `raw table ${rawRoot(THING)}: line 3`,
+    remedy: `run tributary table repair ${rawRoot(THING)}`,
+    attempts: 2,
+    parkedBytes: 5,
+    held: false,
+  });
+
+  test("nothing when ingest has not run or all is well", async () => {
+    expect([...(await catalog.states())]).toEqual([]);
+    await writeIngestStatus(lake.context.store, { writtenAt: new Date().toISOString(), tables: [] });
+    expect([...(await catalog.states())]).toEqual([]);
+  });
+
+  test("state, since, code and a remedy, without a word of the raw table", async () => {
+    const tables = [status("model", "t.things", "catching-up"), status("model", "t.unknown", "quarantined")];
+    await writeIngestStatus(lake.context.store, { writtenAt: new Date().toISOString(), tables });
+    const states = await catalog.states();
+    expect([...states.keys()]).toEqual(["t.things"]);
+    expect(states.get("t.things")).toMatchObject({
+      state: "catching-up",
+      since: "2026-01-02T03:04:05.000Z",
+      code: "TRB-TABLE-CORRUPT",
+    });
+    expect(JSON.stringify([...states])).not.toMatch(/raw|t\.v1|Thing|line 3|repair/);
+  });
+
+  test("a raw table that is held up holds up its models, and that is told first", async () => {
+    const tables = [status("model", "t.things", "catching-up"), status("raw", THING, "quarantined")];
+    await writeIngestStatus(lake.context.store, { writtenAt: new Date().toISOString(), tables });
+    const states = await catalog.states();
+    expect([...states].map(([name, { state }]) => `${name} ${state}`)).toEqual([
+      "t.broken quarantined",
+      "t.things quarantined",
+    ]);
+    expect(JSON.stringify([...states])).not.toMatch(/t\.v1|Thing/);
+  });
+});

@@ -1,0 +1,161 @@
+import type { Duck } from "../base/duckdb.js";
+import { TributaryError } from "../base/errors.js";
+import type { BoundModel } from "../models/bind.js";
+import { readIngestStatus, type TableStatus } from "../status/ingest-status.js";
+import type { ObjectStore } from "../storage/object-store.js";
+import type { ChangeStreamReader } from "../stream/change-stream.js";
+import { DeltaTable, type TableOptions } from "../table/delta-table.js";
+import { positionsOf } from "../table/progress.js";
+import { scanSql } from "../table/scan.js";
+import { deltaTypeOf, duckTypeOf } from "../table/schema.js";
+import type { Column, TableSnapshot } from "../table/types.js";
+import { type Catalog, type CatalogTable, emptySql, type TableState } from "./catalog.js";
+import { lookForWaiting, type TableProgress, type Waiting } from "./waiting-events.js";
+
+export interface LakeCatalogOptions {
+  readonly store: ObjectStore;
+  readonly duck: Duck;
+  readonly table: TableOptions;
+  readonly stream: Pick<ChangeStreamReader, "name" | "partitions" | "waiting">;
+  /** Whose low-water record says what has landed. */
+  readonly consumer: string;
+  /** The project's models as of now. */
+  readonly models: () => readonly BoundModel[];
+}
+
+/** Milliseconds for which one look at the stream answers all that ask. */
+const LOOK_MS = 100;
+
+const NOTHING_KNOWN: Waiting = { complete: false, oldest: () => undefined };
+
+const REMEDIES: Readonly<Record<TableStatus["state"], string>> = {
+  quarantined:
+    "rows are as of some time ago and stay so until the operator mends the table (tributary table ls)",
+  "catching-up": "rows are as of some time ago; wait until the table has caught up",
+};
+
+/**
+ * The models of the project as queries see them: whatever was committed before a question is in its answer. A model
+ * without a table yet is an empty relation, so that nothing tells whether another tenant has rows (I5). A table that
+ * cannot be read fails the queries that read it, and no other.
+ */
+export class LakeCatalog implements Catalog {
+  private readonly open = new Map<string, DeltaTable>();
+  private readonly columns = new WeakMap<BoundModel, Promise<readonly Column[]>>();
+  private look: { readonly at: number; readonly found: Promise<Waiting> } | undefined;
+
+  constructor(private readonly options: LakeCatalogOptions) {}
+
+  async tables(): Promise<CatalogTable[]> {
+    const progress: TableProgress[] = [];
+    return Promise.all(this.options.models().map((model) => this.table(model, progress)));
+  }
+
+  /** By name; tables that are well are not in it. */
+  async states(): Promise<ReadonlyMap<string, TableState>> {
+    const status = await readIngestStatus(this.options.store);
+    const states = new Map<string, TableState>();
+    for (const model of this.options.models()) {
+      const about = (status?.tables ?? []).filter(
+        ({ kind, name, entityType }) =>
+          (kind === "model" && name === model.name) || (kind === "raw" && entityType === model.entityType),
+      );
+      // What holds up the table most; of what is known, only what says nothing of raw tables.
+      const worst = about.find(({ state }) => state === "quarantined") ?? about[0];
+      if (worst === undefined) continue;
+      const { state, since, code } = worst;
+      states.set(model.name, { state, since, code, remedy: REMEDIES[state] });
+    }
+    return states;
+  }
+
+  private async table(model: BoundModel, progress: TableProgress[]): Promise<CatalogTable> {
+    const columns = await this.columnsOf(model);
+    const { name, domain, entityType } = model;
+    let found: { readonly table: DeltaTable; readonly snapshot: TableSnapshot } | undefined;
+    let failure: unknown;
+    try {
+      found = await this.snapshot(model);
+    } catch (error) {
+      failure = error;
+    }
+    const { stream } = this.options;
+    progress.push({
+      name,
+      entityType,
+      positions: found === undefined ? new Map() : positionsOf(found.snapshot, stream.name),
+    });
+    const described = new Map(columns.map((column) => [column.name, column.description]));
+    const served =
+      // The table of an older version of the model keeps its own columns until its successor takes its place.
+      found?.snapshot.columns.map(({ description: _, ...column }): Column => {
+        const description = described.get(column.name);
+        return description === undefined ? column : { ...column, description };
+      }) ?? columns;
+    return {
+      domain,
+      model: model.table,
+      columns: served,
+      description: model.description,
+      version: found?.snapshot.version ?? 0,
+      freshness: (tenant) =>
+        failure === undefined ? this.freshness(tenant, name, progress) : Promise.resolve(null),
+      loadSql: async (names, tenant) => {
+        if (failure !== undefined) throw unreadable(`${domain}.${model.table}`, failure);
+        if (found === undefined) return emptySql({ columns: served }, names);
+        return scanSql(found.table, found.snapshot, { columns: names, tenant });
+      },
+    };
+  }
+
+  private async snapshot({ domain, table: name }: BoundModel) {
+    const { store, duck, table: options } = this.options;
+    const root = `refined/${domain}/${name}`;
+    let table = this.open.get(root);
+    if (table === undefined) {
+      table = await DeltaTable.open(store, root, duck, options);
+      if (table === undefined) return undefined;
+      this.open.set(root, table);
+    }
+    return { table, snapshot: await table.refresh() };
+  }
+
+  /** The model's columns as its table will have them: as the lake spells their types. */
+  private columnsOf(model: BoundModel): Promise<readonly Column[]> {
+    let columns = this.columns.get(model);
+    if (columns === undefined) {
+      columns = this.options.duck.with(async (connection) => {
+        const nulls = model.columns.map(({ type }, at) => `NULL::${type} AS c${at}`);
+        const types = (await connection.run(`SELECT ${nulls.join(", ")}`)).columnTypes();
+        return model.columns.map(({ name, type, description }, at): Column => {
+          const delta = deltaTypeOf(types[at]!);
+          const spelled = delta === undefined ? type : duckTypeOf(delta);
+          return description === undefined ? { name, type: spelled } : { name, type: spelled, description };
+        });
+      });
+      this.columns.set(model, columns);
+    }
+    return columns;
+  }
+
+  private async freshness(
+    tenant: string,
+    table: string,
+    progress: readonly TableProgress[],
+  ): Promise<number | null> {
+    const now = Date.now();
+    const { stream, consumer } = this.options;
+    if (this.look === undefined || now - this.look.at >= LOOK_MS) {
+      // Of a stream that cannot be read now, its writer and ingest tell.
+      const found = lookForWaiting(stream, consumer, progress).catch(() => NOTHING_KNOWN);
+      this.look = { at: now, found };
+    }
+    const waiting = await this.look.found;
+    const oldest = waiting.oldest(tenant, table);
+    if (oldest !== undefined) return Math.max(0, Math.round(now - oldest));
+    return waiting.complete ? 0 : null;
+  }
+}
+
+const unreadable = (name: string, cause: unknown): TributaryError =>
+  new TributaryError("TRB-QUERY-UNREADABLE", `${name}: the table cannot be read now`, { cause });
