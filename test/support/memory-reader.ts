@@ -68,6 +68,15 @@ export class MemoryReader implements ChangeStreamReader {
     };
   }
 
+  async *waiting(): AsyncGenerator<StreamBatch> {
+    const looking = await this.consume();
+    for (;;) {
+      const batch = await looking.read({ maxEvents: 100, maxBytes: 1e6, waitMs: 0 });
+      if (batch === undefined) return;
+      yield batch;
+    }
+  }
+
   private batchOf(events: readonly (typeof this.events)[number][]): StreamBatch {
     const starts: number[] = [];
     const ends: number[] = [];
