@@ -3,7 +3,6 @@ import type { DeltaTable } from "../table/delta-table.js";
 import type { TableFile } from "../table/types.js";
 import type { IngestContext } from "./context.js";
 import type { Lane } from "./lane.js";
-import { RAW_BOUNDS } from "./raw-table.js";
 import { type Outcome, TurnQueue } from "./turn-queue.js";
 
 /**
@@ -37,7 +36,7 @@ export class Compactor {
     if (files === undefined) return Promise.resolve("done");
     const order = ["tenant_id", "partition", "position"];
     return this.run(`raw/${lane.entityType}`, () =>
-      this.context.duck.with((connection) => compactAppended(raw, connection, files, order, RAW_BOUNDS)),
+      this.context.duck.with((connection) => compactAppended(raw, connection, files, order)),
     );
   }
 

@@ -7,11 +7,12 @@ import { Envelope } from "../contracts/envelope.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { compactAppended, planCompaction } from "../table/compact.js";
 import type { TableSpec } from "../table/definition.js";
-import { DeltaTable, type TableOptions } from "../table/delta-table.js";
+import { DeltaTable, ONE_HOUR, RETENTION, type TableOptions } from "../table/delta-table.js";
 import { scanFilesSql } from "../table/scan.js";
 import { deltaTypeOf } from "../table/schema.js";
-import { stageFile } from "../table/stage.js";
+import { BOUNDED, stageFile } from "../table/stage.js";
 import { Staging } from "../table/staging.js";
+import { COMMIT_TIMES } from "../table/state.js";
 import type { TableFile, TableSnapshot } from "../table/types.js";
 
 /**
@@ -99,6 +100,9 @@ class LetterRows {
 
 const MAX_REASON = 1000;
 
+/** By these a letter that lies there already is found without a look into every file. */
+const ORDER = ["stream", "partition", "position"];
+
 const SPEC: TableSpec = {
   columns: new LetterRows().columns.map(({ name, writer }) => ({
     name,
@@ -106,19 +110,20 @@ const SPEC: TableSpec = {
     nullable: true,
   })),
   partitionColumns: [],
-  properties: { "delta.enableDeletionVectors": "true", "delta.dataSkippingStatsColumns": "tenant_id" },
+  properties: {
+    [COMMIT_TIMES]: "true",
+    [BOUNDED]: ["tenant_id", "version", "received_at", "dead_at", ...ORDER].join(","),
+    [RETENTION]: ONE_HOUR,
+  },
+  // No vectors: letters are few, so a file is written anew when some are taken away, and any reader can read it.
   protocol: {
-    minReaderVersion: 3,
+    minReaderVersion: 1,
     minWriterVersion: 7,
-    readerFeatures: ["deletionVectors"],
-    writerFeatures: ["deletionVectors", "domainMetadata", "tributary.upsert"],
+    writerFeatures: ["domainMetadata", "inCommitTimestamp", "tributary.upsert"],
   },
   description: "Events that could not be taken in.",
 };
 
-/** By these a letter that lies there already is found without a look into every file. */
-const ORDER = ["stream", "partition", "position"];
-const BOUNDS = ["tenant_id", ...ORDER];
 const COMPACT_AFTER = 16;
 
 /** The files whose bounds take in one of the letters; all of those that have no bounds. */
@@ -171,9 +176,7 @@ export class DeadLetters {
       if (fresh.length === 0) return;
       this.feed.use(this.rows.source(fresh));
       const result = await Staging.run(this.table, async (staging) => {
-        const file = await stageFile(staging, this.connection, `SELECT * FROM ${this.feed.name}()`, {
-          boundedColumns: BOUNDS,
-        });
+        const file = await stageFile(staging, this.connection, `SELECT * FROM ${this.feed.name}()`, {});
         this.feed.clear();
         await staging.publish([file]);
         return staging.commit({
@@ -195,7 +198,7 @@ export class DeadLetters {
       for (;;) {
         const files = planCompaction(this.table.snapshot, COMPACT_AFTER);
         if (files === undefined) return;
-        const { kind } = await compactAppended(this.table, this.connection, files, ORDER, BOUNDS);
+        const { kind } = await compactAppended(this.table, this.connection, files, ORDER);
         if (kind !== "compacted") return;
       }
     } catch {

@@ -11,7 +11,6 @@ import {
 import { compactAppended, compactUpserted } from "../table/compact.js";
 import { progressOf, trackOf } from "../table/progress.js";
 import type { EventBatch } from "./event-batch.js";
-import { RAW_BOUNDS } from "./raw-table.js";
 
 const partitionOf = ({ id }: TestEvent) => String(id.length % 3);
 
@@ -28,7 +27,7 @@ async function compact(lake: Lake): Promise<void> {
   const { raw, targets } = await lake.lane();
   await lake.context.duck.with(async (connection) => {
     if (raw.snapshot.files.length > 1) {
-      await compactAppended(raw, connection, raw.snapshot.files, ["tenant_id", "position"], RAW_BOUNDS);
+      await compactAppended(raw, connection, raw.snapshot.files, ["tenant_id", "position"]);
     }
     const { table, writer } = targets[0]!;
     for (const tombstones of [false, true]) {

@@ -8,7 +8,7 @@ import { type Progress, positionsOf, progressOf } from "../table/progress.js";
 import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
 import { ModelSeat } from "./model-seat.js";
-import { RAW_BOUNDS, RawRows, rawRoot, rawSpec } from "./raw-table.js";
+import { RawRows, rawRoot, rawSpec } from "./raw-table.js";
 import type { Target } from "./target.js";
 
 let feeds = 0;
@@ -118,7 +118,6 @@ export class Lane {
         stream: batch.stream,
         from,
         to: batch.reached(),
-        boundedColumns: RAW_BOUNDS,
       });
       if (result.kind === "conflict") return false;
     } finally {

@@ -4,7 +4,10 @@ import type { FeedColumn, FeedSource } from "../columns/feed.js";
 import { ListColumn } from "../columns/nested-columns.js";
 import { Envelope } from "../contracts/envelope.js";
 import type { TableSpec } from "../table/definition.js";
+import { ONE_HOUR, RETENTION } from "../table/delta-table.js";
 import { deltaTypeOf } from "../table/schema.js";
+import { BOUNDED } from "../table/stage.js";
+import { COMMIT_TIMES } from "../table/state.js";
 import { type EventBatch, OPERATIONS } from "./event-batch.js";
 
 /** Raw tables: every event as it arrived, append-only, one table an entity type, payload bytes untouched. */
@@ -27,8 +30,19 @@ const DESCRIPTIONS = {
   received_at: "When the bus took it.",
 } as const;
 
-/** Positions find what a model has not seen; tenants find what a tenant's life cycle needs. */
-export const RAW_BOUNDS = ["tenant_id", "stream", "partition", "position"];
+/**
+ * Bounds are kept of what finds events: by tenant, by position (what a model has not seen), by version, by time. No
+ * bound tells of a payload.
+ */
+const BOUNDED_COLUMNS = [
+  "tenant_id",
+  "stream",
+  "partition",
+  "position",
+  "version",
+  "occurred_at",
+  "received_at",
+].join(",");
 
 export const rawRoot = (entityType: string): string => `raw/${entityType}`;
 
@@ -40,8 +54,20 @@ export const rawSpec = (entityType: string): TableSpec => ({
     description: DESCRIPTIONS[name as keyof typeof DESCRIPTIONS],
   })),
   partitionColumns: [],
-  properties: { "tributary.entityType": entityType },
-  protocol: { minReaderVersion: 1, minWriterVersion: 7, writerFeatures: ["domainMetadata"] },
+  properties: {
+    "delta.appendOnly": "true",
+    [COMMIT_TIMES]: "true",
+    [BOUNDED]: BOUNDED_COLUMNS,
+    [RETENTION]: ONE_HOUR,
+    "tributary.entityType": entityType,
+  },
+  // The last keeps other engines from writing: `appendOnly` alone lets them rewrite files, and add rows that no stream
+  // has brought.
+  protocol: {
+    minReaderVersion: 1,
+    minWriterVersion: 7,
+    writerFeatures: ["appendOnly", "domainMetadata", "inCommitTimestamp", "tributary.append"],
+  },
   description: `Change events of ${entityType} as they arrived.`,
 });
 

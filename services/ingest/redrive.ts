@@ -1,18 +1,16 @@
 import type { DuckDBBlobValue, DuckDBTimestampTZValue } from "@duckdb/node-api";
-import { literal } from "../base/duckdb.js";
+import { literal, rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
+import { type Action, removeOf } from "../table/actions.js";
 import type { DeltaTable } from "../table/delta-table.js";
-import { Mask } from "../table/mask.js";
+import { scanFilesSql } from "../table/scan.js";
+import { stageFile } from "../table/stage.js";
 import { Staging } from "../table/staging.js";
-import type { TableFile } from "../table/types.js";
-import { stageVectors } from "../table/vectors.js";
 import type { IngestContext } from "./context.js";
 import { EventBatch } from "./event-batch.js";
 import { Target } from "./target.js";
 
 export interface StoredLetter {
-  readonly file: TableFile;
-  readonly row: number;
   readonly model: string;
   readonly code: string;
   readonly reason: string;
@@ -45,14 +43,12 @@ export async function storedLetters(
   const letters: StoredLetter[] = [];
   await table.duck.with(async (connection) => {
     for (const file of snapshot.files) {
-      const mask = await table.mask(file);
-      const path = await table.store.localPath(`${table.root}/${file.path}`);
+      const live = await scanFilesSql(table, snapshot, [file]);
       const result = await connection.runAndReadAll(
-        `SELECT file_row_number, model, code, reason, tenant_id, entity_type, entity_id, stream, partition, position, received_at, event
-         FROM read_parquet(${literal(path)}, file_row_number=true, hive_partitioning=false) ${where} ORDER BY 1`,
+        `SELECT model, code, reason, tenant_id, entity_type, entity_id, stream, partition, position, received_at, event
+         FROM (${live}) ${where}`,
       );
       for (const [
-        row,
         model,
         code,
         reason,
@@ -65,10 +61,7 @@ export async function storedLetters(
         received,
         event,
       ] of result.getRows()) {
-        if (mask?.has(Number(row)) === true) continue;
         letters.push({
-          file,
-          row: Number(row),
           model: model as string,
           code: code as string,
           reason: reason as string,
@@ -138,39 +131,45 @@ export async function redrive(context: IngestContext, letters: readonly StoredLe
   return { applied: done.length, failed };
 }
 
-async function takeAway(context: IngestContext, gone: readonly StoredLetter[]): Promise<void> {
-  const { table } = context.deadLetters;
-  for (let letters = gone; letters.length > 0; ) {
+/** Writes the files that hold these letters anew without them: letters are few, and vectors would lock readers out. */
+async function takeAway(
+  { deadLetters: { table } }: IngestContext,
+  letters: readonly StoredLetter[],
+): Promise<void> {
+  if (letters.length === 0) return;
+  const keys = letters.map(
+    ({ model, stream, partition, position }) =>
+      `(${[model, stream, partition, position].map(literal).join(", ")})`,
+  );
+  const taken = `(model, stream, partition, position) IN (${keys.join(", ")})`;
+  for (;;) {
     const snapshot = await table.refresh();
-    const live = new Set(snapshot.files.map(({ path }) => path));
-    if (!letters.every(({ file }) => live.has(file.path))) {
-      // A compaction has moved them.
-      const keys = new Set(letters.map(keyOf));
-      letters = (await storedLetters(context, {})).filter((letter) => keys.has(keyOf(letter)));
-    }
-    const masks = new Map<TableFile, Mask>();
-    for (const { file, row } of letters) {
-      const current = snapshot.files.find(({ path }) => path === file.path);
-      if (current === undefined) continue;
-      let mask = masks.get(current);
-      if (mask === undefined) {
-        mask = (await table.mask(current))?.copy() ?? Mask.none(current.rows);
-        masks.set(current, mask);
-      }
-      mask.set(row);
-    }
-    const result = await Staging.run(table, async (staging) =>
-      staging.commit({
-        operation: "DELETE",
-        actions: await stageVectors(staging, masks),
-        expect: new Map(),
-        basedOn: snapshot.version,
-        serializable: true,
+    const result = await table.duck.with((connection) =>
+      Staging.run(table, async (staging) => {
+        const actions: Action[] = [];
+        const now = Date.now();
+        for (const file of snapshot.files) {
+          const live = await scanFilesSql(table, snapshot, [file]);
+          const [[hit, left]] = (await rowsOf(
+            connection,
+            `SELECT count(*) FILTER (WHERE ${taken}), count(*) FILTER (WHERE NOT ${taken}) FROM (${live})`,
+          )) as [[bigint, bigint]];
+          if (hit === 0n) continue;
+          actions.push({ remove: removeOf(file.add, now, true) });
+          if (left === 0n) continue;
+          const rest = await stageFile(staging, connection, `SELECT * FROM (${live}) WHERE NOT ${taken}`, {});
+          await staging.publish([rest]);
+          actions.push({ add: rest.add });
+        }
+        return staging.commit({
+          operation: "DELETE",
+          actions,
+          expect: new Map(),
+          basedOn: snapshot.version,
+          serializable: true,
+        });
       }),
     );
     if (result.kind === "committed") return;
   }
 }
-
-const keyOf = ({ model, stream, partition, position }: StoredLetter): string =>
-  [model, stream, partition, position].join("\n");

@@ -2,8 +2,10 @@ import type { DuckDBConnection } from "@duckdb/node-api";
 import { TributaryError } from "../base/errors.js";
 import type { BoundModel } from "../models/bind.js";
 import type { TableSpec } from "../table/definition.js";
+import { ONE_HOUR, RETENTION } from "../table/delta-table.js";
 import { type ColumnSpec, deltaTypeOf } from "../table/schema.js";
-import { PARTITION_COLUMN } from "../table/state.js";
+import { BOUNDED } from "../table/stage.js";
+import { COMMIT_TIMES, PARTITION_COLUMN } from "../table/state.js";
 
 export const refinedRoot = (model: Pick<BoundModel, "domain" | "table">): string =>
   `refined/${model.domain}/${model.table}`;
@@ -57,9 +59,10 @@ export async function refinedSpec(connection: DuckDBConnection, model: BoundMode
     partitionColumns: [PARTITION_COLUMN],
     properties: {
       "delta.enableDeletionVectors": "true",
-      // Statistics on keys only: nobody prunes by other columns, and bounds would tell of values.
-      "delta.dataSkippingStatsColumns": "tenant_id",
-      "delta.deletedFileRetentionDuration": "interval 1 hours",
+      [COMMIT_TIMES]: "true",
+      // No bound tells of what a model makes.
+      [BOUNDED]: "tenant_id,_tributary_version,_tributary_occurred_at",
+      [RETENTION]: ONE_HOUR,
       "tributary.model": model.name,
       [FINGERPRINT]: model.fingerprint,
     },
@@ -67,7 +70,7 @@ export async function refinedSpec(connection: DuckDBConnection, model: BoundMode
       minReaderVersion: 3,
       minWriterVersion: 7,
       readerFeatures: ["deletionVectors"],
-      writerFeatures: ["deletionVectors", "domainMetadata", "tributary.upsert"],
+      writerFeatures: ["deletionVectors", "domainMetadata", "inCommitTimestamp", "tributary.upsert"],
     },
     ...(model.description === undefined ? {} : { description: model.description }),
   };

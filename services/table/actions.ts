@@ -55,11 +55,24 @@ export interface DomainMetadataAction {
 
 export interface CommitInfoAction {
   readonly timestamp: number;
+  /** Grows from commit to commit, and stays when the files are copied (writer feature `inCommitTimestamp`). */
+  readonly inCommitTimestamp?: number;
   readonly operation: string;
   readonly operationParameters: Readonly<Record<string, string>>;
+  readonly operationMetrics?: Readonly<Record<string, string>>;
+  readonly readVersion?: number;
+  readonly isolationLevel?: string;
+  readonly isBlindAppend?: boolean;
   readonly engineInfo: string;
   /** Ours alone: tells an ambiguous put apart from another writer's commit. */
   readonly txnId: string;
+}
+
+/** The last transaction of an application: what lets its writer know that it need not write again. */
+export interface TxnAction {
+  readonly appId: string;
+  readonly version: number;
+  readonly lastUpdated?: number;
 }
 
 export interface Action {
@@ -69,9 +82,10 @@ export interface Action {
   readonly protocol?: ProtocolAction;
   readonly domainMetadata?: DomainMetadataAction;
   readonly commitInfo?: CommitInfoAction;
-  readonly txn?: { readonly appId: string; readonly version: number; readonly lastUpdated?: number };
+  readonly txn?: TxnAction;
 }
 
+/** One action a line. */
 export const encodeCommit = (actions: readonly Action[]): Buffer =>
   Buffer.from(`${actions.map((action) => JSON.stringify(action)).join("\n")}\n`);
 
@@ -80,7 +94,11 @@ export const decodeCommit = (bytes: Buffer): Action[] =>
     .toString("utf8")
     .split("\n")
     .filter((line) => line !== "")
-    .map((line) => JSON.parse(line) as Action);
+    .map((line) => {
+      const action: unknown = JSON.parse(line);
+      if (typeof action !== "object" || action === null) throw new SyntaxError("an action is no object");
+      return action as Action;
+    });
 
 /** The remove that takes away exactly this add: same path, same vector. */
 export const removeOf = (add: AddAction, at: number, dataChange: boolean): RemoveAction => ({

@@ -10,7 +10,6 @@ export interface AppendRequest {
   readonly from: Positions;
   /** Positions reached, of the partitions that moved. */
   readonly to: Positions;
-  readonly boundedColumns: readonly string[];
 }
 
 /** Appends the rows of `sql` as one file and moves the positions, in one commit. */
@@ -22,7 +21,7 @@ export function append(
 ): Promise<CommitResult> {
   return Staging.run(table, async (staging) => {
     const basedOn = table.snapshot.version;
-    const file = await stageFile(staging, connection, sql, { boundedColumns: request.boundedColumns });
+    const file = await stageFile(staging, connection, sql, {});
     await staging.publish([file]);
     const { actions, expect } = advancePositions(request.stream, request.from, request.to);
     return staging.commit({

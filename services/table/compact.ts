@@ -43,13 +43,12 @@ export function compactAppended(
   connection: DuckDBConnection,
   sources: readonly TableFile[],
   orderBy: readonly string[],
-  boundedColumns: readonly string[],
 ): Promise<Compaction> {
   return Staging.run(table, async (staging): Promise<Compaction> => {
     const snapshot = table.snapshot;
     const rows = await scanFilesSql(table, snapshot, sources);
     const sql = `SELECT * FROM (${rows}) ORDER BY ${orderBy.join(", ")}`;
-    const file = await stageFile(staging, connection, sql, { dataChange: false, boundedColumns });
+    const file = await stageFile(staging, connection, sql, { dataChange: false });
     await staging.publish([file]);
     const now = Date.now();
     const result = await staging.commit({
@@ -125,7 +124,6 @@ async function stageLive(
   return stageFile(staging, connection, `SELECT * FROM (${rows}) ORDER BY tenant_id, entity_id`, {
     partition: SHARED_PARTITION,
     dataChange: false,
-    boundedColumns: ["tenant_id"],
   });
 }
 
@@ -147,7 +145,7 @@ async function stageTombstones(
          _tributary_hash < 0 DESC, _tributary_hash DESC,
          _tributary_occurred_at DESC NULLS LAST, _tributary_operation DESC) = 1
      ORDER BY tenant_id, entity_id`,
-    { partition: SHARED_PARTITION, tombstones: true, dataChange: false, boundedColumns: ["tenant_id"] },
+    { partition: SHARED_PARTITION, tombstones: true, dataChange: false },
   );
 }
 

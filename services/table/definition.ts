@@ -1,4 +1,5 @@
 import type { Action, MetaDataAction, ProtocolAction } from "./actions.js";
+import { STAMPED } from "./commit-info.js";
 import { type ColumnSpec, type DeltaField, schemaString } from "./schema.js";
 
 /** What a table is to be: given by its maker, kept in the log as `protocol` and `metaData`. */
@@ -44,7 +45,7 @@ export function mended(table: Defined, spec: TableSpec): Action[] | undefined {
   const protocol = table.hasVectors ? withVectors(spec.protocol) : spec.protocol;
   const configuration: Record<string, string> = {};
   for (const [name, value] of Object.entries(table.metaData.configuration)) {
-    if (!isDelta(name)) configuration[name] = value;
+    if (!isDelta(name) || STAMPED.includes(name)) configuration[name] = value;
   }
   for (const [name, value] of Object.entries(spec.properties)) if (isDelta(name)) configuration[name] = value;
   const metaData: MetaDataAction = {

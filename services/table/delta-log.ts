@@ -1,31 +1,16 @@
-import { randomUUID } from "node:crypto";
-import { rm, writeFile } from "node:fs/promises";
-import { join } from "node:path";
-import { type Duck, literal, rowsOf } from "../base/duckdb.js";
+import { literal, rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import type { ObjectStore } from "../storage/object-store.js";
-import { type Action, checkpointKey, commitKey, decodeCommit } from "./actions.js";
-import type { TableState } from "./state.js";
+import { type Action, commitKey, decodeCommit } from "./actions.js";
+import { hintedCheckpoint, type LogCheckpoint, type LogPlace, loadCheckpoint } from "./log-checkpoint.js";
+import { corrupt, TableState } from "./state.js";
 
-/** Reads and writes `_delta_log`: commits are the store's business, log checkpoints DuckDB's. */
+/** Reads `_delta_log`: where a table stands, from a log checkpoint and the commits after it. */
 
-const VECTOR =
-  'STRUCT("storageType" VARCHAR, "pathOrInlineDv" VARCHAR, "offset" INTEGER, "sizeInBytes" INTEGER, cardinality BIGINT)';
 /** Commits held in memory, and confirmed, together. */
 const STRETCH = 256;
-const MIN_OBJECT_BYTES = 1024 * 1024;
-const STRINGS = "MAP(VARCHAR, VARCHAR)";
-// Delta protocol, "Checkpoint Schema" (V1, classic).
-const CHECKPOINT_COLUMNS: Readonly<Record<string, string>> = {
-  protocol:
-    'STRUCT("minReaderVersion" INTEGER, "minWriterVersion" INTEGER, "readerFeatures" VARCHAR[], "writerFeatures" VARCHAR[])',
-  metaData: `STRUCT(id VARCHAR, "name" VARCHAR, description VARCHAR, format STRUCT(provider VARCHAR, options ${STRINGS}), "schemaString" VARCHAR, "partitionColumns" VARCHAR[], "configuration" ${STRINGS}, "createdTime" BIGINT)`,
-  add: `STRUCT(path VARCHAR, "partitionValues" ${STRINGS}, size BIGINT, "modificationTime" BIGINT, "dataChange" BOOLEAN, stats VARCHAR, tags ${STRINGS}, "deletionVector" ${VECTOR})`,
-  remove: `STRUCT(path VARCHAR, "deletionTimestamp" BIGINT, "dataChange" BOOLEAN, "extendedFileMetadata" BOOLEAN, "partitionValues" ${STRINGS}, size BIGINT, "deletionVector" ${VECTOR})`,
-  domainMetadata: 'STRUCT("domain" VARCHAR, "configuration" VARCHAR, removed BOOLEAN)',
-};
 
-/** The commit of one version, undefined when it is not there. */
+/** The commit of one version, undefined when it is not there. Errors: TRB-TABLE-CORRUPT, with `details.commit`. */
 export async function readCommit(
   store: ObjectStore,
   root: string,
@@ -36,7 +21,7 @@ export async function readCommit(
   try {
     return decodeCommit(bytes);
   } catch (cause) {
-    throw new TributaryError("TRB-TABLE-CORRUPT", `commit ${version} is not readable`, { cause });
+    throw corrupt(version, "it is not readable", cause);
   }
 }
 
@@ -46,11 +31,11 @@ export async function readCommit(
  * progress that was read from it must not be lost again.
  */
 export async function advance(
-  store: ObjectStore,
-  root: string,
+  place: LogPlace,
   state: TableState,
   seen?: (version: number, actions: readonly Action[]) => void,
 ): Promise<void> {
+  const { store, root } = place;
   let failure: unknown;
   for (let commits: Action[][] = []; ; commits = []) {
     let actions: Action[] | undefined;
@@ -69,85 +54,132 @@ export async function advance(
       seen?.(state.version, commit);
     }
     if (failure !== undefined) throw failure;
-    if (actions === undefined) return;
+    if (actions === undefined) break;
+  }
+  await countRows(place, state);
+}
+
+/** Asks the files themselves for what adds of other writers may leave out. */
+async function countRows({ store, root, duck }: LogPlace, state: TableState): Promise<void> {
+  for (const path of [...state.uncounted]) {
+    const local = literal(await store.localPath(`${root}/${path}`));
+    const rows = await duck
+      .with((connection) => rowsOf(connection, `SELECT num_rows FROM parquet_file_metadata(${local})`))
+      .catch((cause: unknown) => {
+        const reason = "a file whose rows the log does not count is missing or damaged";
+        throw new TributaryError("TRB-TABLE-CORRUPT", reason, { cause });
+      });
+    state.count(path, Number(rows[0]![0]));
   }
 }
 
-/** Starts a fresh state at the newest log checkpoint, if there is one. */
-export async function loadCheckpoint(
-  store: ObjectStore,
-  root: string,
-  duck: Duck,
-  state: TableState,
-): Promise<void> {
-  const pointer = await store.get(`${root}/_delta_log/_last_checkpoint`);
-  if (pointer === undefined) return;
-  const { version } = JSON.parse(pointer.toString("utf8")) as { version: number };
-  const path = await store.localPath(checkpointKey(root, version));
-  const names = Object.keys(CHECKPOINT_COLUMNS);
-  const rows = await duck.with((connection) =>
-    rowsOf(
-      connection,
-      `SELECT ${names.map((name) => `CASE WHEN "${name}" IS NOT NULL THEN to_json("${name}")::VARCHAR END`).join(", ")}
-       FROM read_parquet(${literal(path)})`,
-    ),
-  );
-  const actions = rows.map((row) => {
-    const at = row.findIndex((value) => value !== null);
-    return { [names[at]!]: withoutNulls(JSON.parse(row[at] as string)) } as Action;
-  });
-  state.apply(version, actions);
+/** What lies in `_delta_log`. */
+export interface LogListing {
+  /** Versions of the commits, ascending. */
+  readonly commits: readonly number[];
+  /** Complete log checkpoints, newest first. */
+  readonly checkpoints: readonly LogCheckpoint[];
 }
 
-/** Writes the state as a classic log checkpoint. */
-export async function writeCheckpoint(
-  store: ObjectStore,
-  root: string,
-  duck: Duck,
-  state: TableState,
-): Promise<void> {
-  const { version } = state;
-  const actions: Action[] = [
-    { protocol: state.protocol! },
-    { metaData: state.metaData! },
-    ...[...state.domains].map(([domain, configuration]) => ({
-      domainMetadata: { domain, configuration, removed: false },
-    })),
-    ...[...state.removed.values()].map((remove) => ({ remove: { ...remove, dataChange: false } })),
-    ...[...state.files.values()].map(({ add }) => ({ add: { ...add, dataChange: false } })),
-  ];
-  const base = join(store.staging, randomUUID());
-  const json = `${base}.ndjson`;
-  const parquet = `${base}.parquet`;
-  try {
-    const lines = actions.map((action) => Buffer.from(`${JSON.stringify(action)}\n`));
-    await writeFile(json, lines);
-    // DuckDB takes twice this at once, whatever the lines are.
-    const longest = lines.reduce((most, { length }) => Math.max(most, length), MIN_OBJECT_BYTES);
-    const columns = Object.entries(CHECKPOINT_COLUMNS).map(([name, type]) => `${name}: ${literal(type)}`);
-    await duck.with((connection) =>
-      connection.run(
-        `COPY (SELECT * FROM read_json(${literal(json)}, format='newline_delimited', maximum_object_size=${longest},
-           columns={${columns.join(", ")}})) TO ${literal(parquet)} (FORMAT parquet, COMPRESSION zstd)`,
-      ),
-    );
-    await store.adopt([{ localPath: parquet, key: checkpointKey(root, version) }]);
-    await store.put(
-      `${root}/_delta_log/_last_checkpoint`,
-      Buffer.from(JSON.stringify({ version, size: actions.length, numOfAddFiles: state.files.size })),
-    );
-  } finally {
-    await rm(json, { force: true });
-    await rm(parquet, { force: true });
+/** Lists the log; after version `after` where given. */
+export async function listLog({ store, root }: LogPlace, after?: number): Promise<LogListing> {
+  const commits: number[] = [];
+  const parts = new Map<string, { version: number; wanted: number; keys: string[] }>();
+  const startAfter = after === undefined ? undefined : commitKey(root, after);
+  for await (const { key } of store.list(`${root}/_delta_log/`, startAfter)) {
+    const name = key.slice(root.length + "/_delta_log/".length);
+    const [, version, kind, , of] =
+      /^(\d{20})\.(json|checkpoint(?:\.(\d{10})\.(\d{10}))?\.parquet)$/.exec(name) ?? [];
+    if (version === undefined) continue;
+    if (kind === "json") {
+      commits.push(Number(version));
+      continue;
+    }
+    const id = `${version}.${of ?? ""}`;
+    const known = parts.get(id) ?? { version: Number(version), wanted: Number(of ?? 1), keys: [] };
+    parts.set(id, known);
+    known.keys.push(key);
+  }
+  const checkpoints = [...parts.values()].filter(({ wanted, keys }) => keys.length === wanted);
+  return { commits, checkpoints: checkpoints.sort((a, b) => b.version - a.version) };
+}
+
+export interface OpenedLog {
+  readonly state: TableState;
+  /** Version of the log checkpoint that was read; undefined when all came from commits. */
+  readonly checkpoint: number | undefined;
+}
+
+/**
+ * Where the table stands. `_last_checkpoint` is believed as long as it leads somewhere; else whatever log checkpoint
+ * does, or all commits from the first. Undefined when there is no table. Errors: TRB-TABLE-CORRUPT when nothing does.
+ */
+export async function openLog(place: LogPlace): Promise<OpenedLog | undefined> {
+  const { store, root } = place;
+  const hinted = await hintedCheckpoint(place);
+  if (hinted === undefined && (await store.get(commitKey(root, 0))) !== undefined) {
+    return startAt(place, undefined).catch((error: unknown) => reopen(place, error));
+  }
+  if (hinted !== undefined) return startAt(place, hinted).catch((error: unknown) => reopen(place, error));
+  return reopen(place, undefined);
+}
+
+/** A state brought forward from a log checkpoint, or from nothing. */
+async function startAt(place: LogPlace, from: LogCheckpoint | undefined): Promise<OpenedLog> {
+  const state = new TableState();
+  if (from !== undefined) {
+    await loadCheckpoint(place, from, state);
+    // The time of the newest commit, which log checkpoints do not hold.
+    const commit = await readCommit(place.store, place.root, from.version).catch(() => undefined);
+    state.time = commit?.[0]?.commitInfo?.inCommitTimestamp ?? 0;
+  }
+  await advance(place, state);
+  return { state, checkpoint: from?.version };
+}
+
+/** Tries every way there is, newest log checkpoint first. `failure` is what the usual way came to. */
+async function reopen(place: LogPlace, failure: unknown): Promise<OpenedLog | undefined> {
+  if (failure !== undefined && !isDamage(failure)) throw failure;
+  const { commits, checkpoints } = await listLog(place);
+  if (commits.length === 0 && checkpoints.length === 0 && failure === undefined) return undefined;
+  const failures: unknown[] = failure === undefined ? [] : [failure];
+  const ways: (LogCheckpoint | undefined)[] = [...checkpoints];
+  if (commits[0] === 0) ways.push(undefined);
+  for (const way of ways) {
+    try {
+      const opened = await startAt(place, way);
+      requireAll(opened.state.version, commits);
+      return opened;
+    } catch (error) {
+      if (!isDamage(error)) throw error;
+      failures.push(error);
+    }
+  }
+  // What is wrong with the commits, or what they name, cannot be helped by another log checkpoint.
+  const other = failures.find((error) => (error as TributaryError).details?.checkpoint === undefined);
+  if (other !== undefined) throw other;
+  const reason = "no log checkpoint is readable, and the commits do not reach back to the first";
+  throw new TributaryError("TRB-TABLE-CORRUPT", reason, { cause: failures[0] });
+}
+
+const isDamage = (error: unknown): boolean =>
+  error instanceof TributaryError && error.code === "TRB-TABLE-CORRUPT";
+
+/** Errors: TRB-TABLE-CORRUPT when a commit is missing between `version` and a later one. */
+function requireAll(version: number, commits: readonly number[]): void {
+  if ((commits.at(-1) ?? 0) > version) {
+    throw corrupt(version + 1, "it is missing, though later ones are there");
   }
 }
 
-function withoutNulls(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(withoutNulls);
-  if (typeof value !== "object" || value === null) return value;
-  return Object.fromEntries(
-    Object.entries(value)
-      .filter(([, child]) => child !== null)
-      .map(([key, child]) => [key, withoutNulls(child)]),
-  );
+/**
+ * For those who write: a commit that was lost must not be made anew under the later ones.
+ * Errors: TRB-TABLE-CORRUPT.
+ */
+export async function requireNoGap(place: LogPlace, state: TableState): Promise<void> {
+  const { commits } = await listLog(place, state.version);
+  if (commits.length === 0) return;
+  // Others may have committed since.
+  await advance(place, state);
+  requireAll(state.version, commits);
 }

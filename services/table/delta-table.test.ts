@@ -118,6 +118,7 @@ describe("a table's log", () => {
       const every = 1 + random.below(4);
       const table = await open(root, { checkpointEvery: every });
       for (let i = 0; i < 8 + random.below(20); i++) await randomCommit(table, random);
+      await table.settled();
       const blind: ObjectStore = overriding(store, {
         get: (key: string) =>
           key.endsWith("_last_checkpoint") ? Promise.resolve(undefined) : store.get(key),
@@ -336,10 +337,14 @@ describe("log checkpoints", () => {
         down ? Promise.reject(new Error("down")) : store.adopt(files),
     });
     const table = await open(root, { checkpointEvery: 2 }, flaky);
-    for (let i = 0; i < 3; i++) expect((await plainCommit(table, [{ add: addOf() }])).kind).toBe("committed");
+    for (let i = 0; i < 3; i++) {
+      expect((await plainCommit(table, [{ add: addOf() }])).kind).toBe("committed");
+      await table.settled();
+    }
     expect(await store.get(`${root}/_delta_log/_last_checkpoint`)).toBeUndefined();
     down = false;
     expect((await plainCommit(table, [])).kind).toBe("committed");
+    await table.settled();
     expect(await store.get(`${root}/_delta_log/_last_checkpoint`)).toBeDefined();
     expect((await DeltaTable.open(store, root, duck, NEVER))!.snapshot.files).toHaveLength(3);
   });

@@ -4,23 +4,30 @@ import { TributaryError } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { type Action, commitKey, encodeCommit } from "./actions.js";
+import { commitInfo, type Operation, stamped } from "./commit-info.js";
 import { definition, mended, type TableSpec } from "./definition.js";
-import { decodeVector, locateVector, unframeVector } from "./deletion-vector.js";
-import { advance, loadCheckpoint, writeCheckpoint } from "./delta-log.js";
-import { Mask } from "./mask.js";
-import { TableState, vectorId } from "./state.js";
+import { advance, type OpenedLog, openLog, requireNoGap } from "./delta-log.js";
+import { type FrozenState, frozen, type LogPlace, writeCheckpoint } from "./log-checkpoint.js";
+import type { Mask } from "./mask.js";
+import { readMask } from "./mask-reader.js";
+import { type TableState, vectorId } from "./state.js";
 import type { TableFile, TableSnapshot } from "./types.js";
 
-const ENGINE = "tributary/0.1.0";
 const PUT_ATTEMPTS = 5;
+/** Records of a log checkpoint that one commit pays for. */
+const RECORDS_PER_COMMIT = 200;
 const HOUR_MS = 3600 * 1000;
 const HOURS: Readonly<Record<string, number>> = { hour: 1, day: 24, week: 7 * 24 };
-/** Delta's default for `delta.deletedFileRetentionDuration`. */
+/** For how long readers may hold a snapshot whose files are gone from newer ones. */
+export const RETENTION = "delta.deletedFileRetentionDuration";
+/** Older points in time come from raw; every removed file costs a record in every log checkpoint until then. */
+export const ONE_HOUR = "interval 1 hours";
+/** Delta's default. */
 const DEFAULT_RETENTION = "interval 1 week";
 
 /** What one commit wants to do, and what must still be true for it to be right. */
 export interface CommitRequest {
-  readonly operation: string;
+  readonly operation: Operation;
   readonly actions: readonly Action[];
   /**
    * Domain → configuration that must be in force (undefined: none). Every progress domain that the actions set must
@@ -54,7 +61,8 @@ export interface TableOptions {
 /** A commit on its way; in doubt once an answer was lost: it may come to be, at once or late. */
 interface Attempt {
   readonly txnId: string;
-  readonly actions: readonly Action[];
+  /** As last offered. */
+  actions: readonly Action[];
   readonly files: readonly string[];
   /** Version it was last offered as; with every other one it has lost for good. */
   offered?: number;
@@ -77,28 +85,37 @@ export class DeltaTable {
   /** Keys published for a commit that is still to be made (see staging.ts). */
   readonly inFlight = new Set<string>();
 
-  private constructor(
-    readonly store: ObjectStore,
-    readonly root: string,
-    readonly duck: Duck,
-    private readonly options: TableOptions,
-    private readonly state: TableState,
-    /** Version of the newest log checkpoint known here. */
-    private checkpointed: number,
-  ) {}
+  readonly store: ObjectStore;
+  readonly root: string;
+  readonly duck: Duck;
+  private readonly state: TableState;
+  /** Version of the newest log checkpoint known here. */
+  private checkpointed: number;
+  /** The log checkpoint that is being written beside commits. */
+  private writing: Promise<void> | undefined;
 
-  /** Undefined when there is no table at `root`. */
+  private constructor(
+    private readonly place: LogPlace,
+    private readonly options: TableOptions,
+    { state, checkpoint }: OpenedLog,
+  ) {
+    this.store = place.store;
+    this.root = place.root;
+    this.duck = place.duck;
+    this.state = state;
+    this.checkpointed = checkpoint ?? 0;
+  }
+
+  /** Undefined when there is no table at `root`. Errors: TRB-TABLE-CORRUPT, `details` telling what is amiss. */
   static async open(
     store: ObjectStore,
     root: string,
     duck: Duck,
     options: TableOptions,
   ): Promise<DeltaTable | undefined> {
-    const state = new TableState();
-    await loadCheckpoint(store, root, duck, state);
-    const checkpointed = Math.max(state.version, 0);
-    await advance(store, root, state);
-    return state.version < 0 ? undefined : new DeltaTable(store, root, duck, options, state, checkpointed);
+    const place = { store, root, duck };
+    const opened = await openLog(place);
+    return opened === undefined ? undefined : new DeltaTable(place, options, opened);
   }
 
   /**
@@ -114,11 +131,16 @@ export class DeltaTable {
   ): Promise<DeltaTable> {
     const existing = await DeltaTable.open(store, root, duck, options);
     if (existing !== undefined) {
+      await requireNoGap(existing.place, existing.state);
       await existing.mend(spec);
       return existing;
     }
-    const actions = [commitInfo("CREATE TABLE", randomUUID()), ...definition(spec, randomUUID())];
-    await store.putIfAbsent(commitKey(root, 0), encodeCommit(actions));
+    const request = { operation: "CREATE TABLE", actions: definition(spec, randomUUID()) } as const;
+    const info = commitInfo(request, randomUUID(), undefined);
+    await store.putIfAbsent(
+      commitKey(root, 0),
+      encodeCommit(stamped([info, ...request.actions], 0, Date.now(), undefined)),
+    );
     const created = await DeltaTable.open(store, root, duck, options);
     if (created === undefined)
       throw new TributaryError("TRB-STORE-FAILED", "a new table's log is not readable");
@@ -164,7 +186,7 @@ export class DeltaTable {
 
   /** Takes in new commits; tells an attempt of its own when it is among them, whether or not this resolves. */
   private async advance(attempt?: Attempt): Promise<void> {
-    await advance(this.store, this.root, this.state, (version, actions) => {
+    await advance(this.place, this.state, (version, actions) => {
       if (attempt !== undefined && actions.some((a) => a.commitInfo?.txnId === attempt.txnId))
         attempt.stands = version;
     });
@@ -227,33 +249,11 @@ export class DeltaTable {
     const id = vectorId(vector);
     let mask = this.masks.get(id);
     if (mask === undefined) {
-      mask = this.readMask(file);
+      mask = readMask(this.place, file);
       this.masks.set(id, mask);
       mask.catch(() => this.masks.delete(id));
     }
     return mask;
-  }
-
-  private async readMask(file: TableFile): Promise<Mask> {
-    const vector = file.add.deletionVector!;
-    const at = locateVector(vector);
-    let payload: Buffer;
-    if ("inline" in at) {
-      payload = at.inline;
-    } else {
-      const start = vector.offset ?? 1;
-      const frame = await this.store.getRange(
-        `${this.root}/${at.path}`,
-        start,
-        start + vector.sizeInBytes + 8,
-      );
-      payload = unframeVector(frame, vector.sizeInBytes);
-    }
-    const rows = decodeVector(payload);
-    if (rows.length !== vector.cardinality || (rows.at(-1) ?? 0) >= Math.max(file.rows, 1)) {
-      throw new TributaryError("TRB-TABLE-CORRUPT", "deletion vector: does not fit its file");
-    }
-    return Mask.of(file.rows, rows);
   }
 
   /** Lets a writer hand over masks it has just made, so that they are not read back. */
@@ -268,18 +268,16 @@ export class DeltaTable {
    */
   async commit(request: CommitRequest): Promise<CommitResult> {
     const result = await this.turns.run(() => this.tryCommit(request));
-    if (result.kind === "committed" && result.version - this.checkpointed >= this.options.checkpointEvery) {
-      // The commit stands, come what may: without a log checkpoint opening only takes longer, and the next commit
-      // tries again.
-      await this.checkpoint().catch(() => undefined);
-    }
+    // Beside the commits to come. This one stands, come what may: without a log checkpoint opening only takes longer,
+    // and the next commit tries again.
+    if (result.kind === "committed" && this.wantsCheckpoint())
+      this.write(frozen(this.state)).catch(() => undefined);
     return result;
   }
 
   private async tryCommit(request: CommitRequest): Promise<CommitResult> {
     const txnId = randomUUID();
-    const actions = [commitInfo(request.operation, txnId), ...request.actions];
-    const attempt: Attempt = { txnId, actions, files: request.files ?? [] };
+    const attempt: Attempt = { txnId, actions: [], files: request.files ?? [] };
     try {
       await this.settleDoubt();
       const result = await this.offer(attempt, request);
@@ -294,7 +292,6 @@ export class DeltaTable {
   }
 
   private async offer(attempt: Attempt, request: CommitRequest): Promise<CommitResult> {
-    const bytes = encodeCommit(attempt.actions);
     let failure: unknown;
     for (let failures = 0; ; ) {
       // A put that failed may have happened, at once or late (I11): what stands there now decides.
@@ -304,10 +301,17 @@ export class DeltaTable {
       const reason = this.conflict(request);
       if (reason !== undefined) return { kind: "conflict", reason };
       const version = this.state.version + 1;
-      attempt.offered = version;
+      if (attempt.offered !== version) {
+        const info = commitInfo(request, attempt.txnId, this.state);
+        attempt.actions = stamped([info, ...request.actions], version, Date.now(), this.state);
+        attempt.offered = version;
+      }
       try {
         // This is the commit point: before it the batch does not exist, after it it does.
-        const outcome = await this.store.putIfAbsent(commitKey(this.root, version), bytes);
+        const outcome = await this.store.putIfAbsent(
+          commitKey(this.root, version),
+          encodeCommit(attempt.actions),
+        );
         if (outcome === "exists") continue;
       } catch (cause) {
         failure = cause;
@@ -334,12 +338,35 @@ export class DeltaTable {
     return undefined;
   }
 
+  /** A log checkpoint holds the whole state: the larger it is, the more commits share its cost. */
+  private wantsCheckpoint(): boolean {
+    if (this.writing !== undefined) return false;
+    const commits = this.state.version - this.checkpointed;
+    const records = this.state.files.size + this.state.removed.size;
+    return commits >= this.options.checkpointEvery && commits * RECORDS_PER_COMMIT >= records;
+  }
+
   /** Writes a log checkpoint of the newest version known here. */
   async checkpoint(): Promise<void> {
-    await this.turns.run(async () => {
-      await writeCheckpoint(this.store, this.root, this.duck, this.state);
-      this.checkpointed = this.state.version;
-    });
+    await this.settled();
+    await this.write(frozen(this.state));
+  }
+
+  /** Resolves when no log checkpoint is being written. */
+  async settled(): Promise<void> {
+    while (this.writing !== undefined) await this.writing.catch(() => undefined);
+  }
+
+  private write(state: FrozenState): Promise<void> {
+    const writing = writeCheckpoint(this.place, state)
+      .then(() => {
+        this.checkpointed = state.version;
+      })
+      .finally(() => {
+        this.writing = undefined;
+      });
+    this.writing = writing;
+    return writing;
   }
 
   /** Keeps what is remembered in proportion to the live files. A reader of an old snapshot reads masks back. */
@@ -352,11 +379,7 @@ export class DeltaTable {
 }
 
 function retentionMs({ properties }: TableSnapshot): number {
-  const text = properties.get("delta.deletedFileRetentionDuration") ?? DEFAULT_RETENTION;
+  const text = properties.get(RETENTION) ?? DEFAULT_RETENTION;
   const [, count, unit] = /^interval (\d+) (hour|day|week)s?$/.exec(text) ?? [];
   return unit === undefined ? Number.POSITIVE_INFINITY : Number(count) * HOURS[unit]! * HOUR_MS;
 }
-
-const commitInfo = (operation: string, txnId: string): Action => ({
-  commitInfo: { timestamp: Date.now(), operation, operationParameters: {}, engineInfo: ENGINE, txnId },
-});

@@ -203,6 +203,7 @@ describe("an independent reader sees the live rows", () => {
         expect(await foreignRows(table), `seed ${seed}, rebuilt`).toEqual(expectedThings(events));
         const newer = events.slice(0, 20).map((event) => ({ ...event, version: (1n << 63n) - 1n }));
         await (await lake.lane()).land(stream.batch(newer));
+        await lake.settled();
         expect(await foreignRows(table), `seed ${seed}, rebuilt and on`).toEqual(
           expectedThings([...events, ...newer]),
         );

@@ -3,7 +3,8 @@ import type { DuckDBConnection, DuckDBMapValue } from "@duckdb/node-api";
 import { literal } from "../base/duckdb.js";
 import type { AddAction } from "./actions.js";
 import type { Staging } from "./staging.js";
-import { KIND_TAG, PARTITION_COLUMN, type Stats, TOMBSTONES } from "./state.js";
+import { KIND_TAG, PARTITION_COLUMN, TOMBSTONES } from "./state.js";
+import type { Column, TableSnapshot } from "./types.js";
 
 /** A finished data file that no commit names yet. */
 export interface StagedFile {
@@ -19,8 +20,6 @@ export interface StageOptions {
   readonly partition?: string;
   readonly tombstones?: boolean;
   readonly dataChange?: boolean;
-  /** Columns whose bounds are recorded; others would tell of values that nobody prunes by. */
-  readonly boundedColumns: readonly string[];
 }
 
 /** The rows of a file, all of them. */
@@ -48,11 +47,6 @@ export async function stageFile(
     return { localPath, row: result.getRowObjects()[0] };
   });
   const rows = Number(row!.count);
-  const stats: Stats = {
-    numRecords: rows,
-    tightBounds: !options.tombstones,
-    ...bounds(row!.column_statistics as DuckDBMapValue, options.boundedColumns),
-  };
   const path = `${folder}${name}`;
   return {
     localPath,
@@ -65,7 +59,12 @@ export async function stageFile(
       size: Number(row!.file_size_bytes),
       modificationTime: Date.now(),
       dataChange: options.dataChange ?? true,
-      stats: JSON.stringify(stats),
+      stats: statsText(
+        rows,
+        !options.tombstones,
+        row!.column_statistics as DuckDBMapValue,
+        boundedColumns(staging.table.snapshot),
+      ),
       ...(options.tombstones ? { tags: { [KIND_TAG]: TOMBSTONES } } : {}),
     },
   };
@@ -73,21 +72,53 @@ export async function stageFile(
 
 const encodeSegment = (segment: string): string => encodeURIComponent(segment).replaceAll("%3D", "=");
 
-function bounds(
+/** The property that tells any writer which columns to keep bounds of; others would tell of values that nobody prunes by. */
+export const BOUNDED = "delta.dataSkippingStatsColumns";
+
+function boundedColumns({ properties, columns }: TableSnapshot): Column[] {
+  const names = (properties.get(BOUNDED) ?? "").split(",");
+  return columns.filter(({ name }) => names.includes(name));
+}
+
+/** Statistics of a file (Delta protocol, "Per-file Statistics"), written as text: a number may have 64 bits. */
+function statsText(
+  rows: number,
+  tight: boolean,
   statistics: DuckDBMapValue,
-  columns: readonly string[],
-): Pick<Stats, "minValues" | "maxValues"> {
-  const minValues: Record<string, unknown> = {};
-  const maxValues: Record<string, unknown> = {};
-  for (const { key, value } of statistics.entries) {
-    const column = String(key).replace(/^"|"$/g, "");
-    if (!columns.includes(column)) continue;
-    const entries = new Map((value as DuckDBMapValue).entries.map((e) => [String(e.key), String(e.value)]));
-    const min = entries.get("min");
-    const max = entries.get("max");
-    if (min === undefined || max === undefined) continue;
-    minValues[column] = min;
-    maxValues[column] = max;
+  columns: readonly Column[],
+): string {
+  const found = new Map(statistics.entries.map(({ key, value }) => [String(key), value as DuckDBMapValue]));
+  const min: string[] = [];
+  const max: string[] = [];
+  const nulls: string[] = [];
+  for (const { name, type } of columns) {
+    const entries = found.get(`"${name.replaceAll('"', '""')}"`) ?? found.get(name);
+    const told = new Map(entries?.entries.map(({ key, value }) => [String(key), String(value)]));
+    const count = told.get("null_count");
+    if (count !== undefined) nulls.push(`${JSON.stringify(name)}:${count}`);
+    const least = jsonOf(told.get("min"), type);
+    const greatest = jsonOf(told.get("max"), type);
+    if (least === undefined || greatest === undefined) continue;
+    min.push(`${JSON.stringify(name)}:${least}`);
+    max.push(`${JSON.stringify(name)}:${greatest}`);
   }
-  return { minValues, maxValues };
+  return `{"numRecords":${rows},"tightBounds":${tight},"minValues":{${min}},"maxValues":{${max}},"nullCount":{${nulls}}}`;
+}
+
+/** A bound, as DuckDB words it, in JSON. */
+function jsonOf(bound: string | undefined, type: string): string | undefined {
+  if (bound === undefined) return undefined;
+  switch (type) {
+    case "VARCHAR":
+      return JSON.stringify(bound);
+    case "BIGINT":
+      return bound;
+    case "TIMESTAMP WITH TIME ZONE": {
+      const [, day, time, fraction = ""] =
+        /^(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)(?:\.(\d+))?\+00$/.exec(bound) ?? [];
+      return day === undefined ? undefined : `"${day}T${time}.${fraction.padEnd(6, "0")}Z"`;
+    }
+    default:
+      return undefined;
+  }
 }

@@ -98,7 +98,7 @@ test("files of a commit whose answer was lost stay until it is known, then go wi
     const { table } = await lake.target();
     const add = { ...(await staged(lake)), dataChange: true };
     const request = {
-      operation: "WRITE",
+      operation: "WRITE" as const,
       actions: [{ add }],
       expect: new Map(),
       basedOn: table.snapshot.version,
@@ -158,7 +158,7 @@ test("a compaction that fails leaves no file behind", async () => {
     const sources = planCompaction(table.snapshot, 2)!;
     await expect(compactUpserted(writer, connection, sources)).rejects.toThrow();
     const raw = planCompaction(lane.raw.snapshot, 2)!;
-    await expect(compactAppended(lane.raw, connection, raw, ["tenant_id"], [])).rejects.toThrow();
+    await expect(compactAppended(lane.raw, connection, raw, ["tenant_id"])).rejects.toThrow();
   });
   failing = false;
   expect((await files(lake)).there).toBe(before.there);

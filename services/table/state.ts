@@ -6,14 +6,16 @@ import type {
   MetaDataAction,
   ProtocolAction,
   RemoveAction,
+  TxnAction,
 } from "./actions.js";
 import { columnsOf } from "./schema.js";
-import type { TableFile, TableSnapshot } from "./types.js";
+import type { Column, TableFile, TableSnapshot } from "./types.js";
 
 /** Tag of an add whose rows are tombstones (see upsert.ts). */
 export const KIND_TAG = "tributary.kind";
 export const TOMBSTONES = "tombstones";
 export const PARTITION_COLUMN = "tenant_partition";
+export const COMMIT_TIMES = "delta.enableInCommitTimestamps";
 
 const READER_FEATURES = new Set(["deletionVectors"]);
 
@@ -28,36 +30,107 @@ export class TableState {
   metaDataVersion = -1;
   protocol: ProtocolAction | undefined;
   metaData: MetaDataAction | undefined;
+  /** In-commit timestamp of the newest commit that has one, in ms since the epoch. */
+  time = 0;
   readonly files = new Map<string, TableFile>();
+  /**
+   * Data files that are gone, for as long as readers may need them. A vector that was replaced is not among them: its
+   * data file is live, and whoever clears vectors away learns from the commits when they were replaced.
+   */
   readonly removed = new Map<string, RemoveAction>();
   readonly domains = new Map<string, string>();
+  readonly txns = new Map<string, TxnAction>();
+  /** Live files whose adds do not tell how many rows they have, as other writers may leave it. */
+  readonly uncounted = new Set<string>();
+  private columns: readonly Column[] = [];
   private cached: TableSnapshot | undefined;
   private trimAt = 1024;
 
-  /** Within one commit a remove and an add of one path are an update of its vector, in whatever order they stand. */
+  /**
+   * Takes in a commit, or nothing of it. Within one commit a remove and an add of one path are an update of its
+   * vector, in whatever order they stand. Errors: TRB-TABLE-CORRUPT, TRB-TABLE-UNSUPPORTED.
+   */
   apply(version: number, actions: readonly Action[]): void {
-    for (const { remove } of actions) {
-      if (remove === undefined) continue;
-      const path = decodeURIComponent(remove.path);
+    this.take(version, this.checked(version, actions, true));
+  }
+
+  /** Takes in the actions of a log checkpoint, as `apply`. */
+  load(version: number, actions: readonly Action[]): void {
+    this.take(version, this.checked(version, actions, false));
+  }
+
+  /** All that can be wrong with the actions shows here, before anything is changed. */
+  private checked(version: number, actions: readonly Action[], isCommit: boolean): Checked {
+    try {
+      const protocol = actions.findLast((action) => action.protocol !== undefined)?.protocol;
+      const metaData = actions.findLast((action) => action.metaData !== undefined)?.metaData;
+      const unknown = (protocol?.readerFeatures ?? []).filter((feature) => !READER_FEATURES.has(feature));
+      if (unknown.length > 0) {
+        throw new TributaryError(
+          "TRB-TABLE-UNSUPPORTED",
+          `reader features ${unknown.join(", ")} are not known`,
+        );
+      }
+      if ((protocol ?? this.protocol) === undefined || (metaData ?? this.metaData) === undefined) {
+        throw corrupt(version, "the log has no protocol or metaData before it");
+      }
+      const time = actions[0]?.commitInfo?.inCommitTimestamp;
+      const { configuration } = (metaData ?? this.metaData)!;
+      if (isCommit && configuration[COMMIT_TIMES] === "true" && time === undefined) {
+        throw corrupt(version, "its commitInfo is missing; it is torn");
+      }
+      return {
+        actions,
+        protocol,
+        metaData,
+        time,
+        columns: metaData === undefined ? this.columns : columnsOf(metaData.schemaString),
+        adds: actions.flatMap(({ add }) => (add === undefined ? [] : [fileOf(add)])),
+        removes: actions.flatMap(({ remove }) =>
+          remove === undefined ? [] : [{ path: decodeURIComponent(remove.path), remove }],
+        ),
+      };
+    } catch (error) {
+      if (error instanceof TributaryError) throw error;
+      throw corrupt(version, "an action is not what it should be", error);
+    }
+  }
+
+  private take(version: number, checked: Checked): void {
+    const { adds, removes } = checked;
+    for (const { path, remove } of removes) {
       if (vectorId(this.files.get(path)?.add.deletionVector) === vectorId(remove.deletionVector)) {
         this.files.delete(path);
-      }
-      this.removed.set(`${path} ${vectorId(remove.deletionVector)}`, remove);
-    }
-    for (const action of actions) {
-      if (action.add !== undefined) this.add(action.add);
-      if (action.domainMetadata !== undefined) {
-        const { domain, configuration, removed } = action.domainMetadata;
-        if (removed) this.domains.delete(domain);
-        else this.domains.set(domain, configuration);
-      }
-      if (action.protocol !== undefined) this.useProtocol(action.protocol, version);
-      if (action.metaData !== undefined) {
-        this.metaData = action.metaData;
-        this.metaDataVersion = version;
+        this.uncounted.delete(path);
       }
     }
+    for (const file of adds) {
+      this.files.set(file.path, file);
+      this.removed.delete(file.path);
+      if (Number.isNaN(file.rows)) this.uncounted.add(file.path);
+      else this.uncounted.delete(file.path);
+    }
+    for (const { path, remove } of removes) if (!this.files.has(path)) this.removed.set(path, remove);
+    for (const { domainMetadata, txn } of checked.actions) {
+      if (domainMetadata?.removed === true) this.domains.delete(domainMetadata.domain);
+      else if (domainMetadata !== undefined)
+        this.domains.set(domainMetadata.domain, domainMetadata.configuration);
+      if (txn !== undefined) this.txns.set(txn.appId, txn);
+    }
+    this.protocol = checked.protocol ?? this.protocol;
+    this.metaData = checked.metaData ?? this.metaData;
+    if (checked.protocol !== undefined || checked.metaData !== undefined) this.metaDataVersion = version;
+    this.columns = checked.columns;
+    this.time = Math.max(this.time, checked.time ?? 0);
     this.version = version;
+    this.cached = undefined;
+  }
+
+  /** Says how many rows a file has whose add does not tell. */
+  count(path: string, numRecords: number): void {
+    const file = this.files.get(path)!;
+    this.files.set(path, fileOf({ ...file.add, stats: JSON.stringify({ numRecords }) }));
+    this.uncounted.delete(path);
     this.cached = undefined;
   }
 
@@ -70,56 +143,56 @@ export class TableState {
     this.trimAt = Math.max(1024, this.removed.size * 2);
   }
 
-  private add(add: AddAction): void {
-    const file = fileOf(add);
-    this.files.set(file.path, file);
-    this.removed.delete(`${file.path} ${vectorId(add.deletionVector)}`);
-  }
-
-  private useProtocol(protocol: ProtocolAction, version: number): void {
-    const unknown = (protocol.readerFeatures ?? []).filter((feature) => !READER_FEATURES.has(feature));
-    if (unknown.length > 0) {
-      throw new TributaryError(
-        "TRB-TABLE-UNSUPPORTED",
-        `reader features ${unknown.join(", ")} are not known`,
-      );
-    }
-    this.protocol = protocol;
-    this.metaDataVersion = version;
-  }
-
   snapshot(): TableSnapshot {
-    if (this.metaData === undefined) throw new TributaryError("TRB-TABLE-CORRUPT", "the log has no metaData");
+    const { metaData } = this;
+    if (metaData === undefined) throw new TributaryError("TRB-TABLE-CORRUPT", "the log has no metaData");
     this.cached ??= {
       version: this.version,
-      columns: columnsOf(this.metaData.schemaString),
-      partitionColumns: this.metaData.partitionColumns,
-      properties: new Map(Object.entries(this.metaData.configuration)),
+      columns: this.columns,
+      partitionColumns: metaData.partitionColumns,
+      properties: new Map(Object.entries(metaData.configuration)),
       files: [...this.files.values()],
       domains: new Map(this.domains),
-      description: this.metaData.description,
+      description: metaData.description,
     };
     return this.cached;
   }
 }
 
+interface Checked {
+  readonly actions: readonly Action[];
+  readonly protocol: ProtocolAction | undefined;
+  readonly metaData: MetaDataAction | undefined;
+  readonly time: number | undefined;
+  readonly columns: readonly Column[];
+  readonly adds: readonly TableFile[];
+  readonly removes: readonly { readonly path: string; readonly remove: RemoveAction }[];
+}
+
+/** TRB-TABLE-CORRUPT; `details.commit` is the version that is amiss. */
+export const corrupt = (commit: number, reason: string, cause?: unknown): TributaryError =>
+  new TributaryError("TRB-TABLE-CORRUPT", `commit ${commit}: ${reason}`, { cause, details: { commit } });
+
 function fileOf(add: AddAction): TableFile {
-  const stats = add.stats === undefined ? undefined : (JSON.parse(add.stats) as Stats);
-  if (stats?.numRecords === undefined) {
-    throw new TributaryError("TRB-TABLE-UNSUPPORTED", "a file has no numRecords statistic");
-  }
+  const stats = add.stats === undefined ? {} : (JSON.parse(add.stats) as Partial<Stats>);
   return {
     path: decodeURIComponent(add.path),
     partition: add.partitionValues[PARTITION_COLUMN] ?? undefined,
     bytes: add.size,
-    rows: stats.numRecords,
+    rows: stats.numRecords ?? Number.NaN,
     maskedRows: add.deletionVector?.cardinality ?? 0,
     tombstones: add.tags?.[KIND_TAG] === TOMBSTONES,
-    min: stats.minValues ?? {},
-    max: stats.maxValues ?? {},
+    min: texts(stats.minValues),
+    max: texts(stats.maxValues),
     add,
   };
 }
+
+/** JavaScript would round bounds that are 64-bit integers, which must not be taken for bounds any more. */
+const texts = (bounds: Readonly<Record<string, unknown>> = {}): Record<string, string> =>
+  Object.fromEntries(
+    Object.entries(bounds).filter((entry): entry is [string, string] => typeof entry[1] === "string"),
+  );
 
 export interface Stats {
   readonly numRecords: number;

@@ -19,9 +19,9 @@ export interface TableFile {
   readonly maskedRows: number;
   /** Holds tombstones only; fully masked, so that no reader sees a row. */
   readonly tombstones: boolean;
-  /** Bounds of the key columns that have them. */
-  readonly min: Readonly<Record<string, unknown>>;
-  readonly max: Readonly<Record<string, unknown>>;
+  /** Bounds that are text (times are ISO 8601), by column. */
+  readonly min: Readonly<Record<string, string>>;
+  readonly max: Readonly<Record<string, string>>;
   /** As it stands in the log: what a remove of this file must repeat. */
   readonly add: AddAction;
 }

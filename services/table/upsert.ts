@@ -22,7 +22,6 @@ export const ORDER_COLUMNS = [
   "_tributary_occurred_at",
 ] as const;
 export const KEY_COLUMNS = ["tenant_id", "entity_id"] as const;
-const BOUNDED_COLUMNS = ["tenant_id"];
 
 export interface Upsert {
   readonly source: RowSource;
@@ -175,7 +174,7 @@ export class UpsertWriter {
             staging,
             connection,
             `SELECT ${columns.map(({ name }) => `"${name}"`).join(", ")} FROM ${relation}`,
-            { partition: SHARED_PARTITION, boundedColumns: BOUNDED_COLUMNS },
+            { partition: SHARED_PARTITION },
           );
     const live = new Set(liveOrds);
     const tombstoneOrds = survivors.filter((ord) => !live.has(ord));
@@ -190,7 +189,7 @@ export class UpsertWriter {
       connection,
       `SELECT ${[...KEY_COLUMNS, ...ORDER_COLUMNS].join(", ")}
        FROM ${keys} JOIN upsert_tombstones USING (ord) ORDER BY tenant_id, entity_id`,
-      { partition: SHARED_PARTITION, tombstones: true, boundedColumns: BOUNDED_COLUMNS },
+      { partition: SHARED_PARTITION, tombstones: true },
     );
     return { rows, liveOrds, tombstones, tombstoneOrds };
   }

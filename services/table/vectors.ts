@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import { parse, stringify } from "lossless-json";
 import { type Action, type AddAction, removeOf } from "./actions.js";
 import { encodeVectorFile, vectorFileName } from "./deletion-vector.js";
 import type { Mask } from "./mask.js";
@@ -8,7 +9,8 @@ import type { TableFile } from "./types.js";
 /** `add` with a vector laid over it; bounds still bound, but no row needs to stand on them any more. */
 const masked = (add: AddAction, vector: NonNullable<AddAction["deletionVector"]>): AddAction => ({
   ...add,
-  stats: JSON.stringify({ ...JSON.parse(add.stats ?? "{}"), tightBounds: false }),
+  // Bounds may have 64 bits.
+  stats: stringify({ ...(parse(add.stats ?? "{}") as object), tightBounds: false })!,
   deletionVector: vector,
 });
 

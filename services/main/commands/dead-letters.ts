@@ -56,7 +56,7 @@ const filtered = (command: Command): Command =>
     .option("--model <name>", "only letters of this model, e.g. scm.files")
     .option("--code <code>", "only letters with this code");
 
-const summary = ({ file: _, event, row: __, ...letter }: StoredLetter) => ({
+const summary = ({ event, stream: _, ...letter }: StoredLetter) => ({
   ...letter,
   bytes: event.length,
 });
