@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
@@ -6,8 +6,10 @@ import { join } from "node:path";
 import { Readable } from "node:stream";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { CODES } from "../../base/codes.js";
+import { loadConfig } from "../../base/config.js";
 import { writeIngestStatus } from "../../status/ingest-status.js";
 import { FileStore } from "../../storage/file-store.js";
+import { withStore } from "../compose/runtime.js";
 import { runProgram } from "./program.js";
 
 /** What a command wrote and the code it ended with. */
@@ -282,4 +284,22 @@ describe("the state of tables", () => {
     expect(out).toMatch(/scm\.files +scm\.v1\.File +quarantined/);
     expect(out).toContain("→ mend the model");
   });
+});
+
+describe("a command on a lake", () => {
+  it.each([["SIGINT"], ["SIGTERM"]] as const)(
+    "that is stopped by %s leaves no staging folder",
+    async (signal) => {
+      mkdirSync(join(data(), "lake"), { recursive: true });
+      const kill = vi.spyOn(process, "kill").mockReturnValue(true);
+      const staging = () => readdirSync(join(data(), "staging"));
+      await withStore(loadConfig({ data: data() }, { env: {} }), async () => {
+        expect(staging()).toEqual([`cli-${process.pid}`]);
+        process.emit(signal, signal);
+        expect(staging()).toEqual([]);
+        expect(kill).toHaveBeenCalledExactlyOnceWith(process.pid, signal);
+      });
+      expect(process.listeners(signal)).toEqual([]);
+    },
+  );
 });

@@ -1,5 +1,5 @@
-import { existsSync } from "node:fs";
-import { mkdir, rm } from "node:fs/promises";
+import { existsSync, rmSync } from "node:fs";
+import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import pino, { type Logger } from "pino";
 import type { Config } from "../../base/config.js";
@@ -24,9 +24,11 @@ export function openStore(config: Config, user: string): Promise<FileStore> {
   return FileStore.open({ folder: lake, staging: join(staging, user) });
 }
 
+const STOPPING = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+
 /**
- * For a command beside the services: makes no lake where there is none, and leaves no staging folder behind.
- * Errors: TRB-CLI-USAGE, TRB-DATA-VERSION.
+ * For a command beside the services: makes no lake where there is none, and leaves no staging folder behind, also when
+ * it is stopped. Errors: TRB-CLI-USAGE, TRB-DATA-VERSION.
  */
 export async function withStore<T>(config: Config, use: (store: FileStore) => Promise<T>): Promise<T> {
   if (!existsSync(layout(config.data).lake)) {
@@ -34,10 +36,18 @@ export async function withStore<T>(config: Config, use: (store: FileStore) => Pr
   }
   await checkData(nodeFiles, config.data);
   const store = await openStore(config, `cli-${process.pid}`);
+  const clear = () => rmSync(store.staging, { recursive: true, force: true });
+  const stopped = (signal: NodeJS.Signals) => {
+    clear();
+    // The listener is gone by now, so that the signal does what it does to a process without one.
+    process.kill(process.pid, signal);
+  };
+  for (const signal of STOPPING) process.once(signal, stopped);
   try {
     return await use(store);
   } finally {
-    await rm(store.staging, { recursive: true, force: true });
+    for (const signal of STOPPING) process.off(signal, stopped);
+    clear();
   }
 }
 
