@@ -30,9 +30,15 @@ export class BenchServer {
     return { own, below };
   }
 
-  /** Highest resident memory of the process and its children so far, in bytes. */
+  /** Highest resident memory of the process and of its children so far, in bytes. */
+  peaks(): { readonly own: number; readonly below: number } {
+    const below = childrenOf(this.child.pid!).reduce((sum, pid) => sum + peakOf(pid), 0);
+    return { own: peakOf(this.child.pid!), below };
+  }
+
   peakBytes(): number {
-    return [this.child.pid!, ...childrenOf(this.child.pid!)].reduce((sum, pid) => sum + peakOf(pid), 0);
+    const { own, below } = this.peaks();
+    return own + below;
   }
 
   async stop(): Promise<void> {
