@@ -204,7 +204,7 @@ function answerError(error: Error, request: FastifyRequest, reply: FastifyReply)
   if (known.status === 401) reply.header("www-authenticate", "Bearer");
   if (known.retryable) reply.header("retry-after", RETRY_AFTER);
   // What it still has to say would be read at its pace.
-  if (known.status === 408) reply.header("connection", "close");
+  if (known.code === "TRB-REQ-TOO-SLOW") reply.header("connection", "close");
   reply.code(known.status).type("application/json; charset=utf-8").send(JSON.stringify(known.toBody()));
 }
 

@@ -102,10 +102,7 @@ export class Admission {
 
   /** Sends bodies away that are still arriving, of those who hold more than `share`, the largest holder first. */
   private makeRoom(bytes: number, share: number): void {
-    const over = [...this.producers.values()]
-      .filter((producer) => producer.bytes > share)
-      .sort((a, b) => b.bytes - a.bytes);
-    for (const producer of over) {
+    for (const producer of [...this.producers.values()].sort((a, b) => b.bytes - a.bytes)) {
       for (const request of [...producer.open].sort((a, b) => b.bytes - a.bytes)) {
         if (this.held + bytes <= this.maxInFlightBytes || producer.bytes <= share) break;
         const { dismiss } = request;

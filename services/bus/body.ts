@@ -24,10 +24,10 @@ export class BodyReader {
   private readonly request: IncomingMessage;
   private readonly maxBytes: number;
   private readonly gunzip: Gunzip | undefined;
-  private readonly chunks: Buffer[] = [];
+  private chunks: Buffer[] = [];
   private total = 0;
   private reservation: Reservation | undefined;
-  private settle: { resolve(body: Buffer): void; reject(error: Error): void } | undefined;
+  private settle: { resolve(body: readonly Buffer[]): void; reject(error: Error): void } | undefined;
 
   constructor(request: IncomingMessage, gzip: boolean, maxBytes: number) {
     this.request = request;
@@ -35,8 +35,11 @@ export class BodyReader {
     this.gunzip = gzip ? createGunzip({ chunkSize: PIECE_BYTES }) : undefined;
   }
 
-  /** Errors: TRB-REQ-TOO-LARGE, TRB-REQ-ENCODING, TRB-BUS-BUSY, TRB-REQ-TOO-SLOW, TRB-REQ-UNREADABLE (cut short). */
-  read(reservation: Reservation): Promise<Buffer> {
+  /**
+   * The body in pieces. Errors: TRB-REQ-TOO-LARGE, TRB-REQ-ENCODING, TRB-BUS-BUSY, TRB-REQ-TOO-SLOW,
+   * TRB-REQ-UNREADABLE (cut short).
+   */
+  read(reservation: Reservation): Promise<readonly Buffer[]> {
     this.reservation = reservation;
     const { request, gunzip } = this;
     return new Promise((resolve, reject) => {
@@ -69,7 +72,7 @@ export class BodyReader {
     const { settle, request, gunzip } = this;
     if (settle === undefined) return;
     this.settle = undefined;
-    this.chunks.length = 0;
+    this.chunks = [];
     request.off("data", this.take);
     gunzip?.destroy();
     request.resume();
@@ -93,9 +96,9 @@ export class BodyReader {
   };
 
   private readonly finish = (): void => {
-    const { settle, chunks } = this;
+    const { settle } = this;
     this.settle = undefined;
-    settle?.resolve(chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks, this.total));
+    settle?.resolve(this.chunks);
   };
 }
 

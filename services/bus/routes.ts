@@ -105,9 +105,9 @@ class Publisher {
       const { maxBodyBytes } = this.limits;
       const reader = new BodyReader(request.raw, isGzip(request.raw, maxBodyBytes), maxBodyBytes);
       reservation = this.admission.enter(grantOf(request).subject, reader.stop);
-      const body = await reader.read(reservation);
+      const pieces = await reader.read(reservation);
       reservation.keep();
-      const { results, events } = await this.collect(type, body, grantOf(request), reservation);
+      const { results, events } = await this.collect(type, pieces, grantOf(request), reservation);
       // Nothing is accepted that could not land: the producer is told by the status, too.
       if (results.accepted === 0 && results.codes.includes("TRB-BUS-TABLE-HELD")) {
         throw new TributaryError("TRB-BUS-TABLE-HELD");
@@ -129,7 +129,7 @@ class Publisher {
 
   private async collect(
     type: string,
-    body: Buffer,
+    pieces: readonly Buffer[],
     grant: Grant,
     reservation: Reservation,
   ): Promise<Collected> {
@@ -138,7 +138,7 @@ class Publisher {
     const wait = work.begin();
     if (wait) await wait;
     try {
-      work.decode(body.length);
+      const body = await work.join(pieces);
       const order = {
         ...this.contracts(),
         grant,

@@ -101,6 +101,16 @@ describe("the work on one request", () => {
     expect(work.tired(100_000)).toBe(false);
   });
 
+  test("joins a body's pieces, and counts them as decoded", async () => {
+    const work = new Work(new Workshop(), "p", 100_000);
+    const pieces = Array.from({ length: 9 }, (_, i) => Buffer.alloc(10_000, i));
+    await work.begin();
+    expect((await work.join(pieces)).equals(Buffer.concat(pieces))).toBe(true);
+    expect(await work.join([])).toHaveLength(0);
+    expect(await work.join([Buffer.from("one")])).toEqual(Buffer.from("one"));
+    await expect(work.join(pieces)).rejects.toThrow(tooLarge);
+  });
+
   test("may decode so much and no more, by what comes out", async () => {
     const gzip = gzipSync(Buffer.alloc(100_000));
     const small = gzipSync(Buffer.alloc(1_000));

@@ -18,12 +18,14 @@ const perRequest = Math.floor(maxDecodedBytes / UNPACKED_BYTES) - 1;
 let data: string;
 let server: Server;
 let token: string;
+let atStart: number;
 let idle: Awaited<ReturnType<typeof startIdleServer>>;
 beforeAll(async () => {
   data = await temporaryFolder();
   server = await Server.start("up", data);
   token = await makeToken(data, "producer");
   idle = await startIdleServer();
+  atStart = peakBytes(server.process.pid!);
 });
 afterAll(async () => {
   idle.process.kill();
@@ -45,7 +47,6 @@ describe(`${EVENTS} packed payloads of a megabyte`, () => {
   });
 
   test("in several are all answered, while the bus answers others and stays within its memory", async () => {
-    const before = peakBytes(server.process.pid!);
     const health = new Probe(`${server.url}/healthz`);
     const control = new Probe(idle.url);
     const bodies = [];
@@ -58,7 +59,7 @@ describe(`${EVENTS} packed payloads of a megabyte`, () => {
     expect(latencies.length).toBeGreaterThan(100);
     // What a server that does nothing takes is the machine's own, which others may be using.
     const [p99, own] = [quantile(latencies, 0.99), quantile(machine, 0.99)];
-    const grown = peakBytes(server.process.pid!) - before;
+    const grown = peakBytes(server.process.pid!) - atStart;
     console.log(
       `${EVENTS} events in ${Math.round(summary.elapsedMs)} ms; /healthz p99 ${p99.toFixed(1)} ms of ${latencies.length}, ` +
         `an idle server's ${own.toFixed(1)} ms; memory of the bus grew by ${Math.round(grown / MiB)} MiB`,
