@@ -137,6 +137,7 @@ export class CatchUp {
       from,
       to,
       landed: Promise.resolve(true),
+      suspects: this.context.suspects,
       setAside: (events, poison) =>
         bury(this.context, this.refiner.model, events, poison, (stream, wanted) =>
           // The reading connection is in the middle of its rows.

@@ -11,6 +11,7 @@ import type { DeltaTable, TableOptions } from "../table/delta-table.js";
 import type { UpsertWriter } from "../table/upsert.js";
 import type { DeadLetterBox } from "./dead-letter-box.js";
 import type { Health } from "./health.js";
+import type { Suspects } from "./suspects.js";
 
 /** What every part of ingest works with. */
 export interface IngestContext {
@@ -29,6 +30,7 @@ export interface IngestContext {
   readonly log: Pick<Logger, "info" | "warn" | "error">;
   readonly metrics: IngestMetrics;
   readonly decoding: Decoding;
+  readonly suspects: Suspects;
   writerFor(table: DeltaTable): UpsertWriter;
 }
 

@@ -16,6 +16,7 @@ import { ENTITY_TYPE } from "./event-batch.js";
 import { Health } from "./health.js";
 import { Pipeline } from "./pipeline.js";
 import { loadProject, type Project } from "./project.js";
+import { Suspects } from "./suspects.js";
 
 /** The engine holds a slice several times over: as columns, as the model's rows, as the file that is written. */
 const SLICES_IN_MEMORY = 32;
@@ -59,6 +60,7 @@ export async function openContext(options: {
     tableOptions,
     log,
     metrics: metricsOf(options.registry),
+    suspects: Suspects.open(join(layout(config.data).scratch, "suspects")),
     decoding: {
       sliceBytes: Math.max(1, Math.floor(config.ingest.duckdbMemoryBytes / SLICES_IN_MEMORY)),
       rangeEvents: RANGE_EVENTS,

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { KeyIndex } from "../table/key-index.js";
 import { WORDS } from "../table/order.js";
 import type { Progress } from "../table/progress.js";
@@ -5,6 +6,7 @@ import type { UpsertResult, UpsertWriter } from "../table/upsert.js";
 import type { EventBatch } from "./event-batch.js";
 import { partOf, type Slice } from "./payloads.js";
 import { ModelFailure, type Poison, type Refiner, type Winners } from "./refine.js";
+import type { Part, Suspects } from "./suspects.js";
 
 /** What becomes of one slice's events, beside their rows. */
 export interface Taking {
@@ -13,6 +15,8 @@ export interface Taking {
   readonly to: Progress;
   /** Whether raw has the events; without it nothing is committed. */
   readonly landed: Promise<boolean>;
+  /** Keeps in mind what the model runs on, where the process may end of it. */
+  readonly suspects?: Suspects;
   /** Told of events that the model cannot digest, before the commit that leaves them out. */
   readonly setAside: (events: EventBatch, poison: readonly Poison[]) => Promise<void>;
 }
@@ -33,38 +37,84 @@ export async function takeIn(
   slice: Slice,
   taking: Taking,
 ): Promise<Taken> {
-  const { from, to, landed } = taking;
-  const parts = [slice];
+  const { suspects } = taking;
+  const { name } = refiner.model;
+  const parts = suspects?.partsOf(name, slice) ?? [{ slice, trial: false, condemned: false }];
   for (let part = parts.shift(); part !== undefined; part = parts.shift()) {
-    const last = parts.length === 0;
-    const winners = refiner.winners(part, writer.keys);
+    const ended = await suspects?.begin(name, part);
     try {
-      const result = await writer.upsert({
-        source: refiner.source(winners),
-        from,
-        to: last ? to : NOWHERE,
-        ready: landed,
-        newest: part.events.newest(),
-      });
-      if (result.kind !== "committed") return result;
-    } catch (error) {
-      if (!(error instanceof ModelFailure)) throw error;
-      if (!(await landed)) return { kind: "given-up" };
-      if (error.code === "TRB-INGEST-MEMORY" && winners.events.length > 1) {
-        parts.unshift(...halvesOf(part));
-        continue;
-      }
-      const poison = await refiner.findPoison(part, error);
-      // What failed together may be well apart: another statement had the memory, say.
-      if (poison.length === 0) parts.unshift(...halvesOf(part));
-      else {
-        await taking.setAside(part.events, poison);
-        parts.unshift(...rest(part, winners, poison));
-      }
+      const result = await takePart(refiner, writer, part, parts, taking);
+      if (result !== undefined) return result;
+    } finally {
+      ended?.();
     }
   }
   return { kind: "taken" };
 }
+
+/** Undefined when the part is in, or when what is to be done instead has been put before the parts that are left. */
+async function takePart(
+  refiner: Refiner,
+  writer: UpsertWriter,
+  part: Part,
+  left: Part[],
+  { from, to, landed, setAside }: Taking,
+): Promise<Exclude<Taken, { kind: "taken" }> | undefined> {
+  const { slice } = part;
+  const instead = (slices: readonly Slice[]) => {
+    left.unshift(...slices.map((one) => ({ slice: one, trial: part.trial, condemned: false })));
+  };
+  if (part.condemned) {
+    if (!(await landed)) return { kind: "given-up" };
+    await setAside(slice.events, condemned(slice));
+    if (left.length === 0) instead([partOf(slice, () => false)]);
+    return undefined;
+  }
+  const winners = refiner.winners(slice, writer.keys);
+  try {
+    const result = await writer.upsert({
+      source: refiner.source(winners),
+      from,
+      to: left.length === 0 ? to : NOWHERE,
+      ready: landed,
+      newest: slice.events.newest(),
+    });
+    return result.kind === "committed" ? undefined : result;
+  } catch (error) {
+    if (!(error instanceof ModelFailure)) throw error;
+    if (!(await landed)) return { kind: "given-up" };
+    if (error.code === "TRB-INGEST-MEMORY" && winners.events.length > 1) {
+      instead(halvesOf(slice));
+      return undefined;
+    }
+    const { tries = 0 } = part;
+    if (error.code === "TRB-INGEST-MEMORY" && tries < MEMORY_TRIES) {
+      // Another statement may have had the memory.
+      await sleep(MEMORY_PAUSE_MS * 2 ** tries);
+      left.unshift({ ...part, tries: tries + 1 });
+      return undefined;
+    }
+    const poison = await refiner.findPoison(slice, error);
+    // What failed together is well apart.
+    if (poison.length === 0) instead(halvesOf(slice));
+    else {
+      await setAside(slice.events, poison);
+      instead(rest(slice, winners, poison));
+    }
+    return undefined;
+  }
+}
+
+/** One event may need all the memory there is, but nobody else may have it for long. */
+const MEMORY_TRIES = 2;
+const MEMORY_PAUSE_MS = 200;
+
+const condemned = ({ events }: Slice): Poison[] =>
+  Array.from({ length: events.count }, (_, event) => ({
+    event,
+    code: "TRB-INGEST-MEMORY",
+    reason: "the process ended each time the model was run on the event",
+  }));
 
 const NOWHERE: Progress = new Map();
 
@@ -84,5 +134,7 @@ function rest(slice: Slice, { order }: Winners, poison: readonly Poison[]): Slic
   const isMarred = (i: number) => marred.find(order, i * WORDS) >= 0;
   const well = partOf(slice, (i) => !isMarred(i));
   const next = partOf(slice, (i) => isMarred(i) && !gone.has(i));
-  return next.events.count === 0 ? [well] : [well, next];
+  return [well, next]
+    .filter(({ events }) => events.count > 0)
+    .concat(gone.size === slice.events.count ? [well] : []);
 }

@@ -90,6 +90,7 @@ export class Target {
         from,
         to,
         landed,
+        suspects: this.context.suspects,
         setAside: (events, poison) => bury(this.context, this.model, events, poison),
       });
       if (taken.kind !== "taken") return;

@@ -22,6 +22,16 @@ const ENVIRONMENT = {
   MALLOC_TRIM_THRESHOLD_: "1073741824",
 };
 
+/** What ingest takes beside the engine and the key indexes: heap, batches, payloads being unpacked, code. */
+const OTHER_BYTES = 1536 * 1024 * 1024;
+
+/**
+ * KiB of data that the process may have. The engine's own limit does not count what functions allocate
+ * (`repeat('x', 2e9)`): beyond this their allocations fail, and the engine says so like of its own limit.
+ */
+const dataLimit = ({ ingest }: Config): number =>
+  Math.ceil((ingest.duckdbMemoryBytes + ingest.keyIndexBytes + OTHER_BYTES) / 1024);
+
 /**
  * Runs ingest in a process of its own, so that its work on columns never delays an acknowledgement, and starts it
  * again when it dies: progress is in the tables, nothing is handed over.
@@ -82,7 +92,15 @@ export class IngestSupervisor {
   private async runOnce(): Promise<void> {
     this.reason = "ingest is starting";
     const child = fork(fileURLToPath(new URL("./ingest-child.js", import.meta.url)), [], {
-      env: { ...process.env, ...ENVIRONMENT },
+      env: {
+        ...process.env,
+        ...ENVIRONMENT,
+        NODE: process.execPath,
+        INGEST_DATA_KIB: String(dataLimit(this.config)),
+      },
+      // The shell only sets the limit, then becomes the process.
+      execPath: "/bin/sh",
+      execArgv: ["-c", 'ulimit -d "$INGEST_DATA_KIB"; exec "$NODE" "$0"'],
       stdio: ["ignore", "inherit", "inherit", "ipc"],
       // For bytes and maps as they are.
       serialization: "advanced",
