@@ -238,7 +238,9 @@ function mapShape(key: Value, value: Value): Omit<FieldShape, "name"> {
     key.writer.setZero(element);
     prepare(value, element);
     if (keyFrom < keyTo && !key.read(bytes, keyFrom, keyTo, element)) return false;
-    return valueFrom < 0 || value.read(bytes, valueFrom, valueTo, element);
+    if (valueFrom >= 0) return value.read(bytes, valueFrom, valueTo, element);
+    // An absent value is the type's own: a message without fields, if it is one.
+    return !value.message || value.read(bytes, from, from, element);
   };
   return {
     writer: list,
