@@ -136,6 +136,31 @@ describe("the catalog's own views", () => {
   });
 });
 
+describe("what is no plain SELECT over the tenant's tables is refused", () => {
+  test.each([
+    ["select 1; select 2", "TRB-QUERY-STATEMENT"],
+    ["", "TRB-QUERY-STATEMENT"],
+    ["insert into files select 1", "TRB-QUERY-STATEMENT"],
+    ["select * from files positional join commits", "TRB-QUERY-CONSTRUCT"],
+    ["select null::geometry", "TRB-QUERY-CONSTRUCT"],
+    ["select try_cast(path as my_type) from files", "TRB-QUERY-CONSTRUCT"],
+    ["select null::struct(a int, b geometry[])", "TRB-QUERY-CONSTRUCT"],
+    ["select path collate de from files", "TRB-QUERY-CONSTRUCT"],
+    ["select path collate nocase from files", "scm.files"],
+    ["select sum(change_count) export_state from files", "TRB-QUERY-CONSTRUCT"],
+    ["select main.upper(path), x.upper(path) from files", "TRB-QUERY-FUNCTION"],
+    ["select system.main.upper(path) from files", "TRB-QUERY-FUNCTION"],
+    ["with duckdb_settings as (select 1) select * from duckdb_settings", "TRB-QUERY-CONSTRUCT"],
+    ["with sqlite_master as (select 1) select * from sqlite_master", "TRB-QUERY-CONSTRUCT"],
+    [`with "a.parquet" as (select 1) select * from "a.parquet"`, "TRB-QUERY-CONSTRUCT"],
+    [`with "/etc/passwd" as (select 1) select 1`, "TRB-QUERY-CONSTRUCT"],
+    ["select * from files at (version => 1)", "TRB-QUERY-CONSTRUCT"],
+    ["select * from files using sample 5", "scm.files"],
+  ])("%s → %s", async (sql, expected) => {
+    expect(await outcome(sql)).toBe(expected);
+  });
+});
+
 describe("what grows faster than the text", () => {
   const lambdas = (depth: number) =>
     `select ${"list_transform([1], lambda x: ".repeat(depth)}1${")".repeat(depth)}`;

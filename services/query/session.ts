@@ -16,6 +16,7 @@ import {
 } from "@duckdb/node-api";
 import { identifier, literal, rowsOf } from "../base/duckdb.js";
 import { assert, TributaryError } from "../base/errors.js";
+import { isTenantId } from "../contracts/envelope.js";
 import { qualifiedName, TENANT_COLUMN } from "./catalog.js";
 import { RowEncoder, typeName } from "./encode.js";
 import type { AnswerColumn, Parameter, Request, SessionTable } from "./protocol.js";
@@ -32,7 +33,6 @@ const RESERVED = new Set([
   "pg_catalog",
   "recurring",
 ]);
-const TENANT_RULE = /^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$/;
 
 /**
  * Rows the engine keeps ready before the first is fetched: an error within them arrives with its place. Texts are not
@@ -88,7 +88,7 @@ export class Session {
     tables: readonly SessionTable[],
     onConnection: (connection: DuckDBConnection) => void,
   ): Promise<Session> {
-    assert(TENANT_RULE.test(tenant), "a session has a tenant");
+    assert(isTenantId(tenant), "a session has a tenant");
     return Session.start(memoryBytes, tenant, tables, onConnection);
   }
 
