@@ -28,7 +28,7 @@ export const configSchema = z.strictObject({
     .strictObject({
       host: z.string().default("127.0.0.1"),
       port: z.coerce.number().int().min(0).max(65_535).default(8080),
-      /** A body must come at this rate; one that falls behind it for `bodyGraceMs` is answered with 408. */
+      /** A body must come at this rate; one that falls behind it for `bodyGraceMs` is answered with 408. A head has twice that time. */
       minBodyBytesPerSecond: count(16 * 1024),
       bodyGraceMs: count(5_000),
       /** Further ones are closed at once: they must not use up the files that the log needs. */

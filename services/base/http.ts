@@ -60,8 +60,10 @@ export async function buildServer(options: ServerOptions): Promise<HttpServer> {
     forceCloseConnections: "idle",
     return503OnClosing: false,
     requestTimeout: 300_000,
-    // A connection that does not even finish its head is worth no more than this.
-    http: { headersTimeout: 10_000, connectionsCheckingInterval: 1_000 },
+    http: {
+      headersTimeout: 2 * options.limits.bodyGraceMs,
+      connectionsCheckingInterval: Math.min(1_000, options.limits.bodyGraceMs / 2),
+    },
     frameworkErrors: (error, request, reply) => answerError(error, request, reply),
     clientErrorHandler: answerBrokenHttp,
   }) as FastifyInstance;

@@ -72,6 +72,13 @@ describe("admission", () => {
     expect(dismissed).toHaveLength(1);
   });
 
+  test("shares among those who have requests open, not those who had", () => {
+    const { enter } = setUp(400 * KiB);
+    for (let i = 0; i < 10; i++) enter(`gone ${i}`).release();
+    enter("a").grow(300 * KiB);
+    enter("b").grow(150 * KiB);
+  });
+
   test("sends nobody away who is within the share, nor who is being stored", () => {
     const { admission, enter, dismissed } = setUp(300 * KiB);
     const stored = enter("a", "stored");

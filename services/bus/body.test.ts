@@ -1,3 +1,4 @@
+import { randomBytes } from "node:crypto";
 import type { IncomingMessage } from "node:http";
 import { PassThrough } from "node:stream";
 import { gzipSync } from "node:zlib";
@@ -22,7 +23,7 @@ function open(gzip: boolean, maxBytes = 1_000_000, mayGrow = Number.POSITIVE_INF
     },
   } as Reservation;
   const reader = new BodyReader(request as unknown as IncomingMessage, gzip, maxBytes);
-  return { request, held, reader, body: reader.read(reservation) };
+  return { request, held, reader, reservation, body: reader.read(reservation) };
 }
 
 test.each([false, true])("a body is read whole (gzip: %s), and counted as it comes", async (gzip) => {
@@ -51,6 +52,16 @@ test.each([false, true])("a connection that closes without a word ends it (gzip:
   await expect(body).rejects.toThrow(code("TRB-REQ-UNREADABLE"));
 });
 
+test("a connection that closed before anybody read ends it", async () => {
+  const { request, reservation } = open(false);
+  const gone = new PassThrough();
+  gone.destroy();
+  await new Promise((resolve) => gone.once("close", resolve));
+  const reader = new BodyReader(gone as unknown as IncomingMessage, false, 1000);
+  await expect(reader.read(reservation)).rejects.toThrow(code("TRB-REQ-UNREADABLE"));
+  request.end();
+});
+
 test("a connection that fails ends it; a server that finds it too slow is quoted", async () => {
   const failed = open(false);
   failed.request.destroy(new Error("ECONNRESET"));
@@ -62,8 +73,10 @@ test("a connection that fails ends it; a server that finds it too slow is quoted
 
 test.each([false, true])("too much ends it, and the rest is read past (gzip: %s)", async (gzip) => {
   const { request, body } = open(gzip, 100_000);
-  const sent = gzip ? gzipSync(Buffer.alloc(200_000)) : Buffer.alloc(200_000);
-  request.write(sent);
+  // More than inflating takes in at once, so that it is paused when it ends.
+  const content = randomBytes(2_000_000);
+  const sent = gzip ? gzipSync(content) : content;
+  for (let at = 0; at < sent.length; at += 50_000) request.write(sent.subarray(at, at + 50_000));
   await expect(body).rejects.toThrow(code("TRB-REQ-TOO-LARGE"));
   const gone = new Promise((resolve) => request.once("close", resolve));
   request.end(Buffer.alloc(500_000));

@@ -64,6 +64,8 @@ export class BodyReader {
       request.on("close", () => {
         if (!request.complete) this.stop(cutShort());
       });
+      // It may have gone while its token was looked at: then no event comes any more.
+      if (request.destroyed) this.stop(cutShort());
     });
   }
 

@@ -126,6 +126,21 @@ describe("over a real connection", () => {
     for (const { socket } of bodies) socket.destroy();
   });
 
+  test("connections beyond the limit are closed at once, and those within it are served", async () => {
+    await bus.close();
+    bus = await startTestBus({}, { http: { maxConnections: 3 } });
+    authorization = await bus.bearer();
+    const url = await listen();
+    const open: Awaited<ReturnType<typeof half>>[] = [];
+    for (let i = 0; i < 3; i++) open.push(await half(url, authorization, "content-length: 100"));
+    const { received } = await half(url, authorization, "content-length: 100");
+    await until(() => received.closed);
+    expect([received.text, open.some((each) => each.received.closed)]).toEqual(["", false]);
+    for (const { socket } of open) socket.destroy();
+    await until(() => open.every((each) => each.received.closed));
+    expect((await publish(url, authorization, "a")).status).toBe(200);
+  });
+
   describe("that is slow", () => {
     beforeEach(async () => {
       await bus.close();
@@ -160,6 +175,19 @@ describe("over a real connection", () => {
       expect(await drip(50, 20)).toBe("408");
       // A second in all, five times the grace.
       expect(await drip(1000, 50)).toBe("200");
+    });
+
+    test("a head that does not end is answered with 408, as is a connection that says nothing", async () => {
+      const url = await listen();
+      for (const sent of ["", "POST /v1/events HTTP/1.1\r\nx-a: "]) {
+        const socket = connect(Number(url.port), url.hostname, () => socket.write(sent));
+        let received = "";
+        socket.on("data", (chunk) => {
+          received += String(chunk);
+        });
+        await new Promise<void>((resolve) => socket.once("close", () => resolve()));
+        expect(received).toMatch(/^HTTP\/1\.1 408 .*TRB-REQ-TOO-SLOW/s);
+      }
     });
 
     test("a refused body that does not end is cut as well", async () => {
