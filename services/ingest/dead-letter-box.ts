@@ -38,6 +38,11 @@ export class DeadLetterBox {
     }
   }
 
+  /** It is opened from scratch with the next letter. */
+  forget(): void {
+    this.opened = undefined;
+  }
+
   /** Errors: TRB-TABLE-CORRUPT while it is not open. */
   get table(): DeltaTable {
     if (this.opened !== undefined) return this.opened.table;

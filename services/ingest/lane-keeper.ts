@@ -291,6 +291,15 @@ export class LaneKeeper {
     if (status !== undefined) health.set({ ...status, ...this.parkedBytes() });
   }
 
+  /** Runs `work` while raw takes nothing, then reads its log from scratch, whatever pause runs. */
+  async repaired<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.lane === undefined ? await work() : await this.lane.exclusively(work);
+    this.failing = true;
+    this.recover();
+    this.retry.hurry();
+    return result;
+  }
+
   /** Tries again now, whatever pause runs. */
   hurry(): void {
     this.retry.hurry();

@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 import { join } from "node:path";
 import { crc32 } from "node:zlib";
 import { TributaryError } from "../base/errors.js";
-import { ensureFolder, type FileOps, type OpenFile, writeFully } from "../base/files.js";
+import { ensureFolder, type FileOps, type OpenFile, readWhole, writeFully } from "../base/files.js";
 import { Turns } from "../base/turns.js";
 
 /*
@@ -350,4 +350,31 @@ async function guard<T>(step: () => Promise<T>): Promise<T> {
     if (cause instanceof TributaryError) throw cause;
     throw new TributaryError("TRB-STORE-FAILED", "parked events cannot be written or read", { cause });
   }
+}
+
+/** Positions of a stream's events in all logs below a folder, which may be written meanwhile. */
+export async function parkedPositions(
+  files: FileOps,
+  folder: string,
+  stream: string,
+): Promise<{ readonly partition: string; readonly position: string }[]> {
+  const found: { partition: string; position: string }[] = [];
+  if ((await files.stat(folder))?.isFolder !== true) return found;
+  for (const { name, isFolder } of await files.list(folder)) {
+    if (!isFolder) continue;
+    for (const { name: file } of await files.list(join(folder, name))) {
+      const bytes = NAME.test(file) ? await readWhole(files, join(folder, name, file)) : undefined;
+      if (bytes === undefined) continue;
+      for (let at = HEADER_BYTES; ; ) {
+        const chunk = decode(bytes, 0, at, 1, 1);
+        if (chunk.stream === stream) {
+          for (const [i, partition] of chunk.partitions.entries())
+            found.push({ partition, position: chunk.positions[i]! });
+        }
+        if (chunk.count === 0 || chunk.end.at <= at) break;
+        at = chunk.end.at;
+      }
+    }
+  }
+  return found;
 }

@@ -183,6 +183,26 @@ export class Pipeline {
     return keeper;
   }
 
+  /**
+   * Runs the repair of a table, by its name, while nothing here writes it; then it is opened from scratch and tried
+   * again, whatever pause runs.
+   */
+  async repaired<T>(name: string, work: () => Promise<T>): Promise<T> {
+    const raw = name.startsWith("raw/") ? this.keepers.get(name.slice("raw/".length)) : undefined;
+    if (raw !== undefined) return raw.repaired(work);
+    for (const { opened } of this.keepers.values()) {
+      const seat = opened?.seat(name);
+      if (opened === undefined || seat === undefined) continue;
+      const result = await opened.exclusively(work);
+      seat.reopen();
+      return result;
+    }
+    const result = await work();
+    this.context.deadLetters.forget();
+    this.hurry();
+    return result;
+  }
+
   /** Tries what cannot go on again now. */
   hurry(): void {
     for (const keeper of this.keepers.values()) keeper.hurry();

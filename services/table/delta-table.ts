@@ -3,7 +3,7 @@ import type { Duck } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
 import type { ObjectStore } from "../storage/object-store.js";
-import { type Action, commitKey, encodeCommit } from "./actions.js";
+import { type Action, commitKey, encodeCommit, type MetaDataAction } from "./actions.js";
 import { commitInfo, type Operation, stamped } from "./commit-info.js";
 import { definition, mended, type TableSpec } from "./definition.js";
 import { advance, type OpenedLog, openLog, requireNoGap } from "./delta-log.js";
@@ -169,6 +169,11 @@ export class DeltaTable {
   /** The table's own id in its metaData; stays with it for life. */
   get id(): string {
     return this.state.metaData!.id;
+  }
+
+  /** As of the last refresh or commit of this object. */
+  get metaData(): MetaDataAction {
+    return this.state.metaData!;
   }
 
   /** The snapshot as of the last refresh or commit of this object. */

@@ -1,0 +1,374 @@
+import { basename, join } from "node:path";
+import { type Duck, literal, rowsOf } from "../base/duckdb.js";
+import { TributaryError } from "../base/errors.js";
+import type { FileOps } from "../base/files.js";
+import type { Model } from "../models/project.js";
+import type { RepairReport } from "../status/repair-request.js";
+import type { ObjectStore } from "../storage/object-store.js";
+import type { Checkpoint } from "../stream/change-stream.js";
+import { removeOf } from "../table/actions.js";
+import { DeltaTable, type TableOptions } from "../table/delta-table.js";
+import { partsOf, progressOf, setProgress, trackOf } from "../table/progress.js";
+import { type Bench, type Inventory, openBench, setLogAside, takeInventory } from "../table/repair.js";
+import { scanFilesSql, scanSql } from "../table/scan.js";
+import { stageFile } from "../table/stage.js";
+import { Staging } from "../table/staging.js";
+import { verifyTable } from "../table/verify.js";
+import { DEAD_LETTERS_ROOT } from "./dead-letters.js";
+import { tell } from "./failure.js";
+import { parkedPositions } from "./parked-log.js";
+import { RAW_BOUNDS, rawRoot } from "./raw-table.js";
+import { FINGERPRINT, refinedRoot } from "./refined-table.js";
+
+export interface RepairParts {
+  readonly store: ObjectStore;
+  readonly files: FileOps;
+  /** Folder of parked events. */
+  readonly parked: string;
+  readonly duck: Duck;
+  readonly tableOptions: TableOptions;
+  readonly models: readonly Pick<Model, "name" | "domain" | "table" | "entityType">[];
+  /** Today's stream, and up to where it may have forgotten events. */
+  readonly stream: string;
+  readonly lowWater: Checkpoint;
+}
+
+/** What tells events, or letters, of one table apart. */
+const RAW_KEY = ["stream", "partition", "position"];
+const LETTER_KEY = ["model", ...RAW_KEY];
+
+/**
+ * Finds what is wrong with a table and mends what can be mended without loss; with `dryRun` it only tells. Names are
+ * those of `tributary table ls`. Nobody may write the table meanwhile; whoever has it open must open it again.
+ * Errors: TRB-TABLE-NOT-FOUND, TRB-STORE-FAILED.
+ */
+export async function repairTable(parts: RepairParts, name: string, dryRun: boolean): Promise<RepairReport> {
+  const report: RepairReport = { table: name, found: [], done: [], left: [] };
+  const { store, duck, tableOptions, models } = parts;
+  const open = (root: string) => openBench(store, root, duck, tableOptions);
+  const model = models.find((each) => each.name === name);
+  if (model !== undefined) {
+    const raw = await open(rawRoot(model.entityType));
+    await mendRefined(parts, refinedRoot(model), await open(refinedRoot(model)), report, dryRun);
+    await tellOfRaw(model.entityType, raw, report);
+    return report;
+  }
+  const raw = /^raw\/([^/]+)$/.exec(name)?.[1];
+  if (raw === undefined && name !== DEAD_LETTERS_ROOT) throw notFound(name);
+  const bench = await open(name);
+  if (bench.kind === "absent" && raw !== undefined) throw notFound(name);
+  await new Keeper(parts, raw === undefined ? LETTER_KEY : RAW_KEY, raw !== undefined, report, dryRun).mend(
+    bench,
+  );
+  return report;
+}
+
+const notFound = (name: string) =>
+  new TributaryError("TRB-TABLE-NOT-FOUND", `no table "${name}"; see \`tributary table ls\``);
+
+/** A refined table holds nothing that raw does not: whatever is wrong, it can be brought forward or built anew. */
+async function mendRefined(
+  { store, duck, tableOptions }: RepairParts,
+  root: string,
+  bench: Bench,
+  report: RepairReport,
+  dryRun: boolean,
+): Promise<void> {
+  if (bench.kind === "absent") return;
+  if (bench.kind === "unreadable") {
+    report.found.push(`its log cannot be read: ${tell(bench.reason).reason}`);
+    report.done.push("its log is set aside (a copy stays in _damaged), and the table built anew from raw");
+    if (!dryRun) await setLogAside(store, root);
+    return;
+  }
+  if (bench.kind === "newest") {
+    report.found.push(`commit ${bench.version} cannot be read: ${tell(bench.reason).reason}`);
+    report.done.push(
+      `commit ${bench.version} is set aside (a copy stays in _damaged); what it held comes from raw`,
+    );
+    if (!dryRun) await replaceCommit(bench.table);
+  }
+  const table = dryRun
+    ? bench.table
+    : ((await DeltaTable.open(store, root, duck, tableOptions)) ?? bench.table);
+  const { problems } = await verifyTable(table);
+  if (problems.length === 0) return;
+  report.found.push(...problems);
+  report.done.push("the table is built anew from raw; queries see what is left of the old one meanwhile");
+  if (!dryRun) await demandRebuild(table);
+}
+
+async function replaceCommit(table: DeltaTable): Promise<void> {
+  await table.commit({
+    operation: "REPAIR",
+    actions: [],
+    expect: new Map(),
+    basedOn: table.snapshot.version,
+    serializable: true,
+    files: [],
+  });
+}
+
+/** A table whose fingerprint is no model's is built anew by ingest, beside the old one. */
+async function demandRebuild(table: DeltaTable): Promise<void> {
+  for (;;) {
+    const { version } = await table.refresh();
+    const configuration = { ...table.metaData.configuration, [FINGERPRINT]: "repair" };
+    const actions = [{ metaData: { ...table.metaData, configuration } }];
+    const request = { operation: "REPAIR", actions, expect: new Map(), basedOn: version, files: [] };
+    const result = await table.commit({ ...request, serializable: true });
+    if (result.kind === "committed") return;
+  }
+}
+
+async function tellOfRaw(entityType: string, bench: Bench, report: RepairReport): Promise<void> {
+  const command = `\`tributary table repair raw/${entityType}\``;
+  if (bench.kind === "newest" || bench.kind === "unreadable") {
+    report.left.push(`raw/${entityType}, which it is built from, cannot be read: ${command}`);
+  }
+  if (bench.kind !== "readable") return;
+  const { missing } = await takeInventory(bench.table, bench.table.snapshot);
+  if (missing.length > 0)
+    report.left.push(`raw/${entityType}, which it is built from, lacks files: ${command}`);
+}
+
+/** Mends a table whose rows are nowhere else: nothing is ever dropped. */
+class Keeper {
+  constructor(
+    private readonly parts: RepairParts,
+    private readonly key: readonly string[],
+    private readonly isRaw: boolean,
+    private readonly report: RepairReport,
+    private readonly dryRun: boolean,
+  ) {}
+
+  async mend(bench: Bench): Promise<void> {
+    const { report } = this;
+    if (bench.kind === "absent") return;
+    if (bench.kind === "unreadable") {
+      report.found.push(`its log cannot be read: ${tell(bench.reason).reason}`);
+      report.left.push(`restore ${report.table}/_delta_log from a copy; nothing was changed`);
+      return;
+    }
+    const { table } = bench;
+    const inventory = await takeInventory(table, table.snapshot);
+    if (bench.kind === "newest") await this.mendNewest(table, bench.version, bench.reason, inventory);
+    else if (inventory.missing.length > 0) await this.mendMissing(table, inventory);
+  }
+
+  /** The commit is made again from the files that it, or a try of it, has left. */
+  private async mendNewest(
+    table: DeltaTable,
+    version: number,
+    reason: unknown,
+    inventory: Inventory,
+  ): Promise<void> {
+    const { report } = this;
+    report.found.push(`commit ${version} cannot be read: ${tell(reason).reason}`);
+    if (inventory.missing.length > 0) {
+      report.left.push(...this.missingLines(table, inventory));
+      return;
+    }
+    await this.parts.duck.with(async (connection) => {
+      const rows = await this.strayRows(table, inventory.strays);
+      const [[count]] = (
+        rows === undefined ? [[0n]] : await rowsOf(connection, `SELECT count(*) FROM (${rows})`)
+      ) as [[bigint]];
+      const lost = this.isRaw ? await this.lostPositions(table, rows) : [];
+      if (lost.length > 0) {
+        report.left.push(
+          ...lost,
+          `restore ${report.table}/_delta_log/${String(version).padStart(20, "0")}.json from a copy; nothing was changed`,
+        );
+        return;
+      }
+      report.done.push(
+        count === 0n
+          ? `commit ${version} is set aside (a copy stays in _damaged): it held no event that is not elsewhere`
+          : `commit ${version} is made again with its ${count} rows (a copy of the old one stays in _damaged)`,
+      );
+      if (this.dryRun) return;
+      if (count === 0n || rows === undefined) await replaceCommit(table);
+      else await this.addRows(table, rows, []);
+    });
+  }
+
+  /** Rows of live files that are gone are looked for in files that compaction has left behind. */
+  private async mendMissing(table: DeltaTable, inventory: Inventory): Promise<void> {
+    const { report } = this;
+    const { missing } = inventory;
+    report.found.push(...missing.map((file) => `${file.path} is missing: ${file.rows} rows`));
+    const wanted = missing.reduce((sum, { rows }) => sum + rows, 0);
+    await this.parts.duck.with(async (connection) => {
+      const rows = await this.strayRows(table, inventory.strays, missing);
+      const [[count]] = (
+        rows === undefined ? [[0n]] : await rowsOf(connection, `SELECT count(*) FROM (${rows})`)
+      ) as [[bigint]];
+      if (Number(count) !== wanted || rows === undefined) {
+        report.left.push(...this.missingLines(table, inventory));
+        return;
+      }
+      report.done.push(`its ${count} rows were found in files that compaction has left, and are put back`);
+      if (!this.dryRun) await this.addRows(table, rows, missing);
+    });
+  }
+
+  private missingLines(table: DeltaTable, { missing }: Inventory): string[] {
+    return missing.map((file) => {
+      const { min, max } = file;
+      const range = typeof min.position === "string" ? `, positions ${min.position} to ${max.position}` : "";
+      return `put ${table.root}/${file.path} (${file.rows} rows${range}) back from a copy of the lake; nothing was changed`;
+    });
+  }
+
+  /** Rows of stray files that are in no live file: beyond the table's positions, or up to them when files are missing. */
+  private async strayRows(
+    table: DeltaTable,
+    strays: readonly string[],
+    missing: Inventory["missing"] = [],
+  ): Promise<string | undefined> {
+    const { snapshot, store } = table;
+    const names = snapshot.columns.map(({ name }) => name);
+    const paths: string[] = [];
+    for (const key of strays) {
+      const path = literal(await store.localPath(key));
+      if (await this.isReadable(path)) paths.push(path);
+    }
+    if (paths.length === 0) return undefined;
+    const key = this.key.join(", ");
+    const gone = new Set(missing.map(({ path }) => path));
+    const live = snapshot.files.filter(({ path }) => !gone.has(path));
+    const present =
+      live.length === 0
+        ? ""
+        : `ANTI JOIN (${await scanFilesSql(table, snapshot, live, { columns: this.key })}) USING (${key})`;
+    const progress = progressOf(snapshot);
+    const known = [...progress].map(([track, position]) => {
+      const { stream, partition } = partsOf(track);
+      return `(stream = ${literal(stream)} AND partition = ${literal(partition)} AND position <= ${literal(position)})`;
+    });
+    const old = known.length === 0 ? "false" : `(${known.join(" OR ")})`;
+    const where = this.isRaw ? (missing.length > 0 ? old : `NOT ${old}`) : "true";
+    return `SELECT ${names.join(", ")}
+      FROM read_parquet([${paths.join(", ")}], union_by_name=true, hive_partitioning=false) ${present}
+      WHERE ${where} QUALIFY row_number() OVER (PARTITION BY ${key}) = 1`;
+  }
+
+  private async isReadable(path: string): Promise<boolean> {
+    const { duck } = this.parts;
+    try {
+      await duck.with((connection) => rowsOf(connection, `SELECT count(*) FROM parquet_metadata(${path})`));
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  /** One commit: the rows as a new file, the positions they reach, and the files they stand for removed. */
+  private async addRows(table: DeltaTable, rows: string, instead: Inventory["missing"]): Promise<void> {
+    await this.parts.duck.with((connection) =>
+      Staging.run(table, async (staging) => {
+        const { snapshot } = table;
+        const file = await stageFile(staging, connection, rows, {
+          boundedColumns: this.isRaw ? RAW_BOUNDS : ["tenant_id"],
+        });
+        const from = progressOf(snapshot);
+        const to = new Map<string, string>();
+        if (this.isRaw) {
+          const path = literal(file.localPath);
+          const reached = await rowsOf(
+            connection,
+            `SELECT stream, partition, max(position) FROM read_parquet(${path}) GROUP BY ALL`,
+          );
+          for (const [stream, partition, position] of reached) {
+            const track = trackOf(String(stream), String(partition));
+            if (String(position) > (from.get(track) ?? "")) to.set(track, String(position));
+          }
+        }
+        await staging.publish([file]);
+        const { actions, expect } = setProgress(from, to);
+        const now = Date.now();
+        await staging.commit({
+          operation: "REPAIR",
+          actions: [
+            ...instead.map(({ add }) => ({ remove: removeOf(add, now, false) })),
+            { add: file.add },
+            ...actions,
+          ],
+          expect,
+          basedOn: snapshot.version,
+          serializable: true,
+        });
+      }),
+    );
+  }
+
+  /**
+   * Positions that the stream may have forgotten and that stand nowhere: not in any raw table, among the unreadable
+   * events, parked, or in `found`. Those beyond the table's own positions can only have been in what is damaged.
+   */
+  private async lostPositions(table: DeltaTable, found: string | undefined): Promise<string[]> {
+    const { store, duck, tableOptions, stream, lowWater, parked, files } = this.parts;
+    const own = progressOf(table.snapshot);
+    const due = [...lowWater].filter(([partition, low]) => low > (own.get(trackOf(stream, partition)) ?? ""));
+    if (due.length === 0) return [];
+    const columns = ["stream", "partition", "position"];
+    const sources = found === undefined ? [] : [`SELECT ${columns.join(", ")} FROM (${found})`];
+    for (const root of await rootsOfEvents(store)) {
+      const each =
+        root === table.root
+          ? table
+          : await DeltaTable.open(store, root, duck, tableOptions).catch((error: unknown) => {
+              throw new TributaryError(
+                "TRB-TABLE-CORRUPT",
+                `what is lost cannot be told while ${root} cannot be read; repair that one first`,
+                { cause: error },
+              );
+            });
+      if (each === undefined || each.snapshot.files.length === 0) continue;
+      const where = root === DEAD_LETTERS_ROOT ? { where: "model = ''" } : {};
+      sources.push(await scanSql(each, each.snapshot, { columns, ...where }));
+    }
+    const aside = await parkedPositions(files, parked, stream);
+    return duck.with(async (connection) => {
+      await connection.run(
+        "CREATE TEMP TABLE parked_positions (stream VARCHAR, partition VARCHAR, position VARCHAR)",
+      );
+      try {
+        for (let at = 0; at < aside.length; at += 1000) {
+          const values = aside
+            .slice(at, at + 1000)
+            .map((one) => `(${[stream, one.partition, one.position].map(literal).join(", ")})`);
+          await connection.run(`INSERT INTO parked_positions VALUES ${values.join(", ")}`);
+        }
+        sources.push(`SELECT ${columns.join(", ")} FROM parked_positions`);
+        const lost: string[] = [];
+        for (const [partition, low] of due) {
+          const position = own.get(trackOf(stream, partition)) ?? "";
+          const [[count]] = (await rowsOf(
+            connection,
+            `SELECT count(DISTINCT position) FROM (${sources.map((one) => `(${one})`).join(" UNION ALL ")})
+             WHERE stream = ${literal(stream)} AND partition = ${literal(partition)}
+               AND position > ${literal(position)} AND position <= ${literal(low)}`,
+          )) as [[bigint]];
+          const missing = BigInt(low) - BigInt(position === "" ? 0 : position) - count;
+          if (missing > 0n) {
+            lost.push(
+              `${missing} events of partition ${partition} between positions ${position || "0"} and ${low} are nowhere else`,
+            );
+          }
+        }
+        return lost;
+      } finally {
+        await connection.run("DROP TABLE parked_positions");
+      }
+    });
+  }
+}
+
+/** Where events may stand: raw tables, and dead letters for what is none. */
+async function rootsOfEvents(store: ObjectStore): Promise<string[]> {
+  const roots = new Set<string>([DEAD_LETTERS_ROOT]);
+  for await (const { key } of store.list("raw/")) roots.add(join("raw", key.split("/")[1]!));
+  return [...roots].filter((root) => basename(root) !== "");
+}
