@@ -68,6 +68,11 @@ export class Compactor {
     }
   }
 
+  /** Runs `work` while no compaction runs. */
+  between<T>(work: () => Promise<T>): Promise<T> {
+    return this.queue.run(work);
+  }
+
   /** Waits for the running compaction. */
   close(): Promise<void> {
     return this.queue.close();

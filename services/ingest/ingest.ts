@@ -16,6 +16,7 @@ import { ENTITY_TYPE } from "./event-batch.js";
 import { Health } from "./health.js";
 import { Pipeline } from "./pipeline.js";
 import { loadProject, type Project } from "./project.js";
+import { serveRepairs } from "./repair-desk.js";
 import { Suspects } from "./suspects.js";
 
 /** The engine holds a slice several times over: as columns, as the model's rows, as the file that is written. */
@@ -108,7 +109,11 @@ export async function startIngest(context: IngestContext, reader: ChangeStreamRe
   const pipeline = new Pipeline(context, reader);
   pipeline.openLanes([...new Set([...(await rawTables(store)), ...(await parkedTypes(context.config))])]);
   health.start();
+  const repairing = new AbortController();
+  const desk = serveRepairs(context, reader, pipeline, repairing.signal);
   const done = pipeline.run().finally(async () => {
+    repairing.abort();
+    await desk;
     await health.close();
     duck.close();
   });

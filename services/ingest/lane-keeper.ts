@@ -293,11 +293,11 @@ export class LaneKeeper {
 
   /** Runs `work` while raw takes nothing, then reads its log from scratch, whatever pause runs. */
   async repaired<T>(work: () => Promise<T>): Promise<T> {
-    const result = this.lane === undefined ? await work() : await this.lane.exclusively(work);
-    this.failing = true;
-    this.recover();
-    this.retry.hurry();
-    return result;
+    try {
+      return await (this.lane === undefined ? work() : this.lane.repaired(work));
+    } finally {
+      this.retry.hurry();
+    }
   }
 
   /** Tries again now, whatever pause runs. */

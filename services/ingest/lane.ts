@@ -73,6 +73,23 @@ export class Lane {
     });
   }
 
+  /** Runs `work` while raw takes nothing, then reads its log from scratch. */
+  repaired<T>(work: () => Promise<T>): Promise<T> {
+    return this.exclusively(async () => {
+      const result = await work();
+      // Where something was left to be mended, the next landing fails and tells of it.
+      this.failed = true;
+      await openRaw(this.context, this.entityType).then(
+        (table) => {
+          this.table = table;
+          this.failed = false;
+        },
+        () => undefined,
+      );
+      return result;
+    });
+  }
+
   /**
    * Resolves when every event of the batch is in raw, and in the models that are in step. One try: when it rejects,
    * the batch may have landed all the same; nothing lands until `reopen`, and then it must come first.

@@ -29,6 +29,9 @@ export class ModelSeat {
   private opened: Target | undefined;
   private live = false;
   private coming: Promise<void> | undefined;
+  /** The try that runs, and what the next one waits for. */
+  private attempt: Promise<unknown> = Promise.resolve();
+  private gate: Promise<void> = Promise.resolve();
   private readonly stopping = new AbortController();
   private readonly retry = new Retry(this.stopping.signal);
 
@@ -90,11 +93,22 @@ export class ModelSeat {
     this.retry.hurry();
   }
 
-  /** Gives the table up and opens it from scratch. */
-  reopen(): void {
-    if (this.coming === undefined) {
-      this.comeBack(Promise.resolve().then(() => this.drop()));
-    } else {
+  /** Runs `work` while nothing here writes the table, then opens it from scratch, whatever pause runs. */
+  async repaired<T>(work: () => Promise<T>): Promise<T> {
+    let open: () => void = () => undefined;
+    this.gate = new Promise((resolve) => {
+      open = resolve;
+    });
+    try {
+      await this.attempt;
+      return await this.host.exclusively(async () => {
+        const result = await work();
+        this.drop();
+        return result;
+      });
+    } finally {
+      open();
+      this.comeBack(Promise.resolve());
       this.hurry();
     }
   }
@@ -121,10 +135,16 @@ export class ModelSeat {
       if (quarantined) return;
       health.set({ ...about, state: "catching-up", ...CATCHING_UP, attempts: 0 });
     }, TELL_AFTER_MS).unref();
+    this.attempt = after;
     try {
       await after;
       await this.retry.run(
-        () => this.getInStep(),
+        async () => {
+          await this.gate;
+          const attempt = this.getInStep();
+          this.attempt = attempt.catch(() => undefined);
+          await attempt;
+        },
         ({ error, attempts, pauseMs }) => {
           log.error({ err: error, model: name, attempts, pauseMs }, "a model cannot go on; trying again");
           quarantined = true;

@@ -187,15 +187,16 @@ export class Pipeline {
    * Runs the repair of a table, by its name, while nothing here writes it; then it is opened from scratch and tried
    * again, whatever pause runs.
    */
-  async repaired<T>(name: string, work: () => Promise<T>): Promise<T> {
+  repaired<T>(name: string, work: () => Promise<T>): Promise<T> {
+    return this.compactor.between(() => this.repairedBetween(name, work));
+  }
+
+  private async repairedBetween<T>(name: string, work: () => Promise<T>): Promise<T> {
     const raw = name.startsWith("raw/") ? this.keepers.get(name.slice("raw/".length)) : undefined;
     if (raw !== undefined) return raw.repaired(work);
     for (const { opened } of this.keepers.values()) {
       const seat = opened?.seat(name);
-      if (opened === undefined || seat === undefined) continue;
-      const result = await opened.exclusively(work);
-      seat.reopen();
-      return result;
+      if (seat !== undefined) return seat.repaired(work);
     }
     const result = await work();
     this.context.deadLetters.forget();

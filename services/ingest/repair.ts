@@ -17,7 +17,7 @@ import { verifyTable } from "../table/verify.js";
 import { DEAD_LETTERS_ROOT } from "./dead-letters.js";
 import { tell } from "./failure.js";
 import { parkedPositions } from "./parked-log.js";
-import { RAW_BOUNDS, rawRoot } from "./raw-table.js";
+import { rawRoot } from "./raw-table.js";
 import { FINGERPRINT, refinedRoot } from "./refined-table.js";
 
 export interface RepairParts {
@@ -115,7 +115,7 @@ async function demandRebuild(table: DeltaTable): Promise<void> {
     const { version } = await table.refresh();
     const configuration = { ...table.metaData.configuration, [FINGERPRINT]: "repair" };
     const actions = [{ metaData: { ...table.metaData, configuration } }];
-    const request = { operation: "REPAIR", actions, expect: new Map(), basedOn: version, files: [] };
+    const request = { operation: "REPAIR" as const, actions, expect: new Map(), basedOn: version, files: [] };
     const result = await table.commit({ ...request, serializable: true });
     if (result.kind === "committed") return;
   }
@@ -270,7 +270,8 @@ class Keeper {
       Staging.run(table, async (staging) => {
         const { snapshot } = table;
         const file = await stageFile(staging, connection, rows, {
-          boundedColumns: this.isRaw ? RAW_BOUNDS : ["tenant_id"],
+          // What stands for files that are gone is no new row.
+          dataChange: instead.length === 0,
         });
         const from = progressOf(snapshot);
         const to = new Map<string, string>();

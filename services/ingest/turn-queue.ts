@@ -25,6 +25,19 @@ export class TurnQueue {
     });
   }
 
+  /** Runs `work` in a turn of its own; rejects as it does, or when the queue is closed. */
+  run<T>(work: () => Promise<T>): Promise<T> {
+    return new Promise((resolve, reject) => {
+      if (this.closed) reject(new Error("assertion failed: the queue is closed"));
+      const job = async (): Promise<Outcome> => {
+        await work().then(resolve, reject);
+        return "done";
+      };
+      this.offer(`work ${++this.works}`, job);
+    });
+  }
+  private works = 0;
+
   private async work(): Promise<void> {
     while (!this.closed) {
       const [next] = this.waiting;

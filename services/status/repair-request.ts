@@ -56,6 +56,10 @@ export async function takeRepairAnswer(store: ObjectStore, id: string): Promise<
   return answer.parse(JSON.parse(bytes.toString("utf8")));
 }
 
-/** Takes a request back that nobody has taken up. */
-export const withdrawRepair = (store: ObjectStore, id: string): Promise<void> =>
-  store.delete([`${REQUESTS}${id}.json`]);
+/** Takes a request back; false when somebody has taken it up. */
+export async function withdrawRepair(store: ObjectStore, id: string): Promise<boolean> {
+  const key = `${REQUESTS}${id}.json`;
+  const waits = (await store.get(key)) !== undefined;
+  await store.delete([key]);
+  return waits;
+}

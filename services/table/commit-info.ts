@@ -13,6 +13,7 @@ const PARAMETERS = {
   WRITE: { mode: "Append", partitionBy: "[]" },
   MERGE: { predicate: '["entities of the batch, greatest order first"]' },
   DELETE: { predicate: '["letters that were redriven"]' },
+  REPAIR: {},
   OPTIMIZE: { predicate: "[]", auto: "true" },
 } satisfies Readonly<Record<string, Readonly<Record<string, string>>>>;
 

@@ -3,6 +3,7 @@ import { addDeadLetterCommands } from "./dead-letters.js";
 import { addDemoCommand } from "./demo.js";
 import { addModelCommands } from "./models.js";
 import { addPublishCommand } from "./publish.js";
+import { addRepairCommand } from "./repair.js";
 import { reportFailure } from "./report.js";
 import { addServerCommands } from "./servers.js";
 import { addSqlCommand } from "./sql.js";
@@ -37,6 +38,7 @@ function program(json: boolean): Command {
   addSqlCommand(root);
   addTokenCommand(root);
   addTableCommands(root);
+  addRepairCommand(root);
   addModelCommands(root);
   addDeadLetterCommands(root);
   addDemoCommand(root);

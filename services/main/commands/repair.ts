@@ -1,0 +1,117 @@
+import { randomUUID } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Command } from "commander";
+import type { Config } from "../../base/config.js";
+import { TributaryError } from "../../base/errors.js";
+import { nodeFiles } from "../../base/files.js";
+import { layout } from "../../base/paths.js";
+import { CONSUMER } from "../../ingest/pipeline.js";
+import { repairTable } from "../../ingest/repair.js";
+import { loadModels } from "../../models/project.js";
+import {
+  askForRepair,
+  type RepairReport,
+  takeRepairAnswer,
+  withdrawRepair,
+} from "../../status/repair-request.js";
+import type { FileStore } from "../../storage/file-store.js";
+import { lockData, openReader, readingDuck, withStore } from "../compose/runtime.js";
+import { printable } from "../terminal/text-table.js";
+import { configOf, type DataOptions, withData } from "./options.js";
+
+/** A running ingest looks for requests every second; a repair itself may read a whole table. */
+const TAKEN_UP_MS = 30_000;
+const DONE_MS = 3_600_000;
+const POLL_MS = 100;
+
+interface RepairOptions extends DataOptions {
+  readonly dryRun?: boolean;
+}
+
+export function addRepairCommand(program: Command): void {
+  const tables = program.commands.find((command) => command.name() === "table")!;
+  withData(tables.command("repair").argument("<table>", "e.g. scm.files or raw/scm.v1.File"))
+    .description(
+      "find what is wrong with a table and mend it without loss; exit code 1 when something is left",
+    )
+    .option("--dry-run", "only tell what would be done")
+    .action(async (name: string, options: RepairOptions) => {
+      const dryRun = options.dryRun === true;
+      const config = configOf(options);
+      const report = await withStore(config, (store) => repair(config, store, name, dryRun));
+      if (options.json === true) console.log(JSON.stringify({ ...report, dryRun }));
+      else print(report, dryRun);
+      if (report.left.length > 0) process.exitCode = 1;
+    });
+}
+
+/** Ingest alone writes tables: where it runs it does the work, where not its lock is held meanwhile. */
+async function repair(
+  config: Config,
+  store: FileStore,
+  name: string,
+  dryRun: boolean,
+): Promise<RepairReport> {
+  if (dryRun) return repairHere(config, store, name, true);
+  const lock = await lockData(config, "ingest").catch((error: unknown) => {
+    if (error instanceof TributaryError && error.code === "TRB-STREAM-LOCKED") return undefined;
+    throw error;
+  });
+  if (lock === undefined) return repairThere(store, name);
+  try {
+    return await repairHere(config, store, name, false);
+  } finally {
+    await lock.release();
+  }
+}
+
+async function repairHere(
+  config: Config,
+  store: FileStore,
+  name: string,
+  dryRun: boolean,
+): Promise<RepairReport> {
+  const reader = await openReader(config);
+  const duck = await readingDuck();
+  try {
+    const parts = {
+      store,
+      files: nodeFiles,
+      parked: layout(config.data).parked,
+      duck,
+      tableOptions: { checkpointEvery: config.table.checkpointEvery },
+      models: loadModels(config.transformsDir),
+      stream: reader.name,
+      lowWater: await reader.lowWater(CONSUMER),
+    };
+    return await repairTable(parts, name, dryRun);
+  } finally {
+    duck.close();
+    await reader.close();
+  }
+}
+
+async function repairThere(store: FileStore, name: string): Promise<RepairReport> {
+  const id = randomUUID();
+  await askForRepair(store, id, name);
+  for (const asked = Date.now(); ; await sleep(POLL_MS)) {
+    const answer = await takeRepairAnswer(store, id);
+    if (answer !== undefined) {
+      if ("report" in answer) return answer.report;
+      throw new TributaryError("TRB-STORE-FAILED", `ingest could not repair "${name}": ${answer.failed}`);
+    }
+    const waited = Date.now() - asked;
+    if (waited > DONE_MS || (waited > TAKEN_UP_MS && (await withdrawRepair(store, id)))) {
+      throw new TributaryError("TRB-STORE-FAILED", "a running ingest holds the tables and does not answer");
+    }
+  }
+}
+
+function print({ table, found, done, left }: RepairReport, dryRun: boolean): void {
+  if (found.length === 0 && left.length === 0) {
+    console.log(`${table}: nothing is wrong with its files${dryRun ? "" : "; ingest tries it again now"}`);
+  }
+  for (const line of found) console.log(printable(`found: ${line}`));
+  for (const line of done) console.log(printable(`${dryRun ? "would do" : "done"}: ${line}`));
+  for (const line of left) console.log(printable(`left: ${line}`));
+}
