@@ -8,6 +8,9 @@ const MAX_UNPACKED_BYTES = 64 * 1024 * 1024;
 /** So much may be unpacked without a permit: batches of small packed payloads wait for nobody. */
 const FREE_BYTES = 2 * 1024 * 1024;
 
+/** An unpacked payload lies beside the packed one; and who sends much of it gives others a turn more often. */
+const UNPACKED_WEIGHT = 2;
+
 /** Part of a batch that is decoded at once, its packed payloads unpacked, each of them once. */
 export interface Slice {
   readonly events: EventBatch;
@@ -34,7 +37,7 @@ export async function* slicesOf(batch: EventBatch, budget: number, permits: Perm
       if (slice.unpackedBytes > FREE_BYTES) await slice.permit(permits);
       batch.read(i, envelope);
       const payload = envelope.compression === 0 ? undefined : unpack(envelope);
-      const bytes = payload?.length ?? envelope.end - envelope.start;
+      const bytes = payload === undefined ? envelope.end - envelope.start : UNPACKED_WEIGHT * payload.length;
       if (slice.events.count > 0 && slice.decodedBytes + bytes > budget) {
         yield slice;
         slice.release();
