@@ -3,6 +3,7 @@ import { identifier, rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import { PayloadDecoder } from "../contracts/payload-columns.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
+import { invalid, lineOf, lineOfKey } from "./place.js";
 import { fingerprintOf, type Model } from "./project.js";
 import { checkShape } from "./shape.js";
 
@@ -57,9 +58,12 @@ export async function bindModel(
   await connection.run(
     `CREATE OR REPLACE TEMP TABLE ${identifier(model.entityType)} (${relation.join(", ")})`,
   );
+  /** Lines before the model's first. */
+  let above = 0;
   try {
     const described = await rowsOf(connection, `DESCRIBE ${model.sql}`);
     // As ingest runs it: a trailing semicolon, say, would only show there.
+    above = 1;
     await connection.run(`SELECT * FROM (\n${model.sql}\n) m`);
     const columns = described.map(([name, columnType]) => ({
       name: String(name),
@@ -70,7 +74,9 @@ export async function bindModel(
     return { ...model, columns, fingerprint: fingerprintOf(STORAGE_VERSION, model.sql, shapeOf(read)) };
   } catch (cause) {
     if (cause instanceof TributaryError) throw cause;
-    throw invalid(model, (cause as Error).message.split("\n")[0]!, cause);
+    const { message } = cause as Error;
+    const line = lineOf(message) ?? lineOfKey(message, model.sql);
+    throw invalid(model, message.split("\n")[0]!, line === undefined ? line : line - above, cause);
   } finally {
     await connection.run(`DROP TABLE ${identifier(model.entityType)}`);
   }
@@ -93,15 +99,8 @@ function checkColumns(model: Model, columns: readonly BoundColumn[]): void {
     if (column?.type !== "VARCHAR")
       throw invalid(model, `column "${key}": expected the source's, of type VARCHAR`);
   }
-  for (const name of model.columnDescriptions.keys()) {
-    if (!names.has(name.toLowerCase()))
-      throw invalid(model, `schema.yml describes column "${name}" that is not there`);
-  }
-  for (const { column } of model.tests) {
-    if (!names.has(column.toLowerCase()))
-      throw invalid(model, `schema.yml tests column "${column}" that is not there`);
+  for (const [name, place] of model.columnPlaces) {
+    if (names.has(name.toLowerCase())) continue;
+    throw new TributaryError("TRB-MODEL-INVALID", `${place}: ${model.name} has no column "${name}"`);
   }
 }
-
-const invalid = (model: Model, message: string, cause?: unknown): TributaryError =>
-  new TributaryError("TRB-MODEL-INVALID", `${model.name}: ${message}`, cause === undefined ? {} : { cause });

@@ -221,7 +221,7 @@ describe("a model is refused, with its name and the construct,", () => {
   test.each(broken)("%s", async (_, sql, what) => {
     const message = await refusal(sql);
     expect(message).toMatch(what);
-    expect(message).toMatch(/t\.things|t\/things\.sql/);
+    expect(message).toMatch(/^models\/t\/things\.sql/);
   });
 
   const smuggled: readonly [string, string][] = [
@@ -273,7 +273,49 @@ describe("a model is refused, with its name and the construct,", () => {
     ["a lateral alias", `select payload.name as t, t as tenant_id, entity_id ${FROM}`],
   ];
   test.each(smuggled)("for a foreign key by way of %s", async (_, sql) => {
-    expect(await refusal(sql)).toMatch(/t\.things/);
+    expect(await refusal(sql)).toMatch(/^models\/t\/things\.sql/);
+  });
+});
+
+describe("what is refused is told with its file and line", () => {
+  const columns = `select tenant_id, entity_id,\n  payload.name as name`;
+  test.each<[string, string, number]>([
+    ["an unknown field", `${columns},\n  payload.nope as nope\n${FROM}`, 4],
+    ["a syntax error", `-- a comment, ümläut\n\n${columns},\n  payload.amount amount amount\n${FROM}`, 6],
+    ["an unstable function", `${columns},\n  payload.amount as amount,\n  random() as r\n${FROM}`, 5],
+    ["a subquery", `-- ümläut\n${columns},\n  (select 1) as one\n${FROM}`, 5],
+    ["a join", `with a as (\n  select * ${FROM}\n)\n${columns}\nfrom a\njoin a b on true`, 8],
+    ["a limit", `${columns}\n${FROM}\nlimit 1`, 5],
+    ["a foreign key", `select\n  'x' as tenant_id,\n  entity_id\n${FROM}`, 3],
+    [
+      "the second of two equal lines",
+      `with a as (select *\n,payload.x as x\n${FROM})\nselect *\n,payload.x as y\nfrom a`,
+      3,
+    ],
+    [
+      "a line with a template",
+      `{% if is_incremental() %}\nwhere\n{% endif %}\n${columns},\n nope.x as x\n${FROM}`,
+      7,
+    ],
+    ["an undeclared source", `${columns}\nfrom {{ source('raw', 't.v1.Other') }}`, 4],
+    ["a second source", `${columns}\n${FROM}\nunion all select 1 ${FROM}`, 5],
+  ])("%s", async (_, sql, line) => {
+    // The template's first line is its configuration.
+    expect(await refusal(sql)).toMatch(new RegExp(`^models/t/things\\.sql, line ${line}: `));
+  });
+  test("of properties too", async () => {
+    const sql = `${columns} ${FROM}`;
+    const column = "models:\n  - name: things\n    columns:\n      - name: name\n      - name: nope\n";
+    expect(await refusal(sql, column)).toMatch(
+      /^models\/t\/schema\.yml, line 5: t\.things has no column "nope"/,
+    );
+    expect(await refusal(sql, `${column}        data_tests: [odd]\n`)).toMatch(
+      /^models\/t\/schema\.yml, line 6: /,
+    );
+    expect(await refusal(sql, "models:\n  - name: things\n  - name: gone\n")).toMatch(
+      /^models\/t\/schema\.yml, line 3: .*"gone"/,
+    );
+    expect(await refusal(sql, "models:\n  - name: [\n")).toMatch(/^models\/t\/schema\.yml, line \d: .*YAML/);
   });
 });
 

@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
 import { basename, dirname, join, relative, sep } from "node:path";
 import { Template } from "@huggingface/jinja";
-import { parse as parseYaml } from "yaml";
+import { isNode, LineCounter, parseDocument } from "yaml";
 import { z } from "zod";
 import { TributaryError } from "../base/errors.js";
 
@@ -14,8 +14,13 @@ export interface Model {
   readonly table: string;
   readonly entityType: string;
   readonly sql: string;
+  /** Its file below the project folder: "models/scm/files.sql", and the text of it, from which `sql` was rendered. */
+  readonly file: string;
+  readonly template: string;
   readonly description: string | undefined;
   readonly columnDescriptions: ReadonlyMap<string, string>;
+  /** Where properties files speak of a column: "models/scm/schema.yml, line 7". */
+  readonly columnPlaces: ReadonlyMap<string, string>;
   readonly tests: readonly ModelTest[];
 }
 
@@ -54,7 +59,10 @@ const propertiesSchema = z.object({
     )
     .default([]),
 });
-type Properties = z.infer<typeof propertiesSchema>;
+interface Properties extends z.infer<typeof propertiesSchema> {
+  /** Where the value at a path stands: "models/scm/schema.yml, line 7". */
+  readonly placeOf: (path: readonly PropertyKey[]) => string;
+}
 
 const configSchema = z.object({
   materialized: z.literal("incremental"),
@@ -84,11 +92,10 @@ export function loadModels(folder: string): Model[] {
       const same = properties.filter(([other]) => dirname(other) === dirname(file)).map(([, p]) => p);
       return loadModel(root, file, same, sources);
     });
-  for (const [file, { models: described }] of properties) {
-    for (const { name } of described) {
-      if (!models.some((model) => model.table === name && model.domain === dirname(file))) {
-        throw invalid(file, `describes a model "${name}" that is not there`);
-      }
+  for (const [file, { models: described, placeOf }] of properties) {
+    for (const [index, { name }] of described.entries()) {
+      if (models.some((model) => model.table === name && model.domain === dirname(file))) continue;
+      throw refused(`${placeOf(["models", index, "name"])}: describes a model "${name}" that is not there`);
     }
   }
   return models.sort((a, b) => (a.name < b.name ? -1 : 1));
@@ -105,7 +112,8 @@ function loadModel(
   if (!NAME.test(domain) || !NAME.test(table)) {
     throw invalid(file, "expected <domain>/<model>.sql, both of a-z, 0-9 and _");
   }
-  const { sql, entityType } = render(file, readFileSync(join(root, file), "utf8"), sources);
+  const template = readFileSync(join(root, file), "utf8");
+  const { sql, entityType } = render(file, template, sources);
   const described = properties.flatMap(({ models }) => models).find(({ name }) => name === table);
   return {
     name: `${domain}.${table}`,
@@ -113,7 +121,10 @@ function loadModel(
     table,
     entityType,
     sql,
+    file: `models/${file}`,
+    template,
     description: described?.description,
+    columnPlaces: columnPlaces(properties, table),
     columnDescriptions: new Map(
       described?.columns.flatMap(({ name, description }) =>
         description === undefined ? [] : [[name, description]],
@@ -123,6 +134,19 @@ function loadModel(
       described?.columns.flatMap(({ name, data_tests }) => data_tests.map((test) => modelTest(name, test))) ??
       [],
   };
+}
+
+function columnPlaces(properties: readonly Properties[], table: string): Map<string, string> {
+  const places = new Map<string, string>();
+  for (const { models, placeOf } of properties) {
+    for (const [at, { name, columns }] of models.entries()) {
+      if (name !== table) continue;
+      for (const [index, column] of columns.entries()) {
+        places.set(column.name, placeOf(["models", at, "columns", index, "name"]));
+      }
+    }
+  }
+  return places;
 }
 
 function modelTest(column: string, test: z.infer<typeof testSchema>): ModelTest {
@@ -140,6 +164,12 @@ function render(
 ): { sql: string; entityType: string } {
   let entityType: string | undefined;
   let config: unknown;
+  /** An error on the first or last line that holds a word. */
+  const at = (word: string, message: string, last = false): TributaryError => {
+    const found = last ? template.lastIndexOf(word) : template.indexOf(word);
+    const line = found < 0 ? "" : `, line ${template.slice(0, found).split("\n").length}`;
+    return refused(`models/${file}${line}: ${message}`);
+  };
   const context = {
     config: (...args: unknown[]) => {
       config = args.at(-1);
@@ -148,9 +178,12 @@ function render(
     source: (...args: unknown[]) => {
       const [schema, name] = args;
       if (typeof schema !== "string" || typeof name !== "string" || !sources.has(`${schema}.${name}`)) {
-        throw invalid(file, `source('${String(schema)}', '${String(name)}') is not declared in the project`);
+        throw at(
+          String(name),
+          `source('${String(schema)}', '${String(name)}') is not declared in the project`,
+        );
       }
-      if (entityType !== undefined) throw invalid(file, "expected exactly one source()");
+      if (entityType !== undefined) throw at("source(", "expected exactly one source()", true);
       entityType = name;
       return `"${name.replaceAll('"', '""')}"`;
     },
@@ -168,8 +201,8 @@ function render(
   const parsed = configSchema.safeParse(plain(config));
   if (!parsed.success) {
     const issue = parsed.error.issues[0]!;
-    throw invalid(
-      file,
+    throw at(
+      "config(",
       `config(${issue.path.join(".")}): ${issue.message}; expected materialized='incremental', unique_key=['tenant_id', 'entity_id']`,
     );
   }
@@ -185,18 +218,25 @@ function plain(value: unknown): unknown {
 }
 
 function readProperties(root: string, file: string): Properties {
-  let content: unknown;
-  try {
-    content = parseYaml(readFileSync(join(root, file), "utf8"));
-  } catch (cause) {
-    throw invalid(file, "not readable as YAML", cause);
-  }
-  const parsed = propertiesSchema.safeParse(content ?? {});
+  const lines = new LineCounter();
+  const document = parseDocument(readFileSync(join(root, file), "utf8"), { lineCounter: lines });
+  const at = (offset: number) => `models/${file}, line ${lines.linePos(offset).line}`;
+  const [error] = document.errors;
+  if (error !== undefined) throw refused(`${at(error.pos[0])}: not readable as YAML`, error);
+  const placeOf = (path: readonly PropertyKey[]): string => {
+    // Of what is not there, the place of what should hold it.
+    for (let length = path.length; length > 0; length--) {
+      const node: unknown = document.getIn(path.slice(0, length), true);
+      if (isNode(node) && node.range != null) return at(node.range[0]);
+    }
+    return `models/${file}`;
+  };
+  const parsed = propertiesSchema.safeParse(document.toJS() ?? {});
   if (!parsed.success) {
     const issue = parsed.error.issues[0]!;
-    throw invalid(file, `${issue.path.join(".")}: ${issue.message}`);
+    throw refused(`${placeOf(issue.path)}: ${issue.path.join(".")}: ${issue.message}`);
   }
-  return parsed.data;
+  return { ...parsed.data, placeOf };
 }
 
 function filesBelow(root: string): string[] {
@@ -212,8 +252,10 @@ function filesBelow(root: string): string[] {
   }
 }
 
+const refused = (message: string, cause?: unknown): TributaryError =>
+  new TributaryError("TRB-MODEL-INVALID", message, cause === undefined ? {} : { cause });
 const invalid = (file: string, message: string, cause?: unknown): TributaryError =>
-  new TributaryError("TRB-MODEL-INVALID", `models/${file}: ${message}`, cause === undefined ? {} : { cause });
+  refused(`models/${file}: ${message}`, cause);
 
 export const fingerprintOf = (...parts: readonly string[]): string =>
   createHash("sha256").update(JSON.stringify(parts)).digest("hex");

@@ -1,7 +1,8 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { rowsOf } from "../base/duckdb.js";
-import { TributaryError } from "../base/errors.js";
+import type { TributaryError } from "../base/errors.js";
 import { unstableFunctions, VALUE_WORDS } from "./functions.js";
+import { invalid, lineAt } from "./place.js";
 import type { Model } from "./project.js";
 
 const KEYS = ["tenant_id", "entity_id"];
@@ -26,11 +27,13 @@ export async function checkShape(
   const parsed = JSON.parse(serialized) as Parsed;
   const [statement, ...others] = parsed.statements ?? [];
   if (parsed.error || statement === undefined || others.length > 0) {
-    throw refused(model, parsed.error_message ?? "expected exactly one SELECT");
+    const { error_message: message, position } = parsed;
+    const line = position === undefined ? undefined : lineAt(model.sql, Number(position));
+    throw invalid(model, message ?? "expected exactly one SELECT", line);
   }
   const check = new ShapeCheck(model, await unstableFunctions(connection));
   check.select(statement.node, new Map());
-  if (check.sources !== 1) throw refused(model, `reads its source() ${check.sources} times; expected once`);
+  if (check.sources !== 1) throw invalid(model, `reads its source() ${check.sources} times; expected once`);
   return check.wholePayload ? undefined : check.fields;
 }
 
@@ -50,6 +53,7 @@ const NODE_CONSTRUCTS: Readonly<Record<string, string>> = {
 
 class ShapeCheck {
   sources = 0;
+  private at: number | undefined;
   /** Fields of the payload that are named, and whether it is handed on as a whole. */
   readonly fields = new Set<string>();
   wholePayload = false;
@@ -65,7 +69,7 @@ class ShapeCheck {
     const ctes = new Map(outer);
     for (const { key, value } of node.cte_map?.map ?? []) {
       if (key.toLowerCase() === this.model.entityType.toLowerCase()) {
-        throw refused(this.model, `a CTE bears the name of the source, "${key}"`);
+        throw this.refused(`a CTE bears the name of the source, "${key}"`);
       }
       this.renames(value.aliases, `the CTE "${key}"`);
       if (value.query === undefined) this.refuse(`the CTE "${key}", which is no SELECT`);
@@ -81,6 +85,7 @@ class ShapeCheck {
     if (node.qualify !== undefined) this.refuse("QUALIFY");
     for (const modifier of node.modifiers ?? []) {
       if (modifier.type !== "ORDER_MODIFIER") {
+        this.look(modifier.limit);
         this.refuse(modifier.type === "DISTINCT_MODIFIER" ? "DISTINCT" : "LIMIT");
       }
     }
@@ -95,6 +100,7 @@ class ShapeCheck {
 
   /** Checks what is read; returns the name it goes by. */
   private from(table: Node | undefined, ctes: ReadonlyMap<string, Node>): string {
+    this.look(table);
     const type = table?.type ?? "EMPTY";
     if (table === undefined || (type !== "BASE_TABLE" && type !== "SUBQUERY")) {
       this.refuse(FROM_CONSTRUCTS[type] ?? type);
@@ -111,7 +117,7 @@ class ShapeCheck {
     const cte = plain ? ctes.get(name.toLowerCase()) : undefined;
     if (plain && name === this.model.entityType) this.sources++;
     else if (cte === undefined) {
-      throw refused(this.model, `reads "${name}"; expected its source() alone`);
+      throw this.refused(`reads "${name}"; expected its source() alone`);
     } else {
       // Without itself: what it reads was defined before it.
       this.select(cte, new Map([...ctes].filter(([key]) => key !== name.toLowerCase())));
@@ -127,6 +133,7 @@ class ShapeCheck {
   private keys(list: readonly Node[], relation: string): void {
     const found = new Set<string>();
     for (const item of list) {
+      this.look(item);
       if (item.class === "STAR") {
         this.wholePayload = true;
         this.star(item, relation);
@@ -141,13 +148,12 @@ class ShapeCheck {
         names.at(-1)?.toLowerCase() === name &&
         (names.length === 1 || (names.length === 2 && names[0]!.toLowerCase() === relation.toLowerCase()));
       if (!own) {
-        throw refused(this.model, `column "${name}": expected the source's own ${name}, not an expression`);
+        throw this.refused(`column "${name}": expected the source's own ${name}, not an expression`);
       }
       found.add(name);
     }
     for (const key of KEYS) {
-      if (!found.has(key))
-        throw refused(this.model, `column "${key}": expected in every SELECT of the model`);
+      if (!found.has(key)) throw this.refused(`column "${key}": expected in every SELECT of the model`);
     }
   }
 
@@ -163,8 +169,7 @@ class ShapeCheck {
       ...(item.qualified_exclude_list ?? []).map(({ column }) => column ?? ""),
     ];
     const key = touched.find((name) => KEYS.includes(name.toLowerCase()));
-    if (key !== undefined)
-      throw refused(this.model, `column "${key}": a star must not replace or exclude it`);
+    if (key !== undefined) throw this.refused(`column "${key}": a star must not replace or exclude it`);
   }
 
   /** Walks an expression, or anything made of expressions. */
@@ -175,6 +180,7 @@ class ShapeCheck {
     }
     if (typeof value !== "object" || value === null) return;
     const node = value as Node;
+    this.look(node);
     switch (node.class) {
       case "SUBQUERY":
         this.refuse("a subquery in an expression");
@@ -192,7 +198,7 @@ class ShapeCheck {
         this.payloadFields(node.column_names ?? []);
         const [name, ...rest] = node.column_names ?? [];
         if (rest.length === 0 && VALUE_WORDS.has(name?.toLowerCase() ?? "")) {
-          throw refused(this.model, `calls ${name}; equal events must give equal rows`);
+          throw this.refused(`calls ${name}; equal events must give equal rows`);
         }
         return;
       }
@@ -200,7 +206,7 @@ class ShapeCheck {
         const name = node.function_name?.toLowerCase() ?? "";
         if (name === "unnest" || name === "unlist") this.refuse("unnest(): a model yields one row an event");
         const reason = this.unstable.get(name);
-        if (reason !== undefined) throw refused(this.model, `calls ${name}(), ${reason}`);
+        if (reason !== undefined) throw this.refused(`calls ${name}(), ${reason}`);
       }
     }
     for (const child of Object.values(node)) this.expression(child);
@@ -217,13 +223,24 @@ class ShapeCheck {
   }
 
   private refuse(construct: string): never {
-    throw refused(this.model, `uses ${construct}; a model maps each event by itself`);
+    throw this.refused(`uses ${construct}; a model maps each event by itself`);
+  }
+
+  /** What was looked at last is what is at fault. */
+  private refused(message: string): TributaryError {
+    return invalid(this.model, message, this.at === undefined ? undefined : lineAt(this.model.sql, this.at));
+  }
+
+  private look(node: Node | undefined): void {
+    if (node?.query_location !== undefined) this.at = node.query_location;
   }
 }
 
 interface Parsed {
   readonly error?: boolean;
   readonly error_message?: string;
+  /** Of the error, in bytes. */
+  readonly position?: string;
   readonly statements?: readonly { readonly node: Node }[];
 }
 
@@ -232,9 +249,12 @@ interface Node {
   readonly type?: string;
   readonly class?: string;
   readonly alias?: string;
+  /** Where it stands in the SQL, in bytes. */
+  readonly query_location?: number;
   readonly select_list?: readonly Node[];
   readonly from_table?: Node;
   readonly where_clause?: Node;
+  readonly limit?: Node;
   readonly cte_map?: {
     readonly map?: readonly {
       readonly key: string;
@@ -264,6 +284,3 @@ interface Node {
   readonly exclude_list?: readonly (string | { readonly column?: string })[];
   readonly qualified_exclude_list?: readonly { readonly column?: string }[];
 }
-
-const refused = (model: Model, message: string): TributaryError =>
-  new TributaryError("TRB-MODEL-INVALID", `${model.name}: ${message}`);
