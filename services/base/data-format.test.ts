@@ -2,8 +2,9 @@ import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promis
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { checkData, openData, UPGRADES, type UpgradeStep, writerVersion } from "./data-format.js";
+import { checkData, openData, UPGRADES, type UpgradeStep } from "./data-format.js";
 import { nodeFiles } from "./files.js";
+import { packageVersion } from "./paths.js";
 
 describe("the format of a data folder", () => {
   let folder: string;
@@ -25,7 +26,7 @@ describe("the format of a data folder", () => {
   test("is written into a new one, without an upgrade", async () => {
     await openData(nodeFiles, folder, [step(0), step(1)]);
     expect(run).toEqual([]);
-    expect(await says()).toEqual({ format: 2, writer: writerVersion() });
+    expect(await says()).toEqual({ format: 2, writer: packageVersion });
     expect(await readdir(folder)).toEqual(["format.json"]);
   });
 
@@ -36,7 +37,7 @@ describe("the format of a data folder", () => {
       const refused = use(nodeFiles, folder);
       await expect(refused).rejects.toMatchObject({ code: "TRB-DATA-VERSION" });
       await expect(refused).rejects.toThrow("9.8.7");
-      await expect(refused).rejects.toThrow(writerVersion());
+      await expect(refused).rejects.toThrow(packageVersion);
     }
     expect(await says()).toEqual(newer);
   });
@@ -45,7 +46,7 @@ describe("the format of a data folder", () => {
     await say({ format: 1, writer: "0.0.1" });
     await openData(nodeFiles, folder, [step(0), step(1), step(2)]);
     expect(run).toEqual([1, 2]);
-    expect(await says()).toEqual({ format: 3, writer: writerVersion() });
+    expect(await says()).toEqual({ format: 3, writer: packageVersion });
     await openData(nodeFiles, folder, [step(0), step(1), step(2)]);
     expect(run).toEqual([1, 2]);
   });

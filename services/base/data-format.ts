@@ -1,9 +1,8 @@
-import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { TributaryError } from "./errors.js";
 import { ensureFolder, type FileOps, readWhole, replaceDurably } from "./files.js";
-import { layout, packageRoot } from "./paths.js";
+import { layout, packageVersion } from "./paths.js";
 import { acquireLock, type ProcessLock } from "./process-lock.js";
 
 /** What a data folder says of itself, in DIR/format.json. */
@@ -31,9 +30,6 @@ export const UPGRADES: readonly UpgradeStep[] = [
 const FILE = "format.json";
 const LOCK_WAIT_MS = 60_000;
 const LOCK_RETRY_MS = 50;
-
-export const writerVersion = (): string =>
-  (JSON.parse(readFileSync(join(packageRoot, "package.json"), "utf8")) as { version: string }).version;
 
 /** Refuses a folder of a newer format. Errors: TRB-DATA-VERSION, TRB-CONFIG for a damaged format.json. */
 export async function checkData(files: FileOps, folder: string, steps = UPGRADES): Promise<void> {
@@ -67,7 +63,7 @@ async function isNew(files: FileOps, folder: string): Promise<boolean> {
 }
 
 async function writeFormat(files: FileOps, folder: string, format: number): Promise<void> {
-  const content: DataFormat = { format, writer: writerVersion() };
+  const content: DataFormat = { format, writer: packageVersion };
   await replaceDurably(files, join(folder, FILE), Buffer.from(`${JSON.stringify(content)}\n`));
 }
 
@@ -92,7 +88,7 @@ async function readFormat(
   if (format > steps.length) {
     throw new TributaryError(
       "TRB-DATA-VERSION",
-      `${FILE}: expected at most format ${steps.length}, which Tributary ${writerVersion()} knows, found ${format}, written by ${writer}`,
+      `${FILE}: expected at most format ${steps.length}, which Tributary ${packageVersion} knows, found ${format}, written by ${writer}`,
     );
   }
   return format;

@@ -14,6 +14,7 @@ import { BodyPace, type Pace } from "./body-pace.js";
 import { CODES, type Code } from "./codes.js";
 import { TributaryError } from "./errors.js";
 import { registerDocs } from "./http-docs.js";
+import { packageVersion } from "./paths.js";
 
 export interface ServerOptions {
   readonly log: FastifyBaseLogger;
@@ -24,7 +25,6 @@ export interface ServerOptions {
   readonly notReady?: () => string | undefined;
   /** What /readyz tells beside: a server that serves may still have something that is not well. */
   readonly readyDetails?: () => Promise<Readonly<Record<string, unknown>>>;
-  readonly version?: string;
   readonly limits: Pace & { readonly maxConnections: number };
 }
 
@@ -86,7 +86,7 @@ export async function buildServer(options: ServerOptions): Promise<HttpServer> {
   app.addHook("onSend", async (_request, reply) => {
     if (draining) reply.header("connection", "close");
   });
-  await registerDocs(app, options.version ?? "0.1.0");
+  await registerDocs(app, packageVersion);
   app.addSchema(errorBodySchema);
   addSharedRoutes(app, options, () => draining !== undefined);
   return {

@@ -1,4 +1,4 @@
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -8,6 +8,11 @@ export const packageRoot = (() => {
   while (!existsSync(join(folder, "package.json"))) folder = dirname(folder);
   return folder;
 })();
+
+/** The version of this program, as package.json says. */
+export const packageVersion: string = (
+  JSON.parse(readFileSync(join(packageRoot, "package.json"), "utf8")) as { version: string }
+).version;
 
 /** Where things lie below a data folder. The layout is a public contract (README, "On disk"). */
 export const layout = (data: string) => ({

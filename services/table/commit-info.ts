@@ -1,9 +1,10 @@
+import { packageVersion } from "../base/paths.js";
 import type { Action, AddAction, CommitInfoAction, MetaDataAction } from "./actions.js";
 import { COMMIT_TIMES, type Stats, type TableState } from "./state.js";
 
 /** What a commit tells of itself, to people and to other engines. */
 
-const ENGINE = "tributary/0.1.0";
+const ENGINE = `tributary/${packageVersion}`;
 
 const PARAMETERS = {
   "CREATE TABLE": {},

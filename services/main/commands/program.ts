@@ -1,4 +1,5 @@
 import { Command } from "commander";
+import { packageVersion } from "../../base/paths.js";
 import { addDeadLetterCommands } from "./dead-letters.js";
 import { addDemoCommand } from "./demo.js";
 import { addModelCommands } from "./models.js";
@@ -27,7 +28,7 @@ function program(json: boolean): Command {
   const quiet = () => undefined;
   const root = new Command("tributary")
     .description("A replication bus and customer data lake.")
-    .version("0.1.0")
+    .version(packageVersion)
     .showHelpAfterError("(see --help)")
     .addHelpText("after", "\nExit codes: 0 done, 1 failed, 2 wrong command line, 130 stopped by a signal.")
     // With --json, standard error holds the one error body and nothing else.
