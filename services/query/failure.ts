@@ -1,6 +1,7 @@
 import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
 import type { Failure } from "./protocol.js";
+import type { SqlPosition } from "./sql-text.js";
 
 /** Exception types of the engine, by the code they are answered with. */
 const CODE_OF: Readonly<Record<string, Code>> = {
@@ -49,7 +50,9 @@ const TOLD_OF_MESSAGE: readonly (readonly [RegExp, string])[] = [
  */
 export function failureOf(error: unknown, users = false): Failure {
   if (error instanceof TributaryError) {
-    return { type: "failed", code: error.code, message: error.message };
+    const position = error.details?.position as SqlPosition | undefined;
+    const { code, message } = error;
+    return { type: "failed", code, message, ...(position === undefined ? {} : { position }) };
   }
   const told = readError(error);
   if (told === undefined) return { type: "failed", code: "TRB-INTERNAL", cause: assertionOf(error) };

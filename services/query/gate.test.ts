@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { gateTables } from "../../test/support/query-lake.js";
 import { TributaryError } from "../base/errors.js";
+import type { CatalogTable } from "./catalog.js";
 import { checkQuery, type GatedQuery } from "./gate.js";
 import { Session } from "./session.js";
 import { checkText } from "./sql-text.js";
@@ -11,7 +12,7 @@ beforeAll(async () => {
 });
 afterAll(() => parser.close());
 
-async function gate(sql: string): Promise<GatedQuery> {
+async function gate(sql: string): Promise<GatedQuery<CatalogTable>> {
   checkText(sql, 65_536);
   return checkQuery(sql, await parser.parse(sql), gateTables);
 }
@@ -184,6 +185,14 @@ describe("what grows faster than the text", () => {
     const columns = Array.from({ length: 17 }, (_, at) => at).join(",");
     expect(await outcome(`select 1 from files group by cube(${columns})`)).toBe("TRB-QUERY-TOO-LONG");
   });
+});
+
+test("a sample is looked at too", async () => {
+  const parsed = await parser.parse("select * from files using sample 5");
+  expect(() => checkQuery("", parsed, gateTables)).not.toThrow();
+  const changed = parsed.replace('"sample":{', '"sample":{"something_new":1,');
+  expect(changed).not.toBe(parsed);
+  expect(() => checkQuery("", changed, gateTables)).toThrow(TributaryError);
 });
 
 test("the keys of a recursive query are looked at", async () => {

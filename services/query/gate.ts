@@ -1,8 +1,7 @@
 import { TributaryError } from "../base/errors.js";
 import { COLLATIONS, FUNCTIONS, TABLE_FUNCTIONS } from "./allowed-functions.js";
-import type { CatalogTable } from "./catalog.js";
 import { refusedArguments } from "./function-rules.js";
-import { isCommonTable, type Scope, tableNamed, withCommonTable } from "./names.js";
+import { isCommonTable, type Scope, type TableName, tableNamed, withCommonTable } from "./names.js";
 import { Refusals } from "./refusals.js";
 import { tooDeep } from "./sql-text.js";
 import {
@@ -24,9 +23,9 @@ import {
 } from "./syntax.js";
 
 /** What may run, and what it needs. */
-export interface GatedQuery {
+export interface GatedQuery<Table extends TableName> {
   /** The tenant's tables the query reads, each once. */
-  readonly tables: readonly CatalogTable[];
+  readonly tables: readonly Table[];
   /** Parameters, by the names the engine knows them by: "1", "2", … or names without the dollar sign. */
   readonly parameters: readonly string[];
   /** The user's own column references, by the byte offset at which they stand: names errors may repeat. */
@@ -58,25 +57,29 @@ interface Task {
  * `parsed` is the engine's answer to json_serialize_sql(sql, skip_empty := true, skip_null := true).
  * Errors: TRB-QUERY-SYNTAX, -STATEMENT, -TABLE, -FUNCTION, -CONSTRUCT, -TOO-LONG; they name what the user wrote.
  */
-export function checkQuery(sql: string, parsed: string, tables: readonly CatalogTable[]): GatedQuery {
+export function checkQuery<Table extends TableName>(
+  sql: string,
+  parsed: string,
+  tables: readonly Table[],
+): GatedQuery<Table> {
   return new Gate(sql, tables).check(sql, JSON.parse(parsed) as JsonObject);
 }
 
-class Gate {
+class Gate<Table extends TableName> {
   private readonly refusals: Refusals;
-  private readonly available: readonly CatalogTable[];
-  private readonly tables = new Set<CatalogTable>();
+  private readonly available: readonly Table[];
+  private readonly tables = new Set<Table>();
   private readonly columnsAt = new Map<number, string>();
   private readsCatalog = false;
   private readonly pending: Task[] = [];
   private current: Task | undefined;
 
-  constructor(sql: string, available: readonly CatalogTable[]) {
+  constructor(sql: string, available: readonly Table[]) {
     this.refusals = new Refusals(sql);
     this.available = available;
   }
 
-  check(sql: string, parsed: JsonObject): GatedQuery {
+  check(sql: string, parsed: JsonObject): GatedQuery<Table> {
     if (parsed.error !== false) throw parseRefusal(sql, parsed);
     const statements = list(parsed.statements);
     const [statement] = statements;
@@ -274,8 +277,6 @@ class Gate {
     this.tables.add(table);
   }
 
-  // --- expressions --------------------------------------------------------------------------------------
-
   private expression(node: JsonObject, scope: Scope | undefined): void {
     const rule = EXPRESSIONS.get(text(node.class));
     if (rule === undefined || (rule.types !== undefined && !rule.types.has(text(node.type)))) {
@@ -358,8 +359,6 @@ class Gate {
     const at = node.query_location;
     if (typeof at === "number" && Number.isSafeInteger(at)) this.columnsAt.set(at, names.join("."));
   }
-
-  // --- the walk -----------------------------------------------------------------------------------------
 
   private get here(): { readonly depth: number; readonly lambdas: number } {
     return this.current ?? { depth: 0, lambdas: 0 };

@@ -1,6 +1,11 @@
 import { TributaryError } from "../base/errors.js";
-import type { CatalogTable } from "./catalog.js";
 import { fold } from "./syntax.js";
+
+/** What a table is called: "scm" and "files". */
+export interface TableName {
+  readonly domain: string;
+  readonly model: string;
+}
 
 /** Names of common tables that a query sees; the innermost first. */
 export interface Scope {
@@ -34,11 +39,11 @@ export function isCommonTable(name: string, scope: Scope | undefined): boolean {
 }
 
 /** The tenant's table that a name means, or why none is, in words that repeat only what the user wrote. */
-export function tableNamed(
-  available: readonly CatalogTable[],
+export function tableNamed<Table extends TableName>(
+  available: readonly Table[],
   name: string,
   schema: string | undefined,
-): CatalogTable | string {
+): Table | string {
   const found = available.filter(
     ({ domain, model }) =>
       fold(model) === fold(name) && (schema === undefined || fold(domain) === fold(schema)),

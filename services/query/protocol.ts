@@ -1,4 +1,6 @@
 import type { Code } from "../base/codes.js";
+import type { TableName } from "./names.js";
+import type { SqlPosition } from "./sql-text.js";
 
 /** How an answer's rows are written. */
 export type AnswerFormat = "json" | "csv" | "ndjson";
@@ -30,7 +32,8 @@ export interface WorkerOptions {
 
 /** Messages to a worker, one at a time. */
 export type Request =
-  | { readonly type: "parse"; readonly sql: string }
+  /** Parses and gates: what a query reads is known before anything is loaded for it. */
+  | { readonly type: "gate"; readonly sql: string; readonly available: readonly TableName[] }
   | {
       readonly type: "run";
       readonly tenant: string;
@@ -53,7 +56,13 @@ export interface AnswerColumn {
 export type Reply =
   | { readonly type: "ready" }
   | { readonly type: "rows"; readonly text: string }
-  | { readonly type: "parsed"; readonly ast: string }
+  | {
+      readonly type: "gated";
+      /** Places in the list of what is available. */
+      readonly tables: readonly number[];
+      readonly parameters: readonly string[];
+      readonly readsCatalog: boolean;
+    }
   | { readonly type: "done"; readonly columns: readonly AnswerColumn[]; readonly rowCount: number }
   | Failure;
 
@@ -63,8 +72,10 @@ export interface Failure {
   readonly code: Code;
   /** Words of our own, safe to show. */
   readonly message?: string;
-  /** UTF-8 byte offset in the user's SQL. */
+  /** UTF-8 byte offset in the user's SQL, as the engine tells it. */
   readonly offset?: number;
+  /** The same as a place, as the gate tells it. */
+  readonly position?: SqlPosition;
   /** With TRB-INTERNAL, for the log: what of ours did not hold, or the engine's kind of exception. */
   readonly cause?: string;
   /** The engine has failed inwardly: this process is to run nothing more. */

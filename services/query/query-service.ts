@@ -2,7 +2,6 @@ import type { Config } from "../base/config.js";
 import { assert, TributaryError } from "../base/errors.js";
 import { isTenantId } from "../contracts/envelope.js";
 import { type Catalog, type CatalogTable, emptySql, TENANT_COLUMN, visibleColumns } from "./catalog.js";
-import { checkQuery, type GatedQuery } from "./gate.js";
 import { type Lease, WorkerPool } from "./pool.js";
 import type { AnswerColumn, AnswerFormat, Failure, Parameter, SessionTable } from "./protocol.js";
 import { SnapshotSealer } from "./snapshot-token.js";
@@ -29,8 +28,8 @@ export interface QueryAnswer {
 
 /** What one answer may hold as text; more than any screen, less than what hurts the server. */
 const MAX_ANSWER_CHARACTERS = 64 * 1024 * 1024;
-/** What parsing may take; 64 KB take some ten milliseconds, and a fresh worker a second to start on a busy machine. */
-const PARSE_MS = 10_000;
+/** What parsing may take; a fresh worker may need seconds to start on a machine that is busy with other things. */
+const GATE_MS = 30_000;
 /** Between asking a query to stop and killing the worker it runs in. */
 const GRACE_MS = 500;
 
@@ -75,21 +74,23 @@ export class QueryService {
     const { tenant, sql } = request;
     const lease = await this.pool.lease(tenant, { yielded, ...(signal === undefined ? {} : { signal }) });
     try {
-      const parsed = await lease.call({ type: "parse", sql }, PARSE_MS);
-      if (parsed.type === "yielded") return undefined;
-      if (parsed.type !== "parsed") throw refusal(sql, parsed);
       const available = await this.catalog.tables();
-      const query = checkQuery(sql, parsed.ast, available);
-      const parameters = parametersOf(query, request.params);
-      const asked = query.readsCatalog ? available : query.tables;
+      const names = available.map(({ domain, model }) => ({ domain, model }));
+      const query = await lease.call({ type: "gate", sql, available: names }, GATE_MS);
+      if (query.type === "yielded") return undefined;
+      if (query.type !== "gated") throw refusal(sql, query);
+      const read = query.tables.map((at) => available[at]!);
+      const parameters = parametersOf(query.parameters, request.params);
       const tables = await Promise.all(
-        asked.map((table) => sessionTable(table, available, tenant, query.tables.includes(table))),
+        (query.readsCatalog ? available : read).map((table) =>
+          sessionTable(table, available, tenant, read.includes(table)),
+        ),
       );
       const rows: string[] = [];
       const answered = await this.execute(lease, request, tables, parameters, rows);
       if (answered.type === "yielded") return undefined;
-      if (answered.type !== "done") throw refusal(sql, answered, query);
-      return { columns: answered.columns, rowCount: answered.rowCount, rows, tables: query.tables };
+      if (answered.type !== "done") throw refusal(sql, answered);
+      return { columns: answered.columns, rowCount: answered.rowCount, rows, tables: read };
     } finally {
       lease.release();
     }
@@ -146,14 +147,14 @@ async function sessionTable(
 }
 
 /** The request's values by the parameters' names; each parameter needs one, and no value may be left over. */
-function parametersOf(query: GatedQuery, given: QueryRequest["params"]): Record<string, Parameter> {
+function parametersOf(names: readonly string[], given: QueryRequest["params"]): Record<string, Parameter> {
   const values = new Map<string, Parameter>(
     Array.isArray(given)
       ? given.map((value: Parameter, at) => [String(at + 1), value])
       : Object.entries((given ?? {}) as Record<string, Parameter>),
   );
   const bound: Record<string, Parameter> = Object.create(null) as Record<string, Parameter>;
-  for (const name of query.parameters) {
+  for (const name of names) {
     const value = values.get(name);
     if (value === undefined)
       throw new TributaryError("TRB-REQ-INVALID", `params: expected a value for $${name}`);
@@ -163,25 +164,19 @@ function parametersOf(query: GatedQuery, given: QueryRequest["params"]): Record<
   if (values.size > 0) {
     throw new TributaryError(
       "TRB-REQ-INVALID",
-      `params: expected ${query.parameters.length} values, one for each parameter`,
+      `params: expected ${names.length} values, one for each parameter`,
     );
   }
   return bound;
 }
 
-/** A failure in the user's terms: its code, where it is, and of names only what the user wrote there. */
-function refusal(sql: string, answered: Answered, query?: GatedQuery): TributaryError {
+/** A failure in the user's terms: its code, and where it is. */
+function refusal(sql: string, answered: Answered): TributaryError {
   assert(answered.type === "failed", "a worker answers what it was asked");
   const { code, message, offset, cause }: Failure = answered;
-  const position = positionAt(sql, offset);
-  const options = {
+  const position = answered.position ?? positionAt(sql, offset);
+  return new TributaryError(code, message, {
     ...(position === undefined ? {} : { details: { position } }),
     ...(cause === undefined ? {} : { cause: new Error(cause) }),
-  };
-  const name = code === "TRB-QUERY-COLUMN" && offset !== undefined ? query?.columnsAt.get(offset) : undefined;
-  return new TributaryError(
-    code,
-    name === undefined ? message : `${name}: no such column, or more than one`,
-    options,
-  );
+  });
 }

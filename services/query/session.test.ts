@@ -272,6 +272,11 @@ describe("answers", () => {
     expect((await run(sql, { format: "csv" })).text).toBe("a,a:1,a:2,a:3,__proto__\r\n1,2,3,4,5\r\n");
   });
 
+  test("a name that stands later is kept, too", async () => {
+    const { columns } = await run(`select 1 as a, 2 as a, 3 as "a:1"`);
+    expect(columns.map(({ name }) => name)).toEqual(["a", "a:2", "a:1"]);
+  });
+
   test("tuples are lists in every format", async () => {
     const sql =
       "select (extension, null, [(change_count, 'x,y')]) as t from files order by entity_id limit 1";

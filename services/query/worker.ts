@@ -1,7 +1,8 @@
 import { writeFileSync } from "node:fs";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { failureOf, loadFailureOf } from "./failure.js";
-import type { Reply, Request, WorkerOptions } from "./protocol.js";
+import { checkQuery } from "./gate.js";
+import type { Failure, Reply, Request, WorkerOptions } from "./protocol.js";
 import { Session } from "./session.js";
 
 /**
@@ -13,18 +14,27 @@ const PARSER_BYTES = 128 * 1024 * 1024;
 
 let parser: Session | undefined;
 let session: Session | undefined;
+/** Of the query that was gated last, which is the one that runs. */
+let columns: ReadonlyMap<number, string> = new Map();
 
 async function handle(request: Request): Promise<void> {
   try {
-    if (request.type === "parse") {
-      parser ??= await Session.parser(PARSER_BYTES);
-      send({ type: "parsed", ast: await parser.parse(request.sql) });
-      return;
-    }
-    await run(request);
+    if (request.type === "gate") await gate(request);
+    else await run(request);
   } catch (error) {
     send(failureOf(error));
   }
+}
+
+/**
+ * Here and not beside the bus: the syntax tree of 64 KB of SQL is megabytes, and reading it takes longer than an event
+ * may wait. A process that could be made to lie of the tree could be made to run something else as well.
+ */
+async function gate({ sql, available }: Extract<Request, { type: "gate" }>): Promise<void> {
+  parser ??= await Session.parser(PARSER_BYTES);
+  const { tables, columnsAt, ...query } = checkQuery(sql, await parser.parse(sql), available);
+  columns = columnsAt;
+  send({ type: "gated", ...query, tables: tables.map((table) => available.indexOf(table)) });
 }
 
 async function run(request: Extract<Request, { type: "run" }>): Promise<void> {
@@ -52,11 +62,20 @@ async function run(request: Extract<Request, { type: "run" }>): Promise<void> {
       const answer = await session.run(request, (text) => send({ type: "rows", text }));
       send({ type: "done", ...answer });
     } catch (error) {
-      send(failureOf(error, true));
+      send(withColumn(failureOf(error, true)));
     }
   } finally {
     clearInterval(timer);
   }
+}
+
+/** Of names, a failure repeats what the user wrote where it is. */
+function withColumn(failed: Failure): Failure {
+  const name =
+    failed.code === "TRB-QUERY-COLUMN" && failed.offset !== undefined
+      ? columns.get(failed.offset)
+      : undefined;
+  return name === undefined ? failed : { ...failed, message: `${name}: no such column, or more than one` };
 }
 
 function send(reply: Reply): void {

@@ -147,7 +147,7 @@ describe("waiting", () => {
 describe("sessions", () => {
   test("new rows are seen by the next query, and only the asker's", async () => {
     const fresh = await createLake([asker, ...others]);
-    const own = new QueryService(fresh, limits);
+    const own = new QueryService(fresh, { ...limits, timeoutMs: 60_000 });
     const count = async (tenant: string) =>
       rowsOf(await own.run({ tenant, sql: "select count(*) from files", format: "json", numbers: "exact" }));
     expect(await count(asker.id)).toEqual([[String(asker.rows)]]);
@@ -180,7 +180,8 @@ describe("sessions", () => {
 
   test("snapshot tokens tell nothing: each is new and of one length", async () => {
     const tokens = new Set<string>();
-    for (let at = 0; at < 5; at++) tokens.add((await ask("select count(*) from files")).snapshot);
+    for (let at = 0; at < 5; at++)
+      tokens.add((await ask("select count(*) from files", asker.id, patient)).snapshot);
     expect(tokens.size).toBe(5);
     expect(new Set([...tokens].map(({ length }) => length)).size).toBe(1);
     for (const token of tokens)
