@@ -205,6 +205,30 @@ describe("long queries of several tenants", () => {
     expect([shares.running, shares.waiting]).toEqual([3, 4]);
   });
 
+  test("one place is never given to what has yielded, nor to a tenant whose share waits after yielding", () => {
+    for (const name of ["x1", "y1", "b1", "b2"]) claim(name, true);
+    expect(news()).toEqual(["+x1", "+y1"]);
+    claim("b3");
+    expect(news()).toEqual([]);
+    claim("c1");
+    expect(news()).toEqual(["+c1"]);
+  });
+
+  test("what has yielded is within its tenant's share too", () => {
+    shares = new Shares({ ...limits, running: 4 });
+    for (const name of ["a1", "a2"]) claim(name);
+    claim("a3", true);
+    expect(news()).toEqual(["+a1", "+a2"]);
+  });
+
+  test("what has yielded does not yield again, though it is the newest", () => {
+    const [a1, b1] = ["a1", "b1"].map((name) => claim(name));
+    claim("y1", true);
+    for (const one of [a1, b1]) shares.takesLong(one!);
+    claim("c1");
+    expect(news()).toEqual(["+a1", "+b1", "+y1", "~b1"]);
+  });
+
   test("with a single place, a long query keeps it", () => {
     shares = new Shares({ running: 1, runningPerTenant: 1, waiting: 8, waitingPerTenant: 4 });
     shares.takesLong(claim("a1"));
