@@ -1,10 +1,17 @@
 import { execFile } from "node:child_process";
 import { existsSync } from "node:fs";
+import { mkdir, mkdtemp, readFile, rm } from "node:fs/promises";
+import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { packageRoot } from "../../services/base/paths.js";
 
 const run = promisify(execFile);
+const scripts = join(packageRoot, "test", "foreign");
+const limits = { maxBuffer: 1024 * 1024 * 1024 };
+
+/** Where .ci/run puts what is too large for a project's folder: Sparks, their jars. */
+const tools = join(process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache"), "tributary-tools");
 
 /** A Python with the packages of test/requirements.txt; .ci/run makes one. */
 function python(): string {
@@ -15,10 +22,9 @@ function python(): string {
   return path;
 }
 
-/** Standard output of a script of test/support. */
+/** Standard output of a script of test/foreign. */
 export async function runForeign(script: string, ...args: readonly string[]): Promise<string> {
-  const path = join(packageRoot, "test", "support", script);
-  const { stdout } = await run(python(), [path, ...args], { maxBuffer: 1024 * 1024 * 1024 });
+  const { stdout } = await run(python(), [join(scripts, script), ...args], limits);
   return stdout;
 }
 
@@ -31,4 +37,96 @@ export async function readForeign(
     .split("\n")
     .filter((line) => line !== "")
     .map((line) => JSON.parse(line) as Record<string, unknown>);
+}
+
+export interface Digest {
+  readonly rows: number;
+  readonly digest: string;
+}
+
+/** What the oracle says of a table. */
+export interface Answer {
+  readonly versions: Readonly<Record<string, Digest>>;
+  readonly newest: number;
+  readonly checkpointed: boolean;
+  /** Live files with a deletion vector. */
+  readonly vectors: number;
+  readonly filters: readonly { readonly rows: number }[];
+  readonly bounds: Readonly<Record<string, unknown>>;
+  readonly times: readonly number[];
+}
+
+/** What a reader says of it; the rows that each filter finds in its order, and bounds by column, where it was asked. */
+export interface Reading {
+  readonly versions: Readonly<Record<string, Digest>>;
+  readonly filters?: readonly number[];
+  readonly bounds?: Readonly<Record<string, unknown>>;
+}
+
+type Answers = Readonly<Record<string, Answer>>;
+
+const pairsOf = (answers: Answers): (readonly [string, string])[] =>
+  Object.entries(answers).flatMap(([name, { versions }]) =>
+    Object.keys(versions).map((version) => [name, version] as const),
+  );
+
+function readingsOf(
+  pairs: readonly (readonly [string, string])[],
+  digests: readonly Digest[],
+): Record<string, Record<string, Digest>> {
+  const readings: Record<string, Record<string, Digest>> = {};
+  for (const [index, [name, version]] of pairs.entries()) {
+    readings[name] = { ...readings[name], [version]: digests[index]! };
+  }
+  return readings;
+}
+
+/** Delta Kernel, which comes with the jars of the newer Spark. */
+export async function kernelReader(lake: string, answers: Answers): Promise<Record<string, Reading>> {
+  const pairs = pairsOf(answers);
+  const { stdout } = await run(
+    "java",
+    [
+      "-cp",
+      join(tools, "ivy-spark4", "jars", "*"),
+      join(scripts, "KernelReader.java"),
+      ...pairs.flatMap(([name, version]) => [join(lake, name), version]),
+    ],
+    limits,
+  );
+  const digests = stdout
+    .trim()
+    .split("\n")
+    .map((line) => ({ rows: Number(line.split(" ")[0]), digest: line.split(" ")[1]! }));
+  const readings = readingsOf(pairs, digests);
+  return Object.fromEntries(Object.entries(readings).map(([name, versions]) => [name, { versions }]));
+}
+
+export interface SparkTold {
+  readonly readings: Record<string, Reading>;
+  /** Times of the commits by Spark's history, oldest first. */
+  readonly times: Readonly<Record<string, readonly number[]>>;
+  /** What became of each attempt to write. */
+  readonly attempts: Readonly<Record<string, string>>;
+}
+
+/** Spark reads all tables, then tries to write to them. */
+export async function runSpark(release: "35" | "4", lake: string, answers: string): Promise<SparkTold> {
+  const spark = join(tools, `spark${release}`, "bin", "python");
+  if (!existsSync(spark)) throw new Error(`no Spark ${release}: run .ci/run once`);
+  const out = await mkdtemp(join(tmpdir(), "tributary-spark-"));
+  try {
+    await mkdir(join(out, "parquet"));
+    const env = { ...process.env, TEST_IVY: join(tools, `ivy-spark${release}`) };
+    await run(spark, [join(scripts, "read_spark.py"), lake, answers, out], { ...limits, env });
+    const told = JSON.parse(await readFile(join(out, "told.json"), "utf8"));
+    const digests = JSON.parse(await runForeign("digest_parquet.py", join(out, "parquet"))) as Digest[];
+    const readings: Record<string, Reading> = {};
+    for (const [name, versions] of Object.entries(readingsOf(told.reads, digests))) {
+      readings[name] = { versions, filters: told.filters[name], bounds: told.bounds[name] };
+    }
+    return { readings, times: told.times, attempts: told.attempts };
+  } finally {
+    await rm(out, { recursive: true, force: true });
+  }
 }
