@@ -51,15 +51,20 @@ def main():
             spark.sql(f"SELECT * FROM {table} VERSION AS OF {version}").coalesce(1).write.parquet(folder)
             told["reads"].append([name, version])
         counts = []
-        for probe in answer["filters"]:
+        for at, probe in enumerate(answer["filters"]):
             value = f"timestamp_micros({probe['value']})" if probe["time"] else f"{probe['value']}L"
-            counts.append(spark.sql(f"SELECT count(*) FROM {table} WHERE `{probe['column']}` = {value}").first()[0])
-        told["filters"][name] = counts
-        told["bounds"][name] = {}
-        for column in answer["bounds"]:
-            as_number = "unix_micros" if any(p["time"] for p in answer["filters"] if p["column"] == column) else ""
-            least, greatest = spark.sql(f"SELECT {as_number}(min(`{column}`)), {as_number}(max(`{column}`)) FROM {table}").first()
-            told["bounds"][name][column] = {"min": least, "max": greatest}
+            counts.append(f"SELECT {at} AS at, count(*) AS n FROM {table} WHERE `{probe['column']}` = {value}")
+        told["filters"][name] = [n for _, n in sorted(map(tuple, spark.sql(" UNION ALL ".join(counts)).collect()))]
+        times = {probe["column"] for probe in answer["filters"] if probe["time"]}
+        ends = [
+            f"{'unix_micros' if column in times else ''}({end}(`{column}`))"
+            for column in answer["bounds"]
+            for end in ("min", "max")
+        ]
+        found = spark.sql(f"SELECT {', '.join(ends)} FROM {table}").first()
+        told["bounds"][name] = {
+            column: {"min": found[2 * at], "max": found[2 * at + 1]} for at, column in enumerate(answer["bounds"])
+        }
         history = spark.sql(f"DESCRIBE HISTORY {table}").selectExpr("version", "unix_millis(timestamp)").orderBy("version")
         told["times"][name] = [time for _, time in history.collect()]
 

@@ -61,9 +61,7 @@ describe("every table is what the oracle says, to", () => {
     });
   }
 
-  test("Delta Kernel", async () => expectSame(await kernelReader(lake, answers)));
-
-  for (const release of ["35", "4"] as const) {
+  for (const release of ["4", "35"] as const) {
     test(`Spark ${release}, which then tries to write and is refused`, async () => {
       const { readings, times, attempts } = await runSpark(release, lake, join(folder, "answers.json"));
       expectSame(readings);
@@ -75,6 +73,9 @@ describe("every table is what the oracle says, to", () => {
       // And nothing has changed.
       await runForeign("oracle.py", lake, join(folder, "after.json"));
       expect(JSON.parse(await readFile(join(folder, "after.json"), "utf8"))).toEqual(answers);
-    });
+    }, 600_000);
   }
+
+  // Its jars come with the newer Spark's.
+  test("Delta Kernel", async () => expectSame(await kernelReader(lake, answers)));
 });
