@@ -21,7 +21,7 @@ import { compactUpserted } from "./compact.js";
 
 interface Add {
   readonly path: string;
-  readonly deletionVector?: {
+  readonly deletionVector?: null | {
     storageType: string;
     pathOrInlineDv: string;
     offset: number;
@@ -31,12 +31,36 @@ interface Add {
   readonly stats: string;
 }
 
-function liveAdds(table: string): Add[] {
+/** From all commits, and again from the newest log checkpoint: both must say the same. */
+async function liveAdds(table: string): Promise<Add[]> {
   const log = join(table, "_delta_log");
-  const live = new Map<string, Add>();
-  for (const name of readdirSync(log)
-    .filter((file) => /^\d{20}\.json$/.test(file))
-    .sort()) {
+  const names = readdirSync(log);
+  const fromStart = replay(log, names, new Map(), -1);
+  const checkpoint = names
+    .filter((name) => name.endsWith(".checkpoint.parquet"))
+    .sort()
+    .at(-1);
+  if (checkpoint !== undefined) {
+    checkpointsRead++;
+    const live = new Map<string, Add>();
+    for (const { add } of await rowsOf(join(log, checkpoint)))
+      if (add) live.set(idOf(add as Add), add as Add);
+    const after = replay(log, names, live, Number.parseInt(checkpoint, 10));
+    expect([...after.keys()].sort()).toEqual([...fromStart.keys()].sort());
+  }
+  return [...fromStart.values()];
+}
+
+let checkpointsRead = 0;
+
+function replay(
+  log: string,
+  names: readonly string[],
+  live: Map<string, Add>,
+  after: number,
+): Map<string, Add> {
+  for (const name of names.filter((file) => /^\d{20}\.json$/.test(file)).sort()) {
+    if (Number.parseInt(name, 10) <= after) continue;
     const lines = readFileSync(join(log, name), "utf8")
       .trim()
       .split("\n")
@@ -45,16 +69,23 @@ function liveAdds(table: string): Add[] {
       if (remove) expect(live.delete(idOf(remove)), "removes what is there").toBe(true);
     for (const { add } of lines) if (add) live.set(idOf(add), add);
   }
-  return [...live.values()];
+  return live;
 }
 
+const decompressors = {
+  ZSTD: (input: Uint8Array, length: number) => decompress(input, new Uint8Array(length)),
+};
+
+const rowsOf = async (path: string): Promise<Record<string, unknown>[]> =>
+  parquetReadObjects({ file: await asyncBufferFromFile(path), compressors: decompressors });
+
 const idOf = ({ path, deletionVector: v }: Add): string =>
-  `${path} ${v === undefined ? "" : `${v.storageType}${v.pathOrInlineDv}@${v.offset}`}`;
+  `${path} ${v == null ? "" : `${v.storageType}${v.pathOrInlineDv}@${v.offset}`}`;
 
 const Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#";
 
 function maskedRows(table: string, { deletionVector }: Add): Set<number> {
-  if (deletionVector === undefined) return new Set();
+  if (deletionVector == null) return new Set();
   const text = deletionVector.pathOrInlineDv;
   const prefix = text.slice(0, -20);
   let hex = "";
@@ -135,17 +166,14 @@ function expectNothingRequired(table: string): void {
 
 async function foreignRows(table: string): Promise<string[]> {
   const rows: string[] = [];
-  for (const add of liveAdds(table)) {
+  for (const add of await liveAdds(table)) {
     const path = join(table, decodeURIComponent(add.path));
     expect(existsSync(path), "the log's path leads to a file").toBe(true);
     const file = await asyncBufferFromFile(path);
     // Else Spark refuses times before 1900.
     const { key_value_metadata: notes } = await parquetMetadataAsync(file);
     expect(notes).toContainEqual({ key: "org.apache.spark.version", value: "3.5.0" });
-    const read = await parquetReadObjects({
-      file,
-      compressors: { ZSTD: (input: Uint8Array, length: number) => decompress(input, new Uint8Array(length)) },
-    });
+    const read = await rowsOf(path);
     expect(read.length).toBe(JSON.parse(add.stats).numRecords);
     const masked = maskedRows(table, add);
     if (add.path.includes("tombstones-")) expect(masked.size, "tombstones never show").toBe(read.length);
@@ -194,6 +222,7 @@ describe("an independent reader sees the live rows", () => {
           if (live.length > 0) await lake.context.duck.with((c) => compactUpserted(writer, c, live));
         }
         expect(await foreignRows(table), `seed ${seed}`).toEqual(expectedThings(events));
+        expect(checkpointsRead).toBeGreaterThan(1);
         for (const name of ["refined/t/things", "raw/t.v1.Thing", "dead_letters"]) {
           expectNothingRequired(join(lake.folder, "lake", name));
         }
