@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DuckDBInstance } from "@duckdb/node-api";
 import { identifier, literal } from "../../services/base/duckdb.js";
+import { packageRoot } from "../../services/base/paths.js";
 import type { Catalog, CatalogTable } from "../../services/query/catalog.js";
 import type { Column } from "../../services/table/types.js";
 
@@ -212,7 +213,7 @@ export function leaks(answer: string, lake: TestLake): string[] {
     "lakecanary",
     ".parquet",
     "/tmp",
-    "/work",
+    packageRoot,
     "_tributary_version",
     "_tributary_hash",
     "tenant_partition",
