@@ -87,7 +87,11 @@ describe("parked events", () => {
     const file = await files.open(`${FOLDER}/000000000001.log`, "write");
     await file.write(Buffer.from("X"), 60);
     await file.close();
-    await expect(openLog(files)).rejects.toMatchObject({ code: "TRB-STREAM-CORRUPT" });
+    const damaged = await openLog(files);
+    // Others of its type are still taken in behind it.
+    await damaged.append("s", eventsFrom(11, 5));
+    await expect(damaged.peek(1, 1)).rejects.toMatchObject({ code: "TRB-STREAM-CORRUPT" });
+    expect([damaged.empty, (await files.list(FOLDER)).length]).toEqual([false, 2]);
   });
 
   test("a full disk refuses, keeps what it had, and goes on when there is room", async () => {

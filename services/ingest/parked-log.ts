@@ -62,7 +62,7 @@ export class ParkedLog {
     private readonly segmentBytes: number,
   ) {}
 
-  /** Makes no folder before there is something to park. Errors: TRB-STORE-FAILED, TRB-STREAM-CORRUPT. */
+  /** Makes no folder before there is something to park. Errors: TRB-STORE-FAILED. */
   static open(files: FileOps, folder: string, segmentBytes = SEGMENT_BYTES): Promise<ParkedLog> {
     return guard(async () => {
       const segments: Segment[] = [];
@@ -76,8 +76,10 @@ export class ParkedLog {
       }
       segments.sort((a, b) => a.number - b.number);
       for (const segment of [...segments]) {
-        const { end } = frames(await read(files, segment, 0), 0);
-        // What ends in the middle of a frame was never durable, so never counted on.
+        // What ends in the middle of a frame was never durable, so never counted on. What is damaged is told when its
+        // turn to land comes: what is parked meanwhile still goes behind it.
+        const end = await wholeEnd(files, segment);
+        if (end === undefined) continue;
         segment.bytes = end;
         if (end > HEADER_BYTES) continue;
         await files.unlink(segment.path);
@@ -177,7 +179,10 @@ export class ParkedLog {
     await this.files.unlink(segment.path).catch(() => undefined);
   }
 
-  /** The oldest events that may not have landed, at least one frame of them; undefined without any. */
+  /**
+   * The oldest events that may not have landed, at least one frame of them; undefined without any.
+   * Errors: TRB-STORE-FAILED, TRB-STREAM-CORRUPT.
+   */
   peek(maxEvents: number, maxBytes: number): Promise<ParkedChunk | undefined> {
     return this.turns.run(() =>
       guard(async () => {
@@ -240,6 +245,16 @@ function frameOf(marker: Buffer, body: Buffer): Buffer {
   frame.writeUInt32LE(body.length, 12);
   frame.writeUInt32LE(crc32(frame.subarray(12)), 8);
   return frame;
+}
+
+/** Where whole frames end; undefined when the segment is damaged before that. */
+async function wholeEnd(files: FileOps, segment: Segment): Promise<number | undefined> {
+  const bytes = await read(files, segment, 0);
+  try {
+    return frames(bytes, 0).end;
+  } catch {
+    return undefined;
+  }
 }
 
 interface Frames {
