@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { WorkerPool } from "./pool.js";
+import type { Request } from "./protocol.js";
 import type { WorkerProcess } from "./worker-process.js";
 
 /** A worker without a process. */
@@ -35,7 +36,10 @@ class FakeWorker {
     return this.reason === undefined;
   }
 
-  call = async () => ({ type: "done", columns: [], rowCount: 0 });
+  async call({ tenant }: { tenant: string }) {
+    this.tenants.add(tenant);
+    return { type: "done", columns: [], rowCount: 0 };
+  }
 
   runSecond(): void {
     this.second = true;
@@ -84,7 +88,9 @@ const codeOf = (lease: Promise<unknown>) =>
 describe("a process serves one tenant in its whole life", () => {
   test("and that tenant again, while it lives", async () => {
     for (const tenant of ["a", "b", "a", "c", "b", "a", "d", "e", "a", "f"]) {
-      (await lease(tenant)).release();
+      const leased = await lease(tenant);
+      await leased.call({ tenant } as Request, 1_000);
+      leased.release();
       vi.advanceTimersByTime(1);
     }
     for (const { tenants } of FakeWorker.all) expect(tenants.size).toBeLessThan(2);

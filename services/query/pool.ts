@@ -1,4 +1,4 @@
-import { TributaryError } from "../base/errors.js";
+import { assert, TributaryError } from "../base/errors.js";
 import type { Request } from "./protocol.js";
 import { type Claim, type ShareLimits, Shares } from "./shares.js";
 import { type Answered, WorkerProcess } from "./worker-process.js";
@@ -127,6 +127,7 @@ export class WorkerPool {
       worker.tenant = tenant;
       this.makeRoom();
     }
+    assert(worker.tenant === tenant, "a worker serves one tenant");
     this.warm();
     return worker;
   }
