@@ -3,6 +3,7 @@ import type { DeltaTable } from "../table/delta-table.js";
 import type { TableFile } from "../table/types.js";
 import type { IngestContext } from "./context.js";
 import type { Lane } from "./lane.js";
+import { Sweeper } from "./sweeper.js";
 import { type Outcome, TurnQueue } from "./turn-queue.js";
 
 /**
@@ -11,11 +12,15 @@ import { type Outcome, TurnQueue } from "./turn-queue.js";
  */
 export class Compactor {
   private readonly queue = new TurnQueue();
+  private readonly sweeper: Sweeper;
 
-  constructor(private readonly context: IngestContext) {}
+  constructor(private readonly context: IngestContext) {
+    this.sweeper = new Sweeper(context, this.queue);
+  }
 
-  /** Puts those tables of the lane into the queue that want a compaction. */
+  /** Puts those tables of the lane into the queue that want a compaction, or to be swept. */
   consider(lane: Lane): void {
+    this.sweeper.consider(lane);
     if (this.plan(lane.raw) !== undefined) {
       this.queue.offer(`raw/${lane.entityType}`, () => this.compactRaw(lane));
     }

@@ -10,7 +10,7 @@ import {
   replaceDurably,
 } from "../base/files.js";
 import { checkKey, checkPrefix } from "./keys.js";
-import type { ObjectStore } from "./object-store.js";
+import type { ObjectInfo, ObjectStore } from "./object-store.js";
 
 /** Files synced or looked at together; enough to keep a disk busy. */
 const PARALLEL = 16;
@@ -106,10 +106,7 @@ export class FileStore implements ObjectStore {
     return this.path(key);
   }
 
-  async *list(
-    prefix: string,
-    startAfter = "",
-  ): AsyncGenerator<{ readonly key: string; readonly bytes: number }> {
+  async *list(prefix: string, startAfter = ""): AsyncGenerator<ObjectInfo> {
     checkPrefix(prefix);
     const folderKey = prefix.slice(0, prefix.lastIndexOf("/") + 1);
     yield* this.listFolder(folderKey, prefix, startAfter);
@@ -120,7 +117,7 @@ export class FileStore implements ObjectStore {
     folderKey: string,
     prefix: string,
     startAfter: string,
-  ): AsyncGenerator<{ readonly key: string; readonly bytes: number }> {
+  ): AsyncGenerator<ObjectInfo> {
     const entries = await guard("list", () => this.files.list(join(this.root, folderKey)), { value: [] });
     const keys: string[] = [];
     for (const { name, isFolder } of entries) {
@@ -144,7 +141,7 @@ export class FileStore implements ObjectStore {
       );
       for (const [j, key] of stretch.entries()) {
         const file = found[j];
-        if (file !== undefined) yield { key, bytes: file.bytes }; // deleted meanwhile: not there
+        if (file !== undefined) yield { key, bytes: file.bytes, modifiedAt: file.modifiedAt }; // deleted meanwhile: not there
       }
       i = end;
     }

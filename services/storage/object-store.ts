@@ -21,8 +21,8 @@ export interface ObjectStore {
   readonly staging: string;
   /** A local path from which the object can be read; it stays readable while the object exists. */
   localPath(key: string): Promise<string>;
-  /** Keys below `prefix`, in key order, optionally only those after `startAfter`. */
-  list(prefix: string, startAfter?: string): AsyncIterable<{ readonly key: string; readonly bytes: number }>;
+  /** Objects below `prefix`, in key order, optionally only those after `startAfter`. */
+  list(prefix: string, startAfter?: string): AsyncIterable<ObjectInfo>;
   /**
    * Resolves once objects that a `get` or `list` has shown survive the loss of power, whoever put them and however that
    * put ended. One durability barrier for all; nothing to do where all that is seen is durable.
@@ -30,4 +30,11 @@ export interface ObjectStore {
   confirm(keys: readonly string[]): Promise<void>;
   /** Absent keys are fine. */
   delete(keys: readonly string[]): Promise<void>;
+}
+
+export interface ObjectInfo {
+  readonly key: string;
+  readonly bytes: number;
+  /** When it was put, or its file written, in ms since the epoch. */
+  readonly modifiedAt: number;
 }

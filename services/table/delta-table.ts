@@ -247,6 +247,25 @@ export class DeltaTable {
     }
   }
 
+  /** For how long a file that is gone from the newest version may be needed. */
+  get retentionMs(): number {
+    const text = this.snapshot.properties.get(RETENTION) ?? DEFAULT_RETENTION;
+    const [, count, unit] = /^interval (\d+) (hour|day|week)s?$/.exec(text) ?? [];
+    return unit === undefined ? Number.POSITIVE_INFINITY : Number(count) * HOURS[unit]! * HOUR_MS;
+  }
+
+  /**
+   * Paths below the table's folder that the newest version names, that a version within the retention names, or that a
+   * commit under way may name.
+   */
+  async named(): Promise<Set<string>> {
+    await this.refresh();
+    const named = this.state.named();
+    for (const key of [...this.inFlight, ...(this.doubt?.files ?? [])])
+      named.add(key.slice(this.root.length + 1));
+    return named;
+  }
+
   /** The masked rows of a file of some snapshot; undefined when none are. Cached; never changed in place. */
   async mask(file: TableFile): Promise<Mask | undefined> {
     const vector = file.add.deletionVector;
@@ -376,15 +395,9 @@ export class DeltaTable {
 
   /** Keeps what is remembered in proportion to the live files. A reader of an old snapshot reads masks back. */
   private trim(): void {
-    this.state.trimRemoved(Date.now() - retentionMs(this.state.snapshot()));
+    this.state.trimRemoved(Date.now() - this.retentionMs);
     if (this.masks.size < 2 * this.state.files.size + 64) return;
     const live = new Set([...this.state.files.values()].map((file) => vectorId(file.add.deletionVector)));
     for (const id of this.masks.keys()) if (!live.has(id)) this.masks.delete(id);
   }
-}
-
-function retentionMs({ properties }: TableSnapshot): number {
-  const text = properties.get(RETENTION) ?? DEFAULT_RETENTION;
-  const [, count, unit] = /^interval (\d+) (hour|day|week)s?$/.exec(text) ?? [];
-  return unit === undefined ? Number.POSITIVE_INFINITY : Number(count) * HOURS[unit]! * HOUR_MS;
 }

@@ -8,6 +8,7 @@ import type {
   RemoveAction,
   TxnAction,
 } from "./actions.js";
+import { locateVector } from "./deletion-vector.js";
 import { columnsOf } from "./schema.js";
 import type { Column, TableFile, TableSnapshot } from "./types.js";
 
@@ -132,6 +133,18 @@ export class TableState {
     this.files.set(path, fileOf({ ...file.add, stats: JSON.stringify({ numRecords }) }));
     this.uncounted.delete(path);
     this.cached = undefined;
+  }
+
+  /** Paths of the files, and of their vectors, that the version or one within the retention names. */
+  named(): Set<string> {
+    const named = new Set<string>();
+    const live = [...this.files.values()].map(({ add }) => add);
+    for (const { path, deletionVector } of [...live, ...this.removed.values()]) {
+      named.add(decodeURIComponent(path));
+      const vectors = deletionVector === undefined ? undefined : locateVector(deletionVector);
+      if (vectors !== undefined && "path" in vectors) named.add(vectors.path);
+    }
+    return named;
   }
 
   /** Forgets files removed before `time` (ms), now and then: they are of no use to readers any more. */

@@ -1,0 +1,97 @@
+import { utimesSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { Lake, type TestEvent, TestStream } from "../../test/support/lake.js";
+import { Sweeper } from "../ingest/sweeper.js";
+import { TurnQueue } from "../ingest/turn-queue.js";
+import { compactUpserted } from "./compact.js";
+import { Sweep } from "./sweep.js";
+
+const HOUR_MS = 3600 * 1000;
+const GRACE_MS = 24 * HOUR_MS;
+const event = (id: number, version: bigint): TestEvent => ({
+  tenant: "acme",
+  id: `e${id}`,
+  operation: 1,
+  version,
+  thing: { name: `n${version}` },
+});
+
+let lake: Lake;
+beforeEach(async () => {
+  lake = await Lake.create();
+});
+afterEach(() => lake.close());
+
+async function keysBelow(prefix: string): Promise<string[]> {
+  const keys: string[] = [];
+  for await (const { key } of lake.context.store.list(prefix)) keys.push(key);
+  return keys;
+}
+
+/** As if everything had been written `ms` ago. */
+async function age(prefix: string, ms: number): Promise<void> {
+  const then = (Date.now() - ms) / 1000;
+  for (const key of await keysBelow(prefix)) utimesSync(join(lake.folder, "lake", key), then, then);
+}
+
+/** A table with files in use, masked and replaced, and with orphans; resolves to the latter. */
+async function untidy() {
+  const stream = new TestStream();
+  for (let i = 0; i < 4; i++) await lake.land(stream.batch([event(i, 1n), event(0, BigInt(i + 2))]));
+  const { table, writer } = await lake.target();
+  await lake.context.duck.with((connection) => compactUpserted(writer, connection, table.snapshot.files));
+  await lake.land(stream.batch([event(0, 9n)]));
+  await lake.settled();
+  const before = await keysBelow(`${table.root}/`);
+  const orphans = ["tenant_partition=~shared/part-x.parquet", "deletion_vector_x.bin"];
+  for (const orphan of orphans) await lake.context.store.put(`${table.root}/${orphan}`, Buffer.from("x"));
+  return { table, before, orphans: orphans.map((path) => `${table.root}/${path}`) };
+}
+
+test("removes what nothing names once it is old, and nothing else", async () => {
+  const { table, before, orphans } = await untidy();
+  const sweep = new Sweep(table);
+  expect(await sweep.run(GRACE_MS)).toBe(0);
+  await age("", 2 * GRACE_MS);
+  expect(await sweep.run(GRACE_MS)).toBe(1);
+  // Vectors that older versions name stay for the table's retention, and data files that they name.
+  const now = Date.now();
+  expect(await sweep.run(GRACE_MS, now + table.retentionMs - HOUR_MS / 2)).toBe(0);
+  await sweep.run(GRACE_MS, now + table.retentionMs + 1);
+  const live = await keysBelow(`${table.root}/`);
+  expect(live.filter((key) => !key.endsWith(".bin"))).toEqual(before.filter((key) => !key.endsWith(".bin")));
+  expect(live.length).toBeLessThan(before.length);
+  expect(await lake.rows()).toHaveLength(4);
+  expect(live).not.toContain(orphans[1]);
+});
+
+test("leaves alone what a commit is being made of, and a table that grows inside this one", async () => {
+  const { table, orphans } = await untidy();
+  const side = `${table.root}/rebuilt-1`;
+  for (const path of ["_delta_log/00000000000000000000.json", "part-y.parquet"])
+    await lake.context.store.put(`${side}/${path}`, Buffer.from("x"));
+  table.inFlight.add(orphans[0]!);
+  await age("", 2 * GRACE_MS);
+  expect(await new Sweep(table).run(GRACE_MS)).toBe(0);
+  expect(await lake.context.store.get(orphans[0]!)).toBeDefined();
+  expect(await keysBelow(`${side}/`)).toHaveLength(2);
+});
+
+test("is due for every table of a lane at first, and then now and then", async () => {
+  const { orphans } = await untidy();
+  const lane = await lake.lane();
+  const inRaw = `${lane.raw.root}/part-z.parquet`;
+  writeFileSync(join(lake.folder, "lake", inRaw), "x");
+  await age("", 2 * GRACE_MS);
+  const queue = new TurnQueue();
+  const sweeper = new Sweeper(lake.context, queue);
+  const there = async () => (await keysBelow("")).filter((key) => [orphans[0], inRaw].includes(key));
+  sweeper.consider(lane);
+  await expect.poll(there).toEqual([]);
+  await lake.context.store.put(inRaw, Buffer.from("x"));
+  await age("", 2 * GRACE_MS);
+  sweeper.consider(lane);
+  await queue.close();
+  expect(await there()).toEqual([inRaw]);
+});
