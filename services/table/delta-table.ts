@@ -7,6 +7,7 @@ import { type Action, commitKey, encodeCommit, type MetaDataAction } from "./act
 import { commitInfo, type Operation, stamped } from "./commit-info.js";
 import { definition, mended, type TableSpec } from "./definition.js";
 import { advance, type OpenedLog, openLog, requireNoGap } from "./delta-log.js";
+import { type Attempt, Leftovers } from "./leftovers.js";
 import { type FrozenState, frozen, type LogPlace, writeCheckpoint } from "./log-checkpoint.js";
 import type { Mask } from "./mask.js";
 import { readMask } from "./mask-reader.js";
@@ -58,18 +59,6 @@ export interface TableOptions {
   readonly checkpointEvery: number;
 }
 
-/** A commit on its way; in doubt once an answer was lost: it may come to be, at once or late. */
-interface Attempt {
-  readonly txnId: string;
-  /** As last offered. */
-  actions: readonly Action[];
-  readonly files: readonly string[];
-  /** Version it was last offered as; with every other one it has lost for good. */
-  offered?: number;
-  /** Version as which it was seen to stand. */
-  stands?: number;
-}
-
 /**
  * One Delta table: its log replayed, refreshed by reading only new commits, and extended by conditional commits.
  * `root` is the table's key prefix in the store. Readers may hold a snapshot as long as they like.
@@ -78,12 +67,8 @@ export class DeltaTable {
   private readonly masks = new Map<string, Promise<Mask>>();
   /** Refreshes and commits of this object run one after the other. */
   private readonly turns = new Turns();
-  /** Settled before anything else is committed, so there is one at most. */
-  private doubt: Attempt | undefined;
-  /** Keys that no commit names and that could not be deleted yet. */
-  private readonly litter = new Set<string>();
-  /** Keys published for a commit that is still to be made (see staging.ts). */
-  readonly inFlight = new Set<string>();
+  /** Of this process, whichever object of the table met them: a table that fails is opened from scratch. */
+  private readonly leftovers: Leftovers;
 
   readonly store: ObjectStore;
   readonly root: string;
@@ -104,6 +89,7 @@ export class DeltaTable {
     this.duck = place.duck;
     this.state = state;
     this.checkpointed = checkpoint ?? 0;
+    this.leftovers = Leftovers.of(place.store, place.root);
   }
 
   /** Undefined when there is no table at `root`. Errors: TRB-TABLE-CORRUPT, `details` telling what is amiss. */
@@ -183,8 +169,7 @@ export class DeltaTable {
 
   async refresh(): Promise<TableSnapshot> {
     return this.turns.run(async () => {
-      if (this.doubt === undefined) await this.advance();
-      else await this.advanceInDoubt(this.doubt);
+      await this.advance();
       return this.state.snapshot();
     });
   }
@@ -198,53 +183,17 @@ export class DeltaTable {
     this.trim();
   }
 
-  private async advanceInDoubt(attempt: Attempt): Promise<void> {
-    try {
-      await this.advance(attempt);
-    } finally {
-      await this.putAside(attempt);
-    }
-  }
-
-  /** Keeps an attempt in mind while it may come to be; removes its files once it cannot. */
-  private async putAside(attempt: Attempt): Promise<void> {
-    const open = attempt.offered !== undefined && attempt.offered > this.state.version;
-    this.doubt = open ? attempt : undefined;
-    if (!open && attempt.stands === undefined) await this.discard(attempt.files);
-  }
-
-  /**
-   * Finds out for good whether an earlier commit stands whose answer was lost, by offering it again. Comes before
-   * new files are made: while the store fails, retries do not pile them up. Errors: TRB-STORE-FAILED.
-   */
+  /** As `Leftovers.settle`, `discard` and `inFlight`. */
   settle(): Promise<void> {
-    return this.turns.run(() => this.settleDoubt());
+    return this.leftovers.settle();
   }
 
-  private async settleDoubt(): Promise<void> {
-    for (let doubt = this.doubt; doubt !== undefined; doubt = this.doubt) {
-      await this.advanceInDoubt(doubt);
-      if (this.doubt === undefined) return;
-      // Nobody has committed since, so all that it was checked against is as it was.
-      const version = doubt.offered!;
-      const key = commitKey(this.root, version);
-      if ((await this.store.putIfAbsent(key, encodeCommit(doubt.actions))) === "exists") continue;
-      this.state.apply(version, doubt.actions);
-      this.doubt = undefined;
-    }
+  discard(keys: readonly string[]): Promise<void> {
+    return this.leftovers.discard(keys);
   }
 
-  /** Removes objects that no commit names; those that do not go are tried again the next time. */
-  async discard(keys: readonly string[]): Promise<void> {
-    for (const key of keys) this.litter.add(key);
-    const all = [...this.litter];
-    if (all.length === 0) return;
-    try {
-      await this.store.delete(all);
-      for (const key of all) this.litter.delete(key);
-    } catch {
-      // They harm nobody but the disk.
-    }
+  get inFlight(): Set<string> {
+    return this.leftovers.inFlight;
   }
 
   /** For how long a file that is gone from the newest version may be needed. */
@@ -261,8 +210,7 @@ export class DeltaTable {
   async named(): Promise<Set<string>> {
     await this.refresh();
     const named = this.state.named();
-    for (const key of [...this.inFlight, ...(this.doubt?.files ?? [])])
-      named.add(key.slice(this.root.length + 1));
+    for (const key of this.leftovers.held()) named.add(key.slice(this.root.length + 1));
     return named;
   }
 
@@ -303,14 +251,13 @@ export class DeltaTable {
     const txnId = randomUUID();
     const attempt: Attempt = { txnId, actions: [], files: request.files ?? [] };
     try {
-      await this.settleDoubt();
+      await this.settle();
       const result = await this.offer(attempt, request);
       if (result.kind === "conflict") await this.discard(attempt.files);
       return result;
     } catch (error) {
-      // Unless an older one is still in doubt: then this one was never offered.
-      if (this.doubt === undefined) await this.putAside(attempt);
-      else await this.discard(attempt.files);
+      if (attempt.offered === undefined) await this.discard(attempt.files);
+      else if (attempt.stands === undefined) this.leftovers.doubt(attempt);
       throw error;
     }
   }

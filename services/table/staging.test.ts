@@ -65,7 +65,7 @@ test.each(["putIfAbsent", "adopt", "put", "get"] as const)(
     expect(before.there).toBe(before.named);
     failing = true;
     // Replaces a row, so that a file of vectors is made as well.
-    const landing = lane.land(stream.batch([event(1, 2n), event(3)]));
+    const landing = lake.land(stream.batch([event(1, 2n), event(3)]));
     // Raw and refined each may hold the files of one commit in doubt, however often they try.
     await expect.poll(() => tries, { timeout: 20_000 }).toBeGreaterThan(operation === "putIfAbsent" ? 7 : 2);
     expect((await files(lake)).there - before.there).toBeLessThanOrEqual(4);
@@ -118,6 +118,7 @@ test("files of a commit whose answer was lost stay until it is known, then go wi
       await other.commit({ ...request, actions: [], files: [] });
     }
     await table.settle();
+    await table.refresh();
     expect((await there()) !== undefined).toBe(stands);
     expect(table.snapshot.files.some(({ path }) => path === add.path)).toBe(stands);
   }
