@@ -130,7 +130,8 @@ test("an index that is wrong is forgotten, and the batch comes in by the catch-u
     const lane = await lake.lane();
     const first = [thing("a"), thing("b")];
     await lane.land(stream.batch(first));
-    const { writer, table } = await lake.target();
+    const target = await lake.target();
+    const { writer, table } = target;
     const records = new Uint32Array(WORDS);
     const acme = Buffer.from("acme");
     const id = Buffer.from("a");
@@ -142,6 +143,8 @@ test("an index that is wrong is forgotten, and the batch comes in by the catch-u
     const second = [thing("a", { version: 2n })];
     await lane.land(stream.batch(second));
     expect(await lake.rows()).toEqual(expectedThings([...first, ...second]));
+    // By itself: nothing had to be opened from scratch.
+    expect(await lake.target()).toBe(target);
   }));
 
 test("burying letters looks only into files that may hold them, and keeps the files few", () =>
