@@ -36,6 +36,17 @@ test.each([false, true])("a body is read whole (gzip: %s), and counted as it com
   expect(held.bytes).toBe(content.length);
 });
 
+test("gzip is taken in no faster than it is inflated", async () => {
+  const { request, body } = open(true, 10_000_000);
+  const sent = gzipSync(randomBytes(2_000_000));
+  let paused = 0;
+  request.on("pause", () => paused++);
+  for (let at = 0; at < sent.length; at += 50_000) request.write(sent.subarray(at, at + 50_000));
+  request.end();
+  expect(Buffer.concat(await body)).toHaveLength(2_000_000);
+  expect(paused).toBeGreaterThan(0);
+});
+
 test("what has not come is not counted", async () => {
   const { request, held, body } = open(false);
   request.write("abc");

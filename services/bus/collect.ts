@@ -46,12 +46,11 @@ export async function collectProtobuf(body: Buffer, order: Collecting): Promise<
   }
   const { count, starts, ends } = found;
   const collector = new Collector(count, order);
-  for (let i = 0; i < count; i++) {
-    const start = starts[i]!;
-    const end = ends[i]!;
-    if (work.tired(end - start)) await work.rest();
-    const packed = collector.take(i, body, start, end, start);
-    if (packed) await collector.unpack(i, packed, start, end - start);
+  for (let i = 0; i < count; ) {
+    const run = collector.takeRun(i, body, starts, ends);
+    i = run.next;
+    if (run.packed) await collector.unpack(i - 1, run.packed, starts[i - 1]!, ends[i - 1]! - starts[i - 1]!);
+    else if (i < count) await work.rest();
   }
   return collector.finish(body);
 }
@@ -128,6 +127,28 @@ class Collector {
     else if (typeof verdict === "string") this.results.codes[i] = verdict;
     else return verdict;
     return undefined;
+  }
+
+  /**
+   * Takes events that stay where they are, from event `i` on, until it is time to rest or after one that is packed. A
+   * loop that may wait costs a third more for each event, so this one does not.
+   */
+  takeRun(
+    i: number,
+    bytes: Buffer,
+    starts: readonly number[],
+    ends: readonly number[],
+  ): { readonly next: number; readonly packed: Packed | undefined } {
+    const { work } = this.order;
+    const { count } = this.results;
+    let next = i;
+    while (next < count) {
+      const start = starts[next]!;
+      const end = ends[next]!;
+      const packed = this.take(next++, bytes, start, end, start);
+      if (packed || work.tired(end - start)) return { next, packed };
+    }
+    return { next, packed: undefined };
   }
 
   /** Ends what `take` began, for an event of `length` bytes. Errors: TRB-REQ-TOO-LARGE. */

@@ -99,6 +99,13 @@ describe("over a real connection", () => {
     for (const { socket } of idle) socket.destroy();
   });
 
+  test("a body that announces more than one may have is refused before it comes", async () => {
+    const { socket, received } = await half(await listen(), authorization, `content-length: ${65 * MiB}`);
+    await until(() => received.text !== "");
+    expect(received.text).toMatch(/^HTTP\/1\.1 413 .*TRB-REQ-TOO-LARGE/s);
+    socket.destroy();
+  });
+
   test("what one producer has sent of its bodies is given up for another's share", async () => {
     await bus.close();
     bus = await startTestBus({ maxInFlightBytes: MiB });

@@ -429,6 +429,33 @@ describe("back-pressure", () => {
   });
 });
 
+test("an event is no larger than its payload may be and a little, in any format", async () => {
+  const attributes = { long: "x".repeat(300_000) };
+  const binary = await publish(good, { ...good, attributes }, good);
+  const json = await publishJson(goodJson, { ...goodJson, attributes }, goodJson);
+  const spaced = JSON.stringify(goodJson).replace(",", `,${" ".repeat(300_000)}`);
+  const line = JSON.stringify(goodJson);
+  const ndjson = await post("application/x-ndjson", [line, spaced, line].join("\n"));
+  for (const { results } of [binary, json, ndjson]) {
+    expect(results.map(({ code }) => code)).toEqual([undefined, "TRB-EVENT-PAYLOAD-SIZE", undefined]);
+  }
+  expect(json.results[1]?.message).toMatch(/^event: expected at most \d+ bytes of JSON$/);
+});
+
+test("what JSON was converted to is held too, until it is stored", async () => {
+  const release = bus.stream.hold();
+  const body = JSON.stringify([{ ...goodJson, entityId: "x".repeat(1000) }]);
+  const answer = post("application/json", body);
+  while (bus.stream.appends === 0) await new Promise((resolve) => setTimeout(resolve, 1));
+  const operator = await bus.bearer({ role: "operator" });
+  const reply = await bus.server.app.inject({ url: "/metrics", headers: { authorization: operator } });
+  expect(Number(/in_flight_bytes (\d+)/.exec(reply.payload)?.[1])).toBeGreaterThan(
+    16_384 + body.length + 1000,
+  );
+  release();
+  expect(await answer).toMatchObject({ accepted: 1 });
+});
+
 describe("events of a type whose table is held", () => {
   const types = { held: ["scm.v1.File"], fails: false };
   const status = async () => {
@@ -559,6 +586,10 @@ describe("a request that asks for much work", () => {
       if (i % 4 === 2) return { ...good, version: 0 };
       return { ...good, compression: 1, payload: { value: large.subarray(0, 50) } };
     });
+    const alone = await publish(...events.map((_, i) => ({ ...good, entityId: `${i}` })).slice(0, 20));
+    alone.results.push(
+      ...(await publish(...events.map((_, i) => ({ ...good, entityId: `${i}` })).slice(20))).results,
+    );
     const [one, two] = await Promise.all([publish(...events), publish(...events)]);
     for (const answer of [one, two]) {
       expect(answer.results.map(({ code }) => code ?? "")).toEqual(
@@ -566,6 +597,8 @@ describe("a request that asks for much work", () => {
       );
       for (const [i, { partition, position }] of answer.results.entries()) {
         if (i % 4 > 1) continue;
+        // The entity's own, whatever other requests did while this one waited.
+        expect(partition).toBe(alone.results[i]?.partition);
         const found = bus.stream.stored.find(
           (stored) => stored.partition === partition && stored.position === position,
         );
@@ -573,6 +606,25 @@ describe("a request that asks for much work", () => {
       }
     }
   });
+});
+
+test("what is being stored stays counted, also when another producer gets its share beside it", async () => {
+  await bus.close();
+  bus = await startTestBus({ maxInFlightBytes: 200_000 });
+  const body = (bytes: number) =>
+    encodeRequest([encodeEvent({ ...good, attributes: { long: "x".repeat(bytes) } })]);
+  const release = bus.stream.hold();
+  authorization = await bus.bearer({ subject: "greedy" });
+  const first = post("application/x-protobuf", body(170_000));
+  while (bus.stream.appends < 1) await new Promise((resolve) => setTimeout(resolve, 1));
+  authorization = await bus.bearer({ subject: "modest" });
+  const second = post("application/x-protobuf", body(50_000));
+  while (bus.stream.appends < 2) await new Promise((resolve) => setTimeout(resolve, 1));
+  const operator = await bus.bearer({ role: "operator" });
+  const reply = await bus.server.app.inject({ url: "/metrics", headers: { authorization: operator } });
+  expect(Number(/in_flight_bytes (\d+)/.exec(reply.payload)?.[1])).toBeGreaterThan(250_000);
+  release();
+  expect([(await first).status, (await second).status]).toEqual([200, 200]);
 });
 
 test("metrics count events by code and name no tenant", async () => {

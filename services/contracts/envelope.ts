@@ -341,9 +341,9 @@ const FIELDS = 8192;
 
 /** Where the events of a PublishRequest lie, found without looking into them: event i is bytes[starts[i], ends[i]). */
 export class Frames {
-  starts = new Uint32Array(256);
-  ends = new Uint32Array(256);
-  count = 0;
+  /** Plain arrays: typed ones cost more to make than a request's events to find. */
+  readonly starts: number[] = [];
+  readonly ends: number[] = [];
   private pos = 0;
 
   constructor(private readonly body: Uint8Array) {}
@@ -359,21 +359,17 @@ export class Frames {
       const tag = wire.low;
       pos = wire.skipValue(body, pos, end, tag & 7);
       if (pos < 0) return undefined;
-      if (tag === 10) this.add(pos - wire.low, pos);
-      else if (tag < 16) return undefined;
+      if (tag === 10) {
+        this.starts.push(pos - wire.low);
+        this.ends.push(pos);
+      } else if (tag < 16) return undefined;
     }
     this.pos = pos;
     return pos === end || this.count > most;
   }
 
-  private add(start: number, end: number): void {
-    const at = this.count++;
-    if (at === this.starts.length) {
-      this.starts = doubled(this.starts);
-      this.ends = doubled(this.ends);
-    }
-    this.starts[at] = start;
-    this.ends[at] = end;
+  get count(): number {
+    return this.starts.length;
   }
 }
 
@@ -384,10 +380,4 @@ export function frames(body: Uint8Array): Frames | undefined {
     const end = found.walk(Number.POSITIVE_INFINITY);
     if (end !== false) return end && found;
   }
-}
-
-function doubled(array: Uint32Array): Uint32Array<ArrayBuffer> {
-  const larger = new Uint32Array(array.length * 2);
-  larger.set(array);
-  return larger;
 }
