@@ -24,6 +24,13 @@ it("another engine reads a refined table and refuses to maintain it", async () =
     expect(Object.keys(outcome)).toEqual(["optimize", "delete", "vacuum"]);
     for (const refusal of Object.values(outcome)) expect(refusal).toContain("tributary.upsert");
     expect(await readForeign(table)).toEqual(before);
+    // Raw only grows, and by us.
+    const raw = join(data, "lake", "raw", "scm.v1.File");
+    const events = await readForeign(raw, "SELECT count(*) AS n FROM t");
+    const tried = JSON.parse(await runForeign("foreign_writer.py", raw)) as Record<string, string>;
+    expect(Object.keys(tried)).toEqual(["optimize", "delete", "vacuum"]);
+    for (const refusal of Object.values(tried)) expect(refusal).toMatch(/tributary\.append|append-only/);
+    expect(await readForeign(raw, "SELECT count(*) AS n FROM t")).toEqual(events);
     const verified = await cli(["table", "verify", "scm.files", "--data", data, "--json"]);
     expect(JSON.parse(verified.stdout)).toMatchObject({ ok: true });
   } finally {
