@@ -8,9 +8,9 @@ import { cli, makeToken, removeFolder, Server, temporaryFolder, until } from "..
 /**
  * I12 against real processes: beside tables that are damaged in every way we know, a full scratch disk, a model that
  * fails on every row and a poison that asks for 100 GB, healthy types publish, land and answer as before; then each is
- * repaired by what its message says. TRIBUTARY_CONTAINMENT_SECONDS (default 15) is how long the faults are watched.
+ * repaired by what its message says. CONTAINMENT_SECONDS (default 15) is how long the faults are watched.
  */
-const SECONDS = Number(process.env.TRIBUTARY_CONTAINMENT_SECONDS ?? 15);
+const SECONDS = Number(process.env.CONTAINMENT_SECONDS ?? 15);
 const QUIET_SECONDS = Math.min(SECONDS, 30);
 /** Beside a machine that is busy with other things a ratio of small times needs some room. */
 const SLACK_MS = 150;
