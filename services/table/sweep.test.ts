@@ -100,3 +100,12 @@ test("is due for every table of a lane at first, and then now and then", async (
   await queue.close();
   expect(await there()).toEqual([inRaw]);
 });
+
+test("leaves what a repair has set aside", async () => {
+  const { table } = await untidy();
+  const kept = `${table.root}/_damaged/3-1.json`;
+  await lake.context.store.put(kept, Buffer.from("x"));
+  await age(`${table.root}/`, 30 * GRACE_MS);
+  await new Sweep(table).run(GRACE_MS);
+  expect(await keysBelow(`${table.root}/_damaged/`)).toEqual([kept]);
+});

@@ -20,6 +20,8 @@ export class Sweep {
     const sideTables = new Set<string>();
     for await (const { key, modifiedAt } of store.list(`${root}/`)) {
       const path = key.slice(root.length + 1);
+      // By Delta's custom no file of the table; a repair keeps copies of what it has set aside there.
+      if (path.startsWith("_")) continue;
       const log = path.indexOf("_delta_log/");
       if (log > 0) sideTables.add(path.slice(0, log));
       if (log < 0 && modifiedAt < now - graceMs) old.push(path);
