@@ -43,7 +43,9 @@ export class LaneKeeper {
   private gathered: Gathered | undefined;
   private lane: Lane | undefined;
   private parked: ParkedLog | undefined;
-  private flight: { readonly batch: Gathered; readonly since: number; parked: boolean } | undefined;
+  private flight:
+    | { readonly batch: Gathered; readonly since: number; readonly done: Promise<void>; parked: boolean }
+    | undefined;
   /** Landing or parking of what was gathered. */
   private work: Promise<void> | undefined;
   private recovering: Promise<void> | undefined;
@@ -157,10 +159,14 @@ export class LaneKeeper {
 
   private async land(batch: Gathered): Promise<void> {
     const lane = this.lane!;
-    const flight = { batch, since: performance.now(), parked: false };
+    let ended: () => void = () => undefined;
+    const done = new Promise<void>((resolve) => {
+      ended = resolve;
+    });
+    const flight = { batch, since: performance.now(), done, parked: false };
     this.flight = flight;
     try {
-      await lane.land(batch.events);
+      await lane.land(batch.events).finally(ended);
     } catch (error) {
       this.fail(error, 1, 0);
       this.flight = undefined;
@@ -185,14 +191,14 @@ export class LaneKeeper {
     if (flight === undefined || flight.parked || gathered === undefined) return;
     flight.parked = true;
     this.gathered = undefined;
-    const landing = this.work!;
     this.context.log.warn({ entityType: this.entityType }, "landing is slow; parking what waits behind it");
     const parking = (async () => {
       await this.keepAside(flight.batch.events);
       this.host.settled(flight.batch.reads);
       await this.park(gathered);
     })();
-    await this.doing(Promise.all([landing, parking]).then(() => undefined));
+    // From here on more can be parked, while that still lands.
+    await this.doing(parking);
   }
 
   /** Parks a batch for good, or lands it should that be possible meanwhile. */
@@ -241,7 +247,7 @@ export class LaneKeeper {
   private async drain(): Promise<void> {
     const parked = await this.parkedLog();
     // A landing that was overtaken by its own patience, not by its end.
-    if (this.flight !== undefined) await this.work;
+    await this.flight?.done;
     if (this.lane === undefined) this.lane = await Lane.open(this.context, this.entityType);
     else if (this.failing) await this.lane.reopen();
     const { flushEvents, flushBytes } = this.context.config.ingest;
@@ -308,7 +314,7 @@ export class LaneKeeper {
   /** Ends once what runs has ended; what did not land is in the stream or parked. */
   async close(): Promise<void> {
     this.stopping.abort();
-    await Promise.allSettled([this.work, this.recovering]);
+    await Promise.allSettled([this.work, this.recovering, this.flight?.done]);
     await this.lane?.close();
     await this.parked?.close();
   }

@@ -84,6 +84,43 @@ describe("a raw table that cannot land", () => {
   });
 });
 
+describe("a raw table that is slow", () => {
+  test("has what lands and what waits behind it parked, in this order, so that reading goes on", async () => {
+    let hold: Promise<void> | undefined;
+    let release: () => void = () => undefined;
+    const lake = await makeLake({ ingest: { flushBytes: 4_000 } });
+    await lake.reopen({
+      store: (inner) =>
+        overriding(inner, {
+          adopt: async (files) => {
+            if (files.some(({ key }) => key.startsWith("raw/"))) await hold;
+            return inner.adopt(files);
+          },
+        }),
+    });
+    const reader = new MemoryReader("test");
+    const { stop } = startPipeline(lake, reader);
+    const events = randomEvents(new Random(6), 300);
+    const positions = publishTo(reader, events.slice(0, 10));
+    await until("the first to land", () => reader.caughtUp);
+    hold = new Promise((resolve) => {
+      release = resolve;
+    });
+    positions.push(...publishTo(reader, events.slice(10, 30)));
+    await sleep(100);
+    positions.push(...publishTo(reader, events.slice(30)));
+    // Nothing lands meanwhile; the stream forgets it all the same.
+    await until("the rest to be parked", () => reader.caughtUp);
+    expect((await lake.rawPositions()).length).toBe(10);
+    release();
+    hold = undefined;
+    await until("all to land", async () => (await lake.rawPositions()).length === positions.length);
+    await stop();
+    expect(await lake.rawPositions()).toEqual([...positions].sort());
+    expect(await lake.rows()).toEqual(expectedThings(events));
+  });
+});
+
 describe("events that are none", () => {
   test("are parked while the dead-letter table cannot take them, and hold up nobody", async () => {
     const state = { down: true };
