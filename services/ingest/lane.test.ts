@@ -2,7 +2,6 @@ import { describe, expect, test } from "vitest";
 import { FaultyStore } from "../../test/support/faulty-store.js";
 import { expectedThings, Lake, Random, randomEvents, seeds, TestStream } from "../../test/support/lake.js";
 import { TributaryError } from "../base/errors.js";
-import { refinedSpec } from "./refined-table.js";
 
 describe("a lane", () => {
   test("beside another of the same stream (a zombie, a rebalance): nothing is lost, nothing doubled", async () => {
@@ -83,16 +82,9 @@ describe("the table of a model", () => {
   test("refuses a column of a type that Delta lacks, by name", async () => {
     const from = "from {{ source('raw', 't.v1.Thing') }}";
     const sql = `select tenant_id, entity_id, payload.amount::UBIGINT as unsigned_amount ${from}`;
-    const lake = await Lake.create({ models: { things: sql } });
-    try {
-      const refused = await lake.context.duck.with((connection) =>
-        refinedSpec(connection, lake.context.models[0]!).catch((error: unknown) => error),
-      );
-      expect(refused).toBeInstanceOf(TributaryError);
-      expect(refused).toMatchObject({ code: "TRB-MODEL-INVALID" });
-      expect((refused as TributaryError).message).toMatch(/t\.things.*unsigned_amount.*UBIGINT/);
-    } finally {
-      lake.context.duck.close();
-    }
+    const refused = await Lake.create({ models: { things: sql } }).catch((error: unknown) => error);
+    expect(refused).toBeInstanceOf(TributaryError);
+    expect(refused).toMatchObject({ code: "TRB-MODEL-INVALID" });
+    expect((refused as TributaryError).message).toMatch(/t\.things.*unsigned_amount.*UBIGINT/);
   });
 });
