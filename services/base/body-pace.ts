@@ -7,6 +7,9 @@ export interface Pace {
   readonly bodyGraceMs: number;
 }
 
+/** Connections cut in one turn of the event loop: a thousand that fall behind together must not hold it up. */
+const CUT_AT_ONCE = 4;
+
 interface Watched {
   readonly request: IncomingMessage;
   readonly response: ServerResponse;
@@ -26,6 +29,7 @@ export class BodyPace {
   private readonly tickMs: number;
   private readonly timer: NodeJS.Timeout;
   private last = performance.now();
+  private readonly late = new Set<Watched>();
 
   constructor(pace: Pace) {
     this.pace = pace;
@@ -58,7 +62,7 @@ export class BodyPace {
     const owed = (this.pace.minBodyBytesPerSecond * Math.min(now - this.last, 2 * this.tickMs)) / 1000;
     this.last = now;
     for (const watched of this.open) {
-      const { request, response } = watched;
+      const { request } = watched;
       const { bytesRead } = request.socket;
       const came = bytesRead - watched.seen;
       watched.seen = bytesRead;
@@ -66,8 +70,19 @@ export class BodyPace {
       watched.ahead = Math.min(this.allowance, watched.ahead + came - owed);
       // No number at all where a request was made up, without a connection.
       if (!(watched.ahead < 0)) continue;
+      if (this.late.add(watched).size === 1) setImmediate(() => this.cut());
+    }
+  }
+
+  private cut(): void {
+    let left = CUT_AT_ONCE;
+    for (const watched of this.late) {
+      if (left-- === 0) break;
+      this.late.delete(watched);
+      const { request, response } = watched;
       if (response.headersSent || request.listenerCount("error") === 0) request.socket.destroy();
       else request.emit("error", new TributaryError("TRB-REQ-TOO-SLOW"));
     }
+    if (this.late.size > 0) setImmediate(() => this.cut());
   }
 }
