@@ -4,7 +4,15 @@ import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { SimulatedFiles } from "../../test/support/simulated-files.js";
-import { createDurably, ensureFolder, nodeFiles, readWhole, replaceDurably, writeFully } from "./files.js";
+import {
+  createDurably,
+  ensureFolder,
+  type FileOps,
+  nodeFiles,
+  readWhole,
+  replaceDurably,
+  writeFully,
+} from "./files.js";
 import { acquireLock } from "./process-lock.js";
 
 describe("durable files", () => {
@@ -35,6 +43,26 @@ describe("durable files", () => {
         )?.toString();
         expect(done ? ["new"] : ["old", "new"]).toContain(text);
       }
+    }
+  });
+
+  test("a temporary file whose making is told to have failed is not left behind", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "tributary-files-"));
+    try {
+      const files: FileOps = {
+        ...nodeFiles,
+        open: async (path, how) => {
+          const file = await nodeFiles.open(path, how);
+          await file.close();
+          throw Object.assign(new Error("a fault of the test"), { code: "EIO" });
+        },
+      };
+      await expect(createDurably(files, join(folder, "f"), Buffer.from("x"))).rejects.toMatchObject({
+        code: "EIO",
+      });
+      expect(await readdir(folder)).toEqual([]);
+    } finally {
+      await rm(folder, { recursive: true });
     }
   });
 

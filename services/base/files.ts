@@ -193,7 +193,11 @@ async function syncIfAllowed(files: FileOps, folder: string): Promise<void> {
 /** A new file with `bytes`, contents durable, name not yet. */
 async function writeTemporary(files: FileOps, folder: string, name: string, bytes: Uint8Array) {
   const path = join(folder, `.${name}.${randomBytes(6).toString("hex")}${temporarySuffix}`);
-  const file = await files.open(path, "create");
+  const file = await files.open(path, "create").catch(async (error: unknown) => {
+    // An error does not say that nothing was done; nobody else's file has this name.
+    await files.unlink(path).catch(() => undefined);
+    throw error;
+  });
   try {
     await writeFully(file, bytes, 0);
     await file.dataSync();

@@ -38,6 +38,11 @@ export class DeadLetterBox {
     }
   }
 
+  /** Resolves when no log checkpoint is being written any more. */
+  async close(): Promise<void> {
+    await this.opened?.table.settled();
+  }
+
   /** It is opened from scratch with the next letter. */
   forget(): void {
     this.opened = undefined;

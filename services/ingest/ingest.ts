@@ -115,6 +115,7 @@ export async function startIngest(context: IngestContext, reader: ChangeStreamRe
     repairing.abort();
     await desk;
     await health.close();
+    await context.deadLetters.close();
     duck.close();
   });
   return { pipeline, done, stop: () => pipeline.stop() };

@@ -1,5 +1,7 @@
+import { readdir } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
-import { FaultyStore } from "../../test/support/faulty-store.js";
+import { FaultyStore, overriding } from "../../test/support/faulty-store.js";
 import { expectedThings, Lake, Random, randomEvents, seeds, TestStream } from "../../test/support/lake.js";
 import { TributaryError } from "../base/errors.js";
 
@@ -59,6 +61,34 @@ describe("a lane", () => {
       expect(await lake.rows()).toEqual(expectedThings(events));
     } finally {
       await lake.close();
+    }
+  });
+
+  test("ends when log checkpoints of all its table objects are written, and leaves nothing in staging", async () => {
+    for (const seat of ["raw/", "refined/"]) {
+      const lake = await Lake.create({
+        checkpointEvery: 1,
+        store: (inner) =>
+          overriding(inner, {
+            adopt: async (files) => {
+              if (files.some(({ key }) => key.startsWith(seat) && key.includes("checkpoint")))
+                await sleep(100);
+              await inner.adopt(files);
+            },
+          }),
+      });
+      try {
+        const lane = await lake.lane();
+        await lake.settled();
+        await lane.land(new TestStream().batch(randomEvents(new Random(3), 10)));
+        // What is written for the object before goes on beside the new one.
+        if (seat === "raw/") await lane.reopen();
+        await lane.close();
+        expect(await readdir(lake.context.store.staging), seat).toEqual([]);
+        lake.forget();
+      } finally {
+        await lake.close();
+      }
     }
   });
 

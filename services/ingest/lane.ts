@@ -23,6 +23,8 @@ export class Lane {
   private readonly seats: readonly ModelSeat[];
   /** A batch has failed: it comes first again, or raw would have a gap. */
   private failed = false;
+  /** Log checkpoints of raw's earlier table objects. */
+  private settling: Promise<unknown> = Promise.resolve();
 
   private constructor(
     private readonly context: IngestContext,
@@ -68,9 +70,14 @@ export class Lane {
   /** Reads raw's log from scratch: what is in memory may be what is wrong. */
   reopen(): Promise<void> {
     return this.exclusively(async () => {
-      this.table = await openRaw(this.context, this.entityType);
-      this.failed = false;
+      this.use(await openRaw(this.context, this.entityType));
     });
+  }
+
+  private use(table: DeltaTable): void {
+    this.settling = Promise.all([this.settling, this.table.settled()]);
+    this.table = table;
+    this.failed = false;
   }
 
   /** Runs `work` while raw takes nothing, then reads its log from scratch. */
@@ -80,10 +87,7 @@ export class Lane {
       // Where something was left to be mended, the next landing fails and tells of it.
       this.failed = true;
       await openRaw(this.context, this.entityType).then(
-        (table) => {
-          this.table = table;
-          this.failed = false;
-        },
+        (table) => this.use(table),
         () => undefined,
       );
       return result;
@@ -159,10 +163,11 @@ export class Lane {
     return this.turns.run(work);
   }
 
-  /** Lets the running batch finish and gives up catch-ups. */
+  /** Lets the running batch finish and gives up catch-ups; nothing writes the tables any more when it resolves. */
   async close(): Promise<void> {
     this.stopping.abort();
     await Promise.allSettled([this.turns.settled(), ...this.seats.map((seat) => seat.close())]);
+    await Promise.all([this.settling, this.table.settled()]);
     this.connection.closeSync();
   }
 }

@@ -32,6 +32,8 @@ export class ModelSeat {
   /** The try that runs, and what the next one waits for. */
   private attempt: Promise<unknown> = Promise.resolve();
   private gate: Promise<void> = Promise.resolve();
+  /** Earlier targets that are still being closed. */
+  private closing: Promise<unknown> = Promise.resolve();
   private readonly stopping = new AbortController();
   private readonly retry = new Retry(this.stopping.signal);
 
@@ -186,7 +188,8 @@ export class ModelSeat {
 
   private drop(): void {
     this.live = false;
-    this.opened?.close();
+    if (this.opened === undefined) return;
+    this.closing = Promise.all([this.closing, this.opened.close()]);
     this.opened = undefined;
   }
 
@@ -195,6 +198,7 @@ export class ModelSeat {
     this.stopping.abort();
     await this.coming;
     this.drop();
+    await this.closing;
   }
 }
 

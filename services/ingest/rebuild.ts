@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { z } from "zod";
 import { compactUpserted, planCompaction } from "../table/compact.js";
+import type { TableSpec } from "../table/definition.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { replaceTable } from "../table/replace.js";
 import type { TableSnapshot } from "../table/types.js";
@@ -37,23 +38,33 @@ export class Rebuild {
   ) {}
 
   async run(raw: DeltaTable): Promise<void> {
-    const { context, table } = this;
+    const { context } = this;
     const { name, fingerprint } = this.refiner.model;
     const spec = await refinedSpec(this.connection, this.refiner.model);
     const { side, folder } = await this.begin();
-    context.log.info({ model: name }, "rebuilding from raw");
+    try {
+      if (await this.fill(side, folder, raw, spec)) context.log.info({ model: name, fingerprint }, "rebuilt");
+    } finally {
+      // What is left of the folder is removed next.
+      await side.settled();
+    }
+  }
+
+  /** False when another worker has ended it. */
+  private async fill(side: DeltaTable, folder: string, raw: DeltaTable, spec: TableSpec): Promise<boolean> {
+    const { context, table } = this;
+    context.log.info({ model: this.refiner.model.name }, "rebuilding from raw");
     const writer = context.writerFor(side);
     const between = () => this.compact(writer);
     for (;;) {
       await new CatchUp(context, this.refiner, writer, raw, { express: false, between }).run();
       const old = await table.refresh();
       const note = noteOf(old);
-      if (note.building?.folder !== folder) return;
+      if (note.building?.folder !== folder) return false;
       const next: Note = { leftovers: [...note.leftovers, { folder, files: false }] };
       const result = await replaceTable(table, side, folder, spec, change(old, next));
-      if (result.kind === "committed") break;
+      if (result.kind === "committed") return true;
     }
-    context.log.info({ model: name, fingerprint }, "rebuilt");
   }
 
   /** The side table to go on with. */

@@ -124,7 +124,7 @@ export async function redrive(context: IngestContext, letters: readonly StoredLe
         }
       }
     } finally {
-      target.close();
+      await target.close();
     }
   }
   await takeAway(context, done);

@@ -142,8 +142,10 @@ export class Target {
     return [...failed.values()];
   }
 
-  close(): void {
+  /** Resolves when no log checkpoint is being written any more. */
+  close(): Promise<void> {
     this.connection.closeSync();
+    return this.table.settled();
   }
 }
 

@@ -137,6 +137,7 @@ export class FaultLake {
     try {
       const first = await this.process(folder, phase === "rebuild" ? this.now : lake, files);
       await settled(first.lane);
+      await checkpointed(first.lane);
       let lane = first.lane;
       let close = first.close;
       let store = first.store;
@@ -146,6 +147,11 @@ export class FaultLake {
         const second = await this.process(folder, lake, files).catch(() => undefined);
         if (second !== undefined) ({ lane, close, store } = second);
       }
+      let closed = false;
+      const end = async () => {
+        if (!closed) await close();
+        closed = true;
+      };
       const goOn = async () => {
         if (phase === "landing") {
           const { batch } = batches[0]!;
@@ -158,6 +164,7 @@ export class FaultLake {
           await lane.raw.checkpoint();
           for (const { table } of lane.targets) await table.checkpoint();
         } else await settled(lane, () => files.victim !== undefined && !survives);
+        await checkpointed(lane);
       };
       await goOn().catch(() => undefined);
       operations = files.count;
@@ -170,6 +177,7 @@ export class FaultLake {
           .catch(() => undefined);
         await settled(lane);
         const tables = [lane.raw, ...lane.targets.map(({ table }) => table)];
+        await end();
         // What could not be deleted goes with the next occasion.
         for (const table of tables) await table.discard([]);
         const left = phase === "rebuild" ? [] : await orphans(store, tables);
@@ -180,7 +188,7 @@ export class FaultLake {
         expect(staged.length, `left in staging (${files.victim}): ${staged}`).toBeLessThanOrEqual(spared);
       }
       files.kill();
-      await close();
+      await end();
       if (fault === "power loss") await files.losePower(join(folder, "lake"), random);
       await this.verify(folder, lake, batches, landed, files.victim);
     } finally {
@@ -232,6 +240,11 @@ async function settled(lane: Lane, giveUp: () => boolean = () => false): Promise
     lane.seat(MODEL)?.hurry();
     await sleep(1);
   }
+}
+
+/** Waits until no log checkpoint is being written. */
+async function checkpointed(lane: Lane): Promise<void> {
+  for (const table of [lane.raw, ...lane.targets.map((target) => target.table)]) await table.settled();
 }
 
 async function compact(lane: Lane, { duck }: IngestContext): Promise<void> {

@@ -15,6 +15,7 @@ import type { IngestContext } from "../../services/ingest/context.js";
 import { EventBatch } from "../../services/ingest/event-batch.js";
 import { openContext } from "../../services/ingest/ingest.js";
 import { Lane } from "../../services/ingest/lane.js";
+import type { Project } from "../../services/ingest/project.js";
 import { rawRoot } from "../../services/ingest/raw-table.js";
 import type { Target } from "../../services/ingest/target.js";
 import { FileStore } from "../../services/storage/file-store.js";
@@ -115,6 +116,9 @@ export const fileStore = (folder: string): Promise<FileStore> =>
 
 export const temporaryFolder = (): string => mkdtempSync(join(tmpdir(), "tributary-lake-"));
 
+/** By models and schema: reading them starts protoc, which takes longer than many a test. */
+const projects = new Map<string, Project>();
+
 export class Lake {
   private constructor(
     readonly folder: string,
@@ -150,14 +154,18 @@ export class Lake {
       { env: {} },
     );
     const inner = await fileStore(folder);
+    const key = JSON.stringify([options.models, options.schema]);
+    const project = projects.get(key);
     const context = await openContext({
       config,
+      ...(project === undefined ? {} : { project }),
       store: options.store?.(inner) ?? inner,
       files: options.files ?? unsyncedFiles,
       stream: "test",
       log: pino({ level: "silent" }),
       registry: new Registry(),
     });
+    projects.set(key, context);
     const { rangeEvents = context.decoding.rangeEvents } = options;
     return { ...context, decoding: { ...context.decoding, rangeEvents } };
   }
@@ -194,6 +202,11 @@ export class Lake {
   async settled(): Promise<void> {
     const lane = await this.lane();
     while (lane.behind) await sleep(2);
+  }
+
+  /** Its lane has been closed by the test. */
+  forget(): void {
+    this.opened = undefined;
   }
 
   /** As after a restart of the process, with other options where given. */
