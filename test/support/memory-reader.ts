@@ -11,7 +11,7 @@ export class MemoryReader implements ChangeStreamReader {
   readonly partitions = ["0", "1", "2"];
   readonly events: { readonly partition: string; readonly position: string; readonly bytes: Buffer }[] = [];
   done: Checkpoint = new Map();
-  /** Called before a low-water record is written; what it waits for, the record waits for. */
+  /** Called before a consumer of now writes a low-water record; what it waits for, the record waits for. */
   beforeCommit: () => Promise<void> = async () => undefined;
   private readonly heads = new Map<string, number>();
 
@@ -42,6 +42,8 @@ export class MemoryReader implements ChangeStreamReader {
 
   async consume(): Promise<StreamConsumer> {
     const from = new Map(this.done);
+    // Whoever replaces it means the next process, not one that is as good as dead.
+    const { beforeCommit } = this;
     let next = 0;
     return {
       read: async ({ maxEvents, maxBytes, waitMs, signal }) => {
@@ -61,7 +63,7 @@ export class MemoryReader implements ChangeStreamReader {
         }
       },
       commit: async (checkpoint) => {
-        await this.beforeCommit();
+        await beforeCommit();
         this.done = new Map([...this.done, ...checkpoint]);
       },
       close: async () => undefined,
