@@ -1,4 +1,5 @@
 import type { Code } from "../base/codes.js";
+import { type EngineError, engineErrorOf, isMemoryError } from "../base/engine-error.js";
 import { errno, TributaryError } from "../base/errors.js";
 
 /** What is told of a failure where others than the operator of this machine read it: no path, no value, no tenant. */
@@ -12,18 +13,29 @@ export function tell(error: unknown): Told {
   if (error instanceof TributaryError) return { code: error.code, reason: error.message };
   const system = errno(error);
   if (system !== undefined) return { code: "TRB-STORE-FAILED", reason: `the file system says ${system}` };
-  const text = error instanceof Error ? error.message : String(error);
-  if (/^Out of Memory Error/i.test(text)) {
-    return { code: "TRB-INGEST-MEMORY", reason: "it needs more memory than ingest.duckdbMemoryBytes" };
-  }
-  if (/No space left on device|disk is full/i.test(text)) {
-    return { code: "TRB-STORE-FAILED", reason: "a disk is full: the lake's or the scratch folder's" };
-  }
-  if (/^IO Error|^Invalid Input Error: No magic bytes|^Invalid Error: .*parquet/i.test(text)) {
-    return { code: "TRB-TABLE-CORRUPT", reason: "a file of the table is missing or damaged" };
+  const engine = engineErrorOf(error);
+  if (engine !== undefined) {
+    if (DISK_FULL.test(engine.message)) {
+      return { code: "TRB-STORE-FAILED", reason: "a disk is full: the lake's or the scratch folder's" };
+    }
+    if (isMemoryError(engine)) {
+      return { code: "TRB-INGEST-MEMORY", reason: "it needs more memory than ingest.duckdbMemoryBytes" };
+    }
+    if (isFileError(engine)) {
+      return { code: "TRB-TABLE-CORRUPT", reason: "a file of the table is missing or damaged" };
+    }
   }
   return { code: "TRB-INTERNAL", reason: "a fault in Tributary itself; the log of ingest tells more" };
 }
+
+/** Of types IO and Out of Memory alike: spilling is how the engine gets memory. */
+const DISK_FULL = /No space left on device|disk is full/i;
+
+/** "Invalid" is what Parquet's own encoding is; "Invalid Input" is said of values as well. */
+const isFileError = ({ type, message }: EngineError): boolean =>
+  type === "IO" ||
+  type === "Invalid" ||
+  (type === "Invalid Input" && /^Failed to read file|magic bytes|Parquet file/i.test(message));
 
 /** After such an error the engine answers nothing any more: only a new process helps. */
 export const isEngineGone = (error: unknown): boolean =>
