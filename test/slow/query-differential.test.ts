@@ -62,5 +62,6 @@ test("generated queries answer the same on the shared lake as on the tenant's ow
   }
   // The generator must write SQL that works, and ask for what is there: or this test shows nothing.
   expect(answered, `seed ${seed}`).toBeGreaterThan(QUERIES * 0.97);
-  expect(withRows, `seed ${seed}`).toBeGreaterThan(QUERIES * 0.7);
+  // Some seven in ten have rows; seeds differ by a few in a hundred.
+  expect(withRows, `seed ${seed}`).toBeGreaterThan(QUERIES * 0.6);
 });
