@@ -13,6 +13,7 @@ import { EmbeddedLogReader } from "../services/stream/embedded/reader.js";
 import type { Role } from "../services/tenancy/grant.js";
 import { signToken } from "../services/tenancy/tokens.js";
 import { ceiling } from "./ceiling.js";
+import { refinedInStep } from "./in-step.js";
 import type { LoadOrder } from "./load.js";
 import { BenchServer, Load } from "./processes.js";
 
@@ -67,10 +68,13 @@ const tokenFor = async (data: string, role: Role) =>
     expiresIn: 3600,
   });
 
-async function landed(data: string): Promise<void> {
+async function landed(data: string, overrides: Record<string, unknown> = {}): Promise<void> {
   const reader = await EmbeddedLogReader.open({ folder: layout(data).stream });
   while (!(await caughtUp(reader, CONSUMER))) await new Promise((resolve) => setTimeout(resolve, 10));
   await reader.close();
+  // What the stream may forget is in raw; a model may still be at it.
+  const config = loadConfig({ data, ...overrides });
+  while (!(await refinedInStep(config))) await new Promise((resolve) => setTimeout(resolve, 10));
 }
 
 const perEvent = (seconds: number, count: number) => (seconds * 1e6) / count;
@@ -96,7 +100,8 @@ async function ingestOnly(filled: string, name: string, env: NodeJS.ProcessEnv):
   await cp(layout(filled).stream, layout(data).stream, { recursive: true });
   const started = performance.now();
   const ingest = await BenchServer.start("ingest", data, env);
-  await landed(data);
+  const { TRIBUTARY_TRANSFORMS_DIR: transformsDir } = env;
+  await landed(data, transformsDir === undefined ? {} : { transformsDir });
   const seconds = (performance.now() - started) / 1000;
   const { own, below } = ingest.cpu();
   stages.push({

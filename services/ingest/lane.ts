@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { TributaryError } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
@@ -12,6 +13,8 @@ import { RawRows, rawRoot, rawSpec } from "./raw-table.js";
 import type { Target } from "./target.js";
 
 let feeds = 0;
+/** How long landing waits for models that open beside their raw table. */
+const OPEN_PATIENCE_MS = 2_000;
 
 /**
  * One entity type: its raw table, and the models that read it. Batches land one after the other: raw first, then
@@ -39,7 +42,7 @@ export class Lane {
       .map((model) => new ModelSeat(context, model, this));
   }
 
-  /** Resolves when raw is open; models open beside it. Errors: what opening a table throws. */
+  /** Resolves when raw is open, and its models are or have had their time: they open beside it. Errors: what opening a table throws. */
   static async open(context: IngestContext, entityType: string): Promise<Lane> {
     const table = await openRaw(context, entityType);
     const connection = await context.duck.connect();
@@ -47,6 +50,13 @@ export class Lane {
     const feed = Feed.register(connection, `tributary_raw_${++feeds}`, rows.columns);
     const lane = new Lane(context, entityType, table, connection, rows, feed);
     for (const seat of lane.seats) seat.check(lane.rawProgress());
+    // A model that misses the first batch would have to catch up behind live traffic for as long as that is dense.
+    const limit = new AbortController();
+    await Promise.race([
+      Promise.all(lane.seats.map(({ firstTry }) => firstTry)),
+      sleep(OPEN_PATIENCE_MS, undefined, { signal: limit.signal, ref: false }).catch(() => undefined),
+    ]);
+    limit.abort();
     return lane;
   }
 

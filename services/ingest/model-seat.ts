@@ -37,6 +37,12 @@ export class ModelSeat {
   private readonly stopping = new AbortController();
   private readonly retry = new Retry(this.stopping.signal);
 
+  private tried: () => void = () => undefined;
+  /** Resolves once its first try to get in step is over, however that ended. */
+  readonly firstTry = new Promise<void>((resolve) => {
+    this.tried = resolve;
+  });
+
   constructor(
     private readonly context: IngestContext,
     readonly model: BoundModel,
@@ -144,7 +150,7 @@ export class ModelSeat {
         async () => {
           await this.gate;
           const attempt = this.getInStep();
-          this.attempt = attempt.catch(() => undefined);
+          this.attempt = attempt.catch(() => undefined).then(this.tried);
           await attempt;
         },
         ({ error, attempts, pauseMs }) => {

@@ -5,6 +5,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { promisify } from "node:util";
+import { refinedInStep } from "../../bench/in-step.js";
+import { loadConfig } from "../../services/base/config.js";
 import { layout, packageRoot } from "../../services/base/paths.js";
 import { CONSUMER } from "../../services/ingest/pipeline.js";
 import { caughtUp } from "../../services/stream/caught-up.js";
@@ -120,6 +122,8 @@ export async function untilLanded(data: string, seconds = 120): Promise<void> {
   const reader = await EmbeddedLogReader.open({ folder: layout(data).stream });
   try {
     await until("events to land", () => caughtUp(reader, CONSUMER), seconds);
+    // What the stream may forget is in raw; a model may still be at it.
+    await until("models to take them in", () => refinedInStep(loadConfig({ data }, { env: {} })), seconds);
   } finally {
     await reader.close();
   }
