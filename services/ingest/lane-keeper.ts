@@ -248,8 +248,10 @@ export class LaneKeeper {
     const parked = await this.parkedLog();
     // A landing that was overtaken by its own patience, not by its end.
     await this.flight?.done;
-    if (this.lane === undefined) this.lane = await Lane.open(this.context, this.entityType);
-    else if (this.failing) await this.lane.reopen();
+    if (this.lane === undefined) {
+      this.lane = await Lane.open(this.context, this.entityType);
+      await this.lane.modelsTried();
+    } else if (this.failing) await this.lane.reopen();
     const { flushEvents, flushBytes } = this.context.config.ingest;
     while (!parked.empty) {
       this.stopping.signal.throwIfAborted();

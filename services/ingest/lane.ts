@@ -42,7 +42,7 @@ export class Lane {
       .map((model) => new ModelSeat(context, model, this));
   }
 
-  /** Resolves when raw is open, and its models are or have had their time: they open beside it. Errors: what opening a table throws. */
+  /** Resolves when raw is open; models open beside it. Errors: what opening a table throws. */
   static async open(context: IngestContext, entityType: string): Promise<Lane> {
     const table = await openRaw(context, entityType);
     const connection = await context.duck.connect();
@@ -50,14 +50,20 @@ export class Lane {
     const feed = Feed.register(connection, `tributary_raw_${++feeds}`, rows.columns);
     const lane = new Lane(context, entityType, table, connection, rows, feed);
     for (const seat of lane.seats) seat.check(lane.rawProgress());
-    // A model that misses the first batch would have to catch up behind live traffic for as long as that is dense.
+    return lane;
+  }
+
+  /**
+   * Resolves when the models have had their first try to get in step, or their time: one that misses the first batch
+   * has to catch up behind live traffic for as long as that is dense.
+   */
+  async modelsTried(): Promise<void> {
     const limit = new AbortController();
     await Promise.race([
-      Promise.all(lane.seats.map(({ firstTry }) => firstTry)),
+      Promise.all(this.seats.map(({ firstTry }) => firstTry)),
       sleep(OPEN_PATIENCE_MS, undefined, { signal: limit.signal, ref: false }).catch(() => undefined),
     ]);
     limit.abort();
-    return lane;
   }
 
   get raw(): DeltaTable {

@@ -5,7 +5,7 @@ import { Random } from "../support/lake.js";
 
 /** All that there are when TEST_ALL_FAULTS is set; else so many, drawn by the seed. */
 const CASES = 2_000;
-const DRAWN = 400;
+const DRAWN = 160;
 const TOGETHER = 4;
 /** Failures after which there is enough to look at. */
 const SHOWN = 5;
