@@ -1,7 +1,7 @@
-import { setTimeout as sleep } from "node:timers/promises";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { TributaryError } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
+import { within } from "../base/within.js";
 import { Feed } from "../columns/feed.js";
 import { append } from "../table/append.js";
 import { DeltaTable } from "../table/delta-table.js";
@@ -58,12 +58,7 @@ export class Lane {
    * has to catch up behind live traffic for as long as that is dense.
    */
   async modelsTried(): Promise<void> {
-    const limit = new AbortController();
-    await Promise.race([
-      Promise.all(this.seats.map(({ firstTry }) => firstTry)),
-      sleep(OPEN_PATIENCE_MS, undefined, { signal: limit.signal, ref: false }).catch(() => undefined),
-    ]);
-    limit.abort();
+    await within(OPEN_PATIENCE_MS, Promise.all(this.seats.map(({ firstTry }) => firstTry)));
   }
 
   get raw(): DeltaTable {

@@ -1,5 +1,5 @@
-import { setTimeout as sleep } from "node:timers/promises";
 import { Retry } from "../base/retry.js";
+import { within } from "../base/within.js";
 import type { BoundModel } from "../models/bind.js";
 import type { DeltaTable } from "../table/delta-table.js";
 import type { Progress } from "../table/progress.js";
@@ -73,27 +73,15 @@ export class ModelSeat {
    * has waited long enough: then it catches up by itself.
    */
   async refine(batch: EventBatch, landed: Promise<boolean>): Promise<void> {
-    const refined = this.opened!.refine(batch, landed).then(
-      () => true,
-      (error: unknown) => {
-        this.context.log.error(
-          { err: error, model: this.model.name },
-          "refining failed; catching up from raw",
-        );
-        return false;
-      },
-    );
-    const limit = new AbortController();
-    const overdue = landed
-      .then(() => sleep(PATIENCE_MS, undefined, { signal: limit.signal, ref: false }))
-      .then(
-        () => false,
-        () => false,
-      );
-    const done = await Promise.race([refined, overdue]);
-    limit.abort();
+    let failed = false;
+    const refined = this.opened!.refine(batch, landed).catch((error: unknown) => {
+      failed = true;
+      this.context.log.error({ err: error, model: this.model.name }, "refining failed; catching up from raw");
+    });
+    await landed;
+    const ended = await within(PATIENCE_MS, refined);
     // A batch that is still at it would be in the way of the catch-up.
-    if (!done) this.comeBack(refined);
+    if (!ended || failed) this.comeBack(refined);
   }
 
   /** Opens the table from scratch now, whatever pause runs. */
@@ -181,9 +169,7 @@ export class ModelSeat {
         this.stopping.signal.throwIfAborted();
         if (!target.inStep(this.host.rawProgress())) {
           last = target.catchUp(this.host.raw);
-          const limit = new AbortController();
-          const waited = sleep(PATIENCE_MS, undefined, { signal: limit.signal, ref: false });
-          await Promise.race([last, waited.catch(() => undefined)]).finally(() => limit.abort());
+          await within(PATIENCE_MS, last);
         }
         this.live = target.inStep(this.host.rawProgress());
       });

@@ -1,4 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { within } from "../base/within.js";
 import type { ChangeStreamReader, StreamBatch, StreamConsumer } from "../stream/change-stream.js";
 import { CommitBudget } from "./commit-budget.js";
 import { Compactor } from "./compactor.js";
@@ -231,7 +232,7 @@ export class Pipeline {
         .filter((keeper) => keeper.waitingBytes > 0 || keeper.busy)
         .map((keeper) => (keeper.busy ? keeper.idle() : keeper.flush()));
       if (flushes.length === 0) break;
-      await Promise.race([...flushes, sleep(left, undefined, { ref: false })]);
+      await within(left, Promise.race(flushes));
     }
     await this.unreadables.settled();
   }
