@@ -3,22 +3,36 @@ export interface EngineError {
   /** DuckDB's exception type, e.g. "Conversion", "Out of Memory", "IO". */
   readonly type: string;
   readonly message: string;
+  /** Of `errors_as_json` only, and not of every error: the kind within the type, e.g. "COLUMN_NOT_FOUND". */
+  readonly subtype: string | undefined;
+  /** Likewise: where in the statement, in bytes from its start. */
+  readonly position: number | undefined;
 }
 
 /** Undefined for what is no error of the engine. Reads both of its forms: `errors_as_json`, and "<type> Error: …". */
 export function engineErrorOf(error: unknown): EngineError | undefined {
   if (!(error instanceof Error)) return undefined;
   const start = error.message.indexOf('{"exception_type"');
-  if (start >= 0) {
-    try {
-      const told = JSON.parse(error.message.slice(start)) as Record<string, unknown>;
-      return { type: String(told.exception_type), message: String(told.exception_message) };
-    } catch {
-      return undefined;
-    }
-  }
+  if (start >= 0) return fromJson(error.message.slice(start));
   const [, type, message] = /^([A-Za-z][A-Za-z ]*?) Error: (.*)/s.exec(error.message) ?? [];
-  return type === undefined ? undefined : { type, message: message! };
+  return type === undefined
+    ? undefined
+    : { type, message: message!, subtype: undefined, position: undefined };
+}
+
+function fromJson(text: string): EngineError | undefined {
+  try {
+    const told = JSON.parse(text) as Record<string, unknown>;
+    const { exception_type: type, exception_message: message, error_subtype: subtype, position } = told;
+    return {
+      type: String(type),
+      message: String(message),
+      subtype: typeof subtype === "string" ? subtype : undefined,
+      position: typeof position === "string" ? Number(position) : undefined,
+    };
+  } catch {
+    return undefined;
+  }
 }
 
 /** What says that a value does not fit an expression. */
@@ -39,3 +53,6 @@ const DATA = new Set([
 export const isDataError = ({ type }: EngineError): boolean => DATA.has(type);
 
 export const isMemoryError = ({ type }: EngineError): boolean => type === "Out of Memory";
+
+/** After such an error the engine answers nothing any more: only a new one helps. */
+export const isEngineGone = ({ type }: EngineError): boolean => type === "FATAL";

@@ -36,7 +36,3 @@ const isFileError = ({ type, message }: EngineError): boolean =>
   type === "IO" ||
   type === "Invalid" ||
   (type === "Invalid Input" && /^Failed to read file|magic bytes|Parquet file/i.test(message));
-
-/** After such an error the engine answers nothing any more: only a new process helps. */
-export const isEngineGone = (error: unknown): boolean =>
-  error instanceof Error && /database has been invalidated/i.test(error.message);

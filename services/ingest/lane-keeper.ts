@@ -1,9 +1,10 @@
 import { join } from "node:path";
+import { engineErrorOf, isEngineGone } from "../base/engine-error.js";
 import { layout } from "../base/paths.js";
 import { Retry } from "../base/retry.js";
 import type { IngestContext } from "./context.js";
 import { EventBatch } from "./event-batch.js";
-import { isEngineGone, tell } from "./failure.js";
+import { tell } from "./failure.js";
 import { Lane } from "./lane.js";
 import { type ParkedChunk, type ParkedEvents, ParkedLog } from "./parked-log.js";
 
@@ -265,7 +266,8 @@ export class LaneKeeper {
   }
 
   private fail(error: unknown, attempts: number, pauseMs: number): void {
-    if (isEngineGone(error)) this.host.fatal(error);
+    const engine = engineErrorOf(error);
+    if (engine !== undefined && isEngineGone(engine)) this.host.fatal(error);
     const { entityType } = this;
     this.failing = true;
     this.context.log.error({ err: error, entityType, attempts, pauseMs }, "a raw table does not land events");

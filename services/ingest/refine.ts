@@ -383,13 +383,14 @@ function hashOf(envelope: Envelope, unpacked: Buffer | undefined): bigint {
 
 /** What is a fault of the events, and not of the machine or of ours. */
 function asModelFailure(error: unknown, suspects: readonly number[]): unknown {
-  // Of typed arrays that do not fit into memory any more.
-  const told = error instanceof RangeError ? OUT_OF_MEMORY : engineErrorOf(error);
+  const told = engineErrorOf(error);
+  // A RangeError is what typed arrays that do not fit into memory any more throw.
+  if (error instanceof RangeError || (told !== undefined && isMemoryError(told))) {
+    return new ModelFailure("TRB-INGEST-MEMORY", MEMORY_REASON, suspects);
+  }
   if (told === undefined) return error;
-  if (isMemoryError(told)) return new ModelFailure("TRB-INGEST-MEMORY", MEMORY_REASON, suspects);
   if (!isDataError(told)) return error;
   return new ModelFailure("TRB-MODEL-FAILED", told.message.split("\n")[0]!, suspects);
 }
 
-const OUT_OF_MEMORY = { type: "Out of Memory", message: "" };
 const MEMORY_REASON = "the model needs more memory for the event than ingest.duckdbMemoryBytes";

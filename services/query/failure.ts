@@ -1,4 +1,5 @@
 import type { Code } from "../base/codes.js";
+import { type EngineError, engineErrorOf } from "../base/engine-error.js";
 import { TributaryError } from "../base/errors.js";
 import type { Failure } from "./protocol.js";
 import type { SqlPosition } from "./sql-text.js";
@@ -54,7 +55,7 @@ export function failureOf(error: unknown, users = false): Failure {
     const { code, message } = error;
     return { type: "failed", code, message, ...(position === undefined ? {} : { position }) };
   }
-  const told = readError(error);
+  const told = engineErrorOf(error);
   if (told === undefined) return { type: "failed", code: "TRB-INTERNAL", cause: assertionOf(error) };
   const code = codeOf(told);
   const place = told.position === undefined ? {} : { offset: told.position };
@@ -75,7 +76,7 @@ export function failureOf(error: unknown, users = false): Failure {
 /** As `failureOf`, while a table's rows are loaded: no statement of the user's has run yet. */
 export function loadFailureOf(error: unknown): Failure {
   const failed = failureOf(error);
-  const own = error instanceof TributaryError || readError(error) === undefined;
+  const own = error instanceof TributaryError || engineErrorOf(error) === undefined;
   if (own || failed.code === "TRB-QUERY-MEMORY" || failed.code === "TRB-QUERY-TIMEOUT") return failed;
   return { type: "failed", code: "TRB-QUERY-UNREADABLE" };
 }
@@ -95,30 +96,4 @@ function codeOf(told: EngineError): Code {
   const code = CODE_OF_SUBTYPE[told.subtype ?? ""] ?? CODE_OF[told.type] ?? "TRB-QUERY-RUNTIME";
   if (code === "TRB-QUERY-BIND" && ABOUT_COLUMNS.test(told.message)) return "TRB-QUERY-COLUMN";
   return code;
-}
-
-interface EngineError {
-  readonly type: string;
-  readonly message: string;
-  readonly position: number | undefined;
-  readonly subtype: string | undefined;
-}
-
-function readError(error: unknown): EngineError | undefined {
-  if (!(error instanceof Error)) return undefined;
-  const start = error.message.indexOf("{");
-  if (start < 0) return undefined;
-  try {
-    const told = JSON.parse(error.message.slice(start)) as Record<string, unknown>;
-    const { exception_type: type, exception_message: message, position, error_subtype: subtype } = told;
-    if (typeof type !== "string" || typeof message !== "string") return undefined;
-    return {
-      type,
-      message,
-      position: typeof position === "string" ? Number(position) : undefined,
-      subtype: typeof subtype === "string" ? subtype : undefined,
-    };
-  } catch {
-    return undefined;
-  }
 }
