@@ -9,7 +9,7 @@ table = DeltaTable(sys.argv[1])
 attempts = {
     "optimize": lambda: table.optimize.compact(),
     "delete": lambda: table.delete(),
-    "vacuum": lambda: table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False),
+    "vacuum": lambda: table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True),
 }
 outcome = {}
 for name, attempt in attempts.items():
