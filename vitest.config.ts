@@ -13,8 +13,14 @@ const long = [
   "services/query/allowed-functions.test.ts",
 ];
 
+/** They compare times, so that nothing may run beside them. */
+const timed = ["containment", "packed-payloads", "query-fairness", "query-limits", "slow-sockets"].map(
+  (name) => `test/slow/${name}.test.ts`,
+);
+const slowTimeouts = { testTimeout: 900_000, hookTimeout: 120_000 };
+
 // "unit" is what a newcomer runs (`npm test`); "fast" is unit without what takes long, for further releases of Node;
-// "slow" holds the suites that .ci/run adds: crash rounds, foreign readers, hostile SQL at full length.
+// "slow" and then "timed" are the suites that .ci/run adds: crash rounds, foreign readers, hostile SQL at full length.
 export default defineConfig({
   test: {
     projects: [
@@ -24,9 +30,19 @@ export default defineConfig({
         test: {
           name: "slow",
           include: ["test/slow/**/*.test.ts"],
-          testTimeout: 900_000,
-          hookTimeout: 120_000,
+          exclude: timed,
+          sequence: { groupOrder: 1 },
+          maxWorkers: 2,
+          ...slowTimeouts,
+        },
+      },
+      {
+        test: {
+          name: "timed",
+          include: timed,
+          sequence: { groupOrder: 2 },
           fileParallelism: false,
+          ...slowTimeouts,
         },
       },
     ],
