@@ -1,5 +1,5 @@
 import type { Code } from "../base/codes.js";
-import { type EngineError, engineErrorOf, isMemoryError } from "../base/engine-error.js";
+import { type EngineError, engineErrorOf, isEngineGone, isMemoryError } from "../base/engine-error.js";
 import { errno, TributaryError } from "../base/errors.js";
 
 /** What is told of a failure where others than the operator of this machine read it: no path, no value, no tenant. */
@@ -36,3 +36,10 @@ const isFileError = ({ type, message }: EngineError): boolean =>
   type === "IO" ||
   type === "Invalid" ||
   (type === "Invalid Input" && /^Failed to read file|magic bytes|Parquet file/i.test(message));
+
+/** After such an error, or what it has caused, only a new process helps. */
+export function isFatal(error: unknown): boolean {
+  const engine = engineErrorOf(error);
+  if (engine !== undefined && isEngineGone(engine)) return true;
+  return error instanceof Error && error.cause !== undefined && isFatal(error.cause);
+}

@@ -1,12 +1,8 @@
-import { join } from "node:path";
-import { engineErrorOf, isEngineGone } from "../base/engine-error.js";
-import { layout } from "../base/paths.js";
-import { Retry } from "../base/retry.js";
 import type { IngestContext } from "./context.js";
 import { EventBatch } from "./event-batch.js";
-import { tell } from "./failure.js";
 import { Lane } from "./lane.js";
-import { type ParkedChunk, type ParkedEvents, ParkedLog } from "./parked-log.js";
+import type { ParkedChunk } from "./parked-log.js";
+import { Parking } from "./parking.js";
 
 /** A landing that takes longer holds up nobody but its own type: what waits behind it is parked when it grows. */
 const SLOW_MS = 5_000;
@@ -43,16 +39,13 @@ export interface KeeperHost {
 export class LaneKeeper {
   private gathered: Gathered | undefined;
   private lane: Lane | undefined;
-  private parked: ParkedLog | undefined;
+  private readonly parking: Parking;
   private flight:
     | { readonly batch: Gathered; readonly since: number; readonly done: Promise<void>; parked: boolean }
     | undefined;
   /** Landing or parking of what was gathered. */
   private work: Promise<void> | undefined;
-  private recovering: Promise<void> | undefined;
   private readonly stopping = new AbortController();
-  private readonly retry = new Retry(this.stopping.signal);
-  private failing = false;
 
   constructor(
     private readonly context: IngestContext,
@@ -61,7 +54,27 @@ export class LaneKeeper {
     /** Bytes of memory that this type may take while it does not land. */
     private readonly share: number,
   ) {
-    this.recover();
+    const { parkedBytes, flushEvents, flushBytes } = context.config.ingest;
+    this.parking = new Parking(
+      context,
+      {
+        about: {
+          kind: "raw",
+          name: entityType,
+          entityType,
+          remedy: `tributary table repair raw/${entityType}`,
+        },
+        folder: entityType,
+        budgetBytes: parkedBytes,
+        atOnce: { events: flushEvents, bytes: flushBytes },
+        prepare: () => this.openLane(),
+        take: (chunk) => this.landParked(chunk),
+        well: () => host.ready(),
+        fatal: (error) => host.fatal(error),
+      },
+      this.stopping.signal,
+    );
+    this.parking.recover();
   }
 
   /** Undefined until raw has opened. */
@@ -100,7 +113,7 @@ export class LaneKeeper {
 
   /** True when a flush goes to the lane. Else it parks, which costs no commit. */
   get lands(): boolean {
-    return this.lane !== undefined && this.recovering === undefined && this.parked?.empty === true;
+    return this.lane !== undefined && this.parking.passed;
   }
 
   /** Milliseconds until what was gathered is worth a flush; undefined when there is nothing, or it cannot flush now. */
@@ -118,7 +131,7 @@ export class LaneKeeper {
       return gathered.events.count >= flushEvents || bytes >= flushBytes ? 0 : Math.max(0, lingerMs - age);
     }
     // Raw may be about to open, or to take in the last of what was parked.
-    if (!this.failing && bytes < this.share) return Math.max(0, SLOW_MS - age);
+    if (!this.parking.failing && bytes < this.share) return Math.max(0, SLOW_MS - age);
     return bytes >= PARK_BYTES ? 0 : Math.max(0, PARK_AFTER_MS - age);
   }
 
@@ -169,11 +182,11 @@ export class LaneKeeper {
     try {
       await lane.land(batch.events).finally(ended);
     } catch (error) {
-      this.fail(error, 1, 0);
+      this.parking.failed({ error, attempts: 1, pauseMs: 0 });
       this.flight = undefined;
       if (!flight.parked) await this.park(batch);
       else this.host.freed(batch.events.byteCount);
-      this.recover();
+      this.parking.recover();
       return;
     }
     this.flight = undefined;
@@ -183,7 +196,7 @@ export class LaneKeeper {
     metrics.landSeconds.observe((performance.now() - flight.since) / 1000);
     metrics.freshnessSeconds.set((Date.now() - batch.events.receivedAt.at(-1)!) / 1000);
     this.host.landed(lane);
-    if (flight.parked) this.recover();
+    if (flight.parked) this.parking.recover();
   }
 
   /** What lands at the moment takes long: it is parked too, and first, so that nothing parked is newer than it. */
@@ -194,7 +207,7 @@ export class LaneKeeper {
     this.gathered = undefined;
     this.context.log.warn({ entityType: this.entityType }, "landing is slow; parking what waits behind it");
     const parking = (async () => {
-      await this.keepAside(flight.batch.events);
+      await this.parking.append(flight.batch.events);
       this.host.settled(flight.batch.reads);
       await this.park(gathered);
     })();
@@ -204,101 +217,25 @@ export class LaneKeeper {
 
   /** Parks a batch for good, or lands it should that be possible meanwhile. */
   private async park(batch: Gathered): Promise<void> {
-    await this.keepAside(batch.events);
+    await this.parking.append(batch.events);
     this.host.settled(batch.reads);
     this.host.freed(batch.events.byteCount);
-    this.tellBytes();
-    this.recover();
+    this.parking.recover();
   }
 
-  private keepAside(events: ParkedEvents): Promise<void> {
-    return new Retry(this.stopping.signal).run(
-      async () => (await this.parkedLog()).append(this.context.stream, events),
-      ({ error, attempts, pauseMs }) => this.fail(error, attempts, pauseMs),
-    );
-  }
-
-  private async parkedLog(): Promise<ParkedLog> {
-    const folder = join(layout(this.context.config.data).parked, this.entityType);
-    this.parked ??= await ParkedLog.open(this.context.files, folder);
-    return this.parked;
-  }
-
-  /** Opens the lane, from scratch after a failure, and lands what is parked; again with growing pauses until it does. */
-  private recover(): void {
-    if (this.recovering !== undefined || this.stopping.signal.aborted) return;
-    const done = this.retry
-      .run(
-        () => this.drain(),
-        ({ error, attempts, pauseMs }) => this.fail(error, attempts, pauseMs),
-      )
-      .then(
-        () => this.isWell(),
-        (error: unknown) => {
-          if (!this.stopping.signal.aborted) this.host.fatal(error);
-        },
-      )
-      .finally(() => {
-        this.recovering = undefined;
-        if (this.parked?.empty === false) this.recover();
-      });
-    this.recovering = done;
-  }
-
-  private async drain(): Promise<void> {
-    const parked = await this.parkedLog();
+  /** From scratch after a failure. */
+  private async openLane(): Promise<void> {
     // A landing that was overtaken by its own patience, not by its end.
     await this.flight?.done;
     if (this.lane === undefined) {
-      this.lane = await Lane.open(this.context, this.entityType);
+      this.lane = await Lane.open(this.context, this.entityType, (error) => this.host.fatal(error));
       await this.lane.modelsTried();
-    } else if (this.failing) await this.lane.reopen();
-    const { flushEvents, flushBytes } = this.context.config.ingest;
-    while (!parked.empty) {
-      this.stopping.signal.throwIfAborted();
-      const chunk = await parked.peek(flushEvents, flushBytes);
-      if (chunk === undefined) continue;
-      await this.lane.land(batchOf(this.entityType, chunk));
-      await parked.drop(chunk);
-      this.tellBytes();
-      this.host.landed(this.lane);
-    }
+    } else if (this.parking.failing) await this.lane.reopen();
   }
 
-  private fail(error: unknown, attempts: number, pauseMs: number): void {
-    const engine = engineErrorOf(error);
-    if (engine !== undefined && isEngineGone(engine)) this.host.fatal(error);
-    const { entityType } = this;
-    this.failing = true;
-    this.context.log.error({ err: error, entityType, attempts, pauseMs }, "a raw table does not land events");
-    this.context.health.set({
-      kind: "raw",
-      name: entityType,
-      entityType,
-      state: "quarantined",
-      ...tell(error),
-      remedy: `tributary table repair raw/${entityType}`,
-      attempts,
-      nextTryAt: new Date(Date.now() + pauseMs).toISOString(),
-      ...this.parkedBytes(),
-    });
-  }
-
-  private isWell(): void {
-    this.failing = false;
-    this.context.health.clear("raw", this.entityType);
-    this.host.ready();
-  }
-
-  private parkedBytes(): { parkedBytes: number; held: boolean } {
-    const parkedBytes = this.parked?.bytes ?? 0;
-    return { parkedBytes, held: parkedBytes >= this.context.config.ingest.parkedBytes };
-  }
-
-  private tellBytes(): void {
-    const { health } = this.context;
-    const status = health.get("raw", this.entityType);
-    if (status !== undefined) health.set({ ...status, ...this.parkedBytes() });
+  private async landParked(chunk: ParkedChunk): Promise<void> {
+    await this.lane!.land(batchOf(this.entityType, chunk));
+    this.host.landed(this.lane!);
   }
 
   /** Runs `work` while raw takes nothing, then reads its log from scratch, whatever pause runs. */
@@ -306,21 +243,21 @@ export class LaneKeeper {
     try {
       return await (this.lane === undefined ? work() : this.lane.repaired(work));
     } finally {
-      this.retry.hurry();
+      this.parking.hurry();
     }
   }
 
   /** Tries again now, whatever pause runs. */
   hurry(): void {
-    this.retry.hurry();
+    this.parking.hurry();
   }
 
   /** Ends once what runs has ended; what did not land is in the stream or parked. */
   async close(): Promise<void> {
     this.stopping.abort();
-    await Promise.allSettled([this.work, this.recovering, this.flight?.done]);
+    await Promise.allSettled([this.work, this.flight?.done]);
+    await this.parking.close();
     await this.lane?.close();
-    await this.parked?.close();
   }
 }
 

@@ -36,19 +36,27 @@ export class Lane {
     private readonly connection: DuckDBConnection,
     private readonly rows: RawRows,
     private readonly feed: Feed,
+    readonly fatal: (error: unknown) => void,
   ) {
     this.seats = context.models
       .filter((model) => model.entityType === entityType)
       .map((model) => new ModelSeat(context, model, this));
   }
 
-  /** Resolves when raw is open; models open beside it. Errors: what opening a table throws. */
-  static async open(context: IngestContext, entityType: string): Promise<Lane> {
+  /**
+   * Resolves when raw is open; models open beside it. `fatal` is told of a model's error that only a new process helps
+   * against. Errors: what opening a table throws.
+   */
+  static async open(
+    context: IngestContext,
+    entityType: string,
+    fatal: (error: unknown) => void,
+  ): Promise<Lane> {
     const table = await openRaw(context, entityType);
     const connection = await context.duck.connect();
     const rows = new RawRows();
     const feed = Feed.register(connection, `tributary_raw_${++feeds}`, rows.columns);
-    const lane = new Lane(context, entityType, table, connection, rows, feed);
+    const lane = new Lane(context, entityType, table, connection, rows, feed, fatal);
     for (const seat of lane.seats) seat.check(lane.rawProgress());
     return lane;
   }

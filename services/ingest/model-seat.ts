@@ -5,7 +5,7 @@ import type { DeltaTable } from "../table/delta-table.js";
 import type { Progress } from "../table/progress.js";
 import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
-import { tell } from "./failure.js";
+import { isFatal, tell } from "./failure.js";
 import { Target } from "./target.js";
 
 /** A model that needs longer for a batch is left behind to catch up from raw; its raw table does not wait for it. */
@@ -19,6 +19,8 @@ export interface SeatHost {
   rawProgress(): Progress;
   /** Runs `work` between batches. */
   exclusively<T>(work: () => Promise<T>): Promise<T>;
+  /** Only a new process helps. */
+  fatal(error: unknown): void;
 }
 
 /**
@@ -142,6 +144,7 @@ export class ModelSeat {
           await attempt;
         },
         ({ error, attempts, pauseMs }) => {
+          if (isFatal(error)) this.host.fatal(error);
           log.error({ err: error, model: name, attempts, pauseMs }, "a model cannot go on; trying again");
           quarantined = true;
           const nextTryAt = new Date(Date.now() + pauseMs).toISOString();

@@ -152,3 +152,26 @@ describe("events that are none", () => {
     expect(await lake.deadLetters()).toHaveLength(2);
   });
 });
+
+describe("an engine that is gone", () => {
+  test.each(["raw/", "refined/", "dead_letters/"])(
+    "ends ingest, which a new process follows, though only %s meets it",
+    async (table) => {
+      const words = "FATAL Error: Failed: database has been invalidated because of a previous fatal error.";
+      const lake = await makeLake({
+        store: (inner) =>
+          overriding(inner, {
+            putIfAbsent: async (key, bytes) => {
+              if (key.startsWith(table)) throw new Error(words);
+              return inner.putIfAbsent(key, bytes);
+            },
+          }),
+      });
+      const reader = new MemoryReader("test");
+      const { done } = startPipeline(lake, reader);
+      publishTo(reader, randomEvents(new Random(7), 3));
+      reader.append(0, Buffer.from("no event"));
+      await expect(done).rejects.toThrow();
+    },
+  );
+});

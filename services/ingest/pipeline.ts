@@ -43,7 +43,7 @@ export class Pipeline {
   ) {
     this.compactor = new Compactor(context);
     this.budget = new CommitBudget(context.config.ingest.commitsPerSecond);
-    this.unreadables = new Unreadables(context);
+    this.unreadables = new Unreadables(context, this.host.fatal);
   }
 
   /** Opens the lanes of types that have a raw table or parked events, without waiting for events or for each other. */

@@ -1,27 +1,45 @@
-import { join } from "node:path";
-import { layout } from "../base/paths.js";
-import { Retry } from "../base/retry.js";
 import type { IngestContext } from "./context.js";
 import type { DeadLetter } from "./dead-letters.js";
 import { type Unreadable, unreadableCode } from "./event-batch.js";
-import { tell } from "./failure.js";
-import { type ParkedEvents, ParkedLog } from "./parked-log.js";
+import type { ParkedChunk, ParkedEvents } from "./parked-log.js";
+import { Parking } from "./parking.js";
 
 /** No entity type's name: those begin with a letter or "_". */
 const FOLDER = "~unreadable";
-const LETTERS_AT_ONCE = 10_000;
-const BYTES_AT_ONCE = 16 * 1024 * 1024;
+const AT_ONCE = { events: 10_000, bytes: 16 * 1024 * 1024 };
 
 /** What is no event goes to the dead letters; while their table cannot take it, it is parked and holds up nobody. */
 export class Unreadables {
-  private parked: ParkedLog | undefined;
-  private recovering: Promise<void> | undefined;
+  private readonly parking: Parking;
   private readonly running = new Set<Promise<void>>();
   private readonly stopping = new AbortController();
-  private readonly retry = new Retry(this.stopping.signal);
 
-  constructor(private readonly context: IngestContext) {
-    this.recover();
+  /** `fatal` is told when only a new process helps. */
+  constructor(
+    private readonly context: IngestContext,
+    fatal: (error: unknown) => void,
+  ) {
+    this.parking = new Parking(
+      context,
+      {
+        about: {
+          kind: "dead-letters",
+          name: "dead_letters",
+          entityType: "",
+          remedy: "tributary table repair dead_letters",
+        },
+        folder: FOLDER,
+        // What cannot be read is of no type that could be held back.
+        budgetBytes: Number.POSITIVE_INFINITY,
+        atOnce: AT_ONCE,
+        prepare: async () => undefined,
+        take: (chunk) => this.add(lettersOf(chunk)),
+        well: () => undefined,
+        fatal,
+      },
+      this.stopping.signal,
+    );
+    this.parking.recover();
   }
 
   /** Resolves when the events are dead letters or parked. Rejects only when ingest stops before. */
@@ -32,81 +50,26 @@ export class Unreadables {
   }
 
   private async buryOrPark(events: readonly Unreadable[]): Promise<void> {
-    const { stream, deadLetters, metrics } = this.context;
-    if (this.recovering === undefined) {
+    if (this.parking.passed) {
       try {
-        await deadLetters.add(events.map((event) => letterOf(event, stream)));
-        metrics.deadLetters.inc({ model: "" }, events.length);
-        return;
+        return await this.add(events.map((event) => letterOf(event, this.context.stream)));
       } catch (error) {
-        this.tell(error, 1, 0);
+        this.parking.failed({ error, attempts: 1, pauseMs: 0 });
       }
     }
-    await new Retry(this.stopping.signal).run(
-      async () => (await this.log()).append(stream, listOf(events)),
-      ({ error, attempts, pauseMs }) => this.tell(error, attempts, pauseMs),
-    );
-    this.recover();
+    await this.parking.append(parkable(events));
+    this.parking.recover();
   }
 
-  private recover(): void {
-    if (this.recovering !== undefined || this.stopping.signal.aborted) return;
-    this.recovering = this.retry
-      .run(
-        () => this.drain(),
-        ({ error, attempts, pauseMs }) => this.tell(error, attempts, pauseMs),
-      )
-      .then(
-        () => this.context.health.clear("dead-letters", "dead_letters"),
-        () => undefined,
-      )
-      .finally(() => {
-        this.recovering = undefined;
-        if (this.parked?.empty === false) this.recover();
-      });
-  }
-
-  private async drain(): Promise<void> {
-    const parked = await this.log();
-    while (!parked.empty) {
-      this.stopping.signal.throwIfAborted();
-      const chunk = await parked.peek(LETTERS_AT_ONCE, BYTES_AT_ONCE);
-      if (chunk === undefined) continue;
-      // Letters that lie there already are not added again: this may be the second time after a crash.
-      await this.context.deadLetters.add(lettersOf(chunk, chunk.stream));
-      this.context.metrics.deadLetters.inc({ model: "" }, chunk.count);
-      await parked.drop(chunk);
-    }
-  }
-
-  private async log(): Promise<ParkedLog> {
-    this.parked ??= await ParkedLog.open(
-      this.context.files,
-      join(layout(this.context.config.data).parked, FOLDER),
-    );
-    return this.parked;
-  }
-
-  private tell(error: unknown, attempts: number, pauseMs: number): void {
-    const { health, log } = this.context;
-    log.error({ err: error, attempts, pauseMs }, "unreadable events wait for the dead-letter table");
-    health.set({
-      kind: "dead-letters",
-      name: "dead_letters",
-      entityType: "",
-      state: "quarantined",
-      ...tell(error),
-      remedy: "tributary table repair dead_letters",
-      attempts,
-      nextTryAt: new Date(Date.now() + pauseMs).toISOString(),
-      parkedBytes: this.parked?.bytes ?? 0,
-      held: false,
-    });
+  /** Letters that lie there already are not added again: this may be the second time after a crash. */
+  private async add(letters: readonly DeadLetter[]): Promise<void> {
+    await this.context.deadLetters.add(letters);
+    this.context.metrics.deadLetters.inc({ model: "" }, letters.length);
   }
 
   /** Tries again now, whatever pause runs. */
   hurry(): void {
-    this.retry.hurry();
+    this.parking.hurry();
   }
 
   /** Resolves when all that was buried so far is a dead letter or parked. */
@@ -117,8 +80,7 @@ export class Unreadables {
   async close(): Promise<void> {
     this.stopping.abort();
     await this.settled();
-    await this.recovering;
-    await this.parked?.close();
+    await this.parking.close();
   }
 }
 
@@ -127,7 +89,7 @@ function letterOf({ event, code, partition, position, receivedAt }: Unreadable, 
   return { model: "", code, reason, stream, partition, position, receivedAt, event };
 }
 
-const lettersOf = (events: ParkedEvents, stream: string): DeadLetter[] =>
+const lettersOf = (events: ParkedChunk): DeadLetter[] =>
   Array.from({ length: events.count }, (_, i) => {
     const event = events.event(i);
     return letterOf(
@@ -138,11 +100,11 @@ const lettersOf = (events: ParkedEvents, stream: string): DeadLetter[] =>
         position: events.positions[i]!,
         receivedAt: events.receivedAt[i]!,
       },
-      stream,
+      events.stream,
     );
   });
 
-const listOf = (events: readonly Unreadable[]): ParkedEvents => ({
+const parkable = (events: readonly Unreadable[]): ParkedEvents => ({
   count: events.length,
   partitions: events.map(({ partition }) => partition),
   positions: events.map(({ position }) => position),

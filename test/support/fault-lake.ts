@@ -102,7 +102,7 @@ export class FaultLake {
     const { duck, tableOptions, log } = lake.context;
     const deadLetters = new DeadLetterBox(store, duck, tableOptions, log);
     const context: IngestContext = { ...lake.context, store, deadLetters };
-    const lane = await Lane.open(context, THING);
+    const lane = await Lane.open(context, THING, () => undefined);
     return { lane, store, context, close: () => lane.close() };
   }
 

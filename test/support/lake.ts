@@ -171,7 +171,7 @@ export class Lake {
   }
 
   async lane(): Promise<Lane> {
-    this.opened ??= await Lane.open(this.context, THING);
+    this.opened ??= await Lane.open(this.context, THING, () => undefined);
     return this.opened;
   }
 

@@ -12,7 +12,8 @@ const INGEST = { lingerMs: 1, commitsPerSecond: 1000 };
 
 export const pipelineLake = (options: LakeOptions): Promise<Lake> =>
   Lake.create({ ...options, ingest: { ...INGEST, ...options.ingest } });
-/** A pipeline that runs until `stop`, which resolves when it has ended. */
+
+/** A pipeline that runs until `stop`, which resolves when it has ended. `done` tells how. */
 export function startPipeline(lake: Lake, reader: MemoryReader) {
   lake.context.health.start();
   const pipeline = new Pipeline(lake.context, reader);
@@ -23,7 +24,7 @@ export function startPipeline(lake: Lake, reader: MemoryReader) {
     pipeline.stop();
     await done;
   };
-  return { pipeline, stop };
+  return { pipeline, stop, done };
 }
 
 export function publishTo(reader: MemoryReader, events: readonly TestEvent[]): string[] {

@@ -1,0 +1,153 @@
+import { join } from "node:path";
+import { layout } from "../base/paths.js";
+import { type Failure, Retry } from "../base/retry.js";
+import type { TableStatus } from "../status/ingest-status.js";
+import type { IngestContext } from "./context.js";
+import { isFatal, tell } from "./failure.js";
+import { type ParkedChunk, type ParkedEvents, ParkedLog } from "./parked-log.js";
+
+/** The table that parked events belong into. */
+export interface Destination {
+  /** What is told of it while it does not take them. */
+  readonly about: Pick<TableStatus, "kind" | "name" | "entityType" | "remedy">;
+  /** Folder of the log, below the one for all that is parked. */
+  readonly folder: string;
+  /** With so many parked bytes it is told as held. */
+  readonly budgetBytes: number;
+  /** How much of them it takes at once. */
+  readonly atOnce: { readonly events: number; readonly bytes: number };
+  /** At the beginning of each try, also where nothing is parked. */
+  prepare(): Promise<void>;
+  /** Takes the oldest parked events; they may come a second time, after a failure or a crash. */
+  take(chunk: ParkedChunk): Promise<void>;
+  /** A try has succeeded. */
+  well(): void;
+  /** Only a new process helps. */
+  fatal(error: unknown): void;
+}
+
+/**
+ * What a table cannot take for now waits in a log of its own and goes in first, in order, once it can: that is tried
+ * with growing pauses, and told of until it succeeds.
+ */
+export class Parking {
+  private log: ParkedLog | undefined;
+  private trying: Promise<void> | undefined;
+  private readonly retry: Retry;
+  private unwell = false;
+
+  constructor(
+    private readonly context: IngestContext,
+    private readonly destination: Destination,
+    /** Gives up tries and pauses. */
+    private readonly signal: AbortSignal,
+  ) {
+    this.retry = new Retry(signal);
+  }
+
+  /** True when nothing waits here and no try runs: what comes may go to the table directly. */
+  get passed(): boolean {
+    return this.trying === undefined && this.log?.empty === true;
+  }
+
+  /** True from a failure on until a try succeeds. */
+  get failing(): boolean {
+    return this.unwell;
+  }
+
+  /** Resolves when the events are parked, however often that has to be tried. Rejects only after the signal. */
+  async append(events: ParkedEvents): Promise<void> {
+    await new Retry(this.signal).run(
+      async () => (await this.open()).append(this.context.stream, events),
+      (failure) => this.failed(failure),
+    );
+    this.tellBytes();
+  }
+
+  private async open(): Promise<ParkedLog> {
+    const { files, config } = this.context;
+    this.log ??= await ParkedLog.open(files, join(layout(config.data).parked, this.destination.folder));
+    return this.log;
+  }
+
+  /** Tries to empty the log into the table, again with growing pauses until it is empty; nothing while that is tried. */
+  recover(): void {
+    if (this.trying !== undefined || this.signal.aborted) return;
+    this.trying = this.retry
+      .run(
+        () => this.drain(),
+        (failure) => this.failed(failure),
+      )
+      .then(
+        () => this.isWell(),
+        (error: unknown) => {
+          if (!this.signal.aborted) this.destination.fatal(error);
+        },
+      )
+      .finally(() => {
+        this.trying = undefined;
+        if (this.log?.empty === false) this.recover();
+      });
+  }
+
+  private async drain(): Promise<void> {
+    const log = await this.open();
+    await this.destination.prepare();
+    const { events, bytes } = this.destination.atOnce;
+    while (!log.empty) {
+      this.signal.throwIfAborted();
+      const chunk = await log.peek(events, bytes);
+      // What keeps it from being empty is an append that has not ended, or has failed meanwhile.
+      if (chunk === undefined) continue;
+      await this.destination.take(chunk);
+      await log.drop(chunk);
+      this.tellBytes();
+    }
+  }
+
+  /** Says that the table does not take events; also what the destination itself meets. */
+  failed({ error, attempts, pauseMs }: Failure): void {
+    if (isFatal(error)) this.destination.fatal(error);
+    this.unwell = true;
+    const { health, log } = this.context;
+    const { about } = this.destination;
+    log.error({ err: error, table: about.name, attempts, pauseMs }, "a table does not take its events");
+    health.set({
+      ...about,
+      state: "quarantined",
+      ...tell(error),
+      attempts,
+      nextTryAt: new Date(Date.now() + pauseMs).toISOString(),
+      ...this.parked(),
+    });
+  }
+
+  private isWell(): void {
+    this.unwell = false;
+    const { kind, name } = this.destination.about;
+    this.context.health.clear(kind, name);
+    this.destination.well();
+  }
+
+  private parked(): Pick<TableStatus, "parkedBytes" | "held"> {
+    const parkedBytes = this.log?.bytes ?? 0;
+    return { parkedBytes, held: parkedBytes >= this.destination.budgetBytes };
+  }
+
+  private tellBytes(): void {
+    const { kind, name } = this.destination.about;
+    const status = this.context.health.get(kind, name);
+    if (status !== undefined) this.context.health.set({ ...status, ...this.parked() });
+  }
+
+  /** Tries again now, whatever pause runs. */
+  hurry(): void {
+    this.retry.hurry();
+  }
+
+  /** After the signal, and after the last append: ends once the try that runs has ended. */
+  async close(): Promise<void> {
+    await this.trying;
+    await this.log?.close();
+  }
+}
