@@ -61,12 +61,26 @@ export class EmbeddedLogReader implements ChangeStreamReader {
 
   private async findHead(): Promise<Checkpoint> {
     if (this.closed) throw streamDown("the stream reader is closed");
-    this.headCursor ??= await LogCursor.openNewest(this.files, this.folder, this.partitions.length);
-    const next = await this.headCursor.skipToEnd();
+    // What was trimmed since the last look may lie between: the newest segment tells as much.
+    const next = await this.atHead().catch(() => this.atHead());
     return toCheckpoint(
       this.partitions,
       next.map((position) => position - 1),
     );
+  }
+
+  /** Goes on where the last look ended; one that failed leaves nothing to go on from. */
+  private async atHead(): Promise<readonly number[]> {
+    const cursor =
+      this.headCursor ?? (await LogCursor.openNewest(this.files, this.folder, this.partitions.length));
+    this.headCursor = undefined;
+    try {
+      const next = await cursor.skipToEnd();
+      this.headCursor = cursor;
+      return next;
+    } finally {
+      if (this.headCursor === undefined) await cursor.close();
+    }
   }
 
   consume(consumer: string): Promise<StreamConsumer> {

@@ -107,6 +107,21 @@ describe("retention", () => {
     await close();
   });
 
+  test("the head is told though what lay between two looks was deleted", async () => {
+    const { writer, reader, fill, close } = await setUp();
+    const consumer = await reader.consume("c");
+    await fill(1, 2);
+    await reader.head();
+    await fill(3, 4);
+    const { last } = await take(consumer, 6);
+    await consumer.commit(last);
+    expect(await writer.trim()).toBe(5);
+    expect(new Map(await reader.head())).toEqual(last);
+    await fill(7, 1);
+    expect((await reader.head()).get("1")).toBe((await take(consumer, 1)).last.get("1"));
+    await close();
+  });
+
   test("a consumer resumes after its own segment was deleted, also across restarts of the writer", async () => {
     const one = await setUp();
     const consumer = await one.reader.consume("c");
