@@ -9,6 +9,8 @@ import { Random, randomEvents, seeds, THING, unsyncedFiles } from "../support/la
 import { MemoryReader } from "../support/memory-reader.js";
 import { breakable, pipelineLake, publishTo, startPipeline, until } from "../support/pipeline-run.js";
 
+const never = new Promise<never>(() => undefined);
+
 /** Everything that a process does to the world passes here, until it dies at one of the steps. */
 class Doom {
   count = 0;
@@ -19,6 +21,8 @@ class Doom {
     this.tell = resolve;
   });
   private readonly running = new Set<Promise<unknown>>();
+  /** What the process has open: the system closes it when that dies. */
+  private readonly open = new Set<OpenFile>();
   /** Path → bytes that a power loss leaves. */
   private readonly synced = new Map<string, number>();
   /** Files that a power loss takes as a whole. */
@@ -31,7 +35,6 @@ class Doom {
   ) {}
 
   async step<T>(run: () => Promise<T>, torn: () => Promise<unknown> = async () => undefined): Promise<T> {
-    const never = new Promise<never>(() => undefined);
     if (this.dead) return never;
     if (this.count++ !== this.at) {
       const running = run();
@@ -41,6 +44,7 @@ class Doom {
     this.dead = true;
     await torn();
     await Promise.allSettled(this.running);
+    for (const file of this.open) await file.close();
     if (this.powerLoss) {
       for (const path of this.unlisted) rmSync(path, { force: true });
       for (const [path, bytes] of this.synced) if (existsSync(path)) truncateSync(path, bytes);
@@ -50,18 +54,23 @@ class Doom {
   }
 
   files(): FileOps {
-    const wrap = (path: string, file: OpenFile): OpenFile => ({
-      read: (into, at) => this.step(() => file.read(into, at)),
-      write: (from, at) =>
-        this.step(
-          () => file.write(from, at),
-          () => file.write(from.subarray(0, from.length >> 1), at),
-        ),
-      truncate: (bytes) => this.step(() => file.truncate(bytes)),
-      dataSync: () => this.step(async () => void this.synced.set(path, await file.size())),
-      size: () => file.size(),
-      close: () => file.close(),
-    });
+    const wrap = (path: string, file: OpenFile): OpenFile => {
+      this.open.add(file);
+      return {
+        read: (into, at) => this.step(() => file.read(into, at)),
+        write: (from, at) =>
+          this.step(
+            () => file.write(from, at),
+            () => file.write(from.subarray(0, from.length >> 1), at),
+          ),
+        truncate: (bytes) => this.step(() => file.truncate(bytes)),
+        dataSync: () => this.step(async () => void this.synced.set(path, await file.size())),
+        size: () => (this.dead ? never : file.size()),
+        close: async () => {
+          if (this.open.delete(file)) await file.close();
+        },
+      };
+    };
     return {
       ...unsyncedFiles,
       open: (path, how) =>
