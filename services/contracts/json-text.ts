@@ -1,19 +1,22 @@
 import { isUtf8 } from "node:buffer";
 import { parse as parseLossless } from "lossless-json";
 
-/** Stands where JSON text gives a key twice: no reader takes it for a value. */
-export const GIVEN_TWICE = Symbol("given twice");
+/** Comes in place of a value whose text gives a key twice: where that key stood again, from the outside in. */
+export class GivenTwice {
+  constructor(readonly path: readonly (string | number)[]) {}
+}
 
 /**
  * A number that is no integer although the nearest double is one (9007199254740992.5) is a symbol, described by its
  * text: again nothing that a reader takes for a value. Its text, or undefined for anything else.
  */
 export const fractionOf = (value: unknown): string | undefined =>
-  typeof value === "symbol" && value !== GIVEN_TWICE ? value.description : undefined;
+  typeof value === "symbol" ? value.description : undefined;
 
 /**
- * JSON text as values. Undefined when the bytes are not UTF-8 JSON. Integers that a double cannot hold come as bigint,
- * a key given twice as GIVEN_TWICE, and a number whose fraction a double would lose as a symbol (`fractionOf`).
+ * JSON text as values. Undefined when the bytes are not UTF-8 JSON, GivenTwice when some object has a key twice.
+ * Integers that a double cannot hold come as bigint, and a number whose fraction a double would lose as a symbol
+ * (`fractionOf`).
  */
 export function parseJson(bytes: Uint8Array): unknown {
   if (!isUtf8(bytes)) return undefined;
@@ -25,8 +28,7 @@ export function parseJson(bytes: Uint8Array): unknown {
       ? JSON.parse(text)
       : parseLossless(text, null, { parseNumber, onDuplicateKey: ({ newValue }) => newValue });
     // As many keys as colons: none was given twice.
-    if (keysIn(value) !== seen.colons) for (const path of repeatedKeys(text)) mark(value, path);
-    return value;
+    return keysIn(value) === seen.colons ? value : new GivenTwice(repeatedKey(text));
   } catch {
     return undefined;
   }
@@ -35,28 +37,23 @@ export function parseJson(bytes: Uint8Array): unknown {
 /** Digits, exponent and point of a number that a double holds exactly, as an integer or as what it is. */
 const PLAIN_DIGITS = 15;
 const NUMBER = /^-?(?:0|[1-9]\d*)(?:\.(\d+))?(?:[eE]([+-]?\d+))?$/;
-/** Beyond it no 64-bit field takes a number anyway. */
-const MAX_EXPONENT = 40;
+/** Beyond it no 64-bit field takes a number anyway, and arithmetic takes a time that grows with the square. */
+const MAX_DIGITS = 60;
 
 /** The integer that a JSON number is, exactly: "10", "1.0", "1e2". Undefined for others and for what is no number. */
 export function integerOf(text: string): bigint | undefined {
   const match = NUMBER.exec(text);
   if (match === null) return undefined;
-  const fraction = (match[1] ?? "").replace(/0+$/, "");
-  const exponent = Number(match[2] ?? 0);
-  const digits = /^-?(\d+)/.exec(text)![1]! + fraction;
-  if (/^0+$/.test(digits)) return 0n;
-  const zeros = exponent - fraction.length;
-  if (zeros > MAX_EXPONENT) return undefined;
-  let whole = BigInt(digits);
-  if (zeros >= 0) whole *= 10n ** BigInt(zeros);
-  else {
-    // So many digits are all there can be to take away.
-    if (-zeros > digits.length) return undefined;
-    const scale = 10n ** BigInt(-zeros);
-    if (whole % scale !== 0n) return undefined;
-    whole /= scale;
-  }
+  // Zeros at the end weigh nothing. They are cut by hand: a pattern would look at a run of them once for each of them.
+  let digits = (/^-?(\d+)/.exec(text)![1]! + (match[1] ?? "")).replace(/^0+/, "");
+  let exponent = Number(match[2] ?? 0) - (match[1]?.length ?? 0);
+  let end = digits.length;
+  while (end > 0 && digits.charCodeAt(end - 1) === 0x30) end--;
+  exponent += digits.length - end;
+  digits = digits.slice(0, end);
+  if (digits === "") return 0n;
+  if (exponent < 0 || digits.length + exponent > MAX_DIGITS) return undefined;
+  const whole = BigInt(digits) * 10n ** BigInt(exponent);
   return text.startsWith("-") ? -whole : whole;
 }
 
@@ -107,11 +104,8 @@ function keysIn(value: unknown): number {
   return count;
 }
 
-type Path = readonly (string | number)[];
-
-/** Where a key stands that its object had before; the text is well-formed. */
-function repeatedKeys(text: string): Path[] {
-  const found: Path[] = [];
+/** Where a key stands that its object had before. Of a well-formed text that has one; looks no further than the first. */
+function repeatedKey(text: string): (string | number)[] {
   /** Open objects and arrays: the keys so far, and what is being read. */
   const open: { readonly keys: Set<string> | undefined; at: string | number }[] = [];
   const tokens = /"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\],]/g;
@@ -126,22 +120,10 @@ function repeatedKeys(text: string): Path[] {
     } else if (inside?.keys !== undefined && (before === "{" || before === ",")) {
       const key = JSON.parse(token) as string;
       inside.at = key;
-      if (inside.keys.has(key)) found.push(open.map(({ at }) => at));
+      if (inside.keys.has(key)) break;
       inside.keys.add(key);
     }
     before = token;
   }
-  return found;
-}
-
-function mark(root: unknown, path: Path): void {
-  let node = root;
-  for (const [index, at] of path.entries()) {
-    // A key given twice inside of what a later one replaced.
-    if (typeof node !== "object" || node === null || !Object.hasOwn(node, at)) return;
-    const holder = node as Record<string | number, unknown>;
-    if (index === path.length - 1) {
-      Object.defineProperty(holder, at, { value: GIVEN_TWICE, enumerable: true });
-    } else node = holder[at];
-  }
+  return open.map(({ at }) => at);
 }

@@ -7,7 +7,7 @@ import { inlineProtos } from "../../test/support/inline-protos.js";
 import { packageRoot } from "../base/paths.js";
 import { Envelope } from "./envelope.js";
 import { JsonEvents } from "./json.js";
-import { GIVEN_TWICE, parseJson } from "./json-text.js";
+import { GivenTwice, integerOf, parseJson } from "./json-text.js";
 import { ProtoRegistry } from "./registry.js";
 
 const registry = ProtoRegistry.load([join(packageRoot, "proto")]);
@@ -284,12 +284,58 @@ describe("a key given twice", () => {
         expect(printed).toBe(whole);
         for (const key of Object.keys(object)) {
           const again = whole.replace('"object":{', () => `"object":{${JSON.stringify(key)}:1,`);
-          const { object: read } = parseJson(Buffer.from(again)) as { object: Record<string, unknown> };
-          expect(Object.keys(read).filter((each) => read[each] === GIVEN_TWICE)).toEqual([key]);
+          expect(parseJson(Buffer.from(again))).toEqual(new GivenTwice(["object", key]));
         }
       }),
       { numRuns: 200 },
     );
+  });
+});
+
+describe("text made to be slow", () => {
+  /** Milliseconds that reading `text` takes, and what comes of it. */
+  const timed = (text: string): [number, string | undefined] => {
+    const started = performance.now();
+    const { message } = outcome(text);
+    return [performance.now() - started, message];
+  };
+  const many = 100_000;
+  // Each took a quarter of a minute or gigabytes while its cost grew with the square of its length.
+  test.each([
+    ["zeros before the last digit", `"0.${"0".repeat(many)}1"`, /^version: /],
+    ["the same as a number", `1.${"0".repeat(many)}1`, /^version: /],
+  ])("%s of a version", (_, version, message) => {
+    const [ms, told] = timed(JSON.stringify(good).replace('"version":"7"', `"version":${version}`));
+    expect(told).toMatch(message);
+    expect(ms).toBeLessThan(2_000);
+  });
+
+  test("one key again and again, deep inside", () => {
+    const depth = 1_000;
+    const inner = `{"b":0${',"b":0'.repeat(many)}}`;
+    const [ms, told] = timed('{"a":'.repeat(depth) + inner + "}".repeat(depth));
+    expect(told).toBe("a.a.a.a.a.a.a.….b: given twice");
+    expect(ms).toBeLessThan(2_000);
+  });
+
+  test("integers are exact, however they are written", () => {
+    const zeros = "0".repeat(50);
+    for (const [text, whole] of [
+      [`1${"0".repeat(18)}`, 10n ** 18n],
+      [`9007199254740993.${zeros}`, 9007199254740993n],
+      ["12.50e1", 125n],
+      ["-120e-1", -12n],
+      [`1${zeros}e-50`, 1n],
+      ["0.0e99", 0n],
+      ["-0", 0n],
+      ["12.5", undefined],
+      ["125e-1", undefined],
+      ["1e60", undefined],
+      ["1e99999999999999999999", undefined],
+      ["01", undefined],
+    ] as const) {
+      expect(integerOf(text), text).toBe(whole);
+    }
   });
 });
 

@@ -12,7 +12,7 @@ import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
 import { describe } from "./event-messages.js";
 import { exactNumbers } from "./json-numbers.js";
-import { GIVEN_TWICE, parseJson } from "./json-text.js";
+import { GivenTwice, parseJson } from "./json-text.js";
 import type { ProtoRegistry } from "./registry.js";
 
 /** One event as wire bytes, or why it is none. Messages name fields, never values. */
@@ -49,6 +49,7 @@ export class JsonEvents {
   /** One event of a JSON body; undefined when the text is no JSON at all, and so the body is none. */
   convertText(text: Uint8Array): JsonEvent | undefined {
     const value = parseJson(text);
+    if (value instanceof GivenTwice) return malformed(`${pathOf(value)}: given twice`);
     return value === undefined ? undefined : this.convert(value);
   }
 
@@ -60,14 +61,6 @@ export class JsonEvents {
   /** One event as parsed JSON. What is only wrong in meaning (an empty tenant, say) is left to the envelope's reader. */
   convert(value: unknown): JsonEvent {
     if (!isObject(value)) return malformed("event: expected a JSON object");
-    const converted = this.tryConvert(value);
-    if (Buffer.isBuffer(converted)) return converted;
-    // No reader takes such a field, but what they say of it is beside the point.
-    const twice = givenTwice(value);
-    return twice === undefined ? converted : malformed(`${twice}: given twice`);
-  }
-
-  private tryConvert(value: JsonObject): JsonEvent {
     const early = this.checkPayloadType(value);
     if (early) return early;
     try {
@@ -171,15 +164,13 @@ function underBothNames(desc: DescMessage, value: JsonObject): string | undefine
   return undefined;
 }
 
-/** "payload.inner.text" where a key below was given twice. */
-function givenTwice(value: unknown): string | undefined {
-  if (typeof value !== "object" || value === null) return undefined;
-  for (const [key, item] of Object.entries(value)) {
-    if (item === GIVEN_TWICE) return name(key);
-    const inner = givenTwice(item);
-    if (inner !== undefined) return `${name(key)}.${inner}`;
-  }
-  return undefined;
+/** How many keys of a path are told: enough to find the place, however deep the sender went. */
+const PATH_KEYS = 8;
+
+/** "payload.inner.text" */
+function pathOf({ path }: GivenTwice): string {
+  const keys = path.map((key) => name(String(key)));
+  return (keys.length > PATH_KEYS ? [...keys.slice(0, PATH_KEYS - 1), "…", keys.at(-1)] : keys).join(".");
 }
 
 /** What a field takes, in the words of its .proto file. */
