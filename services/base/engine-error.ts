@@ -54,5 +54,9 @@ export const isDataError = ({ type }: EngineError): boolean => DATA.has(type);
 
 export const isMemoryError = ({ type }: EngineError): boolean => type === "Out of Memory";
 
+/** A fault of the engine's own, after which it may answer nothing any more. */
+export const isEngineFault = (error: EngineError): boolean =>
+  error.type === "INTERNAL" || isEngineGone(error);
+
 /** After such an error the engine answers nothing any more: only a new one helps. */
 export const isEngineGone = ({ type }: EngineError): boolean => type === "FATAL";

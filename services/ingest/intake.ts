@@ -1,4 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { engineErrorOf, isEngineFault } from "../base/engine-error.js";
 import { KeyIndex } from "../table/key-index.js";
 import { WORDS } from "../table/order.js";
 import type { Progress } from "../table/progress.js";
@@ -42,11 +43,17 @@ export async function takeIn(
   const parts = suspects?.partsOf(name, slice) ?? [{ slice, trial: false, condemned: false }];
   for (let part = parts.shift(); part !== undefined; part = parts.shift()) {
     const ended = await suspects?.begin(name, part);
+    let blamed = false;
     try {
       const result = await takePart(refiner, writer, part, parts, taking);
       if (result !== undefined) return result;
+    } catch (error) {
+      const engine = engineErrorOf(error);
+      // What breaks the engine ends the process soon.
+      blamed = engine !== undefined && isEngineFault(engine);
+      throw error;
     } finally {
-      ended?.();
+      ended?.(blamed);
     }
   }
   return { kind: "taken" };

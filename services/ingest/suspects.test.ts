@@ -1,7 +1,9 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { setTimeout as sleep } from "node:timers/promises";
+import { DuckDBConnection } from "@duckdb/node-api";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { Lake, TestStream } from "../../test/support/lake.js";
 import { whole } from "./payloads.js";
 import { type Part, Suspects } from "./suspects.js";
@@ -30,7 +32,7 @@ async function run(poison: string, count: number): Promise<Part | undefined> {
     if (part.condemned) continue;
     const ended = await suspects.begin("t.things", part);
     if (part.slice.events.positions.includes(poison)) return part;
-    ended();
+    ended(false);
   }
   return undefined;
 }
@@ -56,7 +58,7 @@ test("a kill from outside costs smaller pieces once, and no event", async () => 
   const parts = next.partsOf("t.killed", whole(things(120)));
   expect(parts.map(({ trial }) => trial)).toEqual([false, ...Array.from({ length: 15 }, () => true)]);
   expect(parts.reduce((sum, { slice }) => sum + slice.events.count, 0)).toBe(120);
-  for (const part of parts) (await next.begin("t.killed", part))();
+  for (const part of parts) (await next.begin("t.killed", part))(false);
   expect(Suspects.open(folder).partsOf("t.killed", whole(things(120)))).toHaveLength(1);
 });
 
@@ -78,6 +80,42 @@ test("an event that has ended the process again and again is a dead letter; the 
     expect(await lake.deadLetters()).toEqual(["t.things TRB-INGEST-MEMORY 000000000005"]);
     expect((await lake.target()).inStep(lane.rawProgress())).toBe(true);
   } finally {
+    await lake.close();
+  }
+});
+
+test("an event that breaks the engine is found as one that ends the process is", async () => {
+  const lake = await Lake.create();
+  const { run } = DuckDBConnection.prototype;
+  let broken = 0;
+  vi.spyOn(DuckDBConnection.prototype, "run").mockImplementation(async function (
+    this: DuckDBConnection,
+    sql,
+    ...rest
+  ) {
+    if (String(sql).includes("TABLE batch_rows")) {
+      const reader = await this.runAndReadAll("SELECT 1 FROM batch_keys WHERE entity_id = 'k4'");
+      if (reader.currentRowCount > 0) {
+        broken++;
+        throw new Error("INTERNAL Error: an assertion of the engine");
+      }
+    }
+    return run.call(this, sql, ...rest);
+  });
+  try {
+    await (await lake.lane()).land(things(20));
+    for (let starts = 0; starts < 8 && (await lake.deadLetters()).length === 0; starts++) {
+      // What is a new process, once the engine has answered nothing any more.
+      const seen = broken;
+      const lane = await lake.lane();
+      while (lane.behind && broken === seen) await sleep(2);
+      await lake.reopen();
+    }
+    await lake.settled();
+    expect(await lake.rows()).toHaveLength(19);
+    expect(await lake.deadLetters()).toEqual(["t.things TRB-INGEST-MEMORY 000000000005"]);
+  } finally {
+    vi.restoreAllMocks();
     await lake.close();
   }
 });

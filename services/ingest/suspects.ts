@@ -45,6 +45,8 @@ export interface Part {
 export class Suspects {
   private readonly notes = new Map<string, Note>();
   private readonly tried = new Map<string, number>();
+  /** What was condemned: a catch-up comes to the same event several times before its table's positions move. */
+  private readonly gone = new Map<string, Span[]>();
   /** Trials run one at a time, so that the one that was running is the one to blame. */
   private readonly trials = new Permits(1);
 
@@ -89,37 +91,52 @@ export class Suspects {
   /** The slice in the parts in which it should be run. */
   partsOf(model: string, slice: Slice): Part[] {
     const { suspect } = this.note(model);
-    const { events } = slice;
-    const found: number[] = [];
-    if (suspect !== undefined)
-      for (let i = 0; i < events.count; i++) if (covers(suspect, events, i)) found.push(i);
-    if (suspect === undefined || found.length === 0) return [{ slice, trial: false, condemned: false }];
-    const condemned = suspect.count === 1 && suspect.strikes >= STRIKES;
-    const all = new Set(found);
+    const gone = this.gone.get(model) ?? [];
+    const rest: number[] = [];
+    const suspects: number[] = [];
+    const lost: number[] = [];
+    for (let i = 0; i < slice.events.count; i++) {
+      if (gone.some((span) => covers(span, slice.events, i))) lost.push(i);
+      else if (suspect !== undefined && covers(suspect, slice.events, i)) suspects.push(i);
+      else rest.push(i);
+    }
+    if (rest.length === slice.events.count) return [{ slice, trial: false, condemned: false }];
     const parts: Part[] = [];
-    if (all.size < events.count) {
-      parts.push({ slice: partOf(slice, (i) => !all.has(i)), trial: false, condemned: false });
+    const add = (events: readonly number[], how: Omit<Part, "slice">) => {
+      const some = new Set(events);
+      if (some.size > 0) parts.push({ slice: partOf(slice, (i) => some.has(i)), ...how });
+    };
+    add(rest, { trial: false, condemned: false });
+    const { count, strikes } = suspect ?? { count: 0, strikes: 0 };
+    const condemned = count === 1 && strikes >= STRIKES;
+    const size = Math.ceil(count / PIECES);
+    for (let at = 0; at < suspects.length; at += size) {
+      add(suspects.slice(at, at + size), { trial: true, condemned });
     }
-    const size = Math.ceil(suspect.count / PIECES);
-    for (let at = 0; at < found.length; at += size) {
-      const piece = new Set(found.slice(at, at + size));
-      parts.push({ slice: partOf(slice, (i) => piece.has(i)), trial: true, condemned });
-    }
+    add(lost, { trial: false, condemned: true });
     return parts;
   }
 
-  /** Says that the model runs on the part now; what it resolves to says that this has ended, well or not. */
-  async begin(model: string, { slice: { events }, trial }: Part): Promise<() => void> {
+  /**
+   * Says that the model runs on the part now; what it resolves to says that this has ended, well or not. `blamed`: the
+   * next process is to suspect the part as if this one had ended then and there.
+   */
+  async begin(
+    model: string,
+    { slice: { events }, trial, condemned }: Part,
+  ): Promise<(blamed: boolean) => void> {
     if (events.count === 0) return () => undefined;
     const leave = trial ? await this.trials.acquire() : () => undefined;
     this.write(model, { ...this.note(model), running: { ...spanOf(events), trial } });
-    return () => {
+    return (blamed) => {
+      leave();
+      if (blamed) return;
+      if (trial && condemned) this.gone.set(model, [...(this.gone.get(model) ?? []), spanOf(events)]);
       const { suspect } = this.note(model);
       const tried = (this.tried.get(model) ?? 0) + (trial ? events.count : 0);
       this.tried.set(model, tried);
       const acquitted = suspect === undefined || tried >= suspect.count;
       this.write(model, acquitted ? {} : { suspect });
-      leave();
     };
   }
 }
