@@ -97,3 +97,15 @@ test("files are looked at now and then, and read when they have come to rest", a
   rmSync(join(folder, "t/models/d/two.sql"));
   await expect.poll(() => modelNames(opened), { timeout: 20_000 }).toEqual(["d.one"]);
 });
+
+test("a fault in one reload keeps no later one from its turn", async () => {
+  const keeping = await open();
+  keeping.onChange(({ models }) => {
+    if (models.length === 2) throw new Error("a listener's fault");
+  });
+  write({ "t/models/d/two.sql": MODEL("a") });
+  await expect(keeping.reload()).rejects.toThrow("a listener's fault");
+  write({ "t/models/d/three.sql": MODEL("a") });
+  await keeping.reload();
+  expect(modelNames(keeping)).toEqual(["d.one", "d.three", "d.two"]);
+});

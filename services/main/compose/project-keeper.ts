@@ -5,6 +5,7 @@ import type { Logger } from "pino";
 import { Gauge, type Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
+import { Turns } from "../../base/turns.js";
 import { incompatibilities } from "../../contracts/compatibility.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
 import { type BrokenModel, loadProject, type Project } from "../../ingest/project.js";
@@ -27,7 +28,7 @@ export class ProjectKeeper {
   private now: Project = { registry: ProtoRegistry.of(new Uint8Array()), models: [] };
   private wrong: TributaryError | undefined;
   private readonly listeners: ((project: Project) => void)[] = [];
-  private turn: Promise<void> = Promise.resolve();
+  private readonly turns = new Turns();
   private timer: NodeJS.Timeout | undefined;
   /** What the files looked like when they were last read, and at the last look. */
   private read = "";
@@ -71,14 +72,13 @@ export class ProjectKeeper {
 
   /** Reads everything again and goes on with it, or tells why not. */
   reload(): Promise<void> {
-    this.turn = this.turn.then(() => this.replace());
-    return this.turn;
+    return this.turns.run(() => this.replace());
   }
 
   async close(): Promise<void> {
     clearTimeout(this.timer);
     this.timer = undefined;
-    await this.turn;
+    await this.turns.settled();
   }
 
   private async replace(): Promise<void> {

@@ -69,8 +69,9 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
         quarantined: quarantined(await readIngestStatus(store)),
       }),
     });
-    if (parts.bus) closers.push(await addBus(server, project, store, config, verifier, metrics, log));
-    if (parts.query) closers.push(await addQuery(server, project, store, config, verifier, metrics, log));
+    const service = { server, project, store, config, verifier, metrics, log };
+    if (parts.bus) closers.push(await addBus(service));
+    if (parts.query) closers.push(await addQuery(service));
     if (supervisor !== undefined) {
       // Beside listening: an ingest that cannot start is no reason to refuse events or questions.
       supervisor.start();
@@ -146,35 +147,29 @@ async function closeAll(closers: readonly (() => Promise<unknown>)[]): Promise<v
   if (failures.length > 0) throw failures[0];
 }
 
-async function addBus(
-  server: HttpServer,
-  project: ProjectKeeper,
-  store: ObjectStore,
-  config: Config,
-  verifier: TokenVerifier,
-  metrics: Registry,
-  log: Logger,
-): Promise<() => Promise<void>> {
-  const registry = () => project.current.registry;
-  const stream = await EmbeddedLogWriter.open({
-    folder: layout(config.data).stream,
-    partitions: config.stream.partitions,
-    segmentBytes: config.stream.segmentBytes,
-  });
+/** What bus and query are built from. */
+interface ServiceParts {
+  readonly server: HttpServer;
+  readonly project: ProjectKeeper;
+  readonly store: ObjectStore;
+  readonly config: Config;
+  readonly verifier: TokenVerifier;
+  readonly metrics: Registry;
+  readonly log: Logger;
+}
+
+/** Resolves to what closes it. */
+async function addBus({ server, project, store, ...rest }: ServiceParts): Promise<() => Promise<void>> {
+  const { data, stream: settings } = rest.config;
+  const stream = await EmbeddedLogWriter.open({ folder: layout(data).stream, ...settings });
   const status = () => readIngestStatus(store);
-  await registerBus(server.app, { stream, registry, verifier, config, metrics, log, status });
+  await registerBus(server.app, { ...rest, stream, registry: () => project.current.registry, status });
   return () => stream.close();
 }
 
-async function addQuery(
-  server: HttpServer,
-  project: ProjectKeeper,
-  store: ObjectStore,
-  config: Config,
-  verifier: TokenVerifier,
-  metrics: Registry,
-  log: Logger,
-): Promise<() => Promise<void>> {
+/** Resolves to what closes it. */
+async function addQuery({ server, project, store, ...rest }: ServiceParts): Promise<() => Promise<void>> {
+  const { config } = rest;
   const duck = await readingDuck();
   const stream = await openReader(config);
   const catalog = new LakeCatalog({
@@ -185,7 +180,7 @@ async function addQuery(
     consumer: CONSUMER,
     models: () => project.current.models,
   });
-  const query = await registerQuery(server.app, { catalog, verifier, config, metrics, log });
+  const query = await registerQuery(server.app, { ...rest, catalog });
   return async () => {
     await query.close();
     await stream.close();
