@@ -1,6 +1,7 @@
 import type { Logger } from "pino";
 import type { Duck } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
+import { Once } from "../base/once.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import type { DeltaTable, TableOptions } from "../table/delta-table.js";
 import { type DeadLetter, DeadLetters } from "./dead-letters.js";
@@ -11,6 +12,7 @@ import { type DeadLetter, DeadLetters } from "./dead-letters.js";
  */
 export class DeadLetterBox {
   private opened: DeadLetters | undefined;
+  private readonly opening = new Once(() => DeadLetters.open(this.store, this.duck, this.options));
 
   constructor(
     private readonly store: ObjectStore,
@@ -21,7 +23,7 @@ export class DeadLetterBox {
 
   /** Errors: what opening a table throws. */
   async open(): Promise<DeadLetters> {
-    this.opened ??= await DeadLetters.open(this.store, this.duck, this.options);
+    this.opened = await this.opening.get();
     return this.opened;
   }
 
@@ -30,7 +32,7 @@ export class DeadLetterBox {
     try {
       await (await this.open()).add(letters);
     } catch (error) {
-      this.opened = undefined;
+      this.forget();
       this.log.error({ err: error }, "dead letters were not written");
       throw new TributaryError("TRB-STORE-FAILED", "the dead-letter table cannot be written", {
         cause: error,
@@ -46,6 +48,7 @@ export class DeadLetterBox {
   /** It is opened from scratch with the next letter. */
   forget(): void {
     this.opened = undefined;
+    this.opening.forget();
   }
 
   /** Errors: TRB-TABLE-CORRUPT while it is not open. */

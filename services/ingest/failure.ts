@@ -41,5 +41,7 @@ const isFileError = ({ type, message }: EngineError): boolean =>
 export function isFatal(error: unknown): boolean {
   const engine = engineErrorOf(error);
   if (engine !== undefined && isEngineGone(engine)) return true;
+  // Another process does what this one did.
+  if (error instanceof TributaryError && error.code === "TRB-STREAM-FENCED") return true;
   return error instanceof Error && error.cause !== undefined && isFatal(error.cause);
 }

@@ -1,7 +1,7 @@
 import type { IngestContext } from "./context.js";
 import { EventBatch } from "./event-batch.js";
 import { Lane } from "./lane.js";
-import type { ParkedChunk } from "./parked-log.js";
+import type { ParkedChunk } from "./parked-format.js";
 import { Parking } from "./parking.js";
 
 /** A landing that takes longer holds up nobody but its own type: what waits behind it is parked when it grows. */

@@ -1,7 +1,8 @@
 import { describe, expect, test } from "vitest";
 import { Random, seeds } from "../../test/support/lake.js";
 import { SimulatedFiles } from "../../test/support/simulated-files.js";
-import { type ParkedEvents, ParkedLog } from "./parked-log.js";
+import type { ParkedEvents } from "./parked-format.js";
+import { ParkedLog } from "./parked-log.js";
 
 const FOLDER = "/simulated/parked/t.v1.Thing";
 
@@ -84,7 +85,8 @@ describe("parked events", () => {
     await log.append("s", eventsFrom(1, 5));
     await log.append("s", eventsFrom(6, 5));
     await log.close();
-    const file = await files.open(`${FOLDER}/000000000001.log`, "write");
+    const [segment] = await files.list(FOLDER);
+    const file = await files.open(`${FOLDER}/${segment!.name}`, "write");
     await file.write(Buffer.from("X"), 60);
     await file.close();
     const damaged = await openLog(files);
@@ -92,6 +94,40 @@ describe("parked events", () => {
     await damaged.append("s", eventsFrom(11, 5));
     await expect(damaged.peek(1, 1)).rejects.toMatchObject({ code: "TRB-STREAM-CORRUPT" });
     expect([damaged.empty, (await files.list(FOLDER)).length]).toEqual([false, 2]);
+  });
+
+  test("are not deleted by a process that was replaced while it landed them", async () => {
+    const files = new SimulatedFiles();
+    const replaced = await openLog(files);
+    await replaced.append("s", eventsFrom(1, 5));
+    const landing = (await replaced.peek(10, 10_000))!;
+    const successor = await openLog(files);
+    expect(await drain(successor)).toEqual(numbers(1, 5));
+    await successor.append("s", eventsFrom(6, 5));
+    await expect(replaced.drop(landing)).rejects.toMatchObject({ code: "TRB-STREAM-FENCED" });
+    expect(await drain(await openLog(files))).toEqual(numbers(6, 5));
+  });
+
+  test("are not acknowledged by a process that was replaced, where its successor does not look", async () => {
+    const files = new SimulatedFiles();
+    const replaced = await openLog(files);
+    await replaced.append("s", eventsFrom(1, 5));
+    const successor = await openLog(files);
+    await expect(replaced.append("s", eventsFrom(6, 5))).rejects.toMatchObject({ code: "TRB-STREAM-FENCED" });
+    expect(await drain(successor)).toEqual(numbers(1, 5));
+    // Whether or not that file is gone by now.
+    await expect(replaced.append("s", eventsFrom(6, 5))).rejects.toMatchObject({ code: "TRB-STREAM-FENCED" });
+    await expect(replaced.peek(10, 10_000)).rejects.toMatchObject({ code: "TRB-STREAM-FENCED" });
+  });
+
+  test("of an earlier version, whose segments had other names, are found", async () => {
+    const files = new SimulatedFiles();
+    const log = await openLog(files);
+    await log.append("s", eventsFrom(1, 5));
+    await log.close();
+    const [segment] = await files.list(FOLDER);
+    await files.rename(`${FOLDER}/${segment!.name}`, `${FOLDER}/000000000001.log`);
+    expect(await drain(await openLog(files))).toEqual(numbers(1, 5));
   });
 
   test("a full disk refuses, keeps what it had, and goes on when there is room", async () => {

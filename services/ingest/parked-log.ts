@@ -1,38 +1,23 @@
 import { randomBytes } from "node:crypto";
 import { join } from "node:path";
-import { crc32 } from "node:zlib";
 import { TributaryError } from "../base/errors.js";
-import { ensureFolder, type FileOps, type OpenFile, readWhole, writeFully } from "../base/files.js";
+import { ensureFolder, type FileOps, isAbsent, type OpenFile, readWhole, writeFully } from "../base/files.js";
 import { Turns } from "../base/turns.js";
+import {
+  damaged,
+  decode,
+  encode,
+  frames,
+  HEADER_BYTES,
+  type ParkedChunk,
+  type ParkedEvents,
+  sealOf,
+  segmentHeader,
+} from "./parked-format.js";
 
-/*
- * A segment: magic 8 · marker 8 · frames. A frame: marker 8 · crc 4 (of all that follows) · length 4 (of the body) ·
- * body: length of the head 4 · head (JSON: stream, partition names, [partition, position, received-at, length] per
- * event) · the events' bytes. A frame without a body seals a segment that was left whole. Numbers are little-endian.
- * The marker is random per segment, so that no payload can pass for a frame.
- */
-const MAGIC = Buffer.from("TRBPARK1", "latin1");
-const HEADER_BYTES = 16;
-const FRAME_BYTES = 16;
 const SEGMENT_BYTES = 8 * 1024 * 1024;
-const NAME = /^(\d{12})\.log$/;
-
-/** Events in the order in which they land. */
-export interface ParkedEvents {
-  readonly count: number;
-  readonly partitions: readonly string[];
-  readonly positions: readonly string[];
-  /** Milliseconds since the epoch. */
-  readonly receivedAt: readonly number[];
-  event(i: number): Buffer;
-}
-
-/** The oldest parked events, of one stream. */
-export interface ParkedChunk extends ParkedEvents {
-  readonly stream: string;
-  /** Where the rest begins. */
-  readonly end: { readonly segment: number; readonly at: number };
-}
+/** Earlier versions gave segments no more than their number. */
+const NAME = /^(\d{12})(?:-[0-9a-f]{16})?\.log$/;
 
 interface Segment {
   readonly number: number;
@@ -47,10 +32,16 @@ interface Segment {
  * Events that were accepted and cannot land yet, in a folder of their own: appended durably, read from the oldest on,
  * deleted once they have landed. Reading begins with the oldest segment again after a restart: what has landed
  * meanwhile is told by positions, not by this log. Calls run one after the other.
+ *
+ * One process parks; who comes after it gives every segment a new name before reading it. One that goes on although it
+ * has been replaced (it was stopped for a while) then acknowledges nothing more in them and deletes none. What it parks
+ * in a new segment of its own follows on what it had parked before, so it does no harm.
  */
 export class ParkedLog {
   private readonly turns = new Turns();
   private writer: OpenFile | undefined;
+  /** The segment to be begun next, whose file a failure may have left behind. */
+  private coming: { readonly number: number; readonly path: string } | undefined;
   private marker: Buffer = Buffer.alloc(8);
   /** Offset in the oldest segment up to which events have landed. */
   private landed = HEADER_BYTES;
@@ -70,7 +61,8 @@ export class ParkedLog {
       for (const { name } of found) {
         const number = NAME.exec(name)?.[1];
         if (number === undefined) continue;
-        const path = join(folder, name);
+        const path = join(folder, nameOf(Number(number)));
+        await files.rename(join(folder, name), path);
         const size = (await files.stat(path))?.bytes ?? 0;
         segments.push({ number: Number(number), path, bytes: size, size });
       }
@@ -100,7 +92,10 @@ export class ParkedLog {
   }
   private appending = 0;
 
-  /** Durable when resolved; when it rejects the events may be parked all the same. Errors: TRB-STORE-FAILED. */
+  /**
+   * Durable when resolved; when it rejects the events may be parked all the same.
+   * Errors: TRB-STORE-FAILED; TRB-STREAM-FENCED when another process has taken over.
+   */
   append(stream: string, events: ParkedEvents): Promise<void> {
     if (events.count === 0) return Promise.resolve();
     this.appending++;
@@ -127,18 +122,27 @@ export class ParkedLog {
     }
     segment!.bytes += frame.length;
     segment!.size = segment!.bytes;
+    await this.assertOurs(segment!);
+  }
+
+  /** Passes while the segment has the name it was given: then whoever takes over later reads what was synced before. */
+  private async assertOurs({ path }: Segment): Promise<void> {
+    if ((await this.files.stat(path)) === undefined) throw new TributaryError("TRB-STREAM-FENCED");
   }
 
   private async begin(): Promise<Segment> {
     await ensureFolder(this.files, this.folder);
-    const number = (this.segments.at(-1)?.number ?? 0) + 1;
-    const path = join(this.folder, `${String(number).padStart(12, "0")}.log`);
-    // One that a failure has left behind bears the next number and holds nothing.
+    const last = this.segments.at(-1)?.number ?? 0;
+    if (this.coming === undefined || this.coming.number <= last) {
+      this.coming = { number: last + 1, path: join(this.folder, nameOf(last + 1)) };
+    }
+    const { number, path } = this.coming;
+    // Of a try that failed; nobody else gives this name, and no event was acknowledged in it.
     await this.files.unlink(path).catch(() => undefined);
     const file = await this.files.open(path, "create");
     this.marker = randomBytes(8);
     try {
-      await writeFully(file, Buffer.concat([MAGIC, this.marker]), 0);
+      await writeFully(file, segmentHeader(this.marker), 0);
       // Before any event: a segment with events whose header does not read is damaged, not torn.
       await file.dataSync();
       await this.files.syncFolder(this.folder);
@@ -148,6 +152,7 @@ export class ParkedLog {
       throw error;
     }
     this.writer = file;
+    this.coming = undefined;
     const segment = { number, path, bytes: HEADER_BYTES, size: HEADER_BYTES };
     this.segments.push(segment);
     return segment;
@@ -155,7 +160,7 @@ export class ParkedLog {
 
   /** Says that nothing is missing at the segment's end. */
   private async seal(segment: Segment): Promise<void> {
-    const end = frameOf(this.marker, Buffer.alloc(0));
+    const end = sealOf(this.marker);
     try {
       await writeFully(this.writer!, end, segment.bytes);
       await this.writer!.dataSync();
@@ -172,7 +177,11 @@ export class ParkedLog {
   private async abandon(segment: Segment): Promise<void> {
     const writer = this.writer!;
     this.writer = undefined;
-    await writer.truncate(segment.bytes).catch(() => undefined);
+    const ours = await this.assertOurs(segment).then(
+      () => true,
+      () => false,
+    );
+    if (ours) await writer.truncate(segment.bytes).catch(() => undefined);
     await writer.close().catch(() => undefined);
     if (segment.bytes > HEADER_BYTES) return;
     this.segments.splice(this.segments.indexOf(segment), 1);
@@ -181,7 +190,7 @@ export class ParkedLog {
 
   /**
    * The oldest events that may not have landed, at least one frame of them; undefined without any.
-   * Errors: TRB-STORE-FAILED, TRB-STREAM-CORRUPT.
+   * Errors: TRB-STORE-FAILED, TRB-STREAM-CORRUPT, TRB-STREAM-FENCED.
    */
   peek(maxEvents: number, maxBytes: number): Promise<ParkedChunk | undefined> {
     return this.turns.run(() =>
@@ -189,7 +198,10 @@ export class ParkedLog {
         const segment = this.segments[0];
         if (segment === undefined) return undefined;
         const bytes = (await read(this.files, segment, 0)).subarray(0, segment.bytes);
-        return decode(bytes, segment.number, this.landed, maxEvents, maxBytes);
+        const chunk = decode(bytes, segment.number, this.landed, maxEvents, maxBytes);
+        // What was whole is not any more: nothing would ever land.
+        if (chunk.count === 0) throw damaged();
+        return chunk;
       }),
     );
   }
@@ -220,32 +232,9 @@ export class ParkedLog {
   }
 }
 
-function encode(marker: Buffer, stream: string, events: ParkedEvents): Buffer {
-  const names = [...new Set(events.partitions)];
-  const rows: [number, string, number, number][] = [];
-  const slices: Buffer[] = [];
-  for (let i = 0; i < events.count; i++) {
-    const event = events.event(i);
-    slices.push(event);
-    rows.push([
-      names.indexOf(events.partitions[i]!),
-      events.positions[i]!,
-      events.receivedAt[i]!,
-      event.length,
-    ]);
-  }
-  const head = Buffer.from(JSON.stringify({ stream, partitions: names, rows }));
-  const length = Buffer.alloc(4);
-  length.writeUInt32LE(head.length);
-  return frameOf(marker, Buffer.concat([length, head, ...slices]));
-}
-
-function frameOf(marker: Buffer, body: Buffer): Buffer {
-  const frame = Buffer.concat([marker, Buffer.alloc(8), body]);
-  frame.writeUInt32LE(body.length, 12);
-  frame.writeUInt32LE(crc32(frame.subarray(12)), 8);
-  return frame;
-}
+/** A name that no segment ever had. */
+const nameOf = (number: number): string =>
+  `${String(number).padStart(12, "0")}-${randomBytes(8).toString("hex")}.log`;
 
 /** Where whole frames end; undefined when the segment is damaged before that. */
 async function wholeEnd(files: FileOps, segment: Segment): Promise<number | undefined> {
@@ -255,97 +244,6 @@ async function wholeEnd(files: FileOps, segment: Segment): Promise<number | unde
   } catch {
     return undefined;
   }
-}
-
-interface Frames {
-  /** Where each frame with a body begins and ends. */
-  readonly found: readonly { readonly at: number; readonly end: number }[];
-  /** Where whole frames end. */
-  readonly end: number;
-}
-
-/** The whole frames of a segment from `from` on. Errors: TRB-STREAM-CORRUPT when something is damaged before the last one. */
-function frames(bytes: Buffer, from: number): Frames {
-  if (bytes.length <= HEADER_BYTES) return { found: [], end: 0 };
-  if (!bytes.subarray(0, 8).equals(MAGIC)) throw damaged();
-  const marker = bytes.subarray(8, 16);
-  const found: { at: number; end: number }[] = [];
-  let at = Math.max(from, HEADER_BYTES);
-  for (;;) {
-    const end = frameEnd(bytes, marker, at);
-    if (end === undefined) break;
-    if (end > at + FRAME_BYTES) found.push({ at, end });
-    at = end;
-  }
-  for (let later = bytes.indexOf(marker, at + 1); later >= 0; later = bytes.indexOf(marker, later + 1)) {
-    if (frameEnd(bytes, marker, later) !== undefined) {
-      throw damaged();
-    }
-  }
-  return { found, end: at };
-}
-
-const damaged = () =>
-  new TributaryError("TRB-STREAM-CORRUPT", "a log of parked events is damaged; restore it from a copy");
-
-function frameEnd(bytes: Buffer, marker: Buffer, at: number): number | undefined {
-  if (bytes.length < at + FRAME_BYTES || bytes.compare(marker, 0, 8, at, at + 8) !== 0) return undefined;
-  const end = at + FRAME_BYTES + bytes.readUInt32LE(at + 12);
-  if (end > bytes.length || crc32(bytes.subarray(at + 12, end)) !== bytes.readUInt32LE(at + 8))
-    return undefined;
-  return end;
-}
-
-interface Head {
-  readonly stream: string;
-  readonly partitions: readonly string[];
-  readonly rows: readonly [number, string, number, number][];
-}
-
-function decode(
-  bytes: Buffer,
-  segment: number,
-  from: number,
-  maxEvents: number,
-  maxBytes: number,
-): ParkedChunk {
-  const partitions: string[] = [];
-  const positions: string[] = [];
-  const receivedAt: number[] = [];
-  const events: Buffer[] = [];
-  let stream: string | undefined;
-  let size = 0;
-  const { found, end } = frames(bytes, from);
-  let reached = end;
-  for (const frame of found) {
-    const headAt = frame.at + FRAME_BYTES + 4;
-    const headEnd = headAt + bytes.readUInt32LE(frame.at + FRAME_BYTES);
-    const head = JSON.parse(bytes.toString("utf8", headAt, headEnd)) as Head;
-    const full = events.length > 0 && (events.length + head.rows.length > maxEvents || size >= maxBytes);
-    if (full || (stream !== undefined && stream !== head.stream)) {
-      reached = frame.at;
-      break;
-    }
-    stream = head.stream;
-    let at = headEnd;
-    for (const [partition, position, received, length] of head.rows) {
-      partitions.push(head.partitions[partition]!);
-      positions.push(position);
-      receivedAt.push(received);
-      events.push(bytes.subarray(at, at + length));
-      at += length;
-      size += length;
-    }
-  }
-  return {
-    stream: stream ?? "",
-    count: events.length,
-    partitions,
-    positions,
-    receivedAt,
-    event: (i) => events[i]!,
-    end: { segment, at: reached },
-  };
 }
 
 async function read(files: FileOps, segment: Segment, from: number): Promise<Buffer> {
@@ -363,6 +261,8 @@ async function guard<T>(step: () => Promise<T>): Promise<T> {
     return await step();
   } catch (cause) {
     if (cause instanceof TributaryError) throw cause;
+    // What was there has another name, or has been done with, by another process.
+    if (isAbsent(cause)) throw new TributaryError("TRB-STREAM-FENCED");
     throw new TributaryError("TRB-STORE-FAILED", "parked events cannot be written or read", { cause });
   }
 }

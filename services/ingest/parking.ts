@@ -1,10 +1,12 @@
 import { join } from "node:path";
+import { Once } from "../base/once.js";
 import { layout } from "../base/paths.js";
 import { type Failure, Retry } from "../base/retry.js";
 import type { TableStatus } from "../status/ingest-status.js";
 import type { IngestContext } from "./context.js";
 import { isFatal, tell } from "./failure.js";
-import { type ParkedChunk, type ParkedEvents, ParkedLog } from "./parked-log.js";
+import type { ParkedChunk, ParkedEvents } from "./parked-format.js";
+import { ParkedLog } from "./parked-log.js";
 
 /** The table that parked events belong into. */
 export interface Destination {
@@ -32,6 +34,8 @@ export interface Destination {
  */
 export class Parking {
   private log: ParkedLog | undefined;
+  /** One object, whoever comes first: two would not know of each other's segments. */
+  private readonly opening: Once<ParkedLog>;
   private trying: Promise<void> | undefined;
   private readonly retry: Retry;
   private unwell = false;
@@ -43,6 +47,9 @@ export class Parking {
     private readonly signal: AbortSignal,
   ) {
     this.retry = new Retry(signal);
+    const { files, config } = context;
+    const folder = join(layout(config.data).parked, destination.folder);
+    this.opening = new Once(() => ParkedLog.open(files, folder));
   }
 
   /** True when nothing waits here and no try runs: what comes may go to the table directly. */
@@ -65,8 +72,7 @@ export class Parking {
   }
 
   private async open(): Promise<ParkedLog> {
-    const { files, config } = this.context;
-    this.log ??= await ParkedLog.open(files, join(layout(config.data).parked, this.destination.folder));
+    this.log = await this.opening.get();
     return this.log;
   }
 

@@ -1,7 +1,7 @@
 import type { IngestContext } from "./context.js";
 import type { DeadLetter } from "./dead-letters.js";
 import { type Unreadable, unreadableCode } from "./event-batch.js";
-import type { ParkedChunk, ParkedEvents } from "./parked-log.js";
+import type { ParkedChunk, ParkedEvents } from "./parked-format.js";
 import { Parking } from "./parking.js";
 
 /** No entity type's name: those begin with a letter or "_". */
