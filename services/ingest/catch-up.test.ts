@@ -95,6 +95,38 @@ test("a replay moves positions as it goes, and goes on there after a crash", asy
   }
 });
 
+test("a lane that closes gives up a rebuild after the slice that runs; the next one goes on there", () =>
+  withLake({ rangeEvents: 10, checkpointEvery: 1000 }, async (lake) => {
+    const events = randomEvents(new Random(4), 120);
+    await (await lake.lane()).land(new TestStream("log").batch(events));
+    await lake.settled();
+    let commits = 0;
+    let begun: () => void = () => undefined;
+    const third = new Promise<void>((resolve) => {
+      begun = resolve;
+    });
+    await lake.reopen({
+      models: CHANGED,
+      store: (inner) =>
+        overriding(inner, {
+          putIfAbsent: (key, bytes) => {
+            if (key.includes("/rebuilt-") && ++commits === 3) begun();
+            return inner.putIfAbsent(key, bytes);
+          },
+        }),
+    });
+    const lane = await lake.lane();
+    await third;
+    await lane.close();
+    lake.forget();
+    // Of one that makes the table, and two for each of twelve ranges.
+    expect(commits).toBeLessThan(8);
+    const [side] = await sidesOf(lake);
+    expect(await lake.rows()).toEqual(expectedThings(events));
+    const folders = (await lake.target()).table.snapshot.files.map(({ path }) => path.split("/")[0]);
+    expect(new Set(folders)).toEqual(new Set([side]));
+  }));
+
 test("what a rebuild could not remove is in no later one's way, and goes later", async () => {
   let failing = true;
   await withLake(

@@ -29,6 +29,8 @@ export interface CatchUpOptions {
   readonly express: boolean;
   /** Done between ranges. */
   readonly between?: () => Promise<void>;
+  /** Gives up after the slice that runs: what is in stays, and the next catch-up goes on behind it. */
+  readonly signal: AbortSignal;
 }
 
 /** Brings one table to where raw stands, range by range, reading raw alone; never the stream. */
@@ -48,7 +50,7 @@ export class CatchUp {
     this.rangeEvents = context.decoding.rangeEvents;
   }
 
-  /** Resolves when the table has all that raw had at some moment of the call. */
+  /** Resolves when the table has all that raw had at some moment of the call; rejects once it has given up. */
   async run(): Promise<void> {
     for (;;) {
       const snapshot = await this.raw.refresh();
@@ -100,6 +102,7 @@ export class CatchUp {
   private async takeBatch(view: RawView, batch: EventBatch): Promise<boolean> {
     const { sliceBytes, permits } = this.context.decoding;
     for await (const slice of slicesOf(batch, sliceBytes, permits)) {
+      this.options.signal.throwIfAborted();
       if (!isTaken(await this.take(view, slice, NOWHERE, NOWHERE))) return false;
       // A permit is given back before another one is asked for.
       slice.release();

@@ -164,14 +164,15 @@ export class ModelSeat {
   private async getInStep(): Promise<void> {
     this.opened ??= await Target.open(this.context, this.model);
     const target = this.opened;
+    const { signal } = this.stopping;
     for (;;) {
-      await target.catchUp(this.host.raw);
+      await target.catchUp(this.host.raw, signal);
       // The last step keeps live batches waiting, but not for long.
       let last: Promise<void> | undefined;
       await this.host.exclusively(async () => {
-        this.stopping.signal.throwIfAborted();
+        signal.throwIfAborted();
         if (!target.inStep(this.host.rawProgress())) {
-          last = target.catchUp(this.host.raw);
+          last = target.catchUp(this.host.raw, signal);
           await within(PATIENCE_MS, last);
         }
         this.live = target.inStep(this.host.rawProgress());

@@ -35,6 +35,8 @@ export class Rebuild {
     private readonly table: DeltaTable,
     private readonly refiner: Refiner,
     private readonly connection: DuckDBConnection,
+    /** Gives up; the next rebuild of the same model goes on where this one stopped. */
+    private readonly signal: AbortSignal,
   ) {}
 
   async run(raw: DeltaTable): Promise<void> {
@@ -55,9 +57,9 @@ export class Rebuild {
     const { context, table } = this;
     context.log.info({ model: this.refiner.model.name }, "rebuilding from raw");
     const writer = context.writerFor(side);
-    const between = () => this.compact(writer);
+    const options = { express: false, between: () => this.compact(writer), signal: this.signal };
     for (;;) {
-      await new CatchUp(context, this.refiner, writer, raw, { express: false, between }).run();
+      await new CatchUp(context, this.refiner, writer, raw, options).run();
       const old = await table.refresh();
       const note = noteOf(old);
       if (note.building?.folder !== folder) return false;

@@ -98,16 +98,19 @@ export class Target {
     }
   }
 
-  /** Brings the table to where raw stands now, reading raw alone; rebuilds it first when it is outdated. */
-  async catchUp(raw: DeltaTable): Promise<void> {
+  /**
+   * Brings the table to where raw stands now, reading raw alone; rebuilds it first when it is outdated. `signal` makes
+   * it give up.
+   */
+  async catchUp(raw: DeltaTable, signal: AbortSignal): Promise<void> {
     await this.table.refresh();
-    const rebuild = new Rebuild(this.context, this.table, this.refiner, this.connection);
+    const rebuild = new Rebuild(this.context, this.table, this.refiner, this.connection, signal);
     while (this.outdated) {
       await rebuild.run(raw);
       this.upserts = this.context.writerFor(this.table);
     }
     await rebuild.clean();
-    await new CatchUp(this.context, this.refiner, this.upserts, raw, { express: true }).run();
+    await new CatchUp(this.context, this.refiner, this.upserts, raw, { express: true, signal }).run();
   }
 
   /**
