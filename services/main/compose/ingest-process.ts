@@ -3,7 +3,9 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
+import { checkData } from "../../base/data-format.js";
 import { TributaryError } from "../../base/errors.js";
+import { nodeFiles } from "../../base/files.js";
 import { layout } from "../../base/paths.js";
 import type { ProcessLock } from "../../base/process-lock.js";
 import { type Ingest, openContext, startIngest } from "../../ingest/ingest.js";
@@ -18,11 +20,16 @@ export interface RunningIngest extends Ingest {
   readonly metrics: Registry;
 }
 
-/** Ingest on one data folder; one process at a time, the next waits a little for the last one to end. */
+/**
+ * Ingest on one data folder; one process at a time, the next waits a little for the last one to end.
+ * Errors: TRB-DATA-VERSION, TRB-STREAM-LOCKED, TRB-CONFIG.
+ */
 export async function runIngest(config: Config, project: Project): Promise<RunningIngest> {
   const log = openLog(config);
   const lock = await waitForLock(config);
   try {
+    // A server that goes on running may start ingest long after a newer version has taken the folder over.
+    await checkData(nodeFiles, config.data);
     await cleanUp(config);
     const store = await openStore(config, "ingest");
     const reader = await openReader(config);
