@@ -37,6 +37,8 @@ const MODEL = "t.things";
 const CHECKPOINT_EVERY = 4;
 /** A model that takes longer for so little will never be in step. */
 const PATIENCE_MS = 30_000;
+/** More than one fault makes fail. */
+const TRIES = 8;
 
 export const PHASES = ["landing", "compaction", "log checkpoint", "rebuild"] as const;
 export type Phase = (typeof PHASES)[number];
@@ -93,16 +95,21 @@ export class FaultLake {
     rmSync(this.template, { recursive: true, force: true });
   }
 
-  /** What ingest is to one entity type, on a folder and through these files. */
+  /**
+   * What ingest is to one entity type, on a folder and through these files. What fails is tried again, as its supervisor
+   * does with a process and a process with a lane.
+   */
   private async process(folder: string, lake: Lake, files: FileOps) {
     const staging = join(folder, "staging");
-    // As a process does when it starts.
-    rmSync(staging, { recursive: true, force: true });
-    const store = await FileStore.open({ folder: join(folder, "lake"), staging, files });
+    const store = await again(() => {
+      // As a process does when it starts.
+      rmSync(staging, { recursive: true, force: true });
+      return FileStore.open({ folder: join(folder, "lake"), staging, files });
+    });
     const { duck, tableOptions, log } = lake.context;
     const deadLetters = new DeadLetterBox(store, duck, tableOptions, log);
     const context: IngestContext = { ...lake.context, store, deadLetters };
-    const lane = await Lane.open(context, THING, () => undefined);
+    const lane = await again(() => Lane.open(context, THING, () => undefined));
     return { lane, store, context, close: () => lane.close() };
   }
 
@@ -146,44 +153,50 @@ export class FaultLake {
       for (const { root } of tablesOf(first.lane)) {
         await first.store.putIfAbsent(commitKey(root, 0), Buffer.alloc(0));
       }
-      let lane = first.lane;
-      let close = first.close;
-      let store = first.store;
       files.arm(at, fault);
-      if (phase === "rebuild") {
-        await close();
-        const second = await this.process(folder, lake, files).catch(() => undefined);
-        if (second !== undefined) ({ lane, close, store } = second);
-      }
+      let { lane, close, store } = first;
+      const gone = () => files.victim !== undefined && !survives;
+      // Resolves when the process does no more by itself.
+      const goOn = async () => {
+        const { batch } = batches[0]!;
+        await this.work(phase, lane, lake.context, batch).then(
+          () => {
+            if (phase !== "landing") return;
+            for (const [track, position] of progressAlong(batch.stream, batch.reached()))
+              landed.set(track, position);
+          },
+          (error: unknown) => {
+            if (files.victim === undefined || reopened) throw error;
+          },
+        );
+        await settled(lane, gone);
+        await checkpointed(lane);
+      };
+      let reopened = false;
       let closed = false;
       const end = async () => {
         if (!closed) await close();
         closed = true;
       };
-      const goOn = async () => {
-        if (phase === "landing") {
-          const { batch } = batches[0]!;
-          await lane.land(batch);
-          for (const [track, position] of progressAlong(batch.stream, batch.reached()))
-            landed.set(track, position);
-          await settled(lane, () => files.victim !== undefined && !survives);
-        } else if (phase === "compaction") await compact(lane, lake.context);
-        else if (phase === "log checkpoint") {
-          await lane.raw.checkpoint();
-          for (const { table } of lane.targets) await table.checkpoint();
-        } else await settled(lane, () => files.victim !== undefined && !survives);
-        await checkpointed(lane);
-      };
-      await goOn().catch(() => undefined);
+      if (phase === "rebuild") {
+        await close();
+        closed = true;
+        const second = await this.process(folder, lake, files).catch((error: unknown) => {
+          if (!gone()) throw error;
+        });
+        if (second !== undefined) {
+          ({ lane, close, store } = second);
+          closed = false;
+        }
+      }
+      if (!closed) await goOn();
       operations = files.count;
       files.disarm();
       // Half of those that live on do so in the same process; the rest are started anew.
       if (survives && files.victim !== undefined && random.chance(0.5)) {
-        await lane
-          .reopen()
-          .then(goOn)
-          .catch(() => undefined);
-        await settled(lane);
+        await lane.reopen();
+        reopened = true;
+        await goOn();
         const tables = tablesOf(lane);
         await end();
         // What could not be deleted goes with the next occasion.
@@ -203,6 +216,15 @@ export class FaultLake {
       rmSync(folder, { recursive: true, force: true });
     }
     return { struck: files.victim !== undefined, operations };
+  }
+
+  /** What a phase does to a lane whose models are in step, or, to rebuild, will be. */
+  private async work(phase: Phase, lane: Lane, context: IngestContext, batch: EventBatch): Promise<void> {
+    if (phase === "landing") await lane.land(batch);
+    else if (phase === "compaction") await compact(lane, context);
+    else if (phase === "log checkpoint") {
+      for (const table of tablesOf(lane)) await table.checkpoint();
+    }
   }
 
   private async verify(
@@ -249,6 +271,16 @@ async function settled(lane: Lane, giveUp: () => boolean = () => false): Promise
     if (performance.now() > end) throw new Error("a model does not get in step with raw");
     lane.seat(MODEL)?.hurry();
     await sleep(1);
+  }
+}
+
+async function again<T>(work: () => Promise<T>): Promise<T> {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await work();
+    } catch (error) {
+      if (tries === TRIES) throw error;
+    }
   }
 }
 
