@@ -1,25 +1,11 @@
-import { rmSync } from "node:fs";
-import { afterAll, beforeAll, expect, test } from "vitest";
-import { fileStore, temporaryFolder } from "../../test/support/lake.js";
-import { Duck } from "../base/duckdb.js";
-import type { ObjectStore } from "../storage/object-store.js";
+import { expect, test } from "vitest";
+import { commit, NEVER, openWorkbench } from "../../test/support/tables.js";
 import type { AddAction } from "./actions.js";
 import type { TableSpec } from "./definition.js";
 import { readCommit } from "./delta-log.js";
 import { DeltaTable } from "./delta-table.js";
 
-const folder = temporaryFolder();
-const NEVER = { checkpointEvery: 1_000_000 };
-let duck: Duck;
-let store: ObjectStore;
-beforeAll(async () => {
-  duck = await Duck.create({ memoryBytes: 256 * 1024 * 1024 });
-  store = await fileStore(folder);
-});
-afterAll(() => {
-  duck.close();
-  rmSync(folder, { recursive: true, force: true });
-});
+const { store, duck } = await openWorkbench();
 
 /** As the first Tributary made refined tables. */
 const OLD: TableSpec = {
@@ -60,13 +46,7 @@ const vector = {
 
 async function made(root: string, add: AddAction): Promise<void> {
   const table = await DeltaTable.openOrCreate(store, root, duck, NEVER, OLD);
-  await table.commit({
-    operation: "WRITE",
-    actions: [{ add }],
-    expect: new Map(),
-    basedOn: 0,
-    serializable: true,
-  });
+  await commit(table, [{ add }], { serializable: true });
 }
 
 test("a table of an older make is mended by one commit when a writer opens it, whoever is first", async () => {

@@ -1,30 +1,18 @@
-import { rmSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { fileStore, temporaryFolder } from "../../test/support/lake.js";
-import { Duck, literal, rowsOf } from "../base/duckdb.js";
+import { describe, expect, test } from "vitest";
+import { commit, NEVER, openWorkbench } from "../../test/support/tables.js";
+import { literal, rowsOf } from "../base/duckdb.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { type Action, type AddAction, checkpointKey, commitKey, encodeCommit, removeOf } from "./actions.js";
-import type { Operation } from "./commit-info.js";
 import type { TableSpec } from "./definition.js";
 import { listLog, readCommit } from "./delta-log.js";
 import { DeltaTable } from "./delta-table.js";
 import { hintKey } from "./log-checkpoint.js";
 import { COMMIT_TIMES, TableState } from "./state.js";
 
-const folder = temporaryFolder();
-const NEVER = { checkpointEvery: 1_000_000 };
-let duck: Duck;
-let store: ObjectStore;
-beforeAll(async () => {
-  duck = await Duck.create({ memoryBytes: 256 * 1024 * 1024 });
-  store = await fileStore(folder);
-});
-afterAll(() => {
-  duck.close();
-  rmSync(folder, { recursive: true, force: true });
-});
+const { folder, store, duck, freshRoot } = await openWorkbench();
 
 const SPEC: TableSpec = {
   columns: [{ name: "id", type: "string", nullable: true }],
@@ -37,9 +25,7 @@ const SPEC: TableSpec = {
     writerFeatures: ["deletionVectors", "domainMetadata", "inCommitTimestamp"],
   },
 };
-let roots = 0;
 let names = 0;
-const freshRoot = () => `logs/${++roots}`;
 const create = (root: string, spec = SPEC) => DeltaTable.openOrCreate(store, root, duck, NEVER, spec);
 const open = (root: string) => DeltaTable.open(store, root, duck, NEVER);
 const addOf = (stats: string | undefined = '{"numRecords":3}'): AddAction => ({
@@ -50,14 +36,6 @@ const addOf = (stats: string | undefined = '{"numRecords":3}'): AddAction => ({
   dataChange: true,
   ...(stats === "" ? {} : { stats }),
 });
-const commit = (table: DeltaTable, actions: readonly Action[], operation: Operation = "WRITE") =>
-  table.commit({
-    operation,
-    actions,
-    expect: new Map(),
-    basedOn: table.snapshot.version,
-    serializable: false,
-  });
 const pathOf = (key: string) => join(folder, "lake", key);
 const paths = (table: DeltaTable | undefined) => table!.snapshot.files.map(({ path }) => path).sort();
 

@@ -1,8 +1,7 @@
-import { rmSync } from "node:fs";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { type Fault, FaultyStore, overriding } from "../../test/support/faulty-store.js";
-import { fileStore, Random, seeds, temporaryFolder } from "../../test/support/lake.js";
-import { Duck } from "../base/duckdb.js";
+import { Random, seeds } from "../../test/support/lake.js";
+import { commit, NEVER, openWorkbench } from "../../test/support/tables.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { type Action, type AddAction, removeOf } from "./actions.js";
 import { definition, type TableSpec } from "./definition.js";
@@ -10,17 +9,7 @@ import { DeltaTable } from "./delta-table.js";
 import { advancePositions, positionsOf } from "./progress.js";
 import type { TableSnapshot } from "./types.js";
 
-const folder = temporaryFolder();
-let duck: Duck;
-let store: ObjectStore;
-beforeAll(async () => {
-  duck = await Duck.create({ memoryBytes: 256 * 1024 * 1024 });
-  store = await fileStore(folder);
-});
-afterAll(() => {
-  duck.close();
-  rmSync(folder, { recursive: true, force: true });
-});
+const { store, duck, freshRoot } = await openWorkbench();
 
 const SPEC: TableSpec = {
   columns: [
@@ -37,10 +26,6 @@ const SPEC: TableSpec = {
   },
   description: "A table.",
 };
-const NEVER = { checkpointEvery: 1_000_000 };
-
-let roots = 0;
-const freshRoot = () => `tables/${++roots}`;
 const open = (root: string, options = NEVER, from = store) =>
   DeltaTable.openOrCreate(from, root, duck, options, SPEC);
 
@@ -54,15 +39,6 @@ const addOf = (rows = 10, dataChange = true): AddAction => ({
   stats: JSON.stringify({ numRecords: rows, tightBounds: true, minValues: { id: 'a"\\\n' }, maxValues: {} }),
   ...(names % 3 === 0 ? { tags: { "tributary.kind": "tombstones" } } : {}),
 });
-
-const plainCommit = (table: DeltaTable, actions: readonly Action[], serializable = false) =>
-  table.commit({
-    operation: "WRITE",
-    actions,
-    expect: new Map(),
-    basedOn: table.snapshot.version,
-    serializable,
-  });
 
 /** Everything a snapshot says, in one form. */
 const told = (snapshot: TableSnapshot) => ({
@@ -106,7 +82,7 @@ async function randomCommit(table: DeltaTable, random: Random): Promise<void> {
       ...definition({ ...SPEC, properties: { x: String(version) }, description: "New." }, table.id),
     );
   }
-  const result = await plainCommit(table, random.shuffle(actions));
+  const result = await commit(table, random.shuffle(actions));
   expect(result.kind).toBe("committed");
 }
 
@@ -150,14 +126,14 @@ describe("a table's log", () => {
     const ago = (ms: number) => Date.now() - ms;
     for (let round = 0; round < 3; round++) {
       const adds = Array.from({ length: 800 }, () => addOf());
-      await plainCommit(
+      await commit(
         table,
         adds.map((add) => ({ add })),
       );
       const removed = adds.map((add, i) => ({
         remove: removeOf(add, ago(i < 700 ? 7_200_000 : 60_000), true),
       }));
-      await plainCommit(table, removed);
+      await commit(table, removed);
     }
     await table.refresh();
     await table.checkpoint();
@@ -193,35 +169,38 @@ describe("a conflict is returned", () => {
     const root = freshRoot();
     const [a, b] = [await open(root), await open(root)];
     const add = addOf();
-    await plainCommit(a, [{ add }]);
+    await commit(a, [{ add }]);
     const vector = {
       storageType: "u",
       pathOrInlineDv: "^-aqEH.-t@S}K{vb[*k^",
       sizeInBytes: 1,
       cardinality: 1,
     } as const;
-    await plainCommit(a, [{ remove: removeOf(add, 0, true) }, { add: { ...add, deletionVector: vector } }]);
+    await commit(a, [{ remove: removeOf(add, 0, true) }, { add: { ...add, deletionVector: vector } }]);
     const remove = { remove: removeOf(add, 0, false) };
-    expect(await plainCommit(b, [remove])).toEqual({ kind: "conflict", reason: "file" });
-    await plainCommit(a, [{ remove: removeOf({ ...add, deletionVector: vector }, 0, true) }]);
-    expect(await plainCommit(b, [remove])).toEqual({ kind: "conflict", reason: "file" });
+    expect(await commit(b, [remove])).toEqual({ kind: "conflict", reason: "file" });
+    await commit(a, [{ remove: removeOf({ ...add, deletionVector: vector }, 0, true) }]);
+    expect(await commit(b, [remove])).toEqual({ kind: "conflict", reason: "file" });
   });
 
   test("as metadata, when the schema or a property has changed", async () => {
     const root = freshRoot();
     const [a, b] = [await open(root), await open(root)];
-    await plainCommit(a, definition({ ...SPEC, properties: { x: "1" } }, a.id));
-    expect(await plainCommit(b, [{ add: addOf() }])).toEqual({ kind: "conflict", reason: "metadata" });
+    await commit(a, definition({ ...SPEC, properties: { x: "1" } }, a.id));
+    expect(await commit(b, [{ add: addOf() }])).toEqual({ kind: "conflict", reason: "metadata" });
   });
 
   test("as version, when a serializable commit comes after any other; an append steps over it", async () => {
     const root = freshRoot();
     const [a, b] = [await open(root), await open(root)];
-    await plainCommit(a, []);
-    expect(await plainCommit(b, [{ add: addOf() }], true)).toEqual({ kind: "conflict", reason: "version" });
+    await commit(a, []);
+    expect(await commit(b, [{ add: addOf() }], { serializable: true })).toEqual({
+      kind: "conflict",
+      reason: "version",
+    });
     const c = await open(root);
-    await plainCommit(a, []);
-    expect(await plainCommit(c, [{ add: addOf() }])).toEqual({ kind: "committed", version: 3 });
+    await commit(a, []);
+    expect(await commit(c, [{ add: addOf() }])).toEqual({ kind: "committed", version: 3 });
   });
 
   test("to all but one of many that race for a position, many times over", async () => {
@@ -266,14 +245,14 @@ describe("an ambiguous commit", () => {
         const table = await open(root, NEVER, faulty.store);
         faulty.arm(at, fault);
         const add = addOf();
-        const result = await plainCommit(table, [{ add }]).catch(() => undefined);
+        const result = await commit(table, [{ add }]).catch(() => undefined);
         faulty.disarm();
         const fresh = (await DeltaTable.open(store, root, duck, NEVER))!;
         // A read that fails leaves nothing behind; a put that fails is tried again.
         const stands = fresh.snapshot.files.length;
         expect(stands, `operation ${at} (${faulty.victim})`).toBe(result === undefined ? 0 : 1);
         if (faulty.victim === "putIfAbsent") expect(stands).toBe(1);
-        await plainCommit(table, []);
+        await commit(table, []);
         expect(told(await table.refresh()).files).toEqual(told(await fresh.refresh()).files);
       }
     });
@@ -291,7 +270,7 @@ describe("an ambiguous commit", () => {
           if (found === undefined && late !== undefined) {
             const put = late;
             late = undefined;
-            if (others) await plainCommit(other, [{ add: addOf() }]);
+            if (others) await commit(other, [{ add: addOf() }]);
             await put();
           }
           return found;
@@ -306,7 +285,7 @@ describe("an ambiguous commit", () => {
       });
       let attempts = 0;
       const table = (await DeltaTable.open(slow, root, duck, NEVER))!;
-      const result = await plainCommit(table, [{ add: addOf() }], !others);
+      const result = await commit(table, [{ add: addOf() }], { serializable: !others });
       expect(result.kind).toBe("committed");
       const { files } = await other.refresh();
       expect(files).toHaveLength(others ? 2 : 1);
@@ -322,9 +301,9 @@ describe("an ambiguous commit", () => {
     });
     await open(root);
     const table = (await DeltaTable.open(flaky, root, duck, NEVER))!;
-    await expect(plainCommit(table, [])).rejects.toThrow("down");
+    await expect(commit(table, [])).rejects.toThrow("down");
     down = false;
-    expect((await plainCommit(table, [])).kind).toBe("committed");
+    expect((await commit(table, [])).kind).toBe("committed");
   });
 });
 
@@ -338,12 +317,12 @@ describe("log checkpoints", () => {
     });
     const table = await open(root, { checkpointEvery: 2 }, flaky);
     for (let i = 0; i < 3; i++) {
-      expect((await plainCommit(table, [{ add: addOf() }])).kind).toBe("committed");
+      expect((await commit(table, [{ add: addOf() }])).kind).toBe("committed");
       await table.settled();
     }
     expect(await store.get(`${root}/_delta_log/_last_checkpoint`)).toBeUndefined();
     down = false;
-    expect((await plainCommit(table, [])).kind).toBe("committed");
+    expect((await commit(table, [])).kind).toBe("committed");
     await table.settled();
     expect(await store.get(`${root}/_delta_log/_last_checkpoint`)).toBeDefined();
     expect((await DeltaTable.open(store, root, duck, NEVER))!.snapshot.files).toHaveLength(3);
