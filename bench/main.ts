@@ -1,6 +1,6 @@
 import { readdirSync, readFileSync } from "node:fs";
-import { cp, mkdir, mkdtemp, rm } from "node:fs/promises";
-import { cpus, tmpdir, totalmem } from "node:os";
+import { cp, mkdir } from "node:fs/promises";
+import { cpus, totalmem } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { loadConfig } from "../services/base/config.js";
@@ -15,7 +15,7 @@ import { signToken } from "../services/tenancy/tokens.js";
 import { ceiling } from "./ceiling.js";
 import { refinedInStep } from "./in-step.js";
 import type { LoadOrder } from "./load.js";
-import { BenchServer, Load } from "./processes.js";
+import { BenchServer, benchFolder, Load } from "./processes.js";
 
 /**
  * Events a second and CPU microseconds an event, stage by stage, and the ratio to what DuckDB alone could do in this
@@ -32,7 +32,7 @@ const { values: options } = parseArgs({
   },
 });
 const events = Number(options.events);
-const root = await mkdtemp(join(tmpdir(), "tributary-bench-"));
+const root = benchFolder("bench");
 const { protoDirs } = loadConfig();
 const stages: Stage[] = [];
 
@@ -192,50 +192,46 @@ function commitCosts(data: string, table: string) {
   return [table, commits.length, (actions / commits.length).toFixed(1), Math.round(bytes / commits.length)];
 }
 
-try {
-  const filled = join(root, "filled");
-  await busAcks(filled, "bus, batches of 100", {});
-  await busAcks(join(root, "single"), "bus, single events", {
-    bodyEvents: 1,
-    events: Math.min(events, 30_000),
-  });
-  const empty = join(root, "no-models");
-  await mkdir(join(empty, "models"), { recursive: true });
-  await ingestOnly(filled, "raw only", { TRIBUTARY_TRANSFORMS_DIR: empty });
-  await ingestOnly(filled, "raw + refined", {});
-  const data = join(root, "end-to-end");
-  const reached = await endToEnd(data);
-  const bare = await ceiling(
-    protoDirs,
-    {
-      seed: Number(options.seed),
-      tenants: Number(options.tenants),
-      entities: Number(options.entities),
-      events,
-      eventBytes: Number(options["event-bytes"]),
-    },
-    50_000,
+const filled = join(root, "filled");
+await busAcks(filled, "bus, batches of 100", {});
+await busAcks(join(root, "single"), "bus, single events", {
+  bodyEvents: 1,
+  events: Math.min(events, 30_000),
+});
+const empty = join(root, "no-models");
+await mkdir(join(empty, "models"), { recursive: true });
+await ingestOnly(filled, "raw only", { TRIBUTARY_TRANSFORMS_DIR: empty });
+await ingestOnly(filled, "raw + refined", {});
+const data = join(root, "end-to-end");
+const reached = await endToEnd(data);
+const bare = await ceiling(
+  protoDirs,
+  {
+    seed: Number(options.seed),
+    tenants: Number(options.tenants),
+    entities: Number(options.entities),
+    events,
+    eventBytes: Number(options["event-bytes"]),
+  },
+  50_000,
+);
+const most = bare.events / bare.seconds;
+stages.push({ stage: "ceiling: DuckDB alone", eventsPerSecond: most, cpu: { process: bare.cpuMicros } });
+const commits = ["raw/tracker.v1.Issue", "refined/tracker/issues"].map((table) => commitCosts(data, table));
+if (options.json) {
+  console.log(JSON.stringify({ stages, commits, ratio: reached / most }));
+} else {
+  console.log(`${cpus().length} cores, ${Math.round(totalmem() / 1e9)} GB, Node ${process.version}\n`);
+  const cpu = (stage: Stage) =>
+    Object.entries(stage.cpu)
+      .map(([who, micros]) => `${who} ${micros.toFixed(1)}`)
+      .join(", ");
+  console.log(
+    textTable(
+      ["stage", "events/s", "CPU µs/event", ""],
+      stages.map((stage) => [stage.stage, Math.round(stage.eventsPerSecond), cpu(stage), stage.note ?? ""]),
+    ),
   );
-  const most = bare.events / bare.seconds;
-  stages.push({ stage: "ceiling: DuckDB alone", eventsPerSecond: most, cpu: { process: bare.cpuMicros } });
-  const commits = ["raw/tracker.v1.Issue", "refined/tracker/issues"].map((table) => commitCosts(data, table));
-  if (options.json) {
-    console.log(JSON.stringify({ stages, commits, ratio: reached / most }));
-  } else {
-    console.log(`${cpus().length} cores, ${Math.round(totalmem() / 1e9)} GB, Node ${process.version}\n`);
-    const cpu = (stage: Stage) =>
-      Object.entries(stage.cpu)
-        .map(([who, micros]) => `${who} ${micros.toFixed(1)}`)
-        .join(", ");
-    console.log(
-      textTable(
-        ["stage", "events/s", "CPU µs/event", ""],
-        stages.map((stage) => [stage.stage, Math.round(stage.eventsPerSecond), cpu(stage), stage.note ?? ""]),
-      ),
-    );
-    console.log(`\nend to end / ceiling: ${(reached / most).toFixed(2)}\n`);
-    console.log(textTable(["table", "commits", "actions/commit", "log bytes/commit"], commits));
-  }
-} finally {
-  await rm(root, { recursive: true, force: true });
+  console.log(`\nend to end / ceiling: ${(reached / most).toFixed(2)}\n`);
+  console.log(textTable(["table", "commits", "actions/commit", "log bytes/commit"], commits));
 }

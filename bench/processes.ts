@@ -1,11 +1,37 @@
 import { type ChildProcess, fork, spawn } from "node:child_process";
 import { once } from "node:events";
-import { readdirSync, readFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { constants, tmpdir } from "node:os";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import type { FromLoad, LoadOrder, LoadReport } from "./load.js";
 
 const CLI = fileURLToPath(new URL("../services/main/cli.js", import.meta.url));
+
+/** What is below this process must not outlive it, however it ends (a time limit's SIGTERM too), nor what it has made. */
+const children = new Set<ChildProcess>();
+const folders = new Set<string>();
+process.on("exit", () => {
+  for (const child of children) child.kill("SIGKILL");
+  for (const folder of folders) rmSync(folder, { recursive: true, force: true, maxRetries: 10 });
+});
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+  process.once(signal, () => process.exit(128 + constants.signals[signal]));
+}
+
+function adopted(child: ChildProcess): ChildProcess {
+  children.add(child);
+  child.once("exit", () => children.delete(child));
+  return child;
+}
+
+/** A folder that is removed when this process ends. */
+export function benchFolder(name: string): string {
+  const folder = mkdtempSync(join(tmpdir(), `tributary-${name}-`));
+  folders.add(folder);
+  return folder;
+}
 
 /** A server process of the built command line. */
 export class BenchServer {
@@ -15,10 +41,12 @@ export class BenchServer {
   ) {}
 
   static async start(command: string, data: string, env: NodeJS.ProcessEnv = {}): Promise<BenchServer> {
-    const child = spawn(process.execPath, [CLI, command, "--data", data, "--port", "0", "--json"], {
-      env: { ...process.env, TRIBUTARY_LOG__LEVEL: "error", ...env },
-      stdio: ["ignore", "pipe", "inherit"],
-    });
+    const child = adopted(
+      spawn(process.execPath, [CLI, command, "--data", data, "--port", "0", "--json"], {
+        env: { ...process.env, TRIBUTARY_LOG__LEVEL: "error", ...env },
+        stdio: ["ignore", "pipe", "inherit"],
+      }),
+    );
     const [line] = (await once(createInterface({ input: child.stdout! }), "line")) as [string];
     return new BenchServer(child, (JSON.parse(line) as { url: string }).url);
   }
@@ -30,15 +58,18 @@ export class BenchServer {
     return { own, below };
   }
 
-  /** Highest resident memory of the process and of its children so far, in bytes. */
-  peaks(): { readonly own: number; readonly below: number } {
-    const below = childrenOf(this.child.pid!).reduce((sum, pid) => sum + peakOf(pid), 0);
-    return { own: peakOf(this.child.pid!), below };
+  /** Highest resident memory so far, in bytes: of the process, of ingest, and of all else below it. */
+  peaks(): Peaks {
+    const peaks = { own: peakOf(this.child.pid!), ingest: 0, others: 0 };
+    for (const pid of childrenOf(this.child.pid!)) {
+      peaks[commandOf(pid).includes("ingest-child") ? "ingest" : "others"] += peakOf(pid);
+    }
+    return peaks;
   }
 
   peakBytes(): number {
-    const { own, below } = this.peaks();
-    return own + below;
+    const { own, ingest, others } = this.peaks();
+    return own + ingest + others;
   }
 
   async stop(): Promise<void> {
@@ -46,6 +77,12 @@ export class BenchServer {
     this.child.kill("SIGTERM");
     await ended;
   }
+}
+
+export interface Peaks {
+  readonly own: number;
+  readonly ingest: number;
+  readonly others: number;
 }
 
 export interface CpuSeconds {
@@ -64,6 +101,14 @@ function cpuOf(pid: number): number {
     return (Number(fields[11]) + Number(fields[12])) / TICKS;
   } catch {
     return 0;
+  }
+}
+
+function commandOf(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8");
+  } catch {
+    return "";
   }
 }
 
@@ -90,7 +135,7 @@ export class Load {
   private constructor(private readonly child: ChildProcess) {}
 
   static async prepare(order: LoadOrder): Promise<Load> {
-    const child = fork(fileURLToPath(new URL("./load.js", import.meta.url)));
+    const child = adopted(fork(fileURLToPath(new URL("./load.js", import.meta.url))));
     child.send({ order });
     await message(child, (m) => "encoded" in m);
     return new Load(child);

@@ -1,4 +1,5 @@
-import { compactAppended, compactUpserted, planCompaction } from "../table/compact.js";
+import type { DuckDBConnection } from "@duckdb/node-api";
+import { type Compaction, compactAppended, compactUpserted } from "../table/compact.js";
 import type { DeltaTable } from "../table/delta-table.js";
 import type { TableFile } from "../table/types.js";
 import type { IngestContext } from "./context.js";
@@ -20,55 +21,48 @@ export class Compactor {
 
   /** Puts those tables of the lane into the queue that want a compaction, or to be swept. */
   consider(lane: Lane): void {
+    const { planner } = this.context;
     this.sweeper.consider(lane);
-    if (this.plan(lane.raw) !== undefined) {
-      this.queue.offer(`raw/${lane.entityType}`, () => this.compactRaw(lane));
-    }
+    if (planner.wants(lane.raw)) this.queue.offer(`raw/${lane.entityType}`, () => this.compactRaw(lane));
     for (const { model, table } of lane.targets) {
-      if (this.plan(table) !== undefined) {
-        this.queue.offer(model.name, () => this.compactRefined(lane, model.name));
-      }
+      if (planner.wants(table)) this.queue.offer(model.name, () => this.compactRefined(lane, model.name));
     }
   }
 
-  private plan(table: DeltaTable): TableFile[] | undefined {
-    return planCompaction(table.snapshot, this.context.config.table.compactAfterFiles);
-  }
-
-  private compactRaw(lane: Lane): Promise<Outcome> {
-    const { raw } = lane;
-    const files = this.plan(raw);
-    if (files === undefined) return Promise.resolve("done");
+  private compactRaw({ raw, entityType }: Lane): Promise<Outcome> {
     const order = ["tenant_id", "partition", "position"];
-    return this.run(`raw/${lane.entityType}`, () =>
-      this.context.duck.with((connection) => compactAppended(raw, connection, files, order)),
+    return this.run(`raw/${entityType}`, raw, (connection, files) =>
+      compactAppended(raw, connection, files, order),
     );
   }
 
   private compactRefined(lane: Lane, model: string): Promise<Outcome> {
     // Its table may have been opened anew since it came into the queue.
     const target = lane.targets.find((each) => each.model.name === model);
-    const files = target === undefined ? undefined : this.plan(target.table);
-    if (target === undefined || files === undefined) return Promise.resolve("done");
-    return this.run(model, () =>
-      this.context.duck.with((connection) => compactUpserted(target.writer, connection, files)),
-    );
+    if (target === undefined) return Promise.resolve("done");
+    const { writer } = target;
+    return this.run(model, writer.table, (connection, files) => compactUpserted(writer, connection, files));
   }
 
   private async run(
-    table: string,
-    compact: () => Promise<{ readonly kind: "compacted" | "overtaken" }>,
+    name: string,
+    table: DeltaTable,
+    compact: (connection: DuckDBConnection, files: readonly TableFile[]) => Promise<Compaction>,
   ): Promise<Outcome> {
+    const { duck, planner, log } = this.context;
     const started = performance.now();
     try {
-      const result = await compact();
+      const result = await duck.with((connection) =>
+        planner.compact(table, connection, (files) => compact(connection, files)),
+      );
+      if (result === undefined) return "done";
       const ms = Math.round(performance.now() - started);
-      this.context.log.info({ table, ms, ...result }, "compaction");
+      log.info({ table: name, ms, ...result }, "compaction");
       // One that was overtaken asks again with the next batch.
       return result.kind === "compacted" ? "more" : "done";
     } catch (error) {
       // Nothing is lost: the sources stay as they are, and a later batch asks again.
-      this.context.log.error({ err: error, table }, "compaction failed");
+      log.error({ err: error, table: name }, "compaction failed");
       return "failed";
     }
   }

@@ -7,6 +7,7 @@ import type { Permits } from "../base/permits.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
 import type { BoundModel } from "../models/bind.js";
 import type { ObjectStore } from "../storage/object-store.js";
+import type { CompactionPlanner } from "../table/compaction-plan.js";
 import type { DeltaTable, TableOptions } from "../table/delta-table.js";
 import type { UpsertWriter } from "../table/upsert.js";
 import type { DeadLetterBox } from "./dead-letter-box.js";
@@ -30,6 +31,7 @@ export interface IngestContext {
   readonly log: Pick<Logger, "info" | "warn" | "error">;
   readonly metrics: IngestMetrics;
   readonly decoding: Decoding;
+  readonly planner: CompactionPlanner;
   readonly suspects: Suspects;
   writerFor(table: DeltaTable): UpsertWriter;
 }

@@ -3,6 +3,7 @@ import type { Duck } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import { Once } from "../base/once.js";
 import type { ObjectStore } from "../storage/object-store.js";
+import type { CompactionPlanner } from "../table/compaction-plan.js";
 import type { DeltaTable, TableOptions } from "../table/delta-table.js";
 import { type DeadLetter, DeadLetters } from "./dead-letters.js";
 
@@ -12,12 +13,15 @@ import { type DeadLetter, DeadLetters } from "./dead-letters.js";
  */
 export class DeadLetterBox {
   private opened: DeadLetters | undefined;
-  private readonly opening = new Once(() => DeadLetters.open(this.store, this.duck, this.options));
+  private readonly opening = new Once(() =>
+    DeadLetters.open(this.store, this.duck, this.options, this.planner),
+  );
 
   constructor(
     private readonly store: ObjectStore,
     private readonly duck: Duck,
     private readonly options: TableOptions,
+    private readonly planner: CompactionPlanner,
     private readonly log: Pick<Logger, "error">,
   ) {}
 

@@ -5,7 +5,8 @@ import { FixedColumn, TextColumn } from "../columns/column-writers.js";
 import { Feed, type FeedColumn, type FeedSource } from "../columns/feed.js";
 import { Envelope } from "../contracts/envelope.js";
 import type { ObjectStore } from "../storage/object-store.js";
-import { compactAppended, planCompaction } from "../table/compact.js";
+import { compactAppended } from "../table/compact.js";
+import type { CompactionPlanner } from "../table/compaction-plan.js";
 import type { TableSpec } from "../table/definition.js";
 import { DeltaTable, ONE_HOUR, RETENTION, type TableOptions } from "../table/delta-table.js";
 import { scanFilesSql } from "../table/scan.js";
@@ -124,8 +125,6 @@ const SPEC: TableSpec = {
   description: "Events that could not be taken in.",
 };
 
-const COMPACT_AFTER = 16;
-
 /** The files whose bounds take in one of the letters; all of those that have no bounds. */
 export function filesThatMayHold(
   { files }: TableSnapshot,
@@ -153,14 +152,20 @@ export class DeadLetters {
     private readonly connection: DuckDBConnection,
     private readonly rows: LetterRows,
     private readonly feed: Feed,
+    private readonly planner: CompactionPlanner,
   ) {}
 
-  static async open(store: ObjectStore, duck: Duck, options: TableOptions): Promise<DeadLetters> {
+  static async open(
+    store: ObjectStore,
+    duck: Duck,
+    options: TableOptions,
+    planner: CompactionPlanner,
+  ): Promise<DeadLetters> {
     const table = await DeltaTable.openOrCreate(store, DEAD_LETTERS_ROOT, duck, options, SPEC);
     const connection = await duck.connect();
     const rows = new LetterRows();
     const feed = Feed.register(connection, `tributary_dead_letters_${++feeds}`, rows.columns);
-    return new DeadLetters(table, connection, rows, feed);
+    return new DeadLetters(table, connection, rows, feed, planner);
   }
 
   /** Durable when resolved. A letter that lies there already, of the same model and position, is not added again. */
@@ -194,12 +199,13 @@ export class DeadLetters {
 
   /** Merges small files: each burial makes one. The letters are safe, come what may. */
   private async compact(): Promise<void> {
+    const { table, connection } = this;
     try {
-      for (;;) {
-        const files = planCompaction(this.table.snapshot, COMPACT_AFTER);
-        if (files === undefined) return;
-        const { kind } = await compactAppended(this.table, this.connection, files, ORDER);
-        if (kind !== "compacted") return;
+      while (this.planner.wants(table)) {
+        const done = await this.planner.compact(table, connection, (files) =>
+          compactAppended(table, connection, files, ORDER),
+        );
+        if (done?.kind !== "compacted") return;
       }
     } catch {
       // The next burial tries again.

@@ -8,6 +8,7 @@ import { layout } from "../base/paths.js";
 import { Permits } from "../base/permits.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
+import { CompactionPlanner } from "../table/compaction-plan.js";
 import { EntityKeys } from "../table/entity-keys.js";
 import { UpsertWriter } from "../table/upsert.js";
 import type { IngestContext, IngestMetrics } from "./context.js";
@@ -22,6 +23,8 @@ import { Suspects } from "./suspects.js";
 /** The engine holds a slice several times over: as columns, as the model's rows, as the file that is written. */
 const SLICES_IN_MEMORY = 32;
 const SLICES_AT_ONCE = 2;
+/** A compaction's rows are in memory as they are read, sorted, and as the file that is written; others run beside it. */
+const COMPACTIONS_IN_MEMORY = 16;
 const RANGE_EVENTS = 100_000;
 
 /** Everything ingest needs, opened: descriptors, bound models, tables' engine, dead letters. */
@@ -43,7 +46,11 @@ export async function openContext(options: {
   });
   const { registry, models } = options.project ?? (await wholeProject(config, duck));
   const tableOptions = { checkpointEvery: config.table.checkpointEvery };
-  const deadLetters = new DeadLetterBox(store, duck, tableOptions, log);
+  const planner = new CompactionPlanner(
+    config.ingest.duckdbMemoryBytes / COMPACTIONS_IN_MEMORY,
+    config.table.compactAfterFiles,
+  );
+  const deadLetters = new DeadLetterBox(store, duck, tableOptions, planner, log);
   // Only what has a letter to post needs it; that finds out by itself.
   await deadLetters.open().catch((error: unknown) => log.error({ err: error }, "no dead-letter table"));
   const registers = [options.registry];
@@ -67,6 +74,7 @@ export async function openContext(options: {
       rangeEvents: RANGE_EVENTS,
       permits: new Permits(SLICES_AT_ONCE),
     },
+    planner,
     // The budget is for the process; every table may have its share.
     writerFor: (table) =>
       UpsertWriter.for(table, config.ingest.keyIndexBytes / Math.max(models.length, 1), keys),

@@ -1,7 +1,8 @@
 import { randomUUID } from "node:crypto";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { z } from "zod";
-import { compactUpserted, planCompaction } from "../table/compact.js";
+import { engineErrorOf, isMemoryError } from "../base/engine-error.js";
+import { compactUpserted } from "../table/compact.js";
 import type { TableSpec } from "../table/definition.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { replaceTable } from "../table/replace.js";
@@ -108,9 +109,18 @@ export class Rebuild {
   }
 
   private async compact(writer: UpsertWriter): Promise<void> {
-    const { config, duck } = this.context;
-    const files = planCompaction(writer.table.snapshot, config.table.compactAfterFiles);
-    if (files !== undefined) await duck.with((connection) => compactUpserted(writer, connection, files));
+    const { duck, planner, log } = this.context;
+    if (!planner.wants(writer.table)) return;
+    try {
+      await duck.with((connection) =>
+        planner.compact(writer.table, connection, (files) => compactUpserted(writer, connection, files)),
+      );
+    } catch (error) {
+      const told = engineErrorOf(error);
+      if (told === undefined || !isMemoryError(told)) throw error;
+      // The rebuild can do without; fewer files are merged the next time.
+      log.warn({ err: error, model: this.refiner.model.name }, "compaction of a rebuild failed");
+    }
   }
 
   /** Removes what earlier rebuilds have left; what does not go stays noted and is tried again the next time. */

@@ -10,7 +10,8 @@ import {
   TestStream,
 } from "../../test/support/lake.js";
 import { literal, rowsOf } from "../base/duckdb.js";
-import { compactAppended, compactUpserted, planCompaction } from "./compact.js";
+import { compactAppended, compactUpserted } from "./compact.js";
+import { planCompaction } from "./compaction-plan.js";
 import type { DeltaTable } from "./delta-table.js";
 
 const slices = (events: readonly TestEvent[], size: number): TestEvent[][] =>

@@ -6,36 +6,14 @@ import type { DeltaTable } from "./delta-table.js";
 import { scanFilesSql } from "./scan.js";
 import { allRows, type StagedFile, stageFile } from "./stage.js";
 import { Staging } from "./staging.js";
-import type { TableFile, TableSnapshot } from "./types.js";
+import type { TableFile } from "./types.js";
 import { KEY_COLUMNS, ORDER_COLUMNS, SHARED_PARTITION, type UpsertWriter } from "./upsert.js";
 import { stageVectors } from "./vectors.js";
-
-const MiB = 1024 * 1024;
-/** Files are merged with files of their own size class, so that a row is rewritten a few times in its life, not often. */
-const TIERS = [1 * MiB, 8 * MiB, 64 * MiB, 512 * MiB];
-/** A file with more masked rows than this costs readers more than its rewrite costs us. */
-const MAX_MASKED_SHARE = 0.5;
 
 export type Compaction =
   | { readonly kind: "compacted"; readonly files: number; readonly rows: number; readonly version: number }
   /** Another commit took a source away; nothing was changed. */
   | { readonly kind: "overtaken" };
-
-/** Files worth merging, of one kind and size class; undefined when the table is in good shape. */
-export function planCompaction(snapshot: TableSnapshot, afterFiles: number): TableFile[] | undefined {
-  for (const tombstones of [false, true]) {
-    const files = snapshot.files.filter((file) => file.tombstones === tombstones);
-    for (const [tier, limit] of TIERS.entries()) {
-      const least = tier === 0 ? 0 : TIERS[tier - 1]!;
-      const same = files.filter(({ bytes }) => bytes >= least && bytes < limit);
-      if (same.length >= afterFiles) return same;
-    }
-    if (tombstones) continue;
-    const holes = files.filter((file) => file.maskedRows > file.rows * MAX_MASKED_SHARE);
-    if (holes.length * 4 >= afterFiles) return holes;
-  }
-  return undefined;
-}
 
 /** Merges files of an append-only table into one, clustered by tenant. */
 export function compactAppended(

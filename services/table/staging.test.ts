@@ -5,7 +5,7 @@ import { overriding } from "../../test/support/faulty-store.js";
 import { Lake, type TestEvent, TestStream } from "../../test/support/lake.js";
 import { TributaryError } from "../base/errors.js";
 import type { ObjectStore } from "../storage/object-store.js";
-import { planCompaction } from "./compact.js";
+import { planCompaction } from "./compaction-plan.js";
 
 const open: Lake[] = [];
 afterEach(async () => {

@@ -106,8 +106,8 @@ export class FaultLake {
       rmSync(staging, { recursive: true, force: true });
       return FileStore.open({ folder: join(folder, "lake"), staging, files });
     });
-    const { duck, tableOptions, log } = lake.context;
-    const deadLetters = new DeadLetterBox(store, duck, tableOptions, log);
+    const { duck, tableOptions, planner, log } = lake.context;
+    const deadLetters = new DeadLetterBox(store, duck, tableOptions, planner, log);
     const context: IngestContext = { ...lake.context, store, deadLetters };
     const lane = await again(() => Lane.open(context, THING, () => undefined));
     return { lane, store, context, close: () => lane.close() };

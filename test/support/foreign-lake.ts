@@ -4,7 +4,8 @@ import protobuf from "protobufjs";
 import { encodeEvent } from "../../services/contracts/encode-event.js";
 import { EventBatch } from "../../services/ingest/event-batch.js";
 import { redrive, storedLetters } from "../../services/ingest/redrive.js";
-import { compactAppended, compactUpserted, planCompaction } from "../../services/table/compact.js";
+import { compactAppended, compactUpserted } from "../../services/table/compact.js";
+import { planCompaction } from "../../services/table/compaction-plan.js";
 import { Lake, Random, THING } from "./lake.js";
 
 /** A lake for readers that are not ours: every kind of table, values at the edges, all that happens to a table in time. */

@@ -1,0 +1,119 @@
+import type { DuckDBConnection } from "@duckdb/node-api";
+import { engineErrorOf, isMemoryError } from "../base/engine-error.js";
+import { decodedBytes } from "./decoded-size.js";
+import type { DeltaTable } from "./delta-table.js";
+import type { TableFile, TableSnapshot } from "./types.js";
+
+const MiB = 1024 * 1024;
+/** Files are merged with files of their own size class, so that a row is rewritten a few times in its life, not often. */
+const TIERS = [1 * MiB, 8 * MiB, 64 * MiB, 512 * MiB];
+/** A file with more masked rows than this costs readers more than its rewrite costs us. */
+const MAX_MASKED_SHARE = 0.5;
+/** What took more memory than there was is counted as so many times the budget. */
+const MORE = 1.5;
+
+/** Files worth merging, of one kind and size class; undefined when the table is in good shape. */
+export function planCompaction(
+  snapshot: Pick<TableSnapshot, "files">,
+  afterFiles: number,
+  fits: (file: TableFile, together: number) => boolean = () => true,
+): TableFile[] | undefined {
+  for (const tombstones of [false, true]) {
+    const files = snapshot.files.filter((file) => file.tombstones === tombstones && fits(file, 1));
+    for (const [tier, limit] of TIERS.entries()) {
+      const least = tier === 0 ? 0 : TIERS[tier - 1]!;
+      const same = files.filter((file) => file.bytes >= least && file.bytes < limit && fits(file, 2));
+      if (same.length >= afterFiles) return same;
+    }
+    if (tombstones) continue;
+    const holes = files.filter((file) => file.maskedRows > file.rows * MAX_MASKED_SHARE);
+    if (holes.length * 4 >= afterFiles) return holes;
+  }
+  return undefined;
+}
+
+/**
+ * Chooses what a compaction takes in: no more than `budgetBytes` of decoded rows, since the engine holds them several
+ * times over. Files that are too large for a second one beside them are left alone.
+ */
+export class CompactionPlanner {
+  /** Decoded bytes of files that were looked at, by path; more where memory did not suffice for them. */
+  private readonly sizes = new WeakMap<DeltaTable, Map<string, number>>();
+
+  constructor(
+    private readonly budgetBytes: number,
+    private readonly afterFiles: number,
+  ) {}
+
+  private sizesOf(table: DeltaTable): Map<string, number> {
+    let sizes = this.sizes.get(table);
+    if (sizes === undefined) {
+      sizes = new Map();
+      this.sizes.set(table, sizes);
+    }
+    return sizes;
+  }
+
+  private candidates(table: DeltaTable): TableFile[] | undefined {
+    const sizes = this.sizesOf(table);
+    return planCompaction(
+      table.snapshot,
+      this.afterFiles,
+      ({ path }, together) => (sizes.get(path) ?? 0) * together <= this.budgetBytes,
+    );
+  }
+
+  /** Whether there is something to merge, as far as is known without a look into the files. */
+  wants(table: DeltaTable): boolean {
+    return this.candidates(table) !== undefined;
+  }
+
+  /** What to merge next; undefined when nothing is worth it. Errors: the engine's, of files that are not there. */
+  async plan(table: DeltaTable, connection: DuckDBConnection): Promise<TableFile[] | undefined> {
+    const sizes = this.sizesOf(table);
+    const live = new Set(table.snapshot.files.map(({ path }) => path));
+    for (const path of sizes.keys()) if (!live.has(path)) sizes.delete(path);
+    for (;;) {
+      const files = this.candidates(table);
+      const unknown = files?.filter(({ path }) => !sizes.has(path)) ?? [];
+      if (files === undefined || unknown.length === 0) return files && this.cut(files, sizes);
+      const bytes = await decodedBytes(table, connection, unknown);
+      for (const [i, { path }] of unknown.entries()) sizes.set(path, bytes[i]!);
+    }
+  }
+
+  private cut(files: readonly TableFile[], sizes: ReadonlyMap<string, number>): TableFile[] {
+    let sum = 0;
+    return files.filter(({ path }) => {
+      const bytes = sizes.get(path)!;
+      if (sum + bytes > this.budgetBytes) return false;
+      sum += bytes;
+      return true;
+    });
+  }
+
+  /**
+   * Merges what is worth it by `merge`; undefined when nothing is. Where the engine has no memory for these files it
+   * rejects as `merge` does, and takes fewer of them the next time, at last none.
+   */
+  async compact<T>(
+    table: DeltaTable,
+    connection: DuckDBConnection,
+    merge: (files: readonly TableFile[]) => Promise<T>,
+  ): Promise<T | undefined> {
+    const files = await this.plan(table, connection);
+    if (files === undefined) return undefined;
+    try {
+      return await merge(files);
+    } catch (error) {
+      const told = engineErrorOf(error);
+      if (told !== undefined && isMemoryError(told)) {
+        const sizes = this.sizesOf(table);
+        const sum = files.reduce((bytes, { path }) => bytes + sizes.get(path)!, 0);
+        const factor = (MORE * this.budgetBytes) / sum;
+        for (const { path } of files) sizes.set(path, sizes.get(path)! * factor);
+      }
+      throw error;
+    }
+  }
+}
