@@ -6,22 +6,32 @@ import { loadModels } from "../services/models/project.js";
 import { DeltaTable } from "../services/table/delta-table.js";
 import { progressOf } from "../services/table/progress.js";
 
-/** Whether every model has taken in all that its raw table has, as the tables themselves say. */
-export async function refinedInStep(config: Config): Promise<boolean> {
+/** Gives `use` a look at whether every model has taken in all that its raw table has, as the tables themselves say. */
+export async function withRefined<T>(
+  config: Config,
+  use: (inStep: () => Promise<boolean>) => Promise<T>,
+): Promise<T> {
   const duck = await readingDuck();
+  const models = loadModels(config.transformsDir);
+  const tables = new Map<string, DeltaTable>();
   try {
     return await withStore(config, async (store) => {
-      const open = (root: string) => DeltaTable.open(store, root, duck, config.table);
-      for (const model of loadModels(config.transformsDir)) {
-        const raw = await open(rawRoot(model.entityType));
-        if (raw === undefined) continue;
-        const refined = await open(refinedRoot(model));
-        const reached = progressOf(refined?.snapshot ?? { domains: new Map() });
-        for (const [track, position] of progressOf(raw.snapshot)) {
-          if (reached.get(track) !== position) return false;
+      const reached = async (root: string) => {
+        const known = tables.get(root);
+        const table = known ?? (await DeltaTable.open(store, root, duck, config.table));
+        if (table === undefined) return undefined;
+        tables.set(root, table);
+        return progressOf(known === undefined ? table.snapshot : await table.refresh());
+      };
+      return use(async () => {
+        for (const model of models) {
+          const raw = await reached(rawRoot(model.entityType));
+          if (raw === undefined) continue;
+          const refined = await reached(refinedRoot(model));
+          for (const [track, position] of raw) if (refined?.get(track) !== position) return false;
         }
-      }
-      return true;
+        return true;
+      });
     });
   } finally {
     duck.close();

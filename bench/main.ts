@@ -13,7 +13,7 @@ import { EmbeddedLogReader } from "../services/stream/embedded/reader.js";
 import type { Role } from "../services/tenancy/grant.js";
 import { signToken } from "../services/tenancy/tokens.js";
 import { ceiling } from "./ceiling.js";
-import { refinedInStep } from "./in-step.js";
+import { withRefined } from "./in-step.js";
 import type { LoadOrder } from "./load.js";
 import { BenchServer, benchFolder, Load } from "./processes.js";
 
@@ -74,7 +74,9 @@ async function landed(data: string, overrides: Record<string, unknown> = {}): Pr
   await reader.close();
   // What the stream may forget is in raw; a model may still be at it.
   const config = loadConfig({ data, ...overrides });
-  while (!(await refinedInStep(config))) await new Promise((resolve) => setTimeout(resolve, 10));
+  await withRefined(config, async (inStep) => {
+    while (!(await inStep())) await new Promise((resolve) => setTimeout(resolve, 10));
+  });
 }
 
 const perEvent = (seconds: number, count: number) => (seconds * 1e6) / count;

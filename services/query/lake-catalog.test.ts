@@ -85,10 +85,8 @@ const thing = (tenant: string, id: string): TestEvent => ({
   thing: { name: `${tenant}'s`, amount: 3, labels: ["a"], number: "1" },
 });
 
-beforeEach(async () => {
-  lake = await Lake.create({ models: MODELS, schema: SCHEMA });
-  stream = new Stream();
-  catalog = new LakeCatalog({
+const openCatalog = () =>
+  new LakeCatalog({
     store: lake.context.store,
     duck: lake.context.duck,
     table: { checkpointEvery: 7 },
@@ -96,6 +94,11 @@ beforeEach(async () => {
     consumer: "ingest",
     models: () => lake.context.models,
   });
+
+beforeEach(async () => {
+  lake = await Lake.create({ models: MODELS, schema: SCHEMA });
+  stream = new Stream();
+  catalog = openCatalog();
 });
 afterEach(() => lake.close());
 
@@ -198,14 +201,7 @@ describe("tables are the project's models", () => {
 describe("freshness is the tenant's own", () => {
   const freshness = async (tenant: string): Promise<number | null> => {
     // One look answers all that ask within a moment; here each is to be its own.
-    catalog = new LakeCatalog({
-      store: lake.context.store,
-      duck: lake.context.duck,
-      table: { checkpointEvery: 7 },
-      stream,
-      consumer: "ingest",
-      models: () => lake.context.models,
-    });
+    catalog = openCatalog();
     return (await things()).freshness(tenant);
   };
 

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { promisify } from "node:util";
-import { refinedInStep } from "../../bench/in-step.js";
+import { withRefined } from "../../bench/in-step.js";
 import { loadConfig } from "../../services/base/config.js";
 import { layout, packageRoot } from "../../services/base/paths.js";
 import { CONSUMER } from "../../services/ingest/pipeline.js";
@@ -123,7 +123,9 @@ export async function untilLanded(data: string, seconds = 120): Promise<void> {
   try {
     await until("events to land", () => caughtUp(reader, CONSUMER), seconds);
     // What the stream may forget is in raw; a model may still be at it.
-    await until("models to take them in", () => refinedInStep(loadConfig({ data }, { env: {} })), seconds);
+    await withRefined(loadConfig({ data }, { env: {} }), (inStep) =>
+      until("models to take them in", inStep, seconds),
+    );
   } finally {
     await reader.close();
   }
