@@ -6,7 +6,7 @@ import { openKey, readingDuck, withStore } from "../services/main/compose/runtim
 import { DeltaTable } from "../services/table/delta-table.js";
 import type { Role } from "../services/tenancy/grant.js";
 import { signToken } from "../services/tenancy/tokens.js";
-import { refinedInStep } from "./in-step.js";
+import { withRefined } from "./in-step.js";
 import { packedEvents, UNPACKED_BYTES } from "./packed-events.js";
 import { BenchServer, benchFolder } from "./processes.js";
 
@@ -131,7 +131,8 @@ let progress = { rows: 0, files: 0 };
 for (let inStep = false; !inStep && Date.now() < until; ) {
   await new Promise((resolve) => setTimeout(resolve, 5_000));
   // Raw must have all of it before "in step" says anything.
-  inStep = (await rowsIn("raw/scm.v1.File")).rows >= events + light && (await refinedInStep(config));
+  inStep =
+    (await rowsIn("raw/scm.v1.File")).rows >= events + light && (await withRefined(config, (look) => look()));
   progress = await rowsIn("refined/scm/files");
   const seconds = Math.round((Date.now() - since) / 1000);
   console.log(
