@@ -231,9 +231,14 @@ export class EmbeddedLogConsumer implements StreamConsumer {
   }
 
   private async moveRecord(checkpoint: Checkpoint): Promise<void> {
+    // A process that was replaced may still be at it, and this may be the one: what the record on disk says is true as
+    // well, and the log may have forgotten what comes before.
+    const { partitions } = this.identity;
+    const onDisk = await readLowWater(this.files, this.folder, this.name, partitions).catch(() => undefined);
+    const found = onDisk ?? this.record;
     // Never backwards, and never beyond what reading has reached: what was not read cannot be done.
-    const done = fromCheckpoint(this.identity.partitions, checkpoint).map((position, p) =>
-      Math.max(this.record.done[p]!, Math.min(position, this.next[p]! - 1)),
+    const done = fromCheckpoint(partitions, checkpoint).map((position, p) =>
+      Math.max(this.record.done[p]!, found.done[p]!, Math.min(position, this.next[p]! - 1)),
     );
     for (let oldest = this.delivered[0]; oldest !== undefined; oldest = this.delivered[0]) {
       const isDone = oldest.next.every((position, p) => position - 1 <= done[p]!);
@@ -242,8 +247,8 @@ export class EmbeddedLogConsumer implements StreamConsumer {
       this.delivered.shift();
     }
     const { segment, at, logAt } = this.resume;
-    const record = { done, segment, at, bytes: logAt };
-    await writeLowWater(this.files, this.folder, this.name, this.identity.partitions, record);
+    const record = found.bytes > logAt ? { ...found, done } : { done, segment, at, bytes: logAt };
+    await writeLowWater(this.files, this.folder, this.name, partitions, record);
     this.record = record;
   }
 

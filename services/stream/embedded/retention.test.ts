@@ -47,6 +47,26 @@ describe("retention", () => {
     await close();
   });
 
+  test("a consumer that was replaced does not set its successor back behind what is forgotten", async () => {
+    const { files, writer, reader, segments, fill, close } = await setUp();
+    const replaced = await reader.consume("ingest");
+    await fill(1, 6);
+    const [old, rest] = [await take(replaced, 2), await take(replaced, 4)];
+    const successor = await reader.consume("ingest");
+    await successor.commit((await take(successor, 5)).last);
+    expect(await writer.trim()).toBe(5);
+    await replaced.commit(old.last);
+    await successor.close();
+    const third = await EmbeddedLogReader.open({ folder: FOLDER, files });
+    expect((await take(await third.consume("ingest"), 1)).texts).toEqual(["6"]);
+    // What the one that was replaced has done beyond it counts.
+    await replaced.commit(rest.last);
+    expect(await third.lowWater("ingest")).toEqual(await third.head());
+    expect(await segments()).toEqual([6]);
+    await third.close();
+    await close();
+  });
+
   test("a segment goes when the slowest consumer is done with all of it; the active one stays", async () => {
     const { writer, reader, segments, fill, close } = await setUp();
     const fast = await reader.consume("fast");
