@@ -123,6 +123,7 @@ const SPEC: TableSpec = {
     writerFeatures: ["domainMetadata", "inCommitTimestamp", "tributary.upsert"],
   },
   description: "Events that could not be taken in.",
+  irreplaceable: true,
 };
 
 /** The files whose bounds take in one of the letters; all of those that have no bounds. */

@@ -69,6 +69,7 @@ export const rawSpec = (entityType: string): TableSpec => ({
     writerFeatures: ["appendOnly", "domainMetadata", "inCommitTimestamp", "tributary.append"],
   },
   description: `Change events of ${entityType} as they arrived.`,
+  irreplaceable: true,
 });
 
 const OPERATION_NAMES = OPERATIONS.map((name) => Buffer.from(name));

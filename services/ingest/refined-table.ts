@@ -12,6 +12,10 @@ export const refinedRoot = (model: Pick<BoundModel, "domain" | "table">): string
 
 export const FINGERPRINT = "tributary.fingerprint";
 
+/** What is told of a table that is ahead of what it is made from. */
+export const AHEAD =
+  "it has taken in events that raw does not have (raw was set back: restored from an older copy, say); restore raw, or let a repair build this table anew from what raw has";
+
 /** Where a row stands in the order of writes (design 3.1); hidden from views. */
 const ORDER_SPECS: readonly ColumnSpec[] = [
   { name: "_tributary_version", type: "long", nullable: true, description: "Version of the row's event." },

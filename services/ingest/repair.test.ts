@@ -1,4 +1,4 @@
-import { copyFileSync, mkdirSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, cpSync, mkdirSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { expectedThings, type Lake, Random, randomEvents, THING } from "../../test/support/lake.js";
@@ -184,6 +184,50 @@ describe("a refined table", () => {
     expect([done, left]).toEqual([[expect.stringMatching(/built anew from raw/)], []]);
     await expectWhole();
   });
+});
+
+describe("a raw table that was restored from an older copy", () => {
+  test("leaves its model ahead of it: told, untouched, and built anew when somebody asks", async () => {
+    cpSync(inLake(RAW), inLake("copy"), { recursive: true });
+    publishTo(reader, events.slice(60, 80));
+    await until("events to land", () => reader.caughtUp);
+    const before = commitsOf(REFINED);
+    await run.stop();
+    await lake.reopen();
+    rmSync(inLake(RAW), { recursive: true });
+    renameSync(inLake("copy"), inLake(RAW));
+    run = startPipeline(lake, reader);
+    const { health } = lake.context;
+    const status = () => health.get("model", "t.things");
+    await until("the model to be told", () => status()?.state === "quarantined");
+    expect(status()).toMatchObject({ code: "TRB-TABLE-CORRUPT", remedy: "tributary table repair t.things" });
+    expect(status()?.reason).toMatch(/raw was set back/);
+    expect(commitsOf(REFINED)).toEqual(before);
+    const report = await repair("t.things");
+    expect([report.found, report.left]).toEqual([[status()?.reason], []]);
+    await until("the model to be well", () => status() === undefined);
+    publishTo(reader, events.slice(80));
+    await until("events to land", () => reader.caughtUp);
+    expect(await lake.rows()).toEqual(expectedThings([...events.slice(0, 60), ...events.slice(80)]));
+  });
+});
+
+test("a raw table whose log is gone is not begun anew beside its files", async () => {
+  await run.stop();
+  await lake.reopen();
+  renameSync(inLake(`${RAW}/_delta_log`), inLake("log"));
+  run = startPipeline(lake, reader);
+  const status = () => lake.context.health.get("raw", THING);
+  await until("it to be told", () => status() !== undefined);
+  expect(status()).toMatchObject({ code: "TRB-TABLE-CORRUPT", state: "quarantined" });
+  const report = await repair(`raw/${THING}`);
+  expect(report.left.join()).toMatch(/restore raw\/t.v1.Thing\/_delta_log from a copy/);
+  publishTo(reader, events.slice(60));
+  await until("events to be parked", () => reader.caughtUp);
+  renameSync(inLake("log"), inLake(`${RAW}/_delta_log`));
+  run.pipeline.hurry();
+  await until("it to be well", () => status() === undefined);
+  expect(await lake.rows()).toEqual(expectedThings(events));
 });
 
 test("the dead letters' newest commit is made again, and a name that is none is refused", async () => {

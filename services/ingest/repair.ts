@@ -8,7 +8,7 @@ import type { ObjectStore } from "../storage/object-store.js";
 import type { Checkpoint } from "../stream/change-stream.js";
 import { removeOf } from "../table/actions.js";
 import { DeltaTable, type TableOptions } from "../table/delta-table.js";
-import { partsOf, progressOf, setProgress, trackOf } from "../table/progress.js";
+import { aheadOf, partsOf, progressOf, setProgress, trackOf } from "../table/progress.js";
 import { type Bench, type Inventory, openBench, setLogAside, takeInventory } from "../table/repair.js";
 import { scanFilesSql, scanSql } from "../table/scan.js";
 import { stageFile } from "../table/stage.js";
@@ -18,7 +18,7 @@ import { DEAD_LETTERS_ROOT } from "./dead-letters.js";
 import { tell } from "./failure.js";
 import { parkedPositions } from "./parked-log.js";
 import { rawRoot } from "./raw-table.js";
-import { FINGERPRINT, refinedRoot } from "./refined-table.js";
+import { AHEAD, FINGERPRINT, refinedRoot } from "./refined-table.js";
 
 export interface RepairParts {
   readonly store: ObjectStore;
@@ -49,7 +49,7 @@ export async function repairTable(parts: RepairParts, name: string, dryRun: bool
   const model = models.find((each) => each.name === name);
   if (model !== undefined) {
     const raw = await open(rawRoot(model.entityType));
-    await mendRefined(parts, refinedRoot(model), await open(refinedRoot(model)), report, dryRun);
+    await mendRefined(parts, refinedRoot(model), await open(refinedRoot(model)), raw, report, dryRun);
     await tellOfRaw(model.entityType, raw, report);
     return report;
   }
@@ -71,6 +71,7 @@ async function mendRefined(
   { store, duck, tableOptions }: RepairParts,
   root: string,
   bench: Bench,
+  raw: Bench,
   report: RepairReport,
   dryRun: boolean,
 ): Promise<void> {
@@ -92,8 +93,10 @@ async function mendRefined(
     ? bench.table
     : ((await DeltaTable.open(store, root, duck, tableOptions)) ?? bench.table);
   const { problems } = await verifyTable(table);
-  if (problems.length === 0) return;
-  report.found.push(...problems);
+  const isAhead =
+    raw.kind === "readable" && aheadOf(progressOf(table.snapshot), progressOf(raw.table.snapshot)).length > 0;
+  if (problems.length === 0 && !isAhead) return;
+  report.found.push(...problems, ...(isAhead ? [AHEAD] : []));
   report.done.push("the table is built anew from raw; queries see what is left of the old one meanwhile");
   if (!dryRun) await demandRebuild(table);
 }

@@ -1,7 +1,8 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
+import { TributaryError } from "../base/errors.js";
 import type { BoundModel } from "../models/bind.js";
 import { DeltaTable } from "../table/delta-table.js";
-import { type Progress, progressAlong, progressOf } from "../table/progress.js";
+import { aheadOf, type Progress, progressAlong, progressOf } from "../table/progress.js";
 import type { UpsertWriter } from "../table/upsert.js";
 import { bury } from "./burial.js";
 import { CatchUp } from "./catch-up.js";
@@ -11,7 +12,7 @@ import { type Taking, takeIn } from "./intake.js";
 import { slicesOf } from "./payloads.js";
 import { Rebuild } from "./rebuild.js";
 import { type Poison, Refiner } from "./refine.js";
-import { FINGERPRINT, refinedRoot, refinedSpec } from "./refined-table.js";
+import { AHEAD, FINGERPRINT, refinedRoot, refinedSpec } from "./refined-table.js";
 
 /** Slices of a live batch that are taken in at once; what is beyond them is for the catch-up, which raw never waits for. */
 const LIVE_SLICES = 2;
@@ -100,7 +101,7 @@ export class Target {
 
   /**
    * Brings the table to where raw stands now, reading raw alone; rebuilds it first when it is outdated. `signal` makes
-   * it give up.
+   * it give up. Errors: TRB-TABLE-CORRUPT when it is ahead of raw.
    */
   async catchUp(raw: DeltaTable, signal: AbortSignal): Promise<void> {
     await this.table.refresh();
@@ -110,6 +111,9 @@ export class Target {
       this.upserts = this.context.writerFor(this.table);
     }
     await rebuild.clean();
+    const ahead = aheadOf(this.progress, progressOf(await raw.refresh()));
+    // To build it anew unasked might take the last copy of what raw has lost.
+    if (ahead.length > 0) throw new TributaryError("TRB-TABLE-CORRUPT", AHEAD);
     await new CatchUp(this.context, this.refiner, this.upserts, raw, { express: true, signal }).run();
   }
 

@@ -9,6 +9,8 @@ export interface TableSpec {
   readonly properties: Readonly<Record<string, string>>;
   readonly protocol: ProtocolAction;
   readonly description?: string;
+  /** Its rows are nowhere else: where its log is gone while its files are there, it is not begun anew. */
+  readonly irreplaceable?: true;
 }
 
 /** The protocol and metaData actions that (re)define a table; `id` stays with the table for its life. */

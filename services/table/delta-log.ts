@@ -183,3 +183,15 @@ export async function requireNoGap(place: LogPlace, state: TableState): Promise<
   await advance(place, state);
   requireAll(state.version, commits);
 }
+
+/**
+ * For those who make a table where there is none, or seems to be: its first data file comes after its first commit.
+ * Errors: TRB-TABLE-CORRUPT.
+ */
+export async function requireNoFiles({ store, root }: LogPlace): Promise<void> {
+  for await (const { key } of store.list(`${root}/`)) {
+    if (!key.endsWith(".parquet")) continue;
+    const reason = "its log is gone while its files are there; restore _delta_log from a copy";
+    throw new TributaryError("TRB-TABLE-CORRUPT", reason);
+  }
+}

@@ -6,7 +6,7 @@ import type { ObjectStore } from "../storage/object-store.js";
 import { type Action, commitKey, encodeCommit, type MetaDataAction } from "./actions.js";
 import { commitInfo, type Operation, stamped } from "./commit-info.js";
 import { definition, mended, type TableSpec } from "./definition.js";
-import { advance, type OpenedLog, openLog, requireNoGap } from "./delta-log.js";
+import { advance, type OpenedLog, openLog, requireNoFiles, requireNoGap } from "./delta-log.js";
 import { type Attempt, Leftovers } from "./leftovers.js";
 import { type FrozenState, frozen, type LogPlace, writeCheckpoint } from "./log-checkpoint.js";
 import type { Mask } from "./mask.js";
@@ -107,6 +107,7 @@ export class DeltaTable {
   /**
    * Opens the table at `root`, or makes it as its version 0; of two makers one wins and both get the winner's. A table
    * that an older Tributary made is brought up to its spec by one commit. Writers open tables this way.
+   * Errors: as `open`.
    */
   static async openOrCreate(
     store: ObjectStore,
@@ -115,12 +116,14 @@ export class DeltaTable {
     options: TableOptions,
     spec: TableSpec,
   ): Promise<DeltaTable> {
+    const place = { store, root, duck };
     const existing = await DeltaTable.open(store, root, duck, options);
     if (existing !== undefined) {
       await requireNoGap(existing.place, existing.state);
       await existing.mend(spec);
       return existing;
     }
+    if (spec.irreplaceable) await requireNoFiles(place);
     const request = { operation: "CREATE TABLE", actions: definition(spec, randomUUID()) } as const;
     const info = commitInfo(request, randomUUID(), undefined);
     await store.putIfAbsent(

@@ -86,6 +86,16 @@ export function setProgress(from: Progress, to: Progress): Move {
   return { actions, expect };
 }
 
+/** What takes tracks away from a table that has not taken in anything of them any more. */
+export const withoutTracks = (tracks: Iterable<Track>): Action[] =>
+  [...tracks].map((track) => ({
+    domainMetadata: { domain: `${PREFIX}${track}`, configuration: "", removed: true },
+  }));
+
+/** The tracks on which a table is beyond what it is made from: that was set back, or is another one. */
+export const aheadOf = (table: Progress, source: Progress): Track[] =>
+  [...table].flatMap(([track, position]) => (position > (source.get(track) ?? "") ? [track] : []));
+
 const NEWEST = "tributary.newest";
 
 /** When the newest event that the table has taken in was received, in ms since the epoch; undefined before the first. */

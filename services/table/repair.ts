@@ -1,6 +1,7 @@
 import type { Duck } from "../base/duckdb.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { commitKey } from "./actions.js";
+import { requireNoFiles } from "./delta-log.js";
 import { DeltaTable, type TableOptions } from "./delta-table.js";
 import type { TableFile, TableSnapshot } from "./types.js";
 
@@ -28,7 +29,9 @@ export async function openBench(
   let reason: unknown;
   try {
     const table = await DeltaTable.open(store, root, duck, options);
-    return table === undefined ? { kind: "absent" } : { kind: "readable", table };
+    if (table !== undefined) return { kind: "readable", table };
+    await requireNoFiles({ store, root, duck });
+    return { kind: "absent" };
   } catch (error) {
     reason = error;
   }

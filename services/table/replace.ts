@@ -1,7 +1,7 @@
 import { removeOf } from "./actions.js";
 import { definition, type TableSpec } from "./definition.js";
 import type { CommitResult, DeltaTable } from "./delta-table.js";
-import { newestReceived, progressOf, receivedAt, setProgress } from "./progress.js";
+import { newestReceived, progressOf, receivedAt, setProgress, withoutTracks } from "./progress.js";
 import { rebased } from "./rebase.js";
 
 /**
@@ -23,6 +23,8 @@ export function replaceTable(
   const after = progressOf(built);
   const moved = new Map([...after].filter(([track, position]) => before.get(track) !== position));
   const progress = setProgress(before, moved);
+  // The new rows may be of another raw table: what is left of the old positions would pass for events taken in.
+  const left = withoutTracks([...before.keys()].filter((track) => !after.has(track)));
   // What the table has meanwhile taken in must be what was looked at.
   const standing = setProgress(before, before).expect;
   return table.commit({
@@ -32,6 +34,7 @@ export function replaceTable(
       ...old.files.map((file) => ({ remove: removeOf(file.add, now, true) })),
       ...built.files.map((file) => ({ add: rebased(file.add, folder) })),
       ...progress.actions,
+      ...left,
       ...newestReceived(old, receivedAt(built)),
       ...also.actions,
     ],
