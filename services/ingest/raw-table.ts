@@ -3,10 +3,10 @@ import { FixedColumn, TextColumn } from "../columns/column-writers.js";
 import type { FeedColumn, FeedSource } from "../columns/feed.js";
 import { ListColumn } from "../columns/nested-columns.js";
 import { Envelope } from "../contracts/envelope.js";
+import { BOUNDED } from "../table/data-file.js";
 import type { TableSpec } from "../table/definition.js";
 import { ONE_HOUR, RETENTION } from "../table/delta-table.js";
 import { deltaTypeOf } from "../table/schema.js";
-import { BOUNDED } from "../table/stage.js";
 import { COMMIT_TIMES } from "../table/state.js";
 import { type EventBatch, OPERATIONS } from "./event-batch.js";
 

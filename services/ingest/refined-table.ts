@@ -1,10 +1,10 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { TributaryError } from "../base/errors.js";
 import type { BoundModel } from "../models/bind.js";
+import { BOUNDED } from "../table/data-file.js";
 import type { TableSpec } from "../table/definition.js";
 import { ONE_HOUR, RETENTION } from "../table/delta-table.js";
 import { type ColumnSpec, deltaTypeOf } from "../table/schema.js";
-import { BOUNDED } from "../table/stage.js";
 import { COMMIT_TIMES, PARTITION_COLUMN } from "../table/state.js";
 
 export const refinedRoot = (model: Pick<BoundModel, "domain" | "table">): string =>

@@ -1,7 +1,7 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
+import { stageFile } from "./data-file.js";
 import type { CommitResult, DeltaTable } from "./delta-table.js";
 import { advancePositions, type Positions } from "./progress.js";
-import { stageFile } from "./stage.js";
 import { Staging } from "./staging.js";
 
 export interface AppendRequest {

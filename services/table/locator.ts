@@ -20,7 +20,7 @@ import {
   VERSION_LO,
   WORDS,
 } from "./order.js";
-import type { StagedFile } from "./stage.js";
+import type { StagedFile } from "./staging.js";
 import type { TableFile } from "./types.js";
 
 /** Records of the rows of one file, to be put in the index once the file is part of the table. */

@@ -1,8 +1,16 @@
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import type { Action } from "./actions.js";
+import type { Action, AddAction } from "./actions.js";
 import type { CommitRequest, CommitResult, DeltaTable } from "./delta-table.js";
-import type { StagedFile } from "./stage.js";
+
+/** A finished data file that no commit names yet. */
+export interface StagedFile {
+  readonly localPath: string;
+  readonly key: string;
+  readonly rows: number;
+  /** Without a deletion vector; one may be laid over it before the commit. */
+  readonly add: AddAction;
+}
 
 /**
  * The files made for one commit. Those that no commit names when the work ends, however it ends, are removed; those

@@ -1,6 +1,7 @@
 import { INTEGER, LIST, listValue } from "@duckdb/node-api";
 import { AssertionFailure, assert } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
+import { allRows, stageFile } from "./data-file.js";
 import type { CommitResult, DeltaTable } from "./delta-table.js";
 import type { EntityKeys } from "./entity-keys.js";
 import { EntityLocator } from "./locator.js";
@@ -8,8 +9,7 @@ import { Mask } from "./mask.js";
 import { compareOrder, FILE_SHIFT, FLAGS, ROW, TOMBSTONE_BIT, WORDS } from "./order.js";
 import { advance, newestReceived, type Progress } from "./progress.js";
 import type { RowSource } from "./row-source.js";
-import { allRows, type StagedFile, stageFile } from "./stage.js";
-import { Staging } from "./staging.js";
+import { type StagedFile, Staging } from "./staging.js";
 import type { TableFile } from "./types.js";
 import { stageVectors } from "./vectors.js";
 

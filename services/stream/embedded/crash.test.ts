@@ -42,7 +42,7 @@ const openWriter = (files: SimulatedFiles) =>
     folder: FOLDER,
     partitions: PARTITIONS,
     segmentBytes: 1_200,
-    stagingBytes: 800,
+    groupBytes: 800,
     files,
   });
 

@@ -53,7 +53,7 @@ function blindTo(files: SimulatedFiles, pause: (step: string) => Promise<void> |
 }
 
 const open = (files: FileOps, segmentBytes = 100_000) =>
-  EmbeddedLogWriter.open({ folder: FOLDER, partitions: 2, segmentBytes, stagingBytes: 2_000, files });
+  EmbeddedLogWriter.open({ folder: FOLDER, partitions: 2, segmentBytes, groupBytes: 2_000, files });
 
 /** Reads to the end into `seen`; no position may ever show two events. */
 async function readInto(seen: Map<string, string>, files: FileOps, name: string): Promise<void> {

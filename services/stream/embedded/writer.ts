@@ -12,6 +12,7 @@ import {
 } from "../../base/files.js";
 import { acquireLock, type ProcessLock } from "../../base/process-lock.js";
 import type { ChangeStreamWriter, EventSlices } from "../change-stream.js";
+import { AppendGroup, type PendingAppend } from "./append-group.js";
 import {
   consumersFolder,
   logFolder,
@@ -24,15 +25,14 @@ import {
 import { encodeSegmentHeader, MARKER_BYTES, MAX_FRAME_BYTES, segmentHeaderBytes } from "./format.js";
 import { readAllLowWater } from "./low-water.js";
 import { type Recovered, recover, type SegmentSummary } from "./recovery.js";
-import { type PendingAppend, Staging } from "./staging.js";
 
 export interface EmbeddedLogOptions {
   readonly folder: string;
   readonly partitions: number;
   /** A segment is closed when the next frame would make it larger. */
   readonly segmentBytes: number;
-  /** Size of each of the two staging buffers; a larger append gets one of its own. */
-  readonly stagingBytes?: number;
+  /** Capacity of each of the two groups that take turns; a larger append gets one of its own. */
+  readonly groupBytes?: number;
   readonly files?: FileOps;
 }
 
@@ -65,10 +65,10 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
   private end = 0;
   /** First free position per partition. */
   private next: readonly number[];
-  private readonly stagingBytes: number;
-  private staging: Staging;
-  /** Staging buffers that are free. */
-  private readonly spare: Staging[] = [];
+  private readonly groupBytes: number;
+  private filling: AppendGroup;
+  /** Groups that are free. */
+  private readonly spare: AppendGroup[] = [];
   private readonly queue: PendingAppend[] = [];
   private committing: Promise<void> | undefined;
   private failure: TributaryError | undefined;
@@ -123,8 +123,8 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
     this.lock = lock;
     this.segments = recovered.segments;
     this.next = recovered.next;
-    this.stagingBytes = options.stagingBytes ?? 8 * 1024 * 1024;
-    this.staging = this.freeStaging();
+    this.groupBytes = options.groupBytes ?? 8 * 1024 * 1024;
+    this.filling = this.freeGroup();
     this.retentionTimer = setInterval(() => {
       // A failed round harms nothing; the next one tries again.
       this.trim().catch(() => undefined);
@@ -144,7 +144,7 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
     return new Promise((resolve, reject) => {
       const append = { events, receivedAt: Date.now(), resolve, reject };
       // In order: once one append waits for room, those after it wait behind it.
-      if (this.queue.length > 0 || !this.staging.add(append)) this.queue.push(append);
+      if (this.queue.length > 0 || !this.filling.add(append)) this.queue.push(append);
       this.committing ??= this.commitGroups();
     });
   }
@@ -154,9 +154,9 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
       // One turn of the event loop, so that those just acknowledged can join the next group.
       await new Promise(setImmediate);
       this.fillFromQueue();
-      if (this.staging.isEmpty) break;
-      const group = this.staging;
-      this.staging = this.freeStaging();
+      if (this.filling.isEmpty) break;
+      const group = this.filling;
+      this.filling = this.freeGroup();
       const first = this.next;
       try {
         await this.commit(group);
@@ -165,21 +165,21 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
         group.reject(error);
       }
       group.clear();
-      if (group.capacity === this.stagingBytes) this.spare.push(group);
+      if (group.capacity === this.groupBytes) this.spare.push(group);
     }
     this.committing = undefined;
   }
 
-  private freeStaging(): Staging {
-    return this.spare.pop() ?? new Staging(this.partitions.length, this.stagingBytes);
+  private freeGroup(): AppendGroup {
+    return this.spare.pop() ?? new AppendGroup(this.partitions.length, this.groupBytes);
   }
 
   private fillFromQueue(): void {
     while (this.queue.length > 0) {
       const append = this.queue[0]!;
-      if (!this.staging.add(append)) {
-        if (!this.staging.isEmpty) return;
-        const bytes = Staging.bytesFor(this.partitions.length, append.events);
+      if (!this.filling.add(append)) {
+        if (!this.filling.isEmpty) return;
+        const bytes = AppendGroup.bytesFor(this.partitions.length, append.events);
         if (bytes > MAX_FRAME_BYTES) {
           append.reject(
             new TributaryError("TRB-REQ-TOO-LARGE", `append: expected at most ${MAX_FRAME_BYTES} bytes`),
@@ -187,10 +187,10 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
           this.queue.shift();
           continue;
         }
-        // Larger than a staging buffer: a group of its own; the ordinary buffer stays for the next one.
-        this.spare.push(this.staging);
-        this.staging = new Staging(this.partitions.length, bytes);
-        assert(this.staging.add(append), "an append fits a buffer made for it");
+        // Larger than a group: one of its own; the ordinary one stays for the next.
+        this.spare.push(this.filling);
+        this.filling = new AppendGroup(this.partitions.length, bytes);
+        assert(this.filling.add(append), "an append fits a group made for it");
         this.queue.shift();
         return;
       }
@@ -199,7 +199,7 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
   }
 
   /** Writes one group; when it resolves the group is durable and its positions are given away. */
-  private async commit(group: Staging): Promise<void> {
+  private async commit(group: AppendGroup): Promise<void> {
     if (this.failure !== undefined) throw this.failure;
     let frame = group.seal(this.marker, this.next);
     if (

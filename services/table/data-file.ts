@@ -1,19 +1,9 @@
 import { randomUUID } from "node:crypto";
 import type { DuckDBConnection, DuckDBMapValue } from "@duckdb/node-api";
 import { literal } from "../base/duckdb.js";
-import type { AddAction } from "./actions.js";
-import type { Staging } from "./staging.js";
+import type { StagedFile, Staging } from "./staging.js";
 import { KIND_TAG, PARTITION_COLUMN, TOMBSTONES } from "./state.js";
 import type { Column, TableSnapshot } from "./types.js";
-
-/** A finished data file that no commit names yet. */
-export interface StagedFile {
-  readonly localPath: string;
-  readonly key: string;
-  readonly rows: number;
-  /** Without a deletion vector; one may be laid over it before the commit. */
-  readonly add: AddAction;
-}
 
 export interface StageOptions {
   /** Value of `tenant_partition`; undefined for a table without partitions. */

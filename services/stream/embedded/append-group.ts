@@ -12,8 +12,8 @@ export interface PendingAppend {
 /** Bytes between two events of one body (a tag and a length) that are cheaper to copy along than to step over. */
 const MAX_GAP = 16;
 
-/** Collects appends into one frame. The events' bytes are copied here once, and written from here. */
-export class Staging {
+/** Appends that become one frame, and durable together. The events' bytes are copied here once, and written from here. */
+export class AppendGroup {
   readonly capacity: number;
   private readonly partitions: number;
   private readonly buffer: Buffer;
