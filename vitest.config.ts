@@ -1,6 +1,7 @@
 import { defineConfig } from "vitest/config";
 
 const all = ["services/**/*.test.ts", "test/**/*.test.ts"];
+const beyond = ["test/slow/**", "test/nightly/**"];
 const timeouts = { testTimeout: 30_000, hookTimeout: 60_000 };
 
 /** Property tests and fault injection over the lake: most of the time of `npm test`, and little that is Node's own. */
@@ -20,12 +21,13 @@ const timed = ["containment", "packed-payloads", "query-fairness", "query-limits
 const slowTimeouts = { testTimeout: 900_000, hookTimeout: 120_000 };
 
 // "unit" is what a newcomer runs (`npm test`); "fast" is unit without what takes long, for further releases of Node;
-// "slow" and then "timed" are the suites that .ci/run adds: crash rounds, foreign readers, hostile SQL at full length.
+// "slow" and then "timed" are the suites that .ci/run adds: crash rounds, foreign readers, hostile SQL at full length;
+// "nightly" is what only .ci/nightly runs.
 export default defineConfig({
   test: {
     projects: [
-      { test: { name: "unit", include: all, exclude: ["test/slow/**"], ...timeouts } },
-      { test: { name: "fast", include: all, exclude: ["test/slow/**", ...long], ...timeouts } },
+      { test: { name: "unit", include: all, exclude: beyond, ...timeouts } },
+      { test: { name: "fast", include: all, exclude: [...beyond, ...long], ...timeouts } },
       {
         test: {
           name: "slow",
@@ -36,6 +38,7 @@ export default defineConfig({
           ...slowTimeouts,
         },
       },
+      { test: { name: "nightly", include: ["test/nightly/**/*.test.ts"], ...slowTimeouts } },
       {
         test: {
           name: "timed",

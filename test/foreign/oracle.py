@@ -2,8 +2,8 @@
 
 Reads the log twice, from its first commit and from the newest log checkpoint, and demands that both say the same;
 decodes deletion vectors, reads data files with pyarrow, and holds each file against its own statistics. OUT becomes
-JSON: table -> "versions": {version: {"rows", "digest"}} for the newest version and an older one, "filters" and "bounds"
-of the columns that have statistics, "times" of the commits.
+JSON: table -> "versions": {version: {"rows", "digest"}} for the newest version and an older one, "milliseconds" the same
+with times to the millisecond, "filters" and "bounds" of the columns that have statistics, "times" of the commits.
 """
 
 import glob
@@ -170,6 +170,14 @@ def read(table, state):
     return pa.concat_tables(parts)
 
 
+def in_milliseconds(data):
+    for at, kind in enumerate(data.schema.types):
+        if pa.types.is_timestamp(kind):
+            rounded = pc.round_temporal(data.column(at), unit="millisecond")
+            data = data.set_column(at, data.schema.names[at], rounded)
+    return data
+
+
 def commit_times(table, commits):
     times = []
     for version in sorted(commits):
@@ -207,15 +215,17 @@ def main():
         table = os.path.dirname(log)
         commits = log_of(table, ".json")
         newest = max(commits)
-        versions = {}
+        versions, milliseconds = {}, {}
         for version in sorted({newest, newest * 2 // 3}):
             state, checkpointed = replay(table, version)
             data = read(table, state)
             versions[str(version)] = digest_of(data)
+            milliseconds[str(version)] = digest_of(in_milliseconds(data))
         columns = state.meta and dict(state.meta["configuration"])["delta.dataSkippingStatsColumns"].split(",")
         filters, bounds = probes(data, columns)
         answer[os.path.relpath(table, lake)] = {
             "versions": versions,
+            "milliseconds": milliseconds,
             "newest": newest,
             "checkpointed": checkpointed,
             "vectors": sum("deletionVector" in add for add in state.live.values()),

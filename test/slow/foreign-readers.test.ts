@@ -81,6 +81,19 @@ describe("every table is what the oracle says, to", () => {
     }, 600_000);
   }
 
+  test("readers without deletion vectors, where there are none; the others they refuse", async () => {
+    const told = JSON.parse(
+      await runForeign("read_without_vectors.py", lake, join(folder, "answers.json")),
+    ) as Record<string, Record<string, unknown>>;
+    expect(Object.keys(told)).toEqual(["deltalake to pyarrow", "daft"]);
+    for (const [reader, tables] of Object.entries(told)) {
+      for (const kind of ["dead_letters", "raw/t.v1.Thing"]) {
+        expect(tables[kind], `${reader}, ${kind}`).toEqual(answers[kind]!.versions);
+      }
+      expect(tables["refined/t/things"], reader).toMatch(/deletion ?vectors/i);
+    }
+  });
+
   // Its jars come with the newer Spark's.
   test("Delta Kernel", async () => expectSame(await kernelReader(lake, answers)));
 });

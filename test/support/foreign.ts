@@ -47,11 +47,13 @@ export interface Digest {
 /** What the oracle says of a table. */
 export interface Answer {
   readonly versions: Readonly<Record<string, Digest>>;
+  /** The same with times to the millisecond. */
+  readonly milliseconds: Readonly<Record<string, Digest>>;
   readonly newest: number;
   readonly checkpointed: boolean;
   /** Live files with a deletion vector. */
   readonly vectors: number;
-  readonly filters: readonly { readonly rows: number }[];
+  readonly filters: readonly { readonly rows: number; readonly time: boolean }[];
   readonly bounds: Readonly<Record<string, unknown>>;
   readonly times: readonly number[];
 }
@@ -129,4 +131,23 @@ export async function runSpark(release: "35" | "4", lake: string, answers: strin
   } finally {
     await rm(out, { recursive: true, force: true });
   }
+}
+
+export interface TrinoTold {
+  readonly readings: Record<string, { versions: Record<string, Digest>; integerFilters: readonly number[] }>;
+  /** What became of each attempt to write. */
+  readonly attempts: Readonly<Record<string, string>>;
+}
+
+/** Trino reads all tables, then tries to write to them. */
+export async function runTrino(lake: string, answers: string): Promise<TrinoTold> {
+  const folder = join(tools, "trino");
+  const path = join(folder, "venv", "bin", "python");
+  if (!existsSync(path)) throw new Error("no Trino: run .ci/nightly once");
+  const { stdout } = await run(
+    path,
+    [join(scripts, "read_trino.py"), join(folder, "server"), lake, answers],
+    limits,
+  );
+  return JSON.parse(stdout) as TrinoTold;
 }
