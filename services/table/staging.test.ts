@@ -1,11 +1,17 @@
-import { readdirSync } from "node:fs";
+import { readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, expect, test } from "vitest";
 import { overriding } from "../../test/support/faulty-store.js";
 import { Lake, type TestEvent, TestStream } from "../../test/support/lake.js";
 import { TributaryError } from "../base/errors.js";
 import type { ObjectStore } from "../storage/object-store.js";
+import { commitKey } from "./actions.js";
+import { compactAppended, compactUpserted } from "./compact.js";
 import { planCompaction } from "./compaction-plan.js";
+import { DeltaTable } from "./delta-table.js";
+import { Staging } from "./staging.js";
+import { Sweep } from "./sweep.js";
 
 const open: Lake[] = [];
 afterEach(async () => {
@@ -39,9 +45,15 @@ async function files(lake: Lake): Promise<{ there: number; named: number }> {
   return { there, named };
 }
 
-test.each(["putIfAbsent", "adopt", "put", "get"] as const)(
-  "nothing piles up while %s fails, and nothing is left once it works again",
-  async (operation) => {
+test.each([
+  ["putIfAbsent", "at once"],
+  ["adopt", "at once"],
+  ["put", "at once"],
+  ["put", "after the fact"],
+  ["get", "at once"],
+] as const)(
+  "nothing piles up while %s fails, %s, and nothing is left once it works again",
+  async (operation, when) => {
     let failing = false;
     let tries = 0;
     const lake = await Lake.create({
@@ -51,7 +63,7 @@ test.each(["putIfAbsent", "adopt", "put", "get"] as const)(
         const flaky = (...args: unknown[]) => {
           if (!failing) return run(...args);
           tries++;
-          return down();
+          return when === "at once" ? down() : run(...args).then(down);
         };
         return overriding(inner, { [operation]: flaky } as Partial<ObjectStore>);
       },
@@ -79,6 +91,92 @@ test.each(["putIfAbsent", "adopt", "put", "get"] as const)(
     expect(await lake.rawPositions()).toEqual([...stream.positions].sort());
   },
 );
+
+test("no files are made while a commit is in doubt: those of each try would pile up where nothing can be deleted", async () => {
+  let failing = false;
+  const lake = await Lake.create({
+    store: (inner) =>
+      overriding(inner, {
+        putIfAbsent: (key, bytes) => (failing ? down() : inner.putIfAbsent(key, bytes)),
+        delete: (keys) => (failing ? down() : inner.delete(keys)),
+      }),
+  });
+  open.push(lake);
+  const stream = new TestStream();
+  const lane = await lake.lane();
+  await lane.land(stream.batch([event(1)]));
+  const there = () =>
+    filesBelow(join(lake.folder, "lake", lane.raw.root)).filter((path) => path.endsWith(".parquet"));
+  expect(there()).toHaveLength(1);
+  failing = true;
+  const batch = stream.batch([event(2)]);
+  for (let tries = 0; tries < 4; tries++) {
+    await expect(lane.land(batch)).rejects.toMatchObject({ code: "TRB-STORE-FAILED" });
+    await lane.reopen();
+  }
+  expect(there()).toHaveLength(2);
+  failing = false;
+  await lane.reopen();
+  await lane.land(batch);
+  await lake.settled();
+  expect(there()).toHaveLength(2);
+  // What could not be deleted of the model's goes with the next occasion.
+  await (await lake.target()).table.discard([]);
+  const all = await files(lake);
+  expect(all.there).toBe(all.named);
+});
+
+test("a local file that is still being written when the work fails is removed once it is written", async () => {
+  const lake = await Lake.create();
+  open.push(lake);
+  const { table } = await lake.target();
+  const failed = Staging.run(table, async (staging) => {
+    void staging.write("slow.parquet", async (path) => {
+      await sleep(50);
+      writeFileSync(path, "x");
+    });
+    throw new Error("the work failed");
+  });
+  await expect(failed).rejects.toThrow("the work failed");
+  expect(filesBelow(join(lake.folder, "staging"))).toEqual([]);
+});
+
+test("a sweep leaves alone what a commit under way is being made of, and nothing counts so for ever", async () => {
+  let commits: Promise<void> | undefined;
+  let waiting = 0;
+  let release: () => void = () => undefined;
+  const lake = await Lake.create({
+    compactAfterFiles: 1000,
+    store: (inner) =>
+      overriding(inner, {
+        putIfAbsent: async (key, bytes) => {
+          if (commits !== undefined) waiting++;
+          await commits;
+          return inner.putIfAbsent(key, bytes);
+        },
+      }),
+  });
+  open.push(lake);
+  const stream = new TestStream();
+  const lane = await lake.lane();
+  await lane.land(stream.batch([event(1), event(2)]));
+  const { table, writer } = await lake.target();
+  commits = new Promise((resolve) => {
+    release = resolve;
+  });
+  const compacting = lake.context.duck.with((connection) =>
+    compactUpserted(writer, connection, table.snapshot.files),
+  );
+  await expect.poll(() => waiting).toBe(1);
+  // Through another object of the table, which waits for none of its turns.
+  const swept = await DeltaTable.open(table.store, table.root, table.duck, { checkpointEvery: 1000 });
+  expect(await new Sweep(swept!).run(-60_000)).toBe(0);
+  release();
+  commits = undefined;
+  expect(await compacting).toMatchObject({ kind: "compacted" });
+  expect(await lake.rows()).toHaveLength(2);
+  expect([...table.inFlight, ...lane.raw.inFlight]).toEqual([]);
+});
 
 test("files of a commit whose answer was lost stay until it is known, then go with it or stay with it", async () => {
   for (const stands of [true, false]) {
@@ -108,6 +206,7 @@ test("files of a commit whose answer was lost stay until it is known, then go wi
     failing = true;
     await expect(table.commit(request)).rejects.toMatchObject({ code: "TRB-STORE-FAILED" });
     const there = () => lake.context.store.get(`${table.root}/${add.path}`);
+    await new Sweep(table).run(-60_000);
     expect(await there()).toBeDefined();
     failing = false;
     if (stands) {
@@ -122,6 +221,38 @@ test("files of a commit whose answer was lost stay until it is known, then go wi
     expect((await there()) !== undefined).toBe(stands);
     expect(table.snapshot.files.some(({ path }) => path === add.path)).toBe(stands);
   }
+});
+
+test("a commit in doubt whose version was cleared away since is not made anew, and its files stay", async () => {
+  let failing = false;
+  const lake = await Lake.create({
+    store: (inner) =>
+      overriding(inner, {
+        putIfAbsent: (key, bytes) => (failing ? down() : inner.putIfAbsent(key, bytes)),
+      }),
+  });
+  open.push(lake);
+  const { table } = await lake.target();
+  const add = { ...(await staged(lake)), dataChange: true };
+  const basedOn = table.snapshot.version;
+  const request = {
+    operation: "WRITE" as const,
+    actions: [{ add }],
+    expect: new Map(),
+    basedOn,
+    serializable: false,
+    files: [`${table.root}/${add.path}`],
+  };
+  failing = true;
+  await expect(table.commit(request)).rejects.toMatchObject({ code: "TRB-STORE-FAILED" });
+  failing = false;
+  const other = (await (await lake.twin()).target()).table;
+  for (const _ of [1, 2]) await other.commit({ ...request, actions: [], files: [] });
+  const { store } = lake.context;
+  await store.delete([commitKey(table.root, basedOn + 1)]);
+  await table.settle();
+  expect(await store.get(commitKey(table.root, basedOn + 1))).toBeUndefined();
+  expect(await store.get(`${table.root}/${add.path}`)).toBeDefined();
 });
 
 /** A file that lies in the table's folder and is named by nothing. */
@@ -153,7 +284,6 @@ test("a compaction that fails leaves no file behind", async () => {
   for (let i = 0; i < 4; i++) await lane.land(stream.batch([event(i), event(0, BigInt(i + 2))]));
   const { writer, table } = await lake.target();
   const before = await files(lake);
-  const { compactAppended, compactUpserted } = await import("./compact.js");
   failing = true;
   await lake.context.duck.with(async (connection) => {
     const sources = planCompaction(table.snapshot, 2)!;
