@@ -6,6 +6,7 @@ import { Feed } from "../columns/feed.js";
 import { append } from "../table/append.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { type Progress, positionsOf, progressOf } from "../table/progress.js";
+import { requireLanded } from "./already-landed.js";
 import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
 import { ModelSeat } from "./model-seat.js";
@@ -123,17 +124,28 @@ export class Lane {
       if (this.failed)
         throw new TributaryError("TRB-STORE-FAILED", `${this.entityType}: a batch before this failed`);
       this.failed = true;
-      let rest = batch.after(this.rawPositions(batch.stream));
+      let rest = await this.fresh(batch);
       while (rest.count > 0 && !(await this.landAndRefine(rest))) {
         // Another worker has landed some of it.
         await this.table.refresh();
-        rest = batch.after(this.rawPositions(batch.stream));
+        rest = await this.fresh(batch);
       }
       // Also after an empty batch: the commit of a first try may have happened and its models been told otherwise.
       const raw = this.rawProgress();
       for (const seat of this.seats) seat.check(raw);
       this.failed = false;
     });
+  }
+
+  /** The events that raw lacks. Errors: TRB-STREAM-CORRUPT when it has others in the place of the rest. */
+  private async fresh(batch: EventBatch): Promise<EventBatch> {
+    const positions = this.rawPositions(batch.stream);
+    const fresh = batch.after(positions);
+    if (fresh.count < batch.count) {
+      const { connection, entityType, table } = this;
+      await requireLanded({ table, snapshot: table.snapshot, connection, entityType }, batch, positions);
+    }
+    return fresh;
   }
 
   /** False when another worker was faster; nothing was changed then. */

@@ -32,6 +32,33 @@ async function makeLake(options: LakeOptions): Promise<Lake> {
   return lake;
 }
 
+describe("a log that was restored from an older copy than the lake", () => {
+  test("gives positions again: events are not taken for those that raw has at them, but kept and told of", async () => {
+    const lake = await makeLake({});
+    const reader = new MemoryReader("test");
+    const events = randomEvents(new Random(7), 60);
+    const first = startPipeline(lake, reader);
+    const positions = publishTo(reader, events.slice(0, 30));
+    await until("the first to land", () => reader.caughtUp);
+    await first.stop();
+    reader.setBack(20);
+    await lake.reopen();
+    const second = startPipeline(lake, reader);
+    const { health } = lake.context;
+    publishTo(reader, events.slice(30, 35));
+    await until("it to be told", () => health.get("raw", THING) !== undefined);
+    expect(health.get("raw", THING)).toMatchObject({ state: "quarantined", code: "TRB-STREAM-CORRUPT" });
+    // Also once the log is past what raw has.
+    publishTo(reader, events.slice(35));
+    await until("the rest to be parked", () => reader.caughtUp);
+    second.pipeline.hurry();
+    await sleep(300);
+    expect(health.get("raw", THING)).toMatchObject({ state: "quarantined", code: "TRB-STREAM-CORRUPT" });
+    await second.stop();
+    expect(await lake.rawPositions()).toEqual([...positions].sort());
+  });
+});
+
 describe("a raw table that cannot land", () => {
   test("has its events parked: the stream is free of them, and they land in order once it can", async () => {
     const state = { down: false };

@@ -101,12 +101,8 @@ export async function originals(
   stream: string,
   wanted: readonly { readonly partition: string; readonly position: string }[],
 ): Promise<Map<string, Buffer>> {
-  const positions = [...new Set(wanted.map(({ position }) => position))].sort();
-  const files = view.snapshot.files.filter(
-    ({ min, max }) =>
-      (typeof max.position !== "string" || max.position >= positions[0]!) &&
-      (typeof min.position !== "string" || min.position <= positions.at(-1)!),
-  );
+  const positions = [...new Set(wanted.map(({ position }) => position))];
+  const files = filesAt(view.snapshot, positions);
   const sql = await scanFilesSql(view.table, view.snapshot, files, {
     where: `stream = ${literal(stream)} AND position IN (${positions.map(literal).join(", ")})`,
   });
@@ -118,6 +114,13 @@ export async function originals(
     }
   }
   return found;
+}
+
+/** Files that may hold events at some of the positions, of whatever partition. */
+export function filesAt({ files }: TableSnapshot, positions: readonly string[]): TableFile[] {
+  return files.filter(({ min, max }) =>
+    positions.some((position) => covers(min.position, max.position, position)),
+  );
 }
 
 const EVERYTHING: BatchLimits = { events: Number.POSITIVE_INFINITY, bytes: Number.POSITIVE_INFINITY };

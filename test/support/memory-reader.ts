@@ -9,7 +9,12 @@ import type {
 /** A stream in memory for the reading end; it survives a "crash" of whoever reads it, with its low-water record. */
 export class MemoryReader implements ChangeStreamReader {
   readonly partitions = ["0", "1", "2"];
-  readonly events: { readonly partition: string; readonly position: string; readonly bytes: Buffer }[] = [];
+  readonly events: {
+    readonly partition: string;
+    readonly position: string;
+    readonly bytes: Buffer;
+    readonly receivedAt: number;
+  }[] = [];
   done: Checkpoint = new Map();
   /** Called before a consumer of now writes a low-water record; what it waits for, the record waits for. */
   beforeCommit: () => Promise<void> = async () => undefined;
@@ -23,7 +28,7 @@ export class MemoryReader implements ChangeStreamReader {
     const next = (this.heads.get(name) ?? 0) + 1;
     this.heads.set(name, next);
     const position = String(next).padStart(16, "0");
-    this.events.push({ partition: name, position, bytes });
+    this.events.push({ partition: name, position, bytes, receivedAt: Date.now() });
     return `${name}/${position}`;
   }
 
@@ -79,6 +84,14 @@ export class MemoryReader implements ChangeStreamReader {
     }
   }
 
+  /** As a log that is restored from a copy of when it had so many events. */
+  setBack(count: number): void {
+    for (const { partition, position } of this.events.splice(count)) {
+      if (Number(position) <= this.heads.get(partition)!) this.heads.set(partition, Number(position) - 1);
+    }
+    this.done = new Map(this.events.map(({ partition, position }) => [partition, position]));
+  }
+
   private batchOf(events: readonly (typeof this.events)[number][]): StreamBatch {
     const starts: number[] = [];
     const ends: number[] = [];
@@ -94,7 +107,7 @@ export class MemoryReader implements ChangeStreamReader {
       starts: Uint32Array.from(starts),
       ends: Uint32Array.from(ends),
       partitions: Uint16Array.from(events.map(({ partition }) => this.partitions.indexOf(partition))),
-      receivedAt: Float64Array.from(events.map(() => Date.now())),
+      receivedAt: Float64Array.from(events.map(({ receivedAt }) => receivedAt)),
       positions: events.map(({ position }) => position),
     };
   }
