@@ -1,9 +1,20 @@
 import { createHmac } from "node:crypto";
-import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { open } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { SignJWT } from "jose";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import { nodeFiles } from "../base/files.js";
 import { SigningKey } from "./signing-key.js";
 import type { TokenInit } from "./tokens.js";
 import { signToken, TokenVerifier } from "./tokens.js";
@@ -39,6 +50,26 @@ describe("the signing key", () => {
     expect((await SigningKey.openOrCreate(folder)).secret).toEqual(key.secret);
     expect(readdirSync(folder)).toEqual(["signing.jwk"]);
   });
+  test("is durable before anybody uses it", async () => {
+    rmSync(file());
+    const order: string[] = [];
+    const handle = await open(folder, "r");
+    const prototype = Object.getPrototypeOf(handle) as typeof handle;
+    await handle.close();
+    const { sync } = prototype;
+    vi.spyOn(prototype, "sync").mockImplementation(async function (this: typeof handle) {
+      if (!existsSync(file()) && (await this.stat()).isFile()) order.push("synced");
+      return sync.call(this);
+    });
+    const { syncFolder } = nodeFiles;
+    vi.spyOn(nodeFiles, "syncFolder").mockImplementation((path) => {
+      if (existsSync(file())) order.push("named");
+      return syncFolder(path);
+    });
+    await SigningKey.openOrCreate(folder);
+    vi.restoreAllMocks();
+    expect(order).toEqual(["synced", "named"]);
+  });
   test("is one, however many start at once", async () => {
     rmSync(file());
     const keys = await Promise.all(Array.from({ length: 8 }, () => SigningKey.openOrCreate(folder)));
@@ -54,7 +85,7 @@ describe("the signing key", () => {
     "{",
     '{"kty":"oct","k":"c2hvcnQ"}',
     '{"kty":"RSA"}',
-    '{"kty":"oct","alg":"none","k":"x"}',
+    JSON.stringify({ kty: "oct", alg: "none", k: "c2hvcnQ".repeat(8) }),
     "null",
   ])("that is damaged (%j) is refused, not replaced, not quoted", async (text) => {
     writeFileSync(file(), text, { mode: 0o600 });
@@ -161,6 +192,14 @@ describe("a token", () => {
     const body = `${base64({ alg: "none" })}.${base64(claims)}`;
     const mac = createHmac("sha256", key.secret).update(body).digest("base64url");
     await expect(verify(`Bearer ${body}.${mac}`)).rejects.toThrow(code("TRB-AUTH-INVALID"));
+  });
+
+  test("of more bytes than any of ours is not valid, however well it is signed", async () => {
+    const tenants = (count: number) => Array.from({ length: count }, (_, i) => `tenant-${i}`);
+    const verifying = async (count: number) =>
+      verify(`Bearer ${await sign({ ...claims, tenants: tenants(count) })}`);
+    expect((await verifying(500)).tenants).toHaveLength(500);
+    await expect(verifying(1500)).rejects.toThrow(code("TRB-AUTH-INVALID"));
   });
 
   test("that is damaged or no token is not valid", async () => {
