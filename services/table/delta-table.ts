@@ -260,7 +260,7 @@ export class DeltaTable {
       return result;
     } catch (error) {
       if (attempt.offered === undefined) await this.discard(attempt.files);
-      else if (attempt.stands === undefined) this.leftovers.doubt(attempt);
+      else this.leftovers.doubt(attempt);
       throw error;
     }
   }

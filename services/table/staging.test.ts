@@ -223,36 +223,48 @@ test("files of a commit whose answer was lost stay until it is known, then go wi
   }
 });
 
-test("a commit in doubt whose version was cleared away since is not made anew, and its files stay", async () => {
-  let failing = false;
+/** A table whose commits fail while `down`, and a commit to it that does so. */
+async function inDoubt() {
+  const state = { down: false };
   const lake = await Lake.create({
     store: (inner) =>
       overriding(inner, {
-        putIfAbsent: (key, bytes) => (failing ? down() : inner.putIfAbsent(key, bytes)),
+        putIfAbsent: (key, bytes) => (state.down ? down() : inner.putIfAbsent(key, bytes)),
       }),
   });
   open.push(lake);
   const { table } = await lake.target();
   const add = { ...(await staged(lake)), dataChange: true };
-  const basedOn = table.snapshot.version;
-  const request = {
+  const nothing = {
     operation: "WRITE" as const,
-    actions: [{ add }],
+    actions: [],
     expect: new Map(),
-    basedOn,
+    basedOn: table.snapshot.version,
     serializable: false,
-    files: [`${table.root}/${add.path}`],
   };
-  failing = true;
-  await expect(table.commit(request)).rejects.toMatchObject({ code: "TRB-STORE-FAILED" });
-  failing = false;
+  const key = `${table.root}/${add.path}`;
+  state.down = true;
+  const failed = table.commit({ ...nothing, actions: [{ add }], files: [key] });
+  await expect(failed).rejects.toMatchObject({ code: "TRB-STORE-FAILED" });
+  state.down = false;
+  return { lake, table, add, key, nothing, version: nothing.basedOn + 1 };
+}
+
+test("a commit in doubt comes before the next one", async () => {
+  const { table, add, nothing, version } = await inDoubt();
+  expect(await table.commit(nothing)).toEqual({ kind: "committed", version: version + 1 });
+  expect(table.snapshot.files.some(({ path }) => path === add.path)).toBe(true);
+});
+
+test("a commit in doubt whose version was cleared away since is not made anew, and its files stay", async () => {
+  const { lake, table, key, nothing, version } = await inDoubt();
   const other = (await (await lake.twin()).target()).table;
-  for (const _ of [1, 2]) await other.commit({ ...request, actions: [], files: [] });
+  for (const _ of [1, 2]) await other.commit(nothing);
   const { store } = lake.context;
-  await store.delete([commitKey(table.root, basedOn + 1)]);
+  await store.delete([commitKey(table.root, version)]);
   await table.settle();
-  expect(await store.get(commitKey(table.root, basedOn + 1))).toBeUndefined();
-  expect(await store.get(`${table.root}/${add.path}`)).toBeDefined();
+  expect(await store.get(commitKey(table.root, version))).toBeUndefined();
+  expect(await store.get(key)).toBeDefined();
 });
 
 /** A file that lies in the table's folder and is named by nothing. */
