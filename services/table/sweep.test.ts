@@ -1,6 +1,7 @@
 import { utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { overriding } from "../../test/support/faulty-store.js";
 import { Lake, type TestEvent, TestStream } from "../../test/support/lake.js";
 import { Sweeper } from "../ingest/sweeper.js";
 import { TurnQueue } from "../ingest/turn-queue.js";
@@ -81,6 +82,49 @@ test("leaves alone what a commit is being made of, and a table that grows inside
   expect(await new Sweep(table).run(GRACE_MS)).toBe(0);
   expect(await lake.context.store.get(orphans[0]!)).toBeDefined();
   expect(await keysBelow(`${side}/`)).toHaveLength(2);
+});
+
+test("counts anew for how long a vector is of no use once it was of use again", async () => {
+  const { table, orphans } = await untidy();
+  const vectors = orphans[1]!;
+  await age("", 2 * GRACE_MS);
+  const sweep = new Sweep(table);
+  const there = async () => (await lake.context.store.get(vectors)) !== undefined;
+  const now = Date.now();
+  await sweep.run(GRACE_MS, now);
+  table.inFlight.add(vectors);
+  await sweep.run(GRACE_MS, now);
+  table.inFlight.delete(vectors);
+  await sweep.run(GRACE_MS, now + table.retentionMs);
+  expect(await there()).toBe(true);
+  await sweep.run(GRACE_MS, now + 2 * table.retentionMs);
+  expect(await there()).toBe(false);
+});
+
+test("leaves alone what another process commits while it looks", async () => {
+  let meanwhile: () => Promise<void> = async () => undefined;
+  await lake.reopen({
+    store: (inner) =>
+      overriding(inner, {
+        list: async function* (prefix, startAfter) {
+          await meanwhile();
+          yield* inner.list(prefix, startAfter);
+        },
+      }),
+  });
+  const stream = new TestStream();
+  await lake.land(stream.batch([event(1, 1n)]));
+  const { table } = await lake.target();
+  const twin = await lake.twin();
+  meanwhile = async () => {
+    meanwhile = async () => undefined;
+    await twin.land(stream.batch([event(2, 1n)]));
+    await twin.settled();
+  };
+  expect(await new Sweep(table).run(-60_000)).toBe(0);
+  expect(await twin.rows()).toHaveLength(2);
+  await (await twin.lane()).close();
+  twin.context.duck.close();
 });
 
 test("is due for every table of a lane at first, and then now and then", async () => {

@@ -24,7 +24,7 @@ export class Sweep {
       if (path.startsWith("_")) continue;
       const log = path.indexOf("_delta_log/");
       if (log > 0) sideTables.add(path.slice(0, log));
-      if (log < 0 && modifiedAt < now - graceMs) old.push(path);
+      if (modifiedAt < now - graceMs) old.push(path);
     }
     // Only now: a file that was there has been named by now, or it is in nobody's hands who is alive.
     const named = await this.table.named();
