@@ -31,6 +31,8 @@ export const configSchema = z.strictObject({
       /** A body must come at this rate; one that falls behind it for `bodyGraceMs` is answered with 408. A head has twice that time. */
       minBodyBytesPerSecond: count(16 * 1024),
       bodyGraceMs: count(5_000),
+      /** An answer must be read at the same rate; a connection whose reader falls behind it for so long is cut. */
+      answerGraceMs: count(30_000),
       /** Further ones are closed at once: they must not use up the files that the log needs. */
       maxConnections: count(10_000),
     })
@@ -88,6 +90,8 @@ export const configSchema = z.strictObject({
       timeoutMs: count(30_000),
       memoryBytes: count(512 * MiB),
       maxRows: count(100_000),
+      /** Requests being read and answers that have not left yet; more is answered with 429. */
+      maxHeldBytes: count(256 * MiB),
       maxSqlBytes: count(65_536),
       /** Queries that run at once, each in a process of its own. */
       workers: count(3),

@@ -10,6 +10,7 @@ import Fastify, {
   type onRequestAsyncHookHandler,
 } from "fastify";
 import type { Registry } from "prom-client";
+import { AnswerPace, type AnswerPaceLimits } from "./answers.js";
 import { BodyPace, type Pace } from "./body-pace.js";
 import { CODES, type Code } from "./codes.js";
 import { TributaryError } from "./errors.js";
@@ -25,7 +26,7 @@ export interface ServerOptions {
   readonly notReady?: () => string | undefined;
   /** What /readyz tells beside: a server that serves may still have something that is not well. */
   readonly readyDetails?: () => Promise<Readonly<Record<string, unknown>>>;
-  readonly limits: Pace & { readonly maxConnections: number };
+  readonly limits: Pace & AnswerPaceLimits & { readonly maxConnections: number };
 }
 
 /** One HTTP server, which services add their routes to. */
@@ -69,7 +70,11 @@ export async function buildServer(options: ServerOptions): Promise<HttpServer> {
   }) as FastifyInstance;
   app.server.maxConnections = options.limits.maxConnections;
   const pace = new BodyPace(options.limits);
-  app.addHook("onClose", async () => pace.stop());
+  const answers = new AnswerPace(options.limits);
+  app.addHook("onClose", async () => {
+    pace.stop();
+    answers.stop();
+  });
   let draining: Promise<void> | undefined;
   app.setErrorHandler<FastifyError>((error, request, reply) => answerError(error, request, reply));
   app.setNotFoundHandler((request, reply) => {
@@ -78,6 +83,7 @@ export async function buildServer(options: ServerOptions): Promise<HttpServer> {
   app.addHook("onRequest", async (request, reply) => {
     reply.header("x-request-id", request.id);
     pace.watch(request.raw, reply.raw);
+    answers.watch(reply.raw, request.raw.socket);
     if (draining && !ALWAYS.has(request.routeOptions.url ?? "")) {
       throw new TributaryError("TRB-BUS-DRAINING");
     }
@@ -210,13 +216,15 @@ function answerError(error: Error, request: FastifyRequest, reply: FastifyReply)
   reply.code(known.status).type("application/json; charset=utf-8").send(JSON.stringify(known.toBody()));
 }
 
-/** Fastify's own failures, by the codes it gives them. */
+/** Failures of Fastify and of streams, by the codes they have. */
 const FRAMEWORK_CODES: Readonly<Record<string, Code>> = {
   FST_ERR_CTP_INVALID_MEDIA_TYPE: "TRB-REQ-CONTENT-TYPE",
   FST_ERR_CTP_BODY_TOO_LARGE: "TRB-REQ-TOO-LARGE",
   FST_ERR_CTP_EMPTY_JSON_BODY: "TRB-REQ-UNREADABLE",
   FST_ERR_CTP_INVALID_JSON_BODY: "TRB-REQ-UNREADABLE",
   FST_ERR_CTP_INVALID_CONTENT_LENGTH: "TRB-REQ-UNREADABLE",
+  // Who asked has gone, or was cut, before the first byte of a long answer: no fault of ours, and nobody hears of it.
+  ERR_STREAM_PREMATURE_CLOSE: "TRB-REQ-UNREADABLE",
   FST_ERR_BAD_URL: "TRB-REQ-NOT-FOUND",
   FST_ERR_ROUTE_REWRITE_NOT_STR: "TRB-REQ-NOT-FOUND",
 };

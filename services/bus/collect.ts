@@ -9,6 +9,9 @@ import { ENVELOPE_BYTES, type EventGate, type Packed } from "./event-gate.js";
 import { Results } from "./response.js";
 import type { Work } from "./work.js";
 
+/** What the answer to one event takes, about: many small bad ones ask for more than they bring. */
+export const ANSWER_BYTES = 256;
+
 /** A request taken apart: what to append, and the results so far. */
 export interface Collected {
   readonly results: Results;
@@ -45,6 +48,7 @@ export async function collectProtobuf(body: Buffer, order: Collecting): Promise<
     if (work.tired(body.length)) await work.rest();
   }
   const { count, starts, ends } = found;
+  order.grow(count * ANSWER_BYTES);
   const collector = new Collector(count, order);
   for (let i = 0; i < count; ) {
     const run = collector.takeRun(i, body, starts, ends);
@@ -83,6 +87,7 @@ async function collectText(
     if (text) found.push(text);
     if (work.tired(text ? text[1] - text[0] : body.length)) await work.rest();
   }
+  grow(found.length * ANSWER_BYTES);
   const collector = new Collector(found.length, order);
   const converted: Buffer[] = [];
   let at = 0;

@@ -1,7 +1,7 @@
 import { request as httpRequest } from "node:http";
 import { type AddressInfo, connect } from "node:net";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { startTestBus, type TestBus } from "../../test/support/bus-server.js";
+import { startTestBus, type TestBus, testRegistry } from "../../test/support/bus-server.js";
 import { type EventInit, encodeEvent, encodeRequest } from "../contracts/encode-event.js";
 import { Envelope } from "../contracts/envelope.js";
 
@@ -104,6 +104,60 @@ describe("over a real connection", () => {
     await until(() => received.text !== "");
     expect(received.text).toMatch(/^HTTP\/1\.1 413 .*TRB-REQ-TOO-LARGE/s);
     socket.destroy();
+  });
+
+  test("answers count until they have left, and one that is not read is given up for another's share", async () => {
+    await bus.close();
+    bus = await startTestBus({ maxInFlightBytes: 2 * MiB, maxEventsPerRequest: 150_000 });
+    authorization = await bus.bearer({ subject: "silent" });
+    const url = await listen();
+    // A byte or two each, and a hundred times as much to say about it: more than the system's buffers take.
+    const body = `[${"1,".repeat(149_999)}1]`;
+    const socket = connect(Number(url.port), url.hostname);
+    socket.on("error", () => undefined);
+    socket.pause();
+    socket.write(
+      `POST /v1/events HTTP/1.1\r\nhost: x\r\nauthorization: ${authorization}\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`,
+    );
+    const operator = await bus.bearer({ role: "operator" });
+    const inFlight = async () => {
+      const reply = await bus.server.app.inject({ url: "/metrics", headers: { authorization: operator } });
+      return Number(/in_flight_bytes (\d+)/.exec(reply.payload)?.[1]);
+    };
+    while ((await inFlight()) < 20 * MiB) await new Promise((resolve) => setTimeout(resolve, 5));
+    expect((await publish(url, authorization, "own")).status).toBe(429);
+    // It is given a second, from when it was made.
+    const modest = await bus.bearer({ subject: "modest" });
+    let tries = 0;
+    while ((await inFlight()) > 0) {
+      expect((await publish(url, modest, `other ${tries++}`)).status).toBe(200);
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+    expect(storedIds()).toEqual(Array.from({ length: tries }, (_, i) => `other ${i}`));
+    expect(tries).toBeGreaterThan(5);
+    socket.destroy();
+  });
+
+  test("a long answer is told whole, and is no longer held then", async () => {
+    const url = await listen();
+    const answer = await fetch(new URL("/v1/events", url), {
+      method: "POST",
+      headers: { authorization, "content-type": "application/x-ndjson" },
+      body: "1\n".repeat(5_000),
+    });
+    const { results, accepted, rejected } = (await answer.json()) as { [key: string]: unknown[] };
+    expect([results?.length, accepted, rejected]).toEqual([5_000, 0, 5_000]);
+    expect(await scrape(url)).toMatch(/^tributary_bus_in_flight_bytes 0$/m);
+    const events = Array.from({ length: 3_000 }, (_, i) => encodeEvent({ ...good, entityId: `e${i}` }));
+    const packed = await fetch(new URL("/v1/events", url), {
+      method: "POST",
+      headers: { authorization, "content-type": "application/x-protobuf" },
+      body: new Uint8Array(encodeRequest(events)),
+    });
+    const bytes = Buffer.from(await packed.arrayBuffer());
+    expect(bytes.length).toBe(Number(packed.headers.get("content-length")));
+    const codec = testRegistry.codec("tributary.v1.PublishResponse");
+    expect(codec.toObject(codec.decode(bytes))).toMatchObject({ accepted: 3_000 });
   });
 
   test("what one producer has sent of its bodies is given up for another's share", async () => {

@@ -1,6 +1,9 @@
 import { CODES, type Code } from "../base/codes.js";
 import { describe } from "../contracts/event-messages.js";
 
+/** Of an answer in JSON, what is made at once. */
+const PIECE_CHARACTERS = 32 * 1024;
+
 /** What became of a request's events, in their order. Filled by the publisher, written out once. */
 export class Results {
   readonly count: number;
@@ -82,23 +85,33 @@ export class ResponseWriter {
     return out.subarray(0, pos);
   }
 
-  /** The same as proto3 JSON. */
-  json(results: Results, positions: readonly string[]): string {
+  /** The same as proto3 JSON, in pieces that are made one at a time: a long one costs no long turn, nor memory. */
+  *json(results: Results, positions: readonly string[]): Generator<Buffer> {
     let at = 0;
-    return JSON.stringify({
-      results: results.codes.map((code, i) =>
+    let text = '{"results":[';
+    for (let index = 0; index < results.count; index++) {
+      const code = results.codes[index];
+      if (index > 0) text += ",";
+      text += JSON.stringify(
         code === undefined
-          ? { accepted: true, partition: this.partitions[results.partitions[i]!], position: positions[at++] }
+          ? {
+              accepted: true,
+              partition: this.partitions[results.partitions[index]!],
+              position: positions[at++],
+            }
           : {
               accepted: false,
               code,
-              message: results.messageOf(i, code),
+              message: results.messageOf(index, code),
               retryable: CODES[code].retry,
             },
-      ),
-      accepted: results.accepted,
-      rejected: results.count - results.accepted,
-    });
+      );
+      if (text.length < PIECE_CHARACTERS) continue;
+      yield Buffer.from(text);
+      text = "";
+    }
+    const { accepted, count } = results;
+    yield Buffer.from(`${text}],"accepted":${accepted},"rejected":${count - accepted}}`);
   }
 
   private rejection(results: Results, index: number, code: Code): Buffer {

@@ -1,5 +1,8 @@
 import type { FastifyBaseLogger, FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import type { Registry } from "prom-client";
+import { Admission, type Reservation } from "../base/admission.js";
+import { giveUpUnread, isLong, onceAnswered, sendPieces } from "../base/answers.js";
+import { BodyReader, isGzip } from "../base/body-reader.js";
 import type { Config } from "../base/config.js";
 import { TributaryError } from "../base/errors.js";
 import { errorResponses } from "../base/http.js";
@@ -10,13 +13,11 @@ import type { ChangeStreamWriter } from "../stream/change-stream.js";
 import type { Grant } from "../tenancy/grant.js";
 import { grantOf, requireRole } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
-import { Admission, type Reservation } from "./admission.js";
-import { BodyReader, isGzip } from "./body.js";
-import { type Collected, collectJson, collectNdjson, collectProtobuf } from "./collect.js";
+import { ANSWER_BYTES, type Collected, collectJson, collectNdjson, collectProtobuf } from "./collect.js";
 import { EventGate } from "./event-gate.js";
 import { HeldTypes } from "./held-types.js";
 import { BusMetrics } from "./metrics.js";
-import { ResponseWriter } from "./response.js";
+import { ResponseWriter, type Results } from "./response.js";
 import { Work, Workshop } from "./work.js";
 
 export interface BusOptions {
@@ -79,7 +80,10 @@ class Publisher {
   constructor({ stream, registry, config, metrics }: BusOptions, held: HeldTypes) {
     this.stream = stream;
     this.limits = config.bus;
-    this.admission = new Admission(stream, config.bus);
+    this.admission = new Admission(
+      config.bus.maxInFlightBytes,
+      () => new TributaryError("TRB-BUS-BUSY", "too much is in flight; nothing was accepted"),
+    );
     let known: Contracts | undefined;
     this.contracts = () => {
       const now = registry();
@@ -104,7 +108,10 @@ class Publisher {
       const type = mediaType(request);
       const { maxBodyBytes } = this.limits;
       const reader = new BodyReader(request.raw, isGzip(request.raw, maxBodyBytes), maxBodyBytes);
-      reservation = this.admission.enter(grantOf(request).subject, reader.stop);
+      if (this.stream.backlogBytes() > this.limits.maxLagBytes) {
+        throw new TributaryError("TRB-BUS-BUSY", "ingest is behind; nothing was accepted");
+      }
+      reservation = this.admission.enter(grantOf(request).bearerShare, reader.stop);
       const pieces = await reader.read(reservation);
       reservation.keep();
       const { results, events } = await this.collect(type, pieces, grantOf(request), reservation);
@@ -115,14 +122,12 @@ class Publisher {
       const positions = events.count === 0 ? [] : await this.append(events);
       this.metrics.count(results);
       status = 200;
-      return type === PROTOBUF
-        ? reply.type(PROTOBUF).send(this.writer.protobuf(results, positions))
-        : reply.type("application/json; charset=utf-8").send(this.writer.json(results, positions));
+      return this.answer(type, results, positions, reservation, reply);
     } catch (error) {
       if (error instanceof TributaryError) status = error.status;
       throw error;
     } finally {
-      reservation?.release();
+      if (reservation !== undefined) onceAnswered(reply.raw, request.raw.socket, reservation.release);
       this.metrics.requestSeconds.observe({ status }, (performance.now() - started) / 1000);
     }
   }
@@ -134,7 +139,7 @@ class Publisher {
     reservation: Reservation,
   ): Promise<Collected> {
     const { maxEventsPerRequest, maxPayloadBytes, maxDecodedBytes } = this.limits;
-    const work = new Work(this.workshop, grant.subject, maxDecodedBytes);
+    const work = new Work(this.workshop, grant.bearerShare, maxDecodedBytes);
     const wait = work.begin();
     if (wait) await wait;
     try {
@@ -152,6 +157,30 @@ class Publisher {
     } finally {
       work.pause();
     }
+  }
+
+  private answer(
+    type: string,
+    results: Results,
+    positions: readonly string[],
+    reservation: Reservation,
+    reply: FastifyReply,
+  ): FastifyReply {
+    const unread = giveUpUnread(reply);
+    if (type === PROTOBUF) {
+      const answer = this.writer.protobuf(results, positions);
+      reservation.become(answer.length, unread);
+      reply.type(PROTOBUF);
+      return isLong(answer.length)
+        ? sendPieces(reply.header("content-length", answer.length), [answer])
+        : reply.send(answer);
+    }
+    reservation.become(results.count * ANSWER_BYTES, unread);
+    reply.type("application/json; charset=utf-8");
+    const answer = this.writer.json(results, positions);
+    return isLong(results.count * ANSWER_BYTES)
+      ? sendPieces(reply, answer)
+      : reply.send(Buffer.concat([...answer]));
   }
 
   private async append(events: Collected["events"]): Promise<readonly string[]> {

@@ -19,11 +19,21 @@ export interface QueryRequest {
 
 export interface QueryAnswer {
   readonly columns: readonly AnswerColumn[];
-  /** The rows as text in the format asked for, in pieces; CSV with its header, JSON without the outer brackets. */
-  readonly rows: readonly string[];
+  /** The rows as UTF-8 in the format asked for, in pieces; CSV with its header, JSON without the outer brackets. */
+  readonly rows: readonly Buffer[];
   readonly rowCount: number;
   readonly elapsedMs: number;
   readonly snapshot: string;
+}
+
+/** Who asks, while an answer is made. */
+export interface Asking {
+  /** Aborted when nobody wants the answer any more. */
+  readonly signal?: AbortSignal;
+  /** Called before anything of an answer is kept; again, when what was kept is dropped and the query starts over. */
+  begin?(): void;
+  /** Called with each piece of the answer that is kept: its bytes. */
+  take?(bytes: number): void;
 }
 
 /** What one answer may hold as text; more than any screen, less than what hurts the server. */
@@ -56,13 +66,13 @@ export class QueryService {
   }
 
   /** Errors: TributaryError TRB-QUERY-*, TRB-REQ-INVALID; all of them safe to show. */
-  async run(request: QueryRequest, signal?: AbortSignal): Promise<QueryAnswer> {
+  async run(request: QueryRequest, asking: Asking = {}): Promise<QueryAnswer> {
     const started = performance.now();
     const { tenant, sql } = request;
     assert(isTenantId(tenant), "a query has a tenant");
     checkText(sql, this.limits.maxSqlBytes);
     // A query yields its place once at most, and nothing of its answer has left by then.
-    const found = (await this.attempt(request, false, signal)) ?? (await this.attempt(request, true, signal));
+    const found = (await this.attempt(request, false, asking)) ?? (await this.attempt(request, true, asking));
     assert(found !== undefined, "a query that has yielded keeps its place");
     const { columns, rowCount, rows, tables } = found;
     const elapsedMs = Math.round((performance.now() - started) * 10) / 10;
@@ -70,8 +80,9 @@ export class QueryService {
   }
 
   /** Undefined when the query had to yield its place. */
-  private async attempt(request: QueryRequest, yielded: boolean, signal: AbortSignal | undefined) {
+  private async attempt(request: QueryRequest, yielded: boolean, asking: Asking) {
     const { tenant, sql } = request;
+    const { signal } = asking;
     const lease = await this.pool.lease(tenant, { yielded, ...(signal === undefined ? {} : { signal }) });
     try {
       const available = await this.catalog.tables();
@@ -86,8 +97,13 @@ export class QueryService {
           sessionTable(table, available, tenant, read.includes(table)),
         ),
       );
-      const rows: string[] = [];
-      const answered = await this.execute(lease, request, tables, parameters, rows);
+      const rows: Buffer[] = [];
+      asking.begin?.();
+      const answered = await this.execute(lease, request, tables, parameters, (text) => {
+        const piece = Buffer.from(text);
+        rows.push(piece);
+        asking.take?.(piece.length);
+      });
       if (answered.type === "yielded") return undefined;
       if (answered.type !== "done") throw refusal(sql, answered);
       return { columns: answered.columns, rowCount: answered.rowCount, rows, tables: read };
@@ -105,7 +121,7 @@ export class QueryService {
     request: QueryRequest,
     tables: readonly SessionTable[],
     parameters: Readonly<Record<string, Parameter>>,
-    rows: string[],
+    onRows: (text: string) => void,
   ): Promise<Answered> {
     const { timeoutMs, maxRows } = this.limits;
     return lease.call(
@@ -122,7 +138,7 @@ export class QueryService {
         timeoutMs,
       },
       timeoutMs + GRACE_MS,
-      (text) => rows.push(text),
+      onRows,
     );
   }
 }
@@ -148,6 +164,8 @@ async function sessionTable(
 
 /** The request's values by the parameters' names; each parameter needs one, and no value may be left over. */
 function parametersOf(names: readonly string[], given: QueryRequest["params"]): Record<string, Parameter> {
+  const count = Array.isArray(given) ? given.length : Object.keys(given ?? {}).length;
+  if (count > names.length) throw leftOver(names);
   const values = new Map<string, Parameter>(
     Array.isArray(given)
       ? given.map((value: Parameter, at) => [String(at + 1), value])
@@ -161,14 +179,12 @@ function parametersOf(names: readonly string[], given: QueryRequest["params"]): 
     bound[name] = value;
     values.delete(name);
   }
-  if (values.size > 0) {
-    throw new TributaryError(
-      "TRB-REQ-INVALID",
-      `params: expected ${names.length} values, one for each parameter`,
-    );
-  }
+  if (values.size > 0) throw leftOver(names);
   return bound;
 }
+
+const leftOver = (names: readonly string[]) =>
+  new TributaryError("TRB-REQ-INVALID", `params: expected ${names.length} values, one for each parameter`);
 
 /** A failure in the user's terms: its code, and where it is. */
 function refusal(sql: string, answered: Answered): TributaryError {

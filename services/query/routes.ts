@@ -1,19 +1,16 @@
-import type { FastifyBaseLogger, FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
-import Negotiator from "negotiator";
+import type { FastifyBaseLogger, FastifyInstance } from "fastify";
 import type { Registry } from "prom-client";
-import { z } from "zod";
+import { Admission } from "../base/admission.js";
 import type { Code } from "../base/codes.js";
 import type { Config } from "../base/config.js";
 import { TributaryError } from "../base/errors.js";
 import { errorResponses } from "../base/http.js";
-import { isTenantId } from "../contracts/envelope.js";
-import type { Grant } from "../tenancy/grant.js";
 import { grantOf, requireRole } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
+import { Asked, JSON_TYPE, tenantOf } from "./asked.js";
 import { type Catalog, visibleColumns } from "./catalog.js";
 import { QueryMetrics } from "./metrics.js";
-import type { AnswerFormat } from "./protocol.js";
-import { type QueryAnswer, QueryService } from "./query-service.js";
+import { QueryService } from "./query-service.js";
 
 export interface QueryOptions {
   readonly catalog: Catalog;
@@ -23,22 +20,6 @@ export interface QueryOptions {
   readonly log: FastifyBaseLogger;
 }
 
-const MEDIA_TYPES: Readonly<Record<AnswerFormat, string>> = {
-  json: "application/json; charset=utf-8",
-  csv: "text/csv; charset=utf-8; header=present",
-  ndjson: "application/x-ndjson; charset=utf-8",
-};
-
-const scalar = z.union([z.null(), z.boolean(), z.number(), z.string()]);
-const isOneKind = (items: readonly unknown[]) =>
-  new Set(items.filter((item) => item !== null).map((item) => typeof item)).size < 2;
-const parameter = z.union([scalar, z.array(scalar).refine(isOneKind)]);
-const bodySchema = z.strictObject({
-  sql: z.string(),
-  params: z.union([z.array(parameter), z.record(z.string(), parameter)]).optional(),
-  tenant: z.string().optional(),
-});
-
 /** Adds POST /v1/query and GET /v1/tables. `close` ends the workers; queries under way fail. */
 export async function registerQuery(
   app: FastifyInstance,
@@ -46,138 +27,41 @@ export async function registerQuery(
 ): Promise<{ close(): Promise<void> }> {
   const service = new QueryService(options.catalog, options.config.query);
   const metrics = new QueryMetrics(options.metrics, service.pool);
+  const held = new Admission(options.config.query.maxHeldBytes, () => new TributaryError("TRB-QUERY-BUSY"));
   const onRequest = requireRole(options.verifier, "analyst");
+  // SQL, its parameters, and JSON's escapes of both.
+  const maxBodyBytes = 4 * options.config.query.maxSqlBytes + 1024 * 1024;
   // The schemas are for readers of the documentation; zod checks bodies, so that messages are ours.
   const validatorCompiler = () => () => true;
   await app.register(async (scope) => {
-    scope.post(
-      "/v1/query",
-      {
-        schema: querySchema,
-        validatorCompiler,
-        onRequest,
-        // SQL, its parameters, and JSON's escapes of both.
-        bodyLimit: 4 * options.config.query.maxSqlBytes + 1024 * 1024,
-      },
-      async (request, reply) => {
-        const started = performance.now();
-        let outcome: Code | "ok" = "ok";
-        try {
-          await answerQuery(service, request, reply, metrics);
-        } catch (error) {
-          outcome = error instanceof TributaryError ? error.code : "TRB-INTERNAL";
-          throw error;
-        } finally {
-          metrics.answers.inc({ code: outcome });
-          metrics.seconds.observe((performance.now() - started) / 1000);
-        }
-        return reply;
-      },
-    );
+    // Bodies are handed over unread: what has arrived of them counts.
+    scope.removeAllContentTypeParsers();
+    scope.addContentTypeParser(JSON_TYPE, (_request, _payload, done) => done(null));
+    scope.post("/v1/query", { schema: querySchema, validatorCompiler, onRequest }, async (request, reply) => {
+      const started = performance.now();
+      let outcome: Code | "ok" = "ok";
+      const asked = new Asked(request, reply);
+      try {
+        const reservation = held.enter(grantOf(request).tenantsShare, asked.giveUp);
+        asked.reservation = reservation;
+        const answer = await asked.answer(service, await asked.body(maxBodyBytes));
+        metrics.rows.inc(answer.rowCount);
+      } catch (error) {
+        outcome = error instanceof TributaryError ? error.code : "TRB-INTERNAL";
+        throw error;
+      } finally {
+        metrics.answers.inc({ code: outcome });
+        metrics.seconds.observe((performance.now() - started) / 1000);
+        asked.end();
+      }
+      return reply;
+    });
     scope.get("/v1/tables", { schema: tablesSchema, validatorCompiler, onRequest }, async (request) => {
       const { tenant } = request.query as Record<string, unknown>;
       return { tables: await describeTables(options.catalog, tenantOf(grantOf(request), tenant)) };
     });
   });
   return { close: () => service.close() };
-}
-
-async function answerQuery(
-  service: QueryService,
-  request: FastifyRequest,
-  reply: FastifyReply,
-  metrics: QueryMetrics,
-): Promise<void> {
-  const grant = grantOf(request);
-  const body = readBody(request.body);
-  const tenant = tenantOf(grant, body.tenant);
-  const format = formatOf(request.headers.accept);
-  const numbers = numbersOf(request.query);
-  const leaving = new AbortController();
-  const onClose = () => {
-    if (!reply.raw.writableFinished) leaving.abort();
-  };
-  reply.raw.once("close", onClose);
-  try {
-    const { sql, params } = body;
-    const answer = await service.run(
-      { tenant, sql, format, numbers, ...(params === undefined ? {} : { params }) },
-      leaving.signal,
-    );
-    metrics.rows.inc(answer.rowCount);
-    reply.type(MEDIA_TYPES[format]).header("cache-control", "no-store");
-    if (format !== "json") {
-      // Formats without room for it beside the rows.
-      reply.header("tributary-snapshot", answer.snapshot).header("tributary-row-count", answer.rowCount);
-    }
-    reply.send(format === "json" ? jsonBody(answer) : answer.rows.join(""));
-  } finally {
-    reply.raw.off("close", onClose);
-  }
-}
-
-function jsonBody({ columns, rows, rowCount, elapsedMs, snapshot }: QueryAnswer): string {
-  const end = JSON.stringify({ rowCount, elapsedMs, snapshot }).slice(1);
-  return `{"columns":${JSON.stringify(columns)},"rows":[${rows.join("")}],${end}`;
-}
-
-function readBody(body: unknown): z.infer<typeof bodySchema> {
-  const parsed = bodySchema.safeParse(body);
-  if (parsed.success) return parsed.data;
-  const [issue] = parsed.error.issues;
-  const unknown = issue?.code === "unrecognized_keys" ? issue.keys[0] : undefined;
-  const field = unknown?.slice(0, 64) ?? (issue?.path.join(".") || "body");
-  const expected =
-    issue?.path[0] === "params"
-      ? "expected null, true or false, numbers, texts, or lists of one kind of these"
-      : "expected { sql: text, params?: values, tenant?: text }";
-  throw new TributaryError("TRB-REQ-INVALID", `${field}: ${expected}`);
-}
-
-/**
- * The one tenant a request is about. Whether another tenant exists is never told: what the token does not grant and
- * what cannot be a tenant are answered alike.
- */
-function tenantOf(grant: Grant, asked: unknown): string {
-  // Row predicates of a scope are not enforced yet, so that such a token gets no rows at all.
-  if (grant.scope !== undefined) {
-    throw new TributaryError(
-      "TRB-AUTH-ROLE",
-      "expected a token without a scope: scopes cannot be enforced yet",
-    );
-  }
-  if (asked === undefined) {
-    const [only, ...others] = grant.tenants === "*" ? [] : grant.tenants;
-    if (only === undefined || others.length > 0) throw new TributaryError("TRB-QUERY-TENANT");
-    return only;
-  }
-  if (typeof asked !== "string" || !isTenantId(asked) || !grant.allowsTenant(asked)) {
-    throw new TributaryError("TRB-AUTH-TENANT");
-  }
-  return asked;
-}
-
-const FORMATS = Object.fromEntries(
-  Object.entries(MEDIA_TYPES).map(([format, type]) => [type.split(";")[0]!, format as AnswerFormat]),
-);
-
-/** What the Accept header likes best of the media types we write; none asked for means JSON. */
-function formatOf(accept: string | undefined): AnswerFormat {
-  if (accept === undefined || accept.trim() === "") return "json";
-  const [best] = new Negotiator({ headers: { accept } }).mediaTypes(Object.keys(FORMATS));
-  const format = best === undefined ? undefined : FORMATS[best];
-  if (format !== undefined) return format;
-  throw new TributaryError(
-    "TRB-REQ-CONTENT-TYPE",
-    "accept: expected application/json, text/csv or application/x-ndjson",
-  );
-}
-
-function numbersOf(query: unknown): "exact" | "js" {
-  const { numbers } = query as Record<string, unknown>;
-  if (numbers === undefined) return "exact";
-  if (numbers === "js") return "js";
-  throw new TributaryError("TRB-REQ-INVALID", 'numbers: expected "js" or nothing');
 }
 
 async function describeTables(catalog: Catalog, tenant: string) {
@@ -295,7 +179,11 @@ const querySchema = {
     },
     ...errorResponses(
       "TRB-REQ-INVALID",
+      "TRB-REQ-UNREADABLE",
+      "TRB-REQ-TOO-SLOW",
+      "TRB-REQ-TOO-LARGE",
       "TRB-REQ-CONTENT-TYPE",
+      "TRB-REQ-ENCODING",
       ...authCodes,
       "TRB-QUERY-SYNTAX",
       "TRB-QUERY-STATEMENT",

@@ -23,6 +23,10 @@ export class Grant {
   readonly tenants: "*" | readonly string[];
   /** Undefined when there is none; whoever answers queries must enforce every name in it, or refuse. */
   readonly scope: readonly string[] | undefined;
+  /** Whose share of what is shared by tenants: those it is for. */
+  readonly tenantsShare: string;
+  /** Whose share of what is shared by producers. Subjects alone would not do: many are left as they are by default. */
+  readonly bearerShare: string;
   private readonly tenantBytes: ByteTable<true> | undefined;
   private readonly entityTypes: ReadonlySet<string> | undefined;
 
@@ -31,6 +35,8 @@ export class Grant {
     this.role = claims.role;
     this.tenants = claims.tenants;
     this.scope = claims.scope;
+    this.tenantsShare = claims.tenants === "*" ? "*" : claims.tenants.join("\n");
+    this.bearerShare = `${subject}\n${this.tenantsShare}`;
     this.entityTypes = claims.entityTypes && new Set(claims.entityTypes);
     if (claims.tenants !== "*") {
       this.tenantBytes = new ByteTable(claims.tenants.length);

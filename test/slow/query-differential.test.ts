@@ -10,6 +10,7 @@ const limits: Config["query"] = {
   memoryBytes: 256 * 1024 * 1024,
   maxRows: 50_000,
   maxSqlBytes: 65_536,
+  maxHeldBytes: 256 * 1024 * 1024,
   workers: 1,
   maxWaiting: 4,
 };

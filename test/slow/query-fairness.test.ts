@@ -36,7 +36,7 @@ afterAll(async () => {
 });
 
 const ask = (sql: string, tenant: LakeTenant, signal?: AbortSignal) =>
-  service.run({ tenant: tenant.id, sql, format: "json", numbers: "js" }, signal);
+  service.run({ tenant: tenant.id, sql, format: "json", numbers: "js" }, signal && { signal });
 
 /** 200 clients that send heavy queries and, when refused, send them again. Ends when the signal says so. */
 async function flood(tenants: readonly LakeTenant[], signal: AbortSignal): Promise<Map<string, number>> {

@@ -12,6 +12,7 @@ const limits: Config["query"] = {
   memoryBytes: 256 * 1024 * 1024,
   maxRows: 20_000,
   maxSqlBytes: 65_536,
+  maxHeldBytes: 256 * 1024 * 1024,
   workers: 2,
   maxWaiting: 64,
 };

@@ -9,6 +9,7 @@ const limits: Config["query"] = {
   memoryBytes: 256 * 1024 * 1024,
   maxRows: 5_000,
   maxSqlBytes: 65_536,
+  maxHeldBytes: 256 * 1024 * 1024,
   workers: 2,
   maxRunningPerTenant: 2,
   maxWaitingPerTenant: 3,
@@ -136,7 +137,10 @@ describe("waiting", () => {
   test("a caller that goes away frees its place", async () => {
     const leaving = new AbortController();
     const abandoned = codeOf(
-      service.run({ tenant: asker.id, sql: ENDLESS, format: "json", numbers: "exact" }, leaving.signal),
+      service.run(
+        { tenant: asker.id, sql: ENDLESS, format: "json", numbers: "exact" },
+        { signal: leaving.signal },
+      ),
     );
     setTimeout(() => leaving.abort(), 50);
     expect(await abandoned).not.toBe("answered");

@@ -3,9 +3,9 @@ import type { IncomingMessage } from "node:http";
 import { PassThrough } from "node:stream";
 import { gzipSync } from "node:zlib";
 import { expect, test } from "vitest";
-import { TributaryError } from "../base/errors.js";
 import type { Reservation } from "./admission.js";
-import { BodyReader } from "./body.js";
+import { BodyReader } from "./body-reader.js";
+import { TributaryError } from "./errors.js";
 
 const code = (expected: string) => expect.objectContaining({ code: expected }) as Error;
 
@@ -33,7 +33,8 @@ test.each([false, true])("a body is read whole (gzip: %s), and counted as it com
   for (let at = 0; at < sent.length; at += 10_000) request.write(sent.subarray(at, at + 10_000));
   request.end();
   expect(Buffer.concat(await body).equals(content)).toBe(true);
-  expect(held.bytes).toBe(content.length);
+  // Inflating has buffers of its own, whatever there is to inflate.
+  expect(held.bytes).toBe(content.length + (gzip ? 112 * 1024 : 0));
 });
 
 test("gzip is taken in no faster than it is inflated", async () => {
@@ -47,11 +48,13 @@ test("gzip is taken in no faster than it is inflated", async () => {
   expect(paused).toBeGreaterThan(0);
 });
 
-test("what has not come is not counted", async () => {
-  const { request, held, body } = open(false);
-  request.write("abc");
+test.each([false, true])("what has not come is not counted, and costs nothing (gzip: %s)", async (gzip) => {
+  const { request, held, body } = open(gzip);
   await new Promise((resolve) => setImmediate(resolve));
-  expect(held.bytes).toBe(3);
+  expect(held.bytes).toBe(0);
+  request.write(gzip ? gzipSync("abc") : "abc");
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(held.bytes).toBeGreaterThan(2);
   request.end();
   await body;
 });

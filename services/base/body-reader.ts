@@ -1,10 +1,12 @@
 import type { IncomingMessage } from "node:http";
 import { createGunzip, type Gunzip } from "node:zlib";
-import { TributaryError } from "../base/errors.js";
 import type { Reservation } from "./admission.js";
+import { TributaryError } from "./errors.js";
 
 /** One piece of inflated output: each costs a turn of the event loop. */
 const PIECE_BYTES = 64 * 1024;
+/** What inflating one body occupies: a piece of output, the window, the decoder's state. */
+const INFLATING_BYTES = PIECE_BYTES + 48 * 1024;
 
 /** Errors: TRB-REQ-ENCODING, TRB-REQ-TOO-LARGE; nothing of the body has been read then. */
 export function isGzip(request: IncomingMessage, maxBytes: number): boolean {
@@ -23,7 +25,8 @@ export function isGzip(request: IncomingMessage, maxBytes: number): boolean {
 export class BodyReader {
   private readonly request: IncomingMessage;
   private readonly maxBytes: number;
-  private readonly gunzip: Gunzip | undefined;
+  private readonly gzip: boolean;
+  private gunzip: Gunzip | undefined;
   private chunks: Buffer[] = [];
   private total = 0;
   private reservation: Reservation | undefined;
@@ -32,33 +35,23 @@ export class BodyReader {
   constructor(request: IncomingMessage, gzip: boolean, maxBytes: number) {
     this.request = request;
     this.maxBytes = maxBytes;
-    this.gunzip = gzip ? createGunzip({ chunkSize: PIECE_BYTES }) : undefined;
+    this.gzip = gzip;
   }
 
   /**
-   * The body in pieces. Errors: TRB-REQ-TOO-LARGE, TRB-REQ-ENCODING, TRB-BUS-BUSY, TRB-REQ-TOO-SLOW,
-   * TRB-REQ-UNREADABLE (cut short).
+   * The body in pieces. Errors: TRB-REQ-TOO-LARGE, TRB-REQ-ENCODING, TRB-REQ-TOO-SLOW, TRB-REQ-UNREADABLE (cut short),
+   * and those of the reservation.
    */
   read(reservation: Reservation): Promise<readonly Buffer[]> {
     this.reservation = reservation;
-    const { request, gunzip } = this;
+    const { request } = this;
     return new Promise((resolve, reject) => {
       this.settle = { resolve, reject };
-      if (gunzip) {
-        request.on("data", (chunk: Buffer) => {
-          if (!gunzip.destroyed && !gunzip.write(chunk)) request.pause();
-        });
-        request.on("end", () => gunzip.end());
-        gunzip.on("drain", () => request.resume());
-        gunzip.on("data", this.take);
-        gunzip.on("end", this.finish);
-        gunzip.on("error", () =>
-          this.stop(new TributaryError("TRB-REQ-ENCODING", "body: expected whole, undamaged gzip")),
-        );
-      } else {
-        request.on("data", this.take);
-        request.on("end", this.finish);
-      }
+      request.on("data", this.gzip ? this.inflate : this.take);
+      request.on("end", () => {
+        if (this.gzip) this.inflater()?.end();
+        else this.finish();
+      });
       // A server that finds the sender too slow says so by this event.
       request.on("error", (error) => this.stop(error instanceof TributaryError ? error : cutShort()));
       request.on("close", () => {
@@ -70,16 +63,46 @@ export class BodyReader {
   }
 
   /** Ends reading with this error. What is still on its way is thrown away unseen, so that the sender reads the answer. */
-  readonly stop = (error: TributaryError): void => {
-    const { settle, request, gunzip } = this;
-    if (settle === undefined) return;
+  readonly stop = (error: TributaryError): boolean => {
+    const { settle, request } = this;
+    if (settle === undefined) return false;
     this.settle = undefined;
     this.chunks = [];
-    request.off("data", this.take);
-    gunzip?.destroy();
+    request.off("data", this.take).off("data", this.inflate);
+    this.gunzip?.destroy();
     request.resume();
     settle.reject(error);
+    return true;
   };
+
+  private readonly inflate = (chunk: Buffer): void => {
+    if (this.inflater()?.write(chunk) === false) this.request.pause();
+  };
+
+  /** Made with the first bytes: a head without a body costs nothing. Undefined where there is no room for it. */
+  private inflater(): Gunzip | undefined {
+    if (this.gunzip !== undefined || !this.reserve(INFLATING_BYTES)) return this.gunzip;
+    const gunzip = createGunzip({ chunkSize: PIECE_BYTES });
+    gunzip.on("drain", () => this.request.resume());
+    gunzip.on("data", this.take);
+    gunzip.on("end", this.finish);
+    gunzip.on("error", () =>
+      this.stop(new TributaryError("TRB-REQ-ENCODING", "body: expected whole, undamaged gzip")),
+    );
+    this.gunzip = gunzip;
+    return gunzip;
+  }
+
+  /** False when it was refused, and the body with it. */
+  private reserve(bytes: number): boolean {
+    try {
+      this.reservation?.grow(bytes);
+      return true;
+    } catch (error) {
+      this.stop(error as TributaryError);
+      return false;
+    }
+  }
 
   private readonly take = (chunk: Buffer): void => {
     if (this.settle === undefined) return;
@@ -88,19 +111,15 @@ export class BodyReader {
       this.stop(tooLarge(this.maxBytes));
       return;
     }
-    try {
-      this.reservation?.grow(chunk.length);
-    } catch (error) {
-      this.stop(error as TributaryError);
-      return;
-    }
-    this.chunks.push(chunk);
+    if (this.reserve(chunk.length)) this.chunks.push(chunk);
   };
 
   private readonly finish = (): void => {
-    const { settle } = this;
+    const { settle, chunks } = this;
     this.settle = undefined;
-    settle?.resolve(this.chunks);
+    // The request lives on until it is answered; its body need not.
+    this.chunks = [];
+    settle?.resolve(chunks);
   };
 }
 
