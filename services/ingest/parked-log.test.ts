@@ -79,21 +79,38 @@ describe("parked events", () => {
     expect([before > 25_000, log.bytes, log.empty]).toEqual([true, 0, true]);
   });
 
-  test("damage before the last whole frame is told, never skipped", async () => {
+  /** Changes a byte of the oldest segment; `at` is counted from its end where negative. */
+  async function damage(files: SimulatedFiles, at: number): Promise<void> {
+    const [oldest] = (await files.list(FOLDER)).map(({ name }) => name).sort();
+    const file = await files.open(`${FOLDER}/${oldest}`, "write");
+    await file.write(Buffer.from("X"), at < 0 ? (await file.size()) + at : at);
+    await file.close();
+  }
+
+  test.each([
+    ["to the header", 0],
+    ["before the last whole frame", 60],
+  ])("damage %s is told, never skipped", async (_, at) => {
     const files = new SimulatedFiles();
     const log = await openLog(files);
     await log.append("s", eventsFrom(1, 5));
     await log.append("s", eventsFrom(6, 5));
     await log.close();
-    const [segment] = await files.list(FOLDER);
-    const file = await files.open(`${FOLDER}/${segment!.name}`, "write");
-    await file.write(Buffer.from("X"), 60);
-    await file.close();
+    await damage(files, at);
     const damaged = await openLog(files);
     // Others of its type are still taken in behind it.
     await damaged.append("s", eventsFrom(11, 5));
     await expect(damaged.peek(1, 1)).rejects.toMatchObject({ code: "TRB-STREAM-CORRUPT" });
     expect([damaged.empty, (await files.list(FOLDER)).length]).toEqual([false, 2]);
+  });
+
+  test("damage to the last events of a segment that was left whole is not taken for the end of a torn one", async () => {
+    const files = new SimulatedFiles();
+    const log = await openLog(files);
+    for (const first of [1, 11]) await log.append("s", eventsFrom(first, 10, 500));
+    await log.close();
+    await damage(files, -30);
+    await expect((await openLog(files)).peek(1, 1)).rejects.toMatchObject({ code: "TRB-STREAM-CORRUPT" });
   });
 
   test("are not deleted by a process that was replaced while it landed them", async () => {

@@ -305,4 +305,5 @@ test("a compaction that fails leaves no file behind", async () => {
   });
   failing = false;
   expect((await files(lake)).there).toBe(before.there);
+  expect([...table.inFlight, ...lane.raw.inFlight]).toEqual([]);
 });

@@ -1,6 +1,6 @@
 import { utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { overriding } from "../../test/support/faulty-store.js";
 import { Lake, type TestEvent, TestStream } from "../../test/support/lake.js";
 import { Sweeper } from "../ingest/sweeper.js";
@@ -70,6 +70,9 @@ test("removes what nothing names once it is old, and nothing else", async () => 
   expect(live.length).toBeLessThan(before.length);
   expect(await lake.rows()).toHaveLength(4);
   expect(live).not.toContain(orphans[1]);
+  // Nothing of it comes from memory.
+  await lake.reopen();
+  expect(await lake.rows()).toHaveLength(4);
 });
 
 test("leaves alone what a commit is being made of, and a table that grows inside this one", async () => {
@@ -143,6 +146,30 @@ test("is due for every table of a lane at first, and then now and then", async (
   sweeper.consider(lane);
   await queue.close();
   expect(await there()).toEqual([inRaw]);
+});
+
+test("remembers from one time to the next since when a vector is of no use", async () => {
+  const { table, orphans } = await untidy();
+  await age("", 2 * GRACE_MS);
+  const lane = await lake.lane();
+  const queue = new TurnQueue();
+  const sweeper = new Sweeper(lake.context, queue, 0);
+  const sweep = async () => {
+    sweeper.consider(lane);
+    // Its turn comes after theirs.
+    await queue.run(async () => undefined);
+  };
+  vi.useFakeTimers({ toFake: ["Date"] });
+  try {
+    await sweep();
+    expect(await keysBelow(orphans[1]!)).toHaveLength(1);
+    vi.setSystemTime(Date.now() + table.retentionMs + 1);
+    await sweep();
+    expect(await keysBelow(orphans[1]!)).toEqual([]);
+  } finally {
+    vi.useRealTimers();
+    await queue.close();
+  }
 });
 
 test("leaves what a repair has set aside", async () => {
