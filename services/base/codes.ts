@@ -216,6 +216,12 @@ export const CODES = {
     "look at disk space and permissions",
   ),
   // --- ingest and models --------------------------------------------------------------------------------
+  "TRB-INGEST-TIME": entry(
+    500,
+    false,
+    "a model takes too long for one event alone",
+    "mend the model or raise ingest.modelTimeoutMs, then `tributary deadletter redrive`",
+  ),
   "TRB-INGEST-MEMORY": entry(
     500,
     false,

@@ -76,6 +76,8 @@ export const configSchema = z.strictObject({
       parkedBytes: count(1024 * MiB),
       keyIndexBytes: count(1024 * MiB, 0),
       duckdbMemoryBytes: count(2048 * MiB),
+      /** A model's statement that takes longer is interrupted and its events are tried apart; one alone is a dead letter. */
+      modelTimeoutMs: count(20_000),
     })
     .prefault({}),
   table: z

@@ -6,6 +6,10 @@ import {
   type DuckDBValue,
 } from "@duckdb/node-api";
 
+const MiB = 1024 * 1024;
+/** What may lie on disk of what does not fit into memory, in times the memory. */
+const SPILLED = 4;
+
 /**
  * One in-memory DuckDB for trusted SQL: it scans and writes Parquet files, holds nothing between calls.
  * Each connection runs on one thread (two threads a connection cost a quarter more CPU for the same work);
@@ -17,8 +21,12 @@ export class Duck {
   static async create(options: { memoryBytes: number; tempFolder?: string }): Promise<Duck> {
     const instance = await DuckDBInstance.create(":memory:", {
       threads: "1",
-      memory_limit: `${Math.ceil(options.memoryBytes / (1024 * 1024))}MiB`,
+      memory_limit: `${Math.ceil(options.memoryBytes / MiB)}MiB`,
       temp_directory: options.tempFolder ?? "",
+      // One statement gone wild must not fill the disk that others spill to.
+      ...(options.tempFolder === undefined
+        ? {}
+        : { max_temp_directory_size: `${Math.ceil((SPILLED * options.memoryBytes) / MiB)}MiB` }),
       autoinstall_known_extensions: "false",
       autoload_known_extensions: "false",
       preserve_insertion_order: "true",

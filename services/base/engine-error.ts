@@ -60,3 +60,6 @@ export const isEngineFault = (error: EngineError): boolean =>
 
 /** After such an error the engine answers nothing any more: only a new one helps. */
 export const isEngineGone = ({ type }: EngineError): boolean => type === "FATAL";
+
+/** A statement that was interrupted by us. */
+export const isInterrupt = ({ type }: EngineError): boolean => type.toUpperCase() === "INTERRUPT";

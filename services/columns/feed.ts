@@ -29,6 +29,7 @@ export class Feed {
   private source: FeedSource | undefined;
   private asked: readonly number[] = [];
   private next = 0;
+  private produced: { readonly start: number; readonly rows: number } | undefined;
 
   private constructor(
     readonly name: string,
@@ -49,6 +50,7 @@ export class Feed {
         initFunction: (info) => {
           feed.asked = info.getColumnIndexes();
           feed.next = 0;
+          feed.produced = undefined;
         },
         mainFunction: (_, chunk) => {
           chunk.rowCount = feed.produce(chunk.chunk);
@@ -61,6 +63,7 @@ export class Feed {
   /** The rows of every statement until the next call. */
   use(source: FeedSource): void {
     this.source = source;
+    this.produced = undefined;
   }
 
   /** Lets go of the rows, so that their buffers can be freed. */
@@ -68,14 +71,21 @@ export class Feed {
     this.source = undefined;
   }
 
+  /** The rows that were asked for last; undefined when none were, or when the engine has found that there are no more. */
+  get last(): { readonly start: number; readonly rows: number } | undefined {
+    return this.produced;
+  }
+
   private produce(chunk: Parameters<typeof duckdb.data_chunk_get_vector>[0]): number {
     const { source } = this;
     assert(source !== undefined, `${this.name} has no rows to give`);
     const left = source.rows - this.next;
+    this.produced = undefined;
     if (left === 0) return 0;
     const rows = Math.min(CHUNK, left, source.chunk?.(this.next) ?? CHUNK);
     for (const { writer, nullable } of this.columns) writer.begin(rows, nullable);
     source.fill(this.next, rows);
+    this.produced = { start: this.next, rows };
     this.next += rows;
     for (const [at, index] of this.asked.entries()) {
       // A scan that wants no column at all (count(*)) asks for one that is not there.

@@ -1,7 +1,7 @@
 import type { BoundModel } from "../models/bind.js";
 import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
-import type { Poison } from "./refine.js";
+import type { Poison } from "./model-failure.js";
 
 /** The events at positions of a stream as they were published, by "<partition>/<position>". */
 export type Originals = (

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { DuckDBConnection } from "@duckdb/node-api";
 import { afterEach, describe, expect, test, vi } from "vitest";
 import { CAST_SQL, expectedThings, Lake, type TestEvent, TestStream } from "../../test/support/lake.js";
@@ -47,6 +48,24 @@ function counting<const W extends string>(...words: W[]): Record<W, number> {
   return counts;
 }
 
+/** Has the engine say that it has no memory where a model comes to what takes 100 GB; counts how often. */
+function exhausting(): { count: number } {
+  const exhausted = { count: 0 };
+  const { run } = DuckDBConnection.prototype;
+  vi.spyOn(DuckDBConnection.prototype, "run").mockImplementation(async function (
+    this: DuckDBConnection,
+    sql,
+    ...rest
+  ) {
+    return run.call(this, sql, ...rest).catch((error: Error) => {
+      if (!error.message.includes("100 GB")) throw error;
+      exhausted.count++;
+      throw new Error('{"exception_type":"Out of Memory","exception_message":"Allocation failure"}');
+    });
+  });
+  return exhausted;
+}
+
 describe("poison", () => {
   test("that exhausts memory is a dead letter; the others go their way, those too that failed beside it", () =>
     withLake({ models: { things: HUGE_SQL } }, async (lake) => {
@@ -79,6 +98,98 @@ describe("poison", () => {
       expect(await lake.rows()).toHaveLength(40);
       expect(await lake.deadLetters()).toEqual(["t.things TRB-INGEST-MEMORY 000000000019"]);
     }));
+
+  test("that exhausts memory is found in a few statements, by the chunk that the engine had", () =>
+    withLake({ models: { things: HUGE_SQL } }, async (lake) => {
+      const exhausted = exhausting();
+      const events = Array.from({ length: 6_000 }, (_, i) =>
+        thing(`k${i}`, { thing: { name: i === 4_321 ? "huge" : "small" } }),
+      );
+      await (await lake.lane()).land(new TestStream("log").batch(events));
+      expect(await lake.rows()).toHaveLength(5_999);
+      expect(await lake.deadLetters()).toEqual([`t.things TRB-INGEST-MEMORY ${"4322".padStart(12, "0")}`]);
+      // The batch, the chunk, and the event alone three times.
+      expect(exhausted.count).toBe(5);
+    }));
+
+  test("that takes too long is interrupted, and nothing is tried before that has ended", () =>
+    withLake({ models: { things: HUGE_SQL }, ingest: { modelTimeoutMs: 300 } }, async (lake) => {
+      const interrupted = new Map<DuckDBConnection, () => void>();
+      vi.spyOn(DuckDBConnection.prototype, "interrupt").mockImplementation(function (this: DuckDBConnection) {
+        interrupted.get(this)?.();
+      });
+      const { run } = DuckDBConnection.prototype;
+      const running = new Map<DuckDBConnection, number>();
+      let most = 0;
+      vi.spyOn(DuckDBConnection.prototype, "run").mockImplementation(async function (
+        this: DuckDBConnection,
+        sql,
+        ...rest
+      ) {
+        running.set(this, (running.get(this) ?? 0) + 1);
+        most = Math.max(most, running.get(this)!);
+        try {
+          return await run.call(this, sql, ...rest);
+        } catch (error) {
+          if (!(error as Error).message.includes("100 GB")) throw error;
+          // One that hangs until it is interrupted, and then takes its time.
+          await new Promise<void>((resolve) => interrupted.set(this, resolve));
+          await sleep(50);
+          throw new Error('{"exception_type":"INTERRUPT","exception_message":"Interrupted!"}');
+        } finally {
+          running.set(this, running.get(this)! - 1);
+        }
+      });
+      const events = Array.from({ length: 40 }, (_, i) =>
+        thing(`k${i}`, { thing: { name: i === 17 ? "huge" : "small" } }),
+      );
+      await (await lake.lane()).land(new TestStream("log").batch(events));
+      await lake.settled();
+      expect(await lake.rows()).toHaveLength(39);
+      expect(await lake.deadLetters()).toEqual(["t.things TRB-INGEST-TIME 000000000018"]);
+      expect(most).toBe(1);
+    }));
+
+  test("that makes a row which no reader could hold, or no file takes, is a dead letter", () =>
+    withLake(
+      {
+        models: {
+          things: `select tenant_id, entity_id,
+            repeat(payload.name, case when payload.name = '0123456789' then 7000000 else 1 end) as n
+          from {{ source('raw', 't.v1.Thing') }}`,
+        },
+      },
+      async (lake) => {
+        const { runAndReadAll } = DuckDBConnection.prototype;
+        vi.spyOn(DuckDBConnection.prototype, "runAndReadAll").mockImplementation(async function (
+          this: DuckDBConnection,
+          sql,
+          ...rest
+        ) {
+          if (/^COPY .*FROM batch_rows/s.test(sql)) {
+            const found = await runAndReadAll.call(this, "SELECT 1 FROM batch_rows WHERE n = 'unwritable'");
+            if (found.currentRowCount > 0) throw new Error("Out of Memory Error: could not allocate block");
+          }
+          return runAndReadAll.call(this, sql, ...rest);
+        });
+        const names = new Map([
+          [3, "0123456789"],
+          [11, "unwritable"],
+        ]);
+        const events = Array.from({ length: 20 }, (_, i) =>
+          thing(`k${i}`, { thing: { name: names.get(i) ?? "small" } }),
+        );
+        const target = await lake.target();
+        await (await lake.lane()).land(new TestStream("log").batch(events));
+        expect(await lake.rows()).toHaveLength(18);
+        expect(await lake.deadLetters()).toEqual([
+          "t.things TRB-INGEST-MEMORY 000000000004",
+          "t.things TRB-INGEST-MEMORY 000000000012",
+        ]);
+        // Without being opened from scratch.
+        expect(await lake.target()).toBe(target);
+      },
+    ));
 
   test("is found without writing the batch's keys again for each guess, in some bad × log n small statements", () =>
     withLake({ models: { things: CAST_SQL } }, async (lake) => {

@@ -5,9 +5,11 @@ import { WORDS } from "../table/order.js";
 import type { Progress } from "../table/progress.js";
 import type { UpsertResult, UpsertWriter } from "../table/upsert.js";
 import type { EventBatch } from "./event-batch.js";
+import { ModelFailure, type Poison } from "./model-failure.js";
 import { partOf, type Slice } from "./payloads.js";
-import { ModelFailure, type Poison, type Refiner, type Winners } from "./refine.js";
+import type { Refiner } from "./refine.js";
 import type { Part, Suspects } from "./suspects.js";
+import { type Winners, winnersOf } from "./winners.js";
 
 /** What becomes of one slice's events, beside their rows. */
 export interface Taking {
@@ -68,8 +70,8 @@ async function takePart(
   { from, to, landed, setAside }: Taking,
 ): Promise<Exclude<Taken, { kind: "taken" }> | undefined> {
   const { slice } = part;
-  const instead = (slices: readonly Slice[]) => {
-    left.unshift(...slices.map((one) => ({ slice: one, trial: part.trial, condemned: false })));
+  const instead = (slices: readonly Slice[], found = part.found) => {
+    left.unshift(...slices.map((one) => ({ slice: one, trial: part.trial, condemned: false, found })));
   };
   if (part.condemned) {
     if (!(await landed)) return { kind: "given-up" };
@@ -77,10 +79,10 @@ async function takePart(
     if (left.length === 0) instead([partOf(slice, () => false)]);
     return undefined;
   }
-  const winners = refiner.winners(slice, writer.keys);
+  const winners = winnersOf(slice, writer.keys);
   try {
     const result = await writer.upsert({
-      source: refiner.source(winners),
+      source: refiner.source(winners, part.found === "chunk"),
       from,
       to: left.length === 0 ? to : NOWHERE,
       ready: landed,
@@ -90,14 +92,14 @@ async function takePart(
   } catch (error) {
     if (!(error instanceof ModelFailure)) throw error;
     if (!(await landed)) return { kind: "given-up" };
-    if (error.code === "TRB-INGEST-MEMORY" && winners.events.length > 1) {
-      instead(halvesOf(slice));
+    if (error.exhausted && winners.events.length > 1) {
+      left.unshift(...narrowed(part, error.at));
       return undefined;
     }
     const { tries = 0 } = part;
-    if (error.code === "TRB-INGEST-MEMORY" && tries < MEMORY_TRIES) {
-      // Another statement may have had the memory.
-      await sleep(MEMORY_PAUSE_MS * 2 ** tries);
+    if (error.exhausted && tries < MORE_TRIES) {
+      // Another statement may have had the memory, or the time.
+      await sleep(PAUSE_MS * 2 ** tries);
       left.unshift({ ...part, tries: tries + 1 });
       return undefined;
     }
@@ -113,8 +115,8 @@ async function takePart(
 }
 
 /** One event may need all the memory there is, but nobody else may have it for long. */
-const MEMORY_TRIES = 2;
-const MEMORY_PAUSE_MS = 200;
+const MORE_TRIES = 2;
+const PAUSE_MS = 200;
 
 const condemned = ({ events }: Slice): Poison[] =>
   Array.from({ length: events.count }, (_, event) => ({
@@ -124,6 +126,28 @@ const condemned = ({ events }: Slice): Poison[] =>
   }));
 
 const NOWHERE: Progress = new Map();
+
+/**
+ * What to run in place of a part for which memory or time did not suffice. A function that takes gigabytes fails while
+ * the engine has the chunk that asked for it: so that chunk is run apart from the others, its events in chunks of one,
+ * and then the one event; each of these tries may take long. Where that finds nothing, halves are tried: engines
+ * keep rows back, and it may be the sum that was too much.
+ */
+function narrowed(part: Part, at: readonly number[] | undefined): Part[] {
+  const { slice, found } = part;
+  const as = (some: Slice, next: Part["found"]): Part => ({
+    slice: some,
+    trial: part.trial,
+    condemned: false,
+    found: next,
+  });
+  if (found === "event" || at === undefined) return halvesOf(slice).map((half) => as(half, "event"));
+  const some = new Set(at);
+  const apart = partOf(slice, (i) => some.has(i));
+  const others = partOf(slice, (i) => !some.has(i));
+  const first = others.events.count === 0 ? [] : [as(others, "event")];
+  return [...first, as(apart, found === "chunk" || at.length === 1 ? "event" : "chunk")];
+}
 
 function halvesOf(slice: Slice): Slice[] {
   const middle = slice.events.count >> 1;

@@ -1,68 +1,31 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { identifier, rowsOf } from "../base/duckdb.js";
-import { engineErrorOf, isDataError, isMemoryError } from "../base/engine-error.js";
 import { TributaryError } from "../base/errors.js";
 import { FixedColumn, TextColumn } from "../columns/column-writers.js";
 import { Feed, type FeedSource } from "../columns/feed.js";
-import { contentHash } from "../contracts/content-hash.js";
 import { Envelope, OPERATION_DELETED } from "../contracts/envelope.js";
 import { PayloadDecoder } from "../contracts/payload-columns.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
 import type { BoundModel } from "../models/bind.js";
-import type { EntityKeys } from "../table/entity-keys.js";
-import { KeyIndex } from "../table/key-index.js";
-import {
-  CONTENT_HI,
-  CONTENT_LO,
-  FLAGS,
-  OCCURRED_HI,
-  OCCURRED_LO,
-  ROW,
-  TENANT,
-  VERSION_HI,
-  VERSION_LO,
-  WORDS,
-} from "../table/order.js";
+import { CONTENT_HI, CONTENT_LO, FLAGS, WORDS } from "../table/order.js";
 import type { RowSource, SourceRows } from "../table/row-source.js";
 import { ORDER_COLUMNS } from "../table/upsert.js";
-import { OPERATIONS, occurredHalves } from "./event-batch.js";
+import { OPERATIONS } from "./event-batch.js";
+import { ModelFailure, modelFailureOf, type Poison } from "./model-failure.js";
 import type { Slice } from "./payloads.js";
 import { putOccurred } from "./raw-table.js";
-
-export type PoisonCode = "TRB-MODEL-FAILED" | "TRB-EVENT-PAYLOAD-DECODE" | "TRB-INGEST-MEMORY";
-
-/** A model cannot digest some events of a slice; which ones is found by bisection. */
-export class ModelFailure extends Error {
-  constructor(
-    readonly code: PoisonCode,
-    readonly reason: string,
-    /** Events, as indices in the slice, among which the failing ones are. */
-    readonly suspects: readonly number[],
-    /** True when every suspect is known to fail. */
-    readonly certain = false,
-  ) {
-    super(reason);
-  }
-}
-
-/** An event that a model cannot digest. */
-export interface Poison {
-  /** Index in the slice. */
-  readonly event: number;
-  readonly code: PoisonCode;
-  readonly reason: string;
-}
+import type { Winners } from "./winners.js";
 
 let feeds = 0;
 const OPERATION_NAMES = OPERATIONS.map((name) => Buffer.from(name));
 
 /** Payloads that go to the engine in one chunk: their columns may take many times as much. */
 const CHUNK_BYTES = 4 * 1024 * 1024;
+/** As much as a payload may unpack to: a reader of the table has to hold some rows at once. */
+const MAX_ROW_BYTES = 64 * 1024 * 1024;
+const LARGE_ROW = "the model makes more than 64 MiB of the event";
 
-/**
- * Runs one model over slices of events, on one connection: picks the winner of each entity in the slice, and is the
- * upsert writer's source of keys and rows.
- */
+/** Runs one model over the winners of slices, on one connection: the upsert writer's source of keys and rows. */
 export class Refiner {
   private readonly decoder: PayloadDecoder;
   private readonly keys: Feed;
@@ -85,6 +48,8 @@ export class Refiner {
     private readonly connection: DuckDBConnection,
     registry: ProtoRegistry,
     readonly model: BoundModel,
+    /** After so many milliseconds a statement of the model is interrupted. */
+    private readonly timeoutMs: number,
   ) {
     const type = registry.entityType(model.entityType);
     if (type === undefined) {
@@ -125,32 +90,13 @@ export class Refiner {
     );
   }
 
-  /** The winners of a slice; `keys` are those of the table's writer. */
-  winners(slice: Slice, keys: EntityKeys): Winners {
-    const { count } = slice.events;
-    const order = orderRecords(slice, keys);
-    const best = new KeyIndex(Math.min(count, 65_536));
-    for (let i = 0; i < count; i++) best.putIfGreater(order, i * WORDS);
-    const events: number[] = [];
-    const { records: slots } = best;
-    for (let at = 0; at < slots.length; at += WORDS) {
-      if (slots[at + TENANT] !== 0xffffffff) events.push(slots[at + ROW]!);
-    }
-    events.sort((a, b) => a - b);
-    const records = new Uint32Array(events.length * WORDS);
-    for (const [ord, event] of events.entries()) {
-      records.set(order.subarray(event * WORDS, (event + 1) * WORDS), ord * WORDS);
-      records[ord * WORDS + ROW] = ord;
-    }
-    return { slice, order, events, records };
-  }
-
-  source(winners: Winners): RowSource {
+  /** `apart`: each event is run in a chunk of its own, so that the one that fails is known. */
+  source(winners: Winners, apart = false): RowSource {
     return {
       records: winners.records,
       connection: this.connection,
       keys: () => this.writeKeys(winners),
-      rows: (survivors) => this.writeRows(winners, survivors),
+      rows: (survivors) => this.writeRows(winners, survivors, apart),
       release: () => this.release(winners.slice),
     };
   }
@@ -196,7 +142,11 @@ export class Refiner {
     putOccurred(occurred, row, envelope);
   }
 
-  private async writeRows(winners: Winners, survivors: readonly number[]): Promise<SourceRows> {
+  private async writeRows(
+    winners: Winners,
+    survivors: readonly number[],
+    apart: boolean,
+  ): Promise<SourceRows> {
     const { events, records } = winners;
     const upserts = survivors.filter((ord) => (records[ord * WORDS + FLAGS]! & 3) !== OPERATION_DELETED);
     const names = this.model.columns.map(({ name }) => `m.${identifier(name)}`);
@@ -208,6 +158,7 @@ export class Refiner {
       SELECT k.ord, ${names.join(", ")}, ${ORDER_COLUMNS.map((name) => `k.${name}`).join(", ")}
       FROM (\n${this.model.sql}\n) m
       LEFT JOIN batch_keys k ON m.entity_id = k.entity_id AND m.tenant_id = k.tenant_id`,
+      apart,
     );
     const [column] = (await this.connection.runAndReadAll("SELECT ord FROM batch_rows")).getColumns();
     const ords = (column ?? []) as (number | null)[];
@@ -217,11 +168,32 @@ export class Refiner {
       if (fault !== undefined) throw new ModelFailure("TRB-MODEL-FAILED", fault, suspects);
       seen[ord!] = 1;
     }
-    return { relation: "batch_rows", ords: ords as number[] };
+    await this.checkSizes(events);
+    return {
+      relation: "batch_rows",
+      ords: ords as number[],
+      failure: (error) => modelFailureOf(error, suspects),
+    };
+  }
+
+  /** A row that nobody has the memory to read is a fault of its event. */
+  private async checkSizes(events: readonly number[]): Promise<void> {
+    const sizes = this.model.columns.flatMap(({ name, type }) =>
+      type === "VARCHAR" || type === "BLOB"
+        ? [`coalesce(${type === "BLOB" ? "octet_length" : "strlen"}(${identifier(name)}), 0)`]
+        : [],
+    );
+    const large = await rowsOf(
+      this.connection,
+      `SELECT ord FROM batch_rows WHERE ${sizes.join(" + ")} > ${MAX_ROW_BYTES}`,
+    );
+    if (large.length === 0) return;
+    const found = large.map(([ord]) => events[ord as number]!);
+    throw new ModelFailure("TRB-INGEST-MEMORY", LARGE_ROW, found, { certain: true });
   }
 
   /** Runs a statement that reads the model over some events of the slice. Errors: ModelFailure for what is theirs. */
-  private async runModel(slice: Slice, events: readonly number[], sql: string): Promise<void> {
+  private async runModel(slice: Slice, events: readonly number[], sql: string, apart = false): Promise<void> {
     const envelope = new Envelope();
     const undecodable: number[] = [];
     const bytesOf = (i: number): number => {
@@ -231,6 +203,7 @@ export class Refiner {
     const rows: FeedSource = {
       rows: events.length,
       chunk: (start) => {
+        if (apart) return 1;
         let end = start + 1;
         for (let bytes = bytesOf(start); end < events.length && bytes < CHUNK_BYTES; end++)
           bytes += bytesOf(end);
@@ -245,16 +218,23 @@ export class Refiner {
         }
       },
     };
-    let failure: unknown;
+    let failure: ModelFailure | undefined;
+    const overdue = setTimeout(() => this.connection.interrupt(), this.timeoutMs);
     try {
       await this.run(sql, this.events, rows);
     } catch (error) {
-      failure = asModelFailure(error, events);
-      if (!(failure instanceof ModelFailure)) throw error;
+      const last = this.events.last;
+      const at = last && events.slice(last.start, last.start + last.rows);
+      failure = modelFailureOf(error, events, at);
+      if (failure === undefined) throw error;
+    } finally {
+      clearTimeout(overdue);
     }
     // First: what the model says of rows that are half read is nothing to go by.
     if (undecodable.length > 0) {
-      throw new ModelFailure("TRB-EVENT-PAYLOAD-DECODE", "the payload does not decode", undecodable, true);
+      throw new ModelFailure("TRB-EVENT-PAYLOAD-DECODE", "the payload does not decode", undecodable, {
+        certain: true,
+      });
     }
     if (failure !== undefined) throw failure;
   }
@@ -338,59 +318,3 @@ export class Refiner {
 
 const FOREIGN_ROW = "the model yields a row of another entity";
 const SEVERAL_ROWS = "the model yields several rows of one entity";
-
-/** The winners of a slice: `events[ord]` is the event of record `ord`. */
-export interface Winners {
-  readonly slice: Slice;
-  /** One record an event, ROW = its index in the slice. */
-  readonly order: Uint32Array;
-  readonly events: readonly number[];
-  readonly records: Uint32Array;
-}
-
-function orderRecords({ events, unpacked }: Slice, keys: EntityKeys): Uint32Array {
-  const records = new Uint32Array(events.count * WORDS);
-  const envelope = new Envelope();
-  const wide = new BigInt64Array(1);
-  const halves = new Uint32Array(wide.buffer);
-  for (let i = 0; i < events.count; i++) {
-    const at = i * WORDS;
-    events.read(i, envelope);
-    const { bytes, tenantStart, tenantEnd, idStart, idEnd } = envelope;
-    keys.put(records, at, bytes, tenantStart, tenantEnd, bytes, idStart, idEnd);
-    records[at + VERSION_LO] = envelope.versionLo;
-    records[at + VERSION_HI] = envelope.versionHi;
-    wide[0] = hashOf(envelope, envelope.compression === 0 ? undefined : unpacked.get(i));
-    records[at + CONTENT_LO] = halves[0]!;
-    records[at + CONTENT_HI] = halves[1]!;
-    if (occurredHalves(envelope, halves)) {
-      records[at + OCCURRED_LO] = halves[0]!;
-      records[at + OCCURRED_HI] = halves[1]! ^ 0x80000000;
-    }
-    records[at + FLAGS] = envelope.operation;
-    records[at + ROW] = i;
-  }
-  return records;
-}
-
-function hashOf(envelope: Envelope, unpacked: Buffer | undefined): bigint {
-  const { bytes, typeUrlStart, typeUrlEnd, payloadStart, payloadEnd } = envelope;
-  if (payloadStart < 0) return contentHash(bytes, 0, 0, bytes, 0, 0);
-  return unpacked === undefined
-    ? contentHash(bytes, typeUrlStart, typeUrlEnd, bytes, payloadStart, payloadEnd)
-    : contentHash(bytes, typeUrlStart, typeUrlEnd, unpacked, 0, unpacked.length);
-}
-
-/** What is a fault of the events, and not of the machine or of ours. */
-function asModelFailure(error: unknown, suspects: readonly number[]): unknown {
-  const told = engineErrorOf(error);
-  // A RangeError is what typed arrays that do not fit into memory any more throw.
-  if (error instanceof RangeError || (told !== undefined && isMemoryError(told))) {
-    return new ModelFailure("TRB-INGEST-MEMORY", MEMORY_REASON, suspects);
-  }
-  if (told === undefined) return error;
-  if (!isDataError(told)) return error;
-  return new ModelFailure("TRB-MODEL-FAILED", told.message.split("\n")[0]!, suspects);
-}
-
-const MEMORY_REASON = "the model needs more memory for the event than ingest.duckdbMemoryBytes";

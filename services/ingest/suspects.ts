@@ -32,8 +32,10 @@ export interface Part {
   readonly trial: boolean;
   /** Not at all: it has ended the process again and again. */
   readonly condemned: boolean;
-  /** How often it has been tried already for want of memory. */
+  /** How often it has been tried already for want of memory or time. */
   readonly tries?: number;
+  /** What has been narrowed down already of a failure for want of these; to one event, or as far as it goes. */
+  readonly found?: "chunk" | "event" | undefined;
 }
 
 /**

@@ -9,9 +9,10 @@ import { CatchUp } from "./catch-up.js";
 import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
 import { type Taking, takeIn } from "./intake.js";
+import type { Poison } from "./model-failure.js";
 import { slicesOf } from "./payloads.js";
 import { Rebuild } from "./rebuild.js";
-import { type Poison, Refiner } from "./refine.js";
+import { Refiner } from "./refine.js";
 import { AHEAD, FINGERPRINT, refinedRoot, refinedSpec } from "./refined-table.js";
 
 /** Slices of a live batch that are taken in at once; what is beyond them is for the catch-up, which raw never waits for. */
@@ -31,7 +32,7 @@ export class Target {
     const { duck, registry } = context;
     const connection = await duck.connect();
     try {
-      const refiner = new Refiner(connection, registry, model);
+      const refiner = new Refiner(connection, registry, model, context.config.ingest.modelTimeoutMs);
       await refiner.prepare();
       const spec = await refinedSpec(connection, model);
       const table = await DeltaTable.openOrCreate(

@@ -21,4 +21,6 @@ export interface SourceRows {
   readonly relation: string;
   /** Ordinals of its rows, in its order. */
   readonly ords: readonly number[];
+  /** What an error of reading the relation is to the source; undefined when it is none of the rows'. */
+  readonly failure?: (error: unknown) => Error | undefined;
 }

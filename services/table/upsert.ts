@@ -163,7 +163,7 @@ export class UpsertWriter {
     survivors: readonly number[],
   ): Promise<Staged> {
     const { connection } = source;
-    const { relation, ords: liveOrds } = await source.rows(survivors);
+    const { relation, ords: liveOrds, failure } = await source.rows(survivors);
     const columns = this.table.snapshot.columns.filter(
       ({ name }) => !this.table.snapshot.partitionColumns.includes(name),
     );
@@ -175,7 +175,9 @@ export class UpsertWriter {
             connection,
             `SELECT ${columns.map(({ name }) => `"${name}"`).join(", ")} FROM ${relation}`,
             { partition: SHARED_PARTITION },
-          );
+          ).catch((error: unknown) => {
+            throw failure?.(error) ?? error;
+          });
     const live = new Set(liveOrds);
     const tombstoneOrds = survivors.filter((ord) => !live.has(ord));
     if (tombstoneOrds.length === 0) return { rows, liveOrds, tombstones: undefined, tombstoneOrds };
