@@ -33,7 +33,6 @@ export async function checkShape(
   }
   const check = new ShapeCheck(model, await unstableFunctions(connection));
   check.select(statement.node, new Map());
-  if (check.sources !== 1) throw invalid(model, `reads its source() ${check.sources} times; expected once`);
   return check.wholePayload ? undefined : check.fields;
 }
 
@@ -52,7 +51,6 @@ const NODE_CONSTRUCTS: Readonly<Record<string, string>> = {
 };
 
 class ShapeCheck {
-  sources = 0;
   private at: number | undefined;
   /** Fields of the payload that are named, and whether it is handed on as a whole. */
   readonly fields = new Set<string>();
@@ -115,10 +113,8 @@ class ShapeCheck {
     const name = table.table_name ?? "";
     const plain = table.schema_name === undefined && table.catalog_name === undefined;
     const cte = plain ? ctes.get(name.toLowerCase()) : undefined;
-    if (plain && name === this.model.entityType) this.sources++;
-    else if (cte === undefined) {
-      throw this.refused(`reads "${name}"; expected its source() alone`);
-    } else {
+    if (!plain || name !== this.model.entityType) {
+      if (cte === undefined) throw this.refused(`reads "${name}"; expected its source() alone`);
       // Without itself: what it reads was defined before it.
       this.select(cte, new Map([...ctes].filter(([key]) => key !== name.toLowerCase())));
     }
