@@ -30,6 +30,15 @@ describe("configuration", () => {
     [{ TRIBUTARY_LOG__LEVEL: "loud" }, /^log\.level: .*found "loud"$/],
     [{ TRIBUTARY_BUSS__X: "1" }, /^\(top\): no such setting: buss$/],
     [{ TRIBUTARY_BUS__MAX_BODY: "1" }, /^bus: no such setting: maxBody$/],
+    [{ TRIBUTARY_LOG: "1" }, /^log: .*found "1"$/],
+    [
+      { TRIBUTARY_LOG: "1", TRIBUTARY_LOG__LEVEL: "warn" },
+      /^TRIBUTARY_LOG__LEVEL: .*found variables for both$/,
+    ],
+    [{ TRIBUTARY_LOG__LEVEL: "warn", TRIBUTARY_LOG: "1" }, /^TRIBUTARY_LOG: .*found variables for both$/],
+    [{ TRIBUTARY_HTTP__PORT: "" }, /^http\.port: .*found ""$/],
+    [{ TRIBUTARY_QUERY__WORKERS: "0x10" }, /^query\.workers: .*found "0x10"$/],
+    [{ TRIBUTARY_CONSTRUCTOR__PROTOTYPE__PORT: "1" }, /^\(top\): no such setting: constructor$/],
   ])("names path, expectation and what was found: %o", (env, message) => {
     const failure = (() => {
       try {
@@ -42,5 +51,6 @@ describe("configuration", () => {
     expect(failure).toBeInstanceOf(TributaryError);
     expect((failure as TributaryError).code).toBe("TRB-CONFIG");
     expect((failure as TributaryError).message).toMatch(message);
+    expect(({} as { port?: string }).port).toBeUndefined();
   });
 });

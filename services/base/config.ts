@@ -5,7 +5,13 @@ import { z } from "zod";
 import { TributaryError } from "./errors.js";
 import { packageRoot } from "./paths.js";
 
-const count = (fallback: number, min = 1) => z.coerce.number().int().min(min).default(fallback);
+/** Digits, as variables have them, or a number: what Number() makes of "", null or [] is no setting. */
+const whole = (min: number, max = Number.MAX_SAFE_INTEGER) =>
+  z.preprocess(
+    (value) => (typeof value === "string" && /^\d+$/.test(value) ? Number(value) : value),
+    z.number().int().min(min).max(max),
+  );
+const count = (fallback: number, min = 1) => whole(min).default(fallback);
 const MiB = 1024 * 1024;
 
 /** One shape for tributary.yaml and TRIBUTARY_* variables. Sizes are bytes, times are milliseconds. */
@@ -27,7 +33,7 @@ export const configSchema = z.strictObject({
   http: z
     .strictObject({
       host: z.string().default("127.0.0.1"),
-      port: z.coerce.number().int().min(0).max(65_535).default(8080),
+      port: whole(0, 65_535).default(8080),
       /** A body must come at this rate; one that falls behind it for `bodyGraceMs` is answered with 408. A head has twice that time. */
       minBodyBytesPerSecond: count(16 * 1024),
       bodyGraceMs: count(5_000),
@@ -98,10 +104,10 @@ export const configSchema = z.strictObject({
       /** Queries that run at once, each in a process of its own. */
       workers: count(3),
       /** Of these, what one tenant may have; all but one when not set. */
-      maxRunningPerTenant: z.coerce.number().int().min(1).optional(),
+      maxRunningPerTenant: whole(1).optional(),
       maxWaiting: count(64),
       /** Of these, what one tenant may have; a quarter when not set. */
-      maxWaitingPerTenant: z.coerce.number().int().min(1).optional(),
+      maxWaitingPerTenant: whole(1).optional(),
     })
     .prefault({}),
   log: z
@@ -146,9 +152,9 @@ export function loadConfig(
   throw new TributaryError("TRB-CONFIG", lines.join("; "));
 }
 
-/** TRIBUTARY_LOG__LEVEL=debug → { log: { level: "debug" } }. TRIBUTARY_TOKEN and TRIBUTARY_URL belong to the CLI. */
+/** TRIBUTARY_LOG__LEVEL=debug → { log: { level: "debug" } }. TRIBUTARY_TOKEN and TRIBUTARY_URL belong to the CLI. Errors: TRB-CONFIG. */
 function fromEnvironment(env: NodeJS.ProcessEnv): Record<string, unknown> {
-  const result: Record<string, unknown> = {};
+  const result = Object.create(null) as Record<string, unknown>;
   for (const [name, value] of Object.entries(env)) {
     if (!name.startsWith("TRIBUTARY_") || value === undefined) continue;
     if (name === "TRIBUTARY_TOKEN" || name === "TRIBUTARY_URL") continue;
@@ -156,15 +162,25 @@ function fromEnvironment(env: NodeJS.ProcessEnv): Record<string, unknown> {
       .slice("TRIBUTARY_".length)
       .split("__")
       .map((part) => part.toLowerCase().replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase()));
-    let node = result;
+    let node: Record<string, unknown> | undefined = result;
     for (const key of path.slice(0, -1)) {
-      node[key] ??= {};
+      // Without a prototype, so that a variable of that name makes a setting and changes nothing else.
+      node[key] ??= Object.create(null);
       node = node[key] as Record<string, unknown>;
+      if (typeof node !== "object") throw twoKinds(name);
     }
-    node[path[path.length - 1]!] = value;
+    const last = path[path.length - 1]!;
+    if (node[last] !== undefined) throw twoKinds(name);
+    node[last] = value;
   }
   return result;
 }
+
+const twoKinds = (name: string) =>
+  new TributaryError(
+    "TRB-CONFIG",
+    `${name}: expected one setting, or settings below it, found variables for both`,
+  );
 
 function merge(base: unknown, over: unknown): unknown {
   if (!isPlain(base) || !isPlain(over)) return over === undefined ? base : over;

@@ -144,6 +144,16 @@ describe("a token", () => {
     expect(verifier.verify(b)).toBeInstanceOf(Promise);
   });
 
+  test("in unusual spellings is good, and drives no other out", async () => {
+    const verifier = new TokenVerifier(key, "tributary", 2);
+    const [a, b] = await Promise.all(["a", "b"].map((subject) => bearer({ ...producer, subject })));
+    const grant = await verifier.verify(a);
+    for (const scheme of ["bearer ", "BEARER ", "Bearer  ", "bEARER   "]) {
+      expect(await verifier.verify(b.replace("Bearer ", scheme))).toMatchObject({ subject: "b" });
+    }
+    expect(verifier.verify(a)).toBe(grant);
+  });
+
   const now = Math.floor(Date.now() / 1000);
   const claims = { role: "producer", tenants: "*", sub: "s", aud: "tributary", exp: now + 60 };
   const sign = (body: Record<string, unknown>, alg = "HS256", secret: Uint8Array = key.secret) =>
