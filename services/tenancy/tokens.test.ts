@@ -149,7 +149,7 @@ describe("a token", () => {
     const [a, b] = await Promise.all(["a", "b"].map((subject) => bearer({ ...producer, subject })));
     const grant = await verifier.verify(a);
     for (const scheme of ["bearer ", "BEARER ", "Bearer  ", "bEARER   "]) {
-      expect(await verifier.verify(b.replace("Bearer ", scheme))).toMatchObject({ subject: "b" });
+      expect(await verifier.verify(b!.replace("Bearer ", scheme))).toMatchObject({ subject: "b" });
     }
     expect(verifier.verify(a)).toBe(grant);
   });
