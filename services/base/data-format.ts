@@ -95,12 +95,12 @@ async function readFormat(
 }
 
 async function waitForLock(files: FileOps, folder: string): Promise<ProcessLock> {
-  for (const until = Date.now() + LOCK_WAIT_MS; ; ) {
+  for (const until = performance.now() + LOCK_WAIT_MS; ; ) {
     try {
       return await acquireLock(files, folder, "upgrade");
     } catch (error) {
       const held = error instanceof TributaryError && error.code === "TRB-STREAM-LOCKED";
-      if (!held || Date.now() > until) throw error;
+      if (!held || performance.now() > until) throw error;
       await sleep(LOCK_RETRY_MS);
     }
   }

@@ -1,3 +1,6 @@
+import { randomBytes } from "node:crypto";
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
 import {
   type DuckDBConnection,
   type DuckDBDataChunk,
@@ -18,13 +21,20 @@ const SPILLED = 4;
 export class Duck {
   private constructor(private readonly instance: DuckDBInstance) {}
 
+  /** It spills into a folder of its own below `tempFolder`; without one it does not spill. */
   static async create(options: { memoryBytes: number; tempFolder?: string }): Promise<Duck> {
+    const { tempFolder } = options;
+    // A disk that is full or gone stops only what has to spill.
+    if (tempFolder !== undefined) await mkdir(tempFolder, { recursive: true }).catch(() => undefined);
+    // Engines that spill into one folder take each other's files for their own: one beside a running ingest, as of
+    // `deadletter redrive`, ended both, or gave wrong rows.
+    const own = tempFolder === undefined ? "" : join(tempFolder, randomBytes(8).toString("hex"));
     const instance = await DuckDBInstance.create(":memory:", {
       threads: "1",
       memory_limit: `${Math.ceil(options.memoryBytes / MiB)}MiB`,
-      temp_directory: options.tempFolder ?? "",
+      temp_directory: own,
       // One statement gone wild must not fill the disk that others spill to.
-      ...(options.tempFolder === undefined
+      ...(tempFolder === undefined
         ? {}
         : { max_temp_directory_size: `${Math.ceil((SPILLED * options.memoryBytes) / MiB)}MiB` }),
       autoinstall_known_extensions: "false",

@@ -94,13 +94,13 @@ async function repairHere(
 async function repairThere(store: FileStore, name: string): Promise<RepairReport> {
   const id = randomUUID();
   await askForRepair(store, id, name);
-  for (const asked = Date.now(); ; await sleep(POLL_MS)) {
+  for (const asked = performance.now(); ; await sleep(POLL_MS)) {
     const answer = await takeRepairAnswer(store, id);
     if (answer !== undefined) {
       if ("report" in answer) return answer.report;
       throw new TributaryError("TRB-STORE-FAILED", `ingest could not repair "${name}": ${answer.failed}`);
     }
-    const waited = Date.now() - asked;
+    const waited = performance.now() - asked;
     if (waited > DONE_MS || (waited > TAKEN_UP_MS && (await withdrawRepair(store, id)))) {
       throw new TributaryError("TRB-STORE-FAILED", "a running ingest holds the tables and does not answer");
     }

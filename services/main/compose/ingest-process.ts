@@ -1,4 +1,4 @@
-import { mkdir, readdir, rm, stat } from "node:fs/promises";
+import { readdir, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Registry } from "prom-client";
@@ -59,9 +59,7 @@ async function cleanUp(config: Config): Promise<void> {
   const { staging, scratch } = layout(config.data);
   await rm(join(staging, "ingest"), { recursive: true, force: true });
   // A scratch disk that is full or gone stops only what has to spill.
-  const spill = join(scratch, "ingest");
-  await rm(spill, { recursive: true, force: true }).catch(() => undefined);
-  await mkdir(spill, { recursive: true }).catch(() => undefined);
+  await rm(join(scratch, "ingest"), { recursive: true, force: true }).catch(() => undefined);
   // What commands left that were killed; none of them takes a day.
   for (const name of await readdir(staging).catch(() => [])) {
     const folder = join(staging, name);
@@ -71,12 +69,12 @@ async function cleanUp(config: Config): Promise<void> {
 }
 
 async function waitForLock(config: Config): Promise<ProcessLock> {
-  for (const until = Date.now() + LOCK_WAIT_MS; ; ) {
+  for (const until = performance.now() + LOCK_WAIT_MS; ; ) {
     try {
       return await lockData(config, "ingest");
     } catch (error) {
       const held = error instanceof TributaryError && error.code === "TRB-STREAM-LOCKED";
-      if (!held || Date.now() > until) throw error;
+      if (!held || performance.now() > until) throw error;
       await sleep(LOCK_RETRY_MS);
     }
   }
