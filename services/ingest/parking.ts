@@ -140,10 +140,13 @@ export class Parking {
     return { parkedBytes, held: parkedBytes >= this.destination.budgetBytes };
   }
 
+  /** A table that has not failed may hang: then this is all that tells of it, and all that holds its events back. */
   private tellBytes(): void {
-    const { kind, name } = this.destination.about;
-    const status = this.context.health.get(kind, name);
-    if (status !== undefined) this.context.health.set({ ...status, ...this.parked() });
+    const { health } = this.context;
+    const { about } = this.destination;
+    const slow = this.log?.empty === false ? { ...about, ...SLOW } : undefined;
+    const status = health.get(about.kind, about.name) ?? slow;
+    if (status !== undefined) health.set({ ...status, ...this.parked() });
   }
 
   /** Tries again now, whatever pause runs. */
@@ -157,3 +160,11 @@ export class Parking {
     await this.log?.close();
   }
 }
+
+const SLOW = {
+  state: "catching-up",
+  code: "",
+  reason: "it is slow to take in events; those that come meanwhile are parked",
+  remedy: "nothing where it ends by itself; else see whether the disk answers",
+  attempts: 0,
+} as const;

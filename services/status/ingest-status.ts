@@ -15,7 +15,10 @@ const tableStatus = z.object({
   /** The entity type of a raw table, the name of a model (`scm.files`), or `dead_letters`. */
   name: z.string(),
   entityType: z.string(),
-  /** `quarantined`: it cannot go on and is tried again with growing pauses. `catching-up`: it reads raw to get in step. */
+  /**
+   * `quarantined`: it cannot go on and is tried again with growing pauses. `catching-up`: it reads raw to get in step, or
+   * is slow to take in its events, or takes in those that were parked.
+   */
   state: z.enum(["quarantined", "catching-up"]),
   /** When it came to this, ISO 8601. */
   since: z.string(),
