@@ -112,6 +112,7 @@ describe("a body", () => {
       text: expect.stringContaining("TRB-REQ-UNREADABLE"),
     });
     expect((await post(" ".repeat(MAX_BODY + 1))).status).toBe(413);
+    expect((await post('\ufeff{"sql":""}')).status).toBe(200);
     const bare = await fetch(new URL("/v1/query", url), {
       method: "POST",
       headers: { authorization: "Bearer acme" },

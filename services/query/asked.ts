@@ -81,7 +81,7 @@ export class Asked {
     const text = Buffer.concat(await this.reader.read(this.reservation!)).toString("utf8");
     let body: unknown;
     try {
-      body = JSON.parse(text);
+      body = JSON.parse(text.replace(/^\ufeff/, ""));
     } catch {
       throw new TributaryError("TRB-REQ-UNREADABLE", "body: expected JSON");
     }

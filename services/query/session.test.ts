@@ -1,9 +1,10 @@
+import { DuckDBInstance } from "@duckdb/node-api";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { asker, createLake, others, type TestLake } from "../../test/support/query-lake.js";
 import { emptySql, TENANT_COLUMN, visibleColumns } from "./catalog.js";
 import { failureOf, loadFailureOf } from "./failure.js";
 import type { AnswerColumn, AnswerFormat, Failure, Parameter, SessionTable } from "./protocol.js";
-import { Session } from "./session.js";
+import { Session, shut } from "./session.js";
 
 const MEMORY = 256 * 1024 * 1024;
 let lake: TestLake;
@@ -98,6 +99,51 @@ describe("the barrier", () => {
     const columns = table!.columns.filter((name) => name !== TENANT_COLUMN);
     const opened = Session.open(MEMORY, asker.id, [{ ...table!, columns, loadSql: without }], () => {});
     await expect(opened).rejects.toThrow();
+  });
+
+  test("rows that the filter takes for the tenant's are looked at again, byte by byte", async () => {
+    const table = {
+      domain: "d",
+      model: "m",
+      columns: [TENANT_COLUMN],
+      emptySql: `SELECT NULL::VARCHAR AS ${TENANT_COLUMN} WHERE false`,
+      unqualified: true,
+    };
+    const loadSql = `SELECT '${asker.id.toUpperCase()}' COLLATE NOCASE AS ${TENANT_COLUMN}`;
+    await expect(Session.open(MEMORY, asker.id, [{ ...table, loadSql }], () => {})).rejects.toThrow(
+      "assertion failed: a session holds rows of its tenant only",
+    );
+  });
+
+  test("a sandbox that is not closed is not used", async () => {
+    for (const [setting, value] of [
+      ["threads", "2"],
+      ["temp_directory", "/tmp"],
+      ["allow_community_extensions", "true"],
+    ] as const) {
+      const closed = {
+        threads: "1",
+        temp_directory: "",
+        autoinstall_known_extensions: "false",
+        autoload_known_extensions: "false",
+        allow_community_extensions: "false",
+        allow_persistent_secrets: "false",
+      };
+      const instance = await DuckDBInstance.create(":memory:", { ...closed, [setting]: value });
+      const connection = await instance.connect();
+      await expect(shut(connection)).rejects.toThrow(`assertion failed: the sandbox is closed: ${setting}`);
+      connection.closeSync();
+      instance.closeSync();
+    }
+  });
+
+  test("behind the gate are walls that do not lean on each other: no files at all, and nothing is written", async () => {
+    const { connection } = session;
+    await expect(connection.run("SELECT * FROM read_text('/etc/hostname')")).rejects.toThrow(
+      "File system LocalFileSystem has been disabled",
+    );
+    await connection.run("CREATE SEQUENCE counter");
+    await expect(run("select nextval('counter')")).rejects.toThrow("read-only");
   });
 
   test("without a tenant, or with what cannot be one, there is no session", async () => {

@@ -235,7 +235,8 @@ async function load(connection: DuckDBConnection, tenant: string, table: Session
   if (table.columns.includes(TENANT_COLUMN)) {
     const [row] = await rowsOf(
       connection,
-      `SELECT count(*) FROM ${name} WHERE ${identifier(TENANT_COLUMN)} IS DISTINCT FROM $1::VARCHAR`,
+      // By bytes: whatever made the filter above take another tenant's name for this one, types and collations do not here.
+      `SELECT count(*) FROM ${name} WHERE encode(${identifier(TENANT_COLUMN)}::VARCHAR) IS DISTINCT FROM encode($1::VARCHAR)`,
       [tenant],
     );
     assert(row?.[0] === 0n, "a session holds rows of its tenant only");
@@ -245,7 +246,8 @@ async function load(connection: DuckDBConnection, tenant: string, table: Session
   }
 }
 
-async function shut(connection: DuckDBConnection): Promise<void> {
+/** Closes the sandbox for good. Errors: an assertion where it is not closed then, whatever the engine said. */
+export async function shut(connection: DuckDBConnection): Promise<void> {
   await connection.run("SET enable_external_access=false");
   await connection.run("SET disabled_filesystems='LocalFileSystem'");
   await connection.run("SET lock_configuration=true");
