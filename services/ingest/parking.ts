@@ -28,6 +28,9 @@ export interface Destination {
   fatal(error: unknown): void;
 }
 
+/** A repair of the table does not reach the log. */
+const RESTORE = "restore from a copy what the reason names; until then events are kept";
+
 /**
  * What a table cannot take for now waits in a log of its own and goes in first, in order, once it can: that is tried
  * with growing pauses, and told of until it succeeds.
@@ -117,11 +120,13 @@ export class Parking {
     this.unwell = true;
     const { health, log } = this.context;
     const { about } = this.destination;
+    const told = tell(error);
     log.error({ err: error, table: about.name, attempts, pauseMs }, "a table does not take its events");
     health.set({
       ...about,
       state: "quarantined",
-      ...tell(error),
+      ...told,
+      ...(told.code === "TRB-STREAM-CORRUPT" ? { remedy: RESTORE } : {}),
       attempts,
       nextTryAt: new Date(Date.now() + pauseMs).toISOString(),
       ...this.parked(),

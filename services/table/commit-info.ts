@@ -1,6 +1,6 @@
 import { packageVersion } from "../base/paths.js";
 import type { Action, AddAction, CommitInfoAction, MetaDataAction } from "./actions.js";
-import { COMMIT_TIMES, type Stats, type TableState } from "./state.js";
+import { ACTIONS, COMMIT_TIMES, type Stats, type TableState } from "./state.js";
 
 /** What a commit tells of itself, to people and to other engines. */
 
@@ -33,7 +33,8 @@ export function commitInfo(commit: Described, txnId: string, before: TableState 
     timestamp: Date.now(),
     operation,
     operationParameters: PARAMETERS[operation],
-    operationMetrics: metricsOf(actions),
+    // With this one: a commit that was torn between two lines looks whole otherwise.
+    operationMetrics: { ...metricsOf(actions), [ACTIONS]: String(actions.length + 1) },
     ...(before === undefined ? {} : { readVersion: before.version }),
     isolationLevel: serializable ? "Serializable" : "WriteSerializable",
     // It read nothing of the table that another commit could have changed.

@@ -1,4 +1,4 @@
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
@@ -106,6 +106,16 @@ describe("a table that cannot be opened says what is amiss", () => {
       damage: (root) => torn(root, ""),
       details: { commit: 6 },
       says: /commit 6: its commitInfo is missing; it is torn/,
+    },
+    "a commit torn between two actions": {
+      damage: (root) => {
+        const lines = readFileSync(pathOf(commitKey(root, 6)), "utf8")
+          .trimEnd()
+          .split("\n");
+        return torn(root, `${lines.slice(0, -1).join("\n")}\n`);
+      },
+      details: { commit: 6 },
+      says: /commit 6: it has \d+ of \d+ actions; it is torn/,
     },
     "a commit of something else": {
       damage: (root) => torn(root, "42\n"),

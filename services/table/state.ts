@@ -17,6 +17,8 @@ export const KIND_TAG = "tributary.kind";
 export const TOMBSTONES = "tombstones";
 export const PARTITION_COLUMN = "tenant_partition";
 export const COMMIT_TIMES = "delta.enableInCommitTimestamps";
+/** Operation metric of our commits: how many actions they have. */
+export const ACTIONS = "numActions";
 
 const READER_FEATURES = new Set(["deletionVectors"]);
 
@@ -79,6 +81,10 @@ export class TableState {
       const { configuration } = (metaData ?? this.metaData)!;
       if (isCommit && configuration[COMMIT_TIMES] === "true" && time === undefined) {
         throw corrupt(version, "its commitInfo is missing; it is torn");
+      }
+      const wanted = actions[0]?.commitInfo?.operationMetrics?.[ACTIONS];
+      if (isCommit && wanted !== undefined && wanted !== String(actions.length)) {
+        throw corrupt(version, `it has ${actions.length} of ${wanted} actions; it is torn`);
       }
       return {
         actions,
