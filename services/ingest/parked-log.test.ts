@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { Random, seeds } from "../../test/support/lake.js";
 import { SimulatedFiles } from "../../test/support/simulated-files.js";
+import { readWhole } from "../base/files.js";
 import type { ParkedEvents } from "./parked-format.js";
 import { ParkedLog } from "./parked-log.js";
 
@@ -64,6 +65,31 @@ describe("parked events", () => {
     expect([(await log.peek(100, 100_000))!.stream, await drain(log)]).toEqual(["new", ["1", "2"]]);
   });
 
+  test("come in chunks of about as much as is asked for, at least one append's", async () => {
+    const log = await openLog(new SimulatedFiles());
+    for (const first of [1, 5, 9]) await log.append("s", eventsFrom(first, 4));
+    const count = async (maxEvents: number, maxBytes: number) => (await log.peek(maxEvents, maxBytes))!.count;
+    expect([await count(1, 1000), await count(7, 1000), await count(8, 1000)]).toEqual([4, 4, 8]);
+    expect([await count(99, 1), await count(99, 40), await count(99, 41)]).toEqual([4, 4, 8]);
+  });
+
+  test("are there from the moment they are being parked", async () => {
+    const log = await openLog(new SimulatedFiles());
+    const parking = log.append("s", eventsFrom(1, 1));
+    expect(log.empty).toBe(false);
+    await parking;
+    expect(await drain(log)).toEqual(["1"]);
+  });
+
+  test("that are dropped a second time take none of the next segment with them", async () => {
+    const log = await openLog(new SimulatedFiles());
+    for (const first of [1, 11]) await log.append("s", eventsFrom(first, 10, 500));
+    const chunk = (await log.peek(10, 1_000_000))!;
+    await log.drop(chunk);
+    await log.drop(chunk);
+    expect(await drain(log)).toEqual(numbers(11, 10));
+  });
+
   test("are kept over a restart, in segments that are deleted one by one", async () => {
     const files = new SimulatedFiles();
     let log = await openLog(files);
@@ -102,6 +128,29 @@ describe("parked events", () => {
     await damaged.append("s", eventsFrom(11, 5));
     await expect(damaged.peek(1, 1)).rejects.toMatchObject({ code: "TRB-STREAM-CORRUPT" });
     expect([damaged.empty, (await files.list(FOLDER)).length]).toEqual([false, 2]);
+  });
+
+  test("damage that comes while the log is open is told", async () => {
+    const files = new SimulatedFiles();
+    const log = await openLog(files);
+    await log.append("s", eventsFrom(1, 5));
+    await damage(files, -5);
+    await expect(log.peek(1, 1)).rejects.toMatchObject({ code: "TRB-STREAM-CORRUPT" });
+  });
+
+  test("an event that looks like parked events does not pass for them where its own frame is torn", async () => {
+    const files = new SimulatedFiles();
+    const log = await openLog(files);
+    await log.append("s", eventsFrom(1, 5));
+    const segment = async () => `${FOLDER}/${(await files.list(FOLDER))[0]!.name}`;
+    const bytes = (await readWhole(files, await segment()))!;
+    await drain(log);
+    await log.append("s", { ...eventsFrom(6, 1), event: () => bytes });
+    const file = await files.open(await segment(), "write");
+    await file.truncate((await file.size()) - 1);
+    await file.close();
+    const after = await openLog(files);
+    expect([after.empty, await after.peek(1, 1)]).toEqual([true, undefined]);
   });
 
   test("damage to the last events of a segment that was left whole is not taken for the end of a torn one", async () => {
@@ -153,8 +202,15 @@ describe("parked events", () => {
     await log.append("s", eventsFrom(1, 5));
     files.space = 50;
     await expect(log.append("s", eventsFrom(6, 5))).rejects.toMatchObject({ code: "TRB-STORE-FAILED" });
+    // Nothing of it takes space, and nothing is written behind what may be on disk or not.
+    const sizes = async () =>
+      (await Promise.all((await files.list(FOLDER)).map(({ name }) => files.stat(`${FOLDER}/${name}`)))).map(
+        (file) => file!.bytes,
+      );
+    expect(await sizes()).toEqual([log.bytes]);
     files.space = Number.POSITIVE_INFINITY;
     await log.append("s", eventsFrom(6, 5));
+    expect(await sizes()).toHaveLength(2);
     expect(await drain(log)).toEqual(numbers(1, 10));
   });
 
