@@ -2,7 +2,7 @@ import { writeFileSync } from "node:fs";
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { encodeTestEvent, Lake, type TestEvent, THING } from "../../test/support/lake.js";
+import { encodeTestEvent, Lake, type TestEvent, THING, writeProject } from "../../test/support/lake.js";
 import { rowsOf } from "../base/duckdb.js";
 import { EventBatch } from "../ingest/event-batch.js";
 import { rawRoot } from "../ingest/raw-table.js";
@@ -152,13 +152,9 @@ describe("tables are the project's models", () => {
     stream.append(thing("acme", "1"), Date.now());
     await lake.land(stream.batch(0));
     await lake.settled();
-    const folder = join(lake.folder, "transforms");
-    const config = "{{ config(materialized='incremental', unique_key=['tenant_id', 'entity_id']) }}\n";
-    writeFileSync(
-      join(folder, "models", "t", "things.sql"),
-      `${config}select tenant_id, entity_id, 1 as fresh from {{ source('raw', 't.v1.Thing') }}`,
-    );
-    writeFileSync(join(folder, "models", "t", "schema.yml"), "version: 2\n");
+    const folder = join(lake.folder, "changed");
+    const fresh = "select tenant_id, entity_id, 1 as fresh from {{ source('raw', 't.v1.Thing') }}";
+    writeProject(folder, { ...MODELS, things: fresh });
     const changed: BoundModel[] = [];
     await lake.context.duck.with(async (connection) => {
       for (const model of loadModels(folder)) {

@@ -139,11 +139,16 @@ export class Lake {
   }
 
   private static async contextOf(folder: string, options: LakeOptions): Promise<IngestContext> {
-    writeProject(join(folder, "transforms"), options.models ?? { things: THINGS_SQL }, options.schema);
+    const key = JSON.stringify([options.models, options.schema]);
+    const project = projects.get(key);
+    if (project === undefined) {
+      writeProto(join(folder, "proto"));
+      writeProject(join(folder, "transforms"), options.models ?? { things: THINGS_SQL }, options.schema);
+    }
     const config = loadConfig(
       {
         data: folder,
-        protoDirs: [writeProto(join(folder, "proto"))],
+        protoDirs: [join(folder, "proto")],
         transformsDir: join(folder, "transforms"),
         ingest: { keyIndexBytes: options.keyIndexBytes ?? 64 * 1024 * 1024, ...options.ingest },
         table: {
@@ -154,8 +159,6 @@ export class Lake {
       { env: {} },
     );
     const inner = await fileStore(folder);
-    const key = JSON.stringify([options.models, options.schema]);
-    const project = projects.get(key);
     const context = await openContext({
       config,
       ...(project === undefined ? {} : { project }),
