@@ -1,16 +1,12 @@
-import type {
-  DuckDBBlobValue,
-  DuckDBConnection,
-  DuckDBMapValue,
-  DuckDBTimestampTZValue,
-} from "@duckdb/node-api";
+import type { DuckDBConnection, DuckDBMapValue } from "@duckdb/node-api";
 import { chunksOf, literal, rowsOf } from "../base/duckdb.js";
 import { encodeEvent } from "../contracts/encode-event.js";
 import type { DeltaTable } from "../table/delta-table.js";
 import { type Progress, partsOf, progressOf, type Track } from "../table/progress.js";
 import { scanFilesSql } from "../table/scan.js";
 import type { TableFile, TableSnapshot } from "../table/types.js";
-import { EventBatch, OPERATIONS } from "./event-batch.js";
+import { EventBatch } from "./event-batch.js";
+import { RawEventReader, selectEvents } from "./raw-events.js";
 
 /** A raw table as of one snapshot, and how it is read. */
 export interface RawView {
@@ -26,22 +22,7 @@ export interface BatchLimits {
   readonly bytes: number;
 }
 
-/** All that a model may see. */
-const SEEN = [
-  "tenant_id",
-  "entity_id",
-  "operation",
-  "version",
-  "occurred_at",
-  "payload_type_url",
-  "payload",
-  "payload_compression",
-  "stream",
-  "partition",
-  "position",
-  "received_at",
-] as const;
-/** What else an event is made of. */
+/** What no model may see, and is part of the event all the same. */
 const UNSEEN = ["attributes", "event_id"] as const;
 
 /** The tracks on which raw is beyond `from`, of whatever stream, each with raw's position. */
@@ -92,7 +73,23 @@ export async function* readRange(
   const files = filesBetween(view.snapshot, from, to);
   if (files.length === 0) return;
   const sql = await scanFilesSql(view.table, view.snapshot, files, { where: between(from, to) });
-  yield* batches(view, `SELECT ${SEEN.join(", ")} FROM (${sql})`, limits);
+  const reader = new RawEventReader(view.entityType);
+  const open = new Map<string, EventBatch>();
+  const batchOf = (stream: string): EventBatch => {
+    const batch = open.get(stream) ?? new EventBatch(view.entityType, stream);
+    open.set(stream, batch);
+    return batch;
+  };
+  for await (const chunk of chunksOf(await view.connection.stream(selectEvents(sql)))) {
+    const full: EventBatch[] = [];
+    reader.read(chunk, batchOf, (batch) => {
+      if (batch.count < limits.events && batch.byteCount < limits.bytes) return;
+      open.delete(batch.stream);
+      full.push(batch);
+    });
+    yield* full;
+  }
+  yield* open.values();
 }
 
 /** The events at some positions of one stream as they were published, what no model may see included. */
@@ -106,82 +103,41 @@ export async function originals(
   const sql = await scanFilesSql(view.table, view.snapshot, files, {
     where: `stream = ${literal(stream)} AND position IN (${positions.map(literal).join(", ")})`,
   });
-  const columns = [...SEEN, ...UNSEEN].join(", ");
   const found = new Map<string, Buffer>();
-  for await (const batch of batches(view, `SELECT ${columns} FROM (${sql})`, EVERYTHING)) {
-    for (let i = 0; i < batch.count; i++) {
-      found.set(`${batch.partitions[i]}/${batch.positions[i]}`, batch.event(i));
-    }
+  const reader = new RawEventReader(view.entityType);
+  const batch = new EventBatch(view.entityType, stream);
+  const result = await view.connection.stream(selectEvents(sql, UNSEEN));
+  const first = result.columnCount - UNSEEN.length;
+  for await (const chunk of chunksOf(result)) {
+    const attributes = chunk.getColumnValues(first) as (DuckDBMapValue | null)[];
+    const eventIds = chunk.getColumnValues(first + 1) as (string | null)[];
+    reader.read(
+      chunk,
+      () => batch,
+      (_, row) => {
+        const i = batch.count - 1;
+        const unseen = unseenOf(attributes[row] ?? null, eventIds[row] ?? null);
+        found.set(`${batch.partitions[i]}/${batch.positions[i]}`, Buffer.concat([batch.event(i), unseen]));
+      },
+    );
   }
   return found;
 }
+
+/** What follows the rest of an event on the wire. */
+const unseenOf = (attributes: DuckDBMapValue | null, eventId: string | null): Buffer =>
+  encodeEvent({
+    ...(attributes === null
+      ? {}
+      : { attributes: Object.fromEntries(attributes.entries.map((e) => [String(e.key), String(e.value)])) }),
+    ...(eventId === null ? {} : { eventId }),
+  });
 
 /** Files that may hold events at some of the positions, of whatever partition. */
 export function filesAt({ files }: TableSnapshot, positions: readonly string[]): TableFile[] {
   return files.filter(({ min, max }) =>
     positions.some((position) => covers(min.position, max.position, position)),
   );
-}
-
-const EVERYTHING: BatchLimits = { events: Number.POSITIVE_INFINITY, bytes: Number.POSITIVE_INFINITY };
-
-async function* batches(view: RawView, sql: string, limits: BatchLimits): AsyncGenerator<EventBatch> {
-  const { entityType } = view;
-  const open = new Map<string, EventBatch>();
-  const result = await view.connection.stream(sql);
-  const names = result.columnNames();
-  for await (const chunk of chunksOf(result)) {
-    const columns = new Map(names.map((name, index) => [name, chunk.getColumnValues(index)]));
-    let row = 0;
-    const value = (name: string): unknown => columns.get(name)?.[row];
-    for (; row < chunk.rowCount; row++) {
-      const stream = value("stream") as string;
-      let batch = open.get(stream);
-      if (batch === undefined) {
-        batch = new EventBatch(entityType, stream);
-        open.set(stream, batch);
-      }
-      const event = eventOf(entityType, value);
-      const receivedAt = Number((value("received_at") as DuckDBTimestampTZValue).micros) / 1000;
-      batch.add(
-        event,
-        0,
-        event.length,
-        value("partition") as string,
-        value("position") as string,
-        receivedAt,
-      );
-      if (batch.count >= limits.events || batch.byteCount >= limits.bytes) {
-        open.delete(stream);
-        yield batch;
-      }
-    }
-  }
-  yield* open.values();
-}
-
-function eventOf(entityType: string, value: (name: string) => unknown): Buffer {
-  const micros = (value("occurred_at") as DuckDBTimestampTZValue | null)?.micros;
-  const payload = value("payload") as DuckDBBlobValue | null;
-  const compression = value("payload_compression");
-  const attributes = value("attributes") as DuckDBMapValue | null | undefined;
-  const eventId = value("event_id") as string | null | undefined;
-  return encodeEvent({
-    tenantId: value("tenant_id") as string,
-    entityType,
-    entityId: value("entity_id") as string,
-    operation: OPERATIONS.indexOf(value("operation") as (typeof OPERATIONS)[number]),
-    version: value("version") as bigint,
-    ...(micros === undefined ? {} : { occurredAt: timestampOf(micros) }),
-    ...(payload === null
-      ? {}
-      : { payload: { typeUrl: value("payload_type_url") as string, value: payload.bytes } }),
-    compression: compression === "GZIP" ? 1 : compression === "ZSTD" ? 2 : 0,
-    ...(attributes == null
-      ? {}
-      : { attributes: Object.fromEntries(attributes.entries.map((e) => [String(e.key), String(e.value)])) }),
-    ...(eventId == null ? {} : { eventId }),
-  });
 }
 
 /** SQL condition for what lies between; `to` names the tracks that matter. */
@@ -213,8 +169,3 @@ function filesBetween({ files }: TableSnapshot, from: Progress, to: Progress): T
 
 const covers = (min: unknown, max: unknown, value: string): boolean =>
   typeof min !== "string" || typeof max !== "string" || (min <= value && value <= max);
-
-function timestampOf(micros: bigint): { seconds: bigint; nanos: number } {
-  const part = ((micros % 1_000_000n) + 1_000_000n) % 1_000_000n;
-  return { seconds: (micros - part) / 1_000_000n, nanos: Number(part) * 1000 };
-}
