@@ -8,7 +8,7 @@ import { buildServer, type HttpServer } from "../base/http.js";
 import { Grant } from "../tenancy/grant.js";
 import { requireRole } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
-import { Asked } from "./asked.js";
+import { Asked, tenantOf } from "./asked.js";
 import type { Asking, QueryAnswer, QueryRequest, QueryService } from "./query-service.js";
 
 const KiB = 1024;
@@ -85,6 +85,39 @@ const until = async (what: () => boolean) => {
   while (!what()) await soon();
 };
 const big = (bytes: number) => [Buffer.alloc(bytes, "x")];
+
+describe("the tenant of a request", () => {
+  const grant = (tenants: "*" | string[], scope?: string[]) =>
+    new Grant("a", { role: "analyst", tenants, ...(scope && { scope }) });
+  const codeOf = (...args: Parameters<typeof tenantOf>) => {
+    try {
+      return tenantOf(...args);
+    } catch (error) {
+      return (error as TributaryError).code;
+    }
+  };
+
+  test("is one that the token grants; others, and what cannot be one, are answered alike", () => {
+    expect(codeOf(grant(["acme"]), undefined)).toBe("acme");
+    expect(codeOf(grant(["acme", "umbrella"]), "umbrella")).toBe("umbrella");
+    expect(codeOf(grant("*"), "anyone")).toBe("anyone");
+    for (const other of ["umbrella", "ACME", "acme ", "", "../acme", "~shared", 7, null, ["acme"]]) {
+      expect(codeOf(grant(["acme"]), other), String(other)).toBe("TRB-AUTH-TENANT");
+    }
+    expect(codeOf(grant("*"), "~shared")).toBe("TRB-AUTH-TENANT");
+  });
+
+  test("must be named where the token grants several", () => {
+    for (const tenants of ["*", ["acme", "umbrella"]] as const) {
+      expect(codeOf(grant(tenants === "*" ? "*" : [...tenants]), undefined)).toBe("TRB-QUERY-TENANT");
+    }
+  });
+
+  test("is none for a token with a scope: its predicates are not enforced yet", () => {
+    expect(codeOf(grant(["acme"], ["eu"]), undefined)).toBe("TRB-AUTH-ROLE");
+    expect(codeOf(grant(["acme"], []), "acme")).toBe("TRB-AUTH-ROLE");
+  });
+});
 
 describe("a body", () => {
   beforeEach(() => {

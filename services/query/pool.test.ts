@@ -6,6 +6,8 @@ import type { WorkerProcess } from "./worker-process.js";
 /** A worker without a process. */
 class FakeWorker {
   static all: FakeWorker[] = [];
+  /** Takes itself for another tenant's. */
+  static confused = false;
   readonly tenants = new Set<string>();
   busy = false;
   idleSince = 0;
@@ -28,7 +30,7 @@ class FakeWorker {
   }
 
   set tenant(name: string | undefined) {
-    this.served = name;
+    this.served = FakeWorker.confused ? `not ${name}` : name;
     if (name !== undefined) this.tenants.add(name);
   }
 
@@ -68,6 +70,7 @@ let pool: WorkerPool;
 beforeEach(() => {
   vi.useFakeTimers();
   FakeWorker.all = [];
+  FakeWorker.confused = false;
   pool = new WorkerPool({ shares: SHARES, memoryBytes: 1, idleMs: 60_000 });
 });
 afterEach(async () => {
@@ -97,6 +100,11 @@ describe("a process serves one tenant in its whole life", () => {
     const kept = of("a").length;
     (await lease("a")).release();
     expect(of("a")).toHaveLength(kept);
+  });
+
+  test("one that is not the tenant's is never handed out, however it came to be chosen", async () => {
+    FakeWorker.confused = true;
+    await expect(lease("a")).rejects.toThrow("assertion failed: a worker serves one tenant");
   });
 
   test("a blank one is kept warm, and no more sessions than a few", async () => {
