@@ -237,6 +237,13 @@ describe("packed payloads", () => {
     ["a zstd block larger than it says", ZSTD, frame(2, "190000 616263"), "TRB-EVENT-COMPRESSION"],
     ["a zstd frame that ends early", ZSTD, frame(4, "190000 616263"), "TRB-EVENT-COMPRESSION"],
     ["a run of one zstd byte", ZSTD, frame(255, "fb0700 61"), Buffer.alloc(255, "a")],
+    [
+      "a run that says it is one over the limit",
+      ZSTD,
+      hex("28b52ffd 60 e902 4b1f00 61"),
+      "TRB-EVENT-PAYLOAD-SIZE",
+    ],
+    ["a zstd window of 16 MiB", ZSTD, hex("28b52ffd 00 70 190000 616263"), "TRB-EVENT-COMPRESSION"],
     ["a zstd window of gigabytes", ZSTD, hex("28b52ffd 00 a8 190000 616263"), "TRB-EVENT-COMPRESSION"],
     [
       "a zstd window of 8 MiB, with less in it",
