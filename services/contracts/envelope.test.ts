@@ -26,6 +26,7 @@ const codeOf = (event: EventInit | Uint8Array) => {
   return envelope.read(bytes, 0, bytes.length);
 };
 const { payload: _, ...withoutPayload } = good;
+const reference = { uri: "u", typeUrl: "t", sizeBytes: 1, sha256: new Uint8Array(32) };
 const deleted: EventInit = { ...withoutPayload, operation: 3 };
 const append = (event: EventInit, ...bytes: number[]) =>
   Buffer.concat([encodeEvent(event), Buffer.from(bytes)]);
@@ -180,11 +181,7 @@ describe("each rule of the envelope has its code", () => {
     ["negative nanos", { ...good, occurredAt: { seconds: 1, nanos: -1 } }, "TRB-EVENT-TIME"],
     ["created without content", { ...withoutPayload, operation: 1 }, "TRB-EVENT-CONTENT"],
     ["deleted with a payload", { ...good, operation: 3 }, "TRB-EVENT-CONTENT"],
-    [
-      "payload and reference at once",
-      { ...good, reference: { uri: "u", typeUrl: "t", sizeBytes: 1, sha256: new Uint8Array(32) } },
-      "TRB-EVENT-CONTENT",
-    ],
+    ["payload and reference at once", { ...good, reference }, "TRB-EVENT-CONTENT"],
     ["compression 3", { ...good, compression: 3 }, "TRB-EVENT-COMPRESSION"],
     [
       "a payload of another type",
@@ -212,6 +209,7 @@ describe("each rule of the envelope has its code", () => {
     ["a known field of another wire type", append(good, 0x08, 1), "TRB-EVENT-MALFORMED"],
     ["a second payload", append(good, 58, 0), "TRB-EVENT-MALFORMED"],
     ["a second occurred_at", append({ ...good, occurredAt: { seconds: 1 } }, 50, 0), "TRB-EVENT-MALFORMED"],
+    ["a second payload_reference", append({ ...withoutPayload, reference }, 66, 0), "TRB-EVENT-MALFORMED"],
     ["a varint of eleven bytes", append(good, 40, ...Array<number>(10).fill(0x81), 0), "TRB-EVENT-MALFORMED"],
     ["a varint over 64 bits", append(good, 40, ...Array<number>(9).fill(0x81), 2), "TRB-EVENT-MALFORMED"],
     ["a length beyond the end", append(good, 90, 2, 65), "TRB-EVENT-MALFORMED"],
