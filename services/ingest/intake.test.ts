@@ -1,7 +1,14 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { DuckDBConnection } from "@duckdb/node-api";
 import { afterEach, describe, expect, test, vi } from "vitest";
-import { CAST_SQL, expectedThings, Lake, type TestEvent, TestStream } from "../../test/support/lake.js";
+import {
+  CAST_SQL,
+  expectedThings,
+  Lake,
+  type TestEvent,
+  TestStream,
+  THINGS_SQL,
+} from "../../test/support/lake.js";
 import { FILE_SHIFT, FLAGS, WORDS } from "../table/order.js";
 import { filesThatMayHold } from "./dead-letters.js";
 
@@ -108,8 +115,53 @@ describe("poison", () => {
       await (await lake.lane()).land(new TestStream("log").batch(events));
       expect(await lake.rows()).toHaveLength(5_999);
       expect(await lake.deadLetters()).toEqual([`t.things TRB-INGEST-MEMORY ${"4322".padStart(12, "0")}`]);
-      // The batch, the chunk, and the event alone three times.
-      expect(exhausted.count).toBe(5);
+      // The batch, the chunk, and the event alone twice.
+      expect(exhausted.count).toBe(4);
+    }));
+
+  test("that takes all memory for long is not blamed on another model's event", () =>
+    withLake({ models: { things: HUGE_SQL, plain: THINGS_SQL } }, async (lake) => {
+      let hog: DuckDBConnection | undefined;
+      let hungry = 0;
+      const memory = () =>
+        new Error('{"exception_type":"Out of Memory","exception_message":"Allocation failure"}');
+      const { run } = DuckDBConnection.prototype;
+      vi.spyOn(DuckDBConnection.prototype, "run").mockImplementation(async function (
+        this: DuckDBConnection,
+        sql,
+        ...rest
+      ) {
+        const ofModel = String(sql).includes("TABLE batch_rows");
+        // Both begin at once: whether the other has begun is known a moment later.
+        if (ofModel) await sleep(50);
+        if (ofModel && hog !== undefined && hog !== this) {
+          hungry++;
+          throw memory();
+        }
+        try {
+          return await run.call(this, sql, ...rest);
+        } catch (error) {
+          if (!(error as Error).message.includes("100 GB")) throw error;
+          hog = this;
+          await sleep(1_200);
+          hog = undefined;
+          throw memory();
+        }
+      });
+      // The one that takes the memory comes first in time.
+      const stream = new TestStream("log");
+      const lane = await lake.lane();
+      const plain = lane.seat("t.plain")!;
+      const refine = plain.refine.bind(plain);
+      vi.spyOn(plain, "refine").mockImplementation(async (batch, landed) => {
+        await sleep(300);
+        return refine(batch, landed);
+      });
+      await lane.land(stream.batch([thing("k", { thing: { name: "huge" } })]));
+      await lake.settled();
+      expect(hungry).toBeGreaterThan(0);
+      expect(await lake.rows("t.plain")).toHaveLength(1);
+      expect(await lake.deadLetters()).toEqual(["t.things TRB-INGEST-MEMORY 000000000001"]);
     }));
 
   test("that takes too long is interrupted, and nothing is tried before that has ended", () =>

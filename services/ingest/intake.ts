@@ -115,7 +115,7 @@ async function takePart(
 }
 
 /** One event may need all the memory there is, but nobody else may have it for long. */
-const MORE_TRIES = 2;
+const MORE_TRIES = 1;
 const PAUSE_MS = 200;
 
 const condemned = ({ events }: Slice): Poison[] =>

@@ -51,6 +51,8 @@ export class Suspects {
   private readonly gone = new Map<string, Span[]>();
   /** Trials run one at a time, so that the one that was running is the one to blame. */
   private readonly trials = new Permits(1);
+  /** Ends of what runs in this process, of all models. */
+  private readonly running = new Set<Promise<void>>();
 
   private constructor(private readonly folder: string) {}
 
@@ -121,14 +123,27 @@ export class Suspects {
 
   /**
    * Says that the model runs on the part now; what it resolves to says that this has ended, well or not. `blamed`: the
-   * next process is to suspect the part as if this one had ended then and there.
+   * next process is to suspect the part as if this one had ended then and there. What failed for want of memory or time
+   * waits for its turn among such, so that one event's hunger is not blamed on another.
    */
-  async begin(
-    model: string,
-    { slice: { events }, trial, condemned }: Part,
-  ): Promise<(blamed: boolean) => void> {
+  async begin(model: string, part: Part): Promise<(blamed: boolean) => void> {
+    const { trial, condemned, tries = 0, found } = part;
+    const { events } = part.slice;
     if (events.count === 0) return () => undefined;
-    const leave = trial ? await this.trials.acquire() : () => undefined;
+    const alone = trial || tries > 0 || found !== undefined;
+    const release = alone ? await this.trials.acquire() : () => undefined;
+    // What had the memory when this failed must not have it again.
+    if (tries > 0) await Promise.all(this.running);
+    let ended: () => void = () => undefined;
+    const run = new Promise<void>((resolve) => {
+      ended = resolve;
+    });
+    this.running.add(run);
+    const leave = () => {
+      this.running.delete(run);
+      ended();
+      release();
+    };
     this.write(model, { ...this.note(model), running: { ...spanOf(events), trial } });
     return (blamed) => {
       leave();
