@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import { describe, expect, test } from "vitest";
 import { type Fault, FaultyStore, overriding } from "../../test/support/faulty-store.js";
 import { Random, seeds } from "../../test/support/lake.js";
@@ -5,6 +6,8 @@ import { commit, NEVER, openWorkbench } from "../../test/support/tables.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { type Action, type AddAction, removeOf } from "./actions.js";
 import { definition, type TableSpec } from "./definition.js";
+import { encodeVectorFile, vectorFileName } from "./deletion-vector.js";
+import { listLog } from "./delta-log.js";
 import { DeltaTable } from "./delta-table.js";
 import { advancePositions, positionsOf } from "./progress.js";
 import type { TableSnapshot } from "./types.js";
@@ -327,4 +330,36 @@ describe("log checkpoints", () => {
     expect(await store.get(`${root}/_delta_log/_last_checkpoint`)).toBeDefined();
     expect((await DeltaTable.open(store, root, duck, NEVER))!.snapshot.files).toHaveLength(3);
   });
+
+  test("come the less often the more they hold, so that a commit pays for no more than some records", async () => {
+    const root = freshRoot();
+    const table = await open(root, { checkpointEvery: 1 });
+    const written: number[] = [];
+    for (let version = 1; version <= 6; version++) {
+      const adds = Array.from({ length: version === 1 ? 450 : 1 }, () => ({ add: addOf() }));
+      await commit(table, adds);
+      await table.settled();
+      const { checkpoints } = await listLog({ store, root, duck });
+      if (checkpoints[0]?.version === version) written.push(version);
+    }
+    expect(written).toEqual([3, 6]);
+  });
+});
+
+test("a mask that could not be read is read again, not remembered", async () => {
+  const root = freshRoot();
+  let down = true;
+  const flaky = overriding(store, {
+    getRange: (key, start, end) =>
+      down ? Promise.reject(new Error("down")) : store.getRange(key, start, end),
+  });
+  const uuid = randomUUID();
+  const { bytes, descriptors } = encodeVectorFile(uuid, [Uint32Array.from([2, 5])]);
+  await store.put(`${root}/${vectorFileName(uuid)}`, bytes);
+  const table = await open(root, NEVER, flaky);
+  await commit(table, [{ add: { ...addOf(), deletionVector: descriptors[0]! } }]);
+  const [file] = table.snapshot.files;
+  await expect(table.mask(file!)).rejects.toThrow("down");
+  down = false;
+  expect([...(await table.mask(file!))!.toRows()]).toEqual([2, 5]);
 });
