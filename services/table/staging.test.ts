@@ -105,6 +105,7 @@ test("no files are made while a commit is in doubt: those of each try would pile
   const stream = new TestStream();
   const lane = await lake.lane();
   await lane.land(stream.batch([event(1)]));
+  await lake.settled();
   const there = () =>
     filesBelow(join(lake.folder, "lake", lane.raw.root)).filter((path) => path.endsWith(".parquet"));
   expect(there()).toHaveLength(1);
