@@ -1,9 +1,11 @@
-import { readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, readFileSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
+import { overriding } from "../../test/support/faulty-store.js";
 import { commit, NEVER, openWorkbench } from "../../test/support/tables.js";
 import { literal, rowsOf } from "../base/duckdb.js";
+import { TributaryError } from "../base/errors.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { type Action, type AddAction, checkpointKey, commitKey, encodeCommit, removeOf } from "./actions.js";
 import type { TableSpec } from "./definition.js";
@@ -75,6 +77,12 @@ describe("a table opens", () => {
       await rm(pathOf(hintKey(root)));
       await rm(pathOf(commitKey(root, 0)));
     },
+    "with a newer log checkpoint of which a part is missing": async (root) => {
+      const part = "00000000000000000005.checkpoint.0000000001.0000000002.parquet";
+      copyFileSync(pathOf(checkpointKey(root, 2)), pathOf(`${root}/_delta_log/${part}`));
+      await rm(pathOf(hintKey(root)));
+      await rm(pathOf(commitKey(root, 0)));
+    },
     "with a torn commit that a log checkpoint covers, whatever the hint says": async (root) => {
       await rm(pathOf(commitKey(root, 3)));
       writeFileSync(pathOf(commitKey(root, 3)), "{not");
@@ -89,6 +97,23 @@ describe("a table opens", () => {
     await commit(writer, [{ add: addOf() }]);
     expect(paths(await open(root))).toHaveLength(7);
   });
+});
+
+test.each([
+  ["", undefined],
+  [" while it looks for another way", '{"version":99}'],
+])("a store that fails is no damage to step over%s", async (_, hint) => {
+  const { root, expected } = await sixCommits();
+  if (hint !== undefined) writeFileSync(pathOf(hintKey(root)), hint);
+  let failures = 1;
+  const flaky = overriding(store, {
+    get: (key) =>
+      key === commitKey(root, 5) && failures-- > 0
+        ? Promise.reject(new TributaryError("TRB-STORE-FAILED", "down"))
+        : store.get(key),
+  });
+  await expect(DeltaTable.open(flaky, root, duck, NEVER)).rejects.toMatchObject({ code: "TRB-STORE-FAILED" });
+  expect(paths(await DeltaTable.open(flaky, root, duck, NEVER))).toEqual(expected);
 });
 
 describe("a table that cannot be opened says what is amiss", () => {
