@@ -69,8 +69,7 @@ describe("admission", () => {
   test("sends nobody away who is within the share, nor who is being stored", () => {
     const { admission, enter, dismissed } = setUp(300 * KiB);
     const stored = enter("a", "stored");
-    stored.grow(200 * KiB);
-    stored.keep();
+    stored.become(200 * KiB, () => false);
     const b = enter("b");
     b.grow(60 * KiB);
     const c = enter("c");

@@ -10,8 +10,6 @@ export type Dismiss = (error: TributaryError) => boolean;
 export interface Reservation {
   /** Takes more, for bytes that have arrived or will be needed. Errors: those of the admission. */
   grow(bytes: number): void;
-  /** From now on the request cannot be sent away any more. */
-  keep(): void;
   /** Its bytes from now on, instead of what it held, and how to give it up. Never refused. */
   become(bytes: number, dismiss: Dismiss): void;
   release(): void;
@@ -21,7 +19,7 @@ interface Held extends Reservation {
   readonly holder: Holder;
   bytes: number;
   /** Sends the request away, while that is possible. */
-  dismiss: Dismiss | undefined;
+  dismiss: Dismiss;
 }
 
 interface Holder {
@@ -49,8 +47,8 @@ export class Admission {
   }
 
   /**
-   * Lets a request of this holder in, before any of it is read. Until it is kept, `dismiss` may be called; when that
-   * gives it up, it has released what it held.
+   * Lets a request of this holder in, before any of it is read. `dismiss` may be called at any time; when that gives it
+   * up, it has released what it held.
    */
   enter(name: string, dismiss: Dismiss): Reservation {
     const holder = this.holders.get(name) ?? { bytes: 0, open: new Set() };
@@ -60,9 +58,6 @@ export class Admission {
       bytes: 0,
       dismiss,
       grow: (bytes) => this.grow(request, bytes),
-      keep: () => {
-        request.dismiss = undefined;
-      },
       become: (bytes, given) => {
         if (!holder.open.has(request)) return;
         const more = REQUEST_BYTES + bytes - request.bytes;
@@ -109,7 +104,7 @@ export class Admission {
     for (const holder of [...this.holders.values()].sort((a, b) => b.bytes - a.bytes)) {
       for (const request of [...holder.open].sort((a, b) => b.bytes - a.bytes)) {
         if (this.held + bytes <= this.maxBytes || holder.bytes <= share) break;
-        if (request.dismiss?.(this.refused()) === true) request.release();
+        if (request.dismiss(this.refused())) request.release();
       }
     }
   }

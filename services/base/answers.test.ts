@@ -1,7 +1,10 @@
 import { createServer, type Server, type ServerResponse } from "node:http";
 import { type AddressInfo, connect, type Socket } from "node:net";
+import { pino } from "pino";
+import { Registry } from "prom-client";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { AnswerPace, onceAnswered } from "./answers.js";
+import { buildServer } from "./http.js";
 
 const MiB = 1024 * 1024;
 
@@ -116,4 +119,27 @@ test("the end of an answer is told once, also to who asks too late, and leaves n
   await soon(20);
   expect(told).toBe(7);
   expect(listeners).toBe(0);
+});
+
+test("the server asks it of every route", async () => {
+  const { app, listen, drain } = await buildServer({
+    log: pino({ level: "silent" }),
+    metrics: new Registry(),
+    guardMetrics: async () => undefined,
+    limits: { minBodyBytesPerSecond: 50_000, bodyGraceMs: 5_000, answerGraceMs: 400, maxConnections: 10 },
+  });
+  let over = false;
+  app.get("/long", async (request, reply) => {
+    request.raw.socket.once("close", () => {
+      over = true;
+    });
+    return reply.send(Buffer.alloc(40 * MiB));
+  });
+  const url = new URL(await listen("127.0.0.1", 0));
+  const socket = connect(Number(url.port), url.hostname);
+  socket.on("error", () => undefined);
+  socket.write("GET /long HTTP/1.1\r\nhost: x\r\n\r\n");
+  while (!over) await soon(10);
+  socket.destroy();
+  await drain(0);
 });

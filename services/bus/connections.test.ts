@@ -138,6 +138,26 @@ describe("over a real connection", () => {
     socket.destroy();
   });
 
+  test("the room for an answer is asked for before anything is accepted", async () => {
+    await bus.close();
+    bus = await startTestBus({ maxInFlightBytes: MiB });
+    authorization = await bus.bearer();
+    const url = await listen();
+    // A request alone may always pass.
+    const { socket } = await half(url, authorization, "content-length: 100000");
+    const event = encodeEvent(good);
+    for (const [type, body] of [
+      ["application/x-protobuf", encodeRequest([event, ...Array<Buffer>(5_000).fill(Buffer.alloc(0))])],
+      ["application/x-ndjson", Buffer.from("1\n".repeat(5_000))],
+    ] as const) {
+      const headers = { authorization, "content-type": type };
+      const init = { method: "POST", headers, body: new Uint8Array(body) };
+      expect((await fetch(new URL("/v1/events", url), init)).status, type).toBe(429);
+    }
+    expect(storedIds()).toEqual([]);
+    socket.destroy();
+  });
+
   test("a long answer is told whole, and is no longer held then", async () => {
     const url = await listen();
     const answer = await fetch(new URL("/v1/events", url), {

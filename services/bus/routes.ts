@@ -113,7 +113,6 @@ class Publisher {
       }
       reservation = this.admission.enter(grantOf(request).bearerShare, reader.stop);
       const pieces = await reader.read(reservation);
-      reservation.keep();
       const { results, events } = await this.collect(type, pieces, grantOf(request), reservation);
       // Nothing is accepted that could not land: the producer is told by the status, too.
       if (results.accepted === 0 && results.codes.includes("TRB-BUS-TABLE-HELD")) {

@@ -144,6 +144,23 @@ describe("a token", () => {
     expect(verifier.verify(b)).toBeInstanceOf(Promise);
   });
 
+  test("shares what is limited with tokens of its subject and tenants alone", async () => {
+    const shareOf = async (subject: string, tenants: string[] | "*") => {
+      const { bearerShare, tenantsShare } = await verify(await bearer({ ...producer, subject, tenants }));
+      return [bearerShare, tenantsShare];
+    };
+    const [a, b, c, d] = await Promise.all([
+      shareOf("cli", ["acme"]),
+      shareOf("cli", ["umbrella"]),
+      shareOf("other", ["acme"]),
+      shareOf("cli", "*"),
+    ]);
+    expect(await shareOf("cli", ["acme"])).toEqual(a);
+    expect(new Set([a, b, c, d].map((share) => share![0])).size).toBe(4);
+    expect(new Set([a, b, d].map((share) => share![1])).size).toBe(3);
+    expect(c![1]).toBe(a![1]);
+  });
+
   test("in unusual spellings is good, and drives no other out", async () => {
     const verifier = new TokenVerifier(key, "tributary", 2);
     const [a, b] = await Promise.all(["a", "b"].map((subject) => bearer({ ...producer, subject })));
