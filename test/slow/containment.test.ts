@@ -8,12 +8,12 @@ import { cli, makeToken, removeFolder, Server, temporaryFolder, until } from "..
 /**
  * I12 against real processes: beside tables that are damaged in every way we know, a full scratch disk, a model that
  * fails on every row and poison that asks for 4 and for 100 GB, healthy types publish, land and answer as before; then
- * each is repaired by what its message says. CONTAINMENT_SECONDS (default 15) is how long the faults are watched.
+ * each is repaired by what its message says. CONTAINMENT_SECONDS (default 45) is how long the faults are watched.
  *
  * "As before" is measured beside it: a second server on the same machine has the same traffic without the faults, and
  * takes its turns between those of the first. What others do to the machine meanwhile they do to both.
  */
-const SECONDS = Number(process.env.CONTAINMENT_SECONDS ?? 15);
+const SECONDS = Number(process.env.CONTAINMENT_SECONDS ?? 45);
 /** What healthy types may take beside the faults, in times of what they take without. */
 const TIMES = 2;
 const LEAST = 40;
