@@ -36,6 +36,13 @@ test("health and readiness are open, and readiness says why not", async () => {
   expect((await get("/healthz")).statusCode).toBe(200);
 });
 
+test("no answer is kept by what stands between, or taken for another type than it says", async () => {
+  for (const url of ["/healthz", "/no/such/route", "/docs/json"]) {
+    const { headers } = await get(url);
+    expect([headers["cache-control"], headers["x-content-type-options"]]).toEqual(["no-store", "nosniff"]);
+  }
+});
+
 test("metrics need an operator", async () => {
   expect((await get("/metrics")).json()).toMatchObject({ error: { code: "TRB-AUTH-MISSING" } });
   for (const role of ["producer", "analyst"] as const) {

@@ -82,6 +82,8 @@ export async function buildServer(options: ServerOptions): Promise<HttpServer> {
   });
   app.addHook("onRequest", async (request, reply) => {
     reply.header("x-request-id", request.id);
+    // Answers are one token's own; what they hold is never another type than they say.
+    reply.header("cache-control", "no-store").header("x-content-type-options", "nosniff");
     pace.watch(request.raw, reply.raw);
     answers.watch(reply.raw, request.raw.socket);
     if (draining && !ALWAYS.has(request.routeOptions.url ?? "")) {

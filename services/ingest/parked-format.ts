@@ -81,6 +81,8 @@ export function frames(bytes: Buffer, from: number): Frames {
     if (end > at + FRAME_BYTES) found.push({ at, end });
     at = end;
   }
+  // The marker itself may be what is damaged: frames have it too.
+  if (at === HEADER_BYTES && frameEnd(bytes, bytes.subarray(at, at + 8), at) !== undefined) throw damaged();
   for (let later = bytes.indexOf(marker, at + 1); later >= 0; later = bytes.indexOf(marker, later + 1)) {
     if (frameEnd(bytes, marker, later) !== undefined) {
       throw damaged();

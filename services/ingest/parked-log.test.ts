@@ -115,6 +115,7 @@ describe("parked events", () => {
 
   test.each([
     ["to the header", 0],
+    ["to the marker of the frames", 10],
     ["before the last whole frame", 60],
   ])("damage %s is told, never skipped", async (_, at) => {
     const files = new SimulatedFiles();
@@ -129,6 +130,18 @@ describe("parked events", () => {
     await expect(damaged.peek(1, 1)).rejects.toMatchObject({ code: "TRB-STREAM-CORRUPT" });
     expect([damaged.empty, (await files.list(FOLDER)).length]).toEqual([false, 2]);
   });
+
+  test.each([1, 2])(
+    "damage to the last of %i appends before a graceful end is told, never taken for torn",
+    async (n) => {
+      const files = new SimulatedFiles();
+      const log = await openLog(files);
+      for (let i = 0; i < n; i++) await log.append("s", eventsFrom(1 + 5 * i, 5));
+      await log.close();
+      await damage(files, -30);
+      await expect((await openLog(files)).peek(1, 1)).rejects.toMatchObject({ code: "TRB-STREAM-CORRUPT" });
+    },
+  );
 
   test("damage that comes while the log is open is told", async () => {
     const files = new SimulatedFiles();

@@ -227,8 +227,8 @@ export class ParkedLog {
 
   async close(): Promise<void> {
     await this.turns.settled();
-    await this.writer?.close();
-    this.writer = undefined;
+    // So that what is damaged later does not pass for torn.
+    if (this.writer !== undefined) await this.seal(this.segments.at(-1)!).catch(() => undefined);
   }
 }
 

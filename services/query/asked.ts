@@ -112,7 +112,7 @@ export class Asked {
     const pieces = format === "json" ? jsonBody(answer) : answer.rows;
     const length = pieces.reduce((sum, piece) => sum + piece.length, 0);
     reservation!.become(length, giveUpUnread(reply));
-    reply.type(MEDIA_TYPES[format]).header("cache-control", "no-store");
+    reply.type(MEDIA_TYPES[format]);
     if (format !== "json") {
       // Formats without room for it beside the rows.
       reply.header("tributary-snapshot", answer.snapshot).header("tributary-row-count", answer.rowCount);

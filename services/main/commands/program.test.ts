@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
@@ -124,6 +124,8 @@ describe("token", () => {
     }
     expect(existsSync(data())).toBe(false);
     expect(await token("--create", "--tenant", "*", "--json")).toBe(0);
+    // The folder will hold every tenant's rows: it is its owner's.
+    expect(statSync(data()).mode & 0o777).toBe(0o700);
     const claims = JSON.parse(Buffer.from(JSON.parse(out).token.split(".")[1], "base64url").toString());
     expect(claims.tenants).toBe("*");
   });

@@ -58,6 +58,7 @@ export function openReader(config: Config): Promise<EmbeddedLogReader> {
 export async function openKey(config: Config): Promise<SigningKey> {
   if (config.auth.keyFile !== undefined) return SigningKey.open(config.auth.keyFile);
   const { keys } = layout(config.data);
+  await makeDataFolder(config);
   await mkdir(keys, { recursive: true, mode: 0o700 });
   return SigningKey.openOrCreate(keys);
 }
@@ -66,8 +67,13 @@ export async function openKey(config: Config): Promise<SigningKey> {
 export const hasKey = (config: Config): boolean =>
   config.auth.keyFile !== undefined || existsSync(join(layout(config.data).keys, KEY_FILE));
 
+/** It holds every tenant's rows: others on the machine see it only once its owner lets them. */
+export async function makeDataFolder({ data }: Config): Promise<void> {
+  await mkdir(data, { recursive: true, mode: 0o700 });
+}
+
 export async function lockData(config: Config, name: string): Promise<ProcessLock> {
-  await mkdir(config.data, { recursive: true });
+  await makeDataFolder(config);
   return acquireLock(nodeFiles, config.data, name);
 }
 

@@ -18,7 +18,7 @@ import { requireRole } from "../../tenancy/http-auth.js";
 import { signToken, TokenVerifier } from "../../tenancy/tokens.js";
 import { IngestSupervisor } from "./ingest-supervisor.js";
 import { ProjectKeeper } from "./project-keeper.js";
-import { openKey, openLog, openReader, openStore, readingDuck } from "./runtime.js";
+import { makeDataFolder, openKey, openLog, openReader, openStore, readingDuck } from "./runtime.js";
 
 export interface ServerParts {
   readonly bus: boolean;
@@ -43,6 +43,7 @@ const DAY = 24 * 3600;
 export async function startServer(config: Config, parts: ServerParts): Promise<RunningServer> {
   const log = openLog(config);
   const metrics = new Registry();
+  await makeDataFolder(config);
   await openData(nodeFiles, config.data);
   const key = await openKey(config);
   const verifier = new TokenVerifier(key, config.auth.audience);
