@@ -13,7 +13,17 @@ const CLI = fileURLToPath(new URL("../services/main/cli.js", import.meta.url));
 const children = new Set<ChildProcess>();
 const folders = new Set<string>();
 process.on("exit", () => {
-  for (const child of children) child.kill("SIGKILL");
+  for (const child of children) {
+    for (const pid of [child.pid!, ...childrenOf(child.pid!)]) {
+      try {
+        process.kill(pid, "SIGKILL");
+      } catch {
+        // It has ended.
+      }
+    }
+  }
+  // What is being killed may still write.
+  if (children.size > 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 300);
   for (const folder of folders) rmSync(folder, { recursive: true, force: true, maxRetries: 10 });
 });
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
