@@ -60,7 +60,7 @@ export const configSchema = z.strictObject({
       maxDecodedBytes: count(256 * MiB),
       /** Requests being read or waiting for their sync, by what has arrived; more is answered with 429. */
       maxInFlightBytes: count(256 * MiB),
-      /** Accepted bytes that ingest has not landed yet; more is answered with 429. */
+      /** Accepted bytes that ingest has not landed yet; more is answered with 429, a producer that floods sooner than others. */
       maxLagBytes: count(512 * MiB),
     })
     .prefault({}),

@@ -407,6 +407,21 @@ describe("back-pressure", () => {
     expect(await publish(good)).toMatchObject({ status: 200 });
   });
 
+  test("who floods waits for its own events to land, while others are let in", async () => {
+    await bus.close();
+    bus = await startTestBus({ maxLagBytes: 1_000 });
+    authorization = await bus.bearer();
+    bus.stream.backlog = 500;
+    for (let i = 0; i < 5; i++) expect(await publish(good)).toMatchObject({ status: 200, accepted: 1 });
+    bus.stream.backlog = 900;
+    expectRefusal(await publish(good), "TRB-BUS-BUSY");
+    authorization = await bus.bearer({ subject: "another" });
+    expect(await publish(good)).toMatchObject({ status: 200, accepted: 1 });
+    authorization = await bus.bearer();
+    bus.stream.backlog = 0;
+    expect(await publish(good)).toMatchObject({ status: 200, accepted: 1 });
+  });
+
   test("too much in flight refuses what comes next, and lets it in once there is room", async () => {
     await bus.close();
     bus = await startTestBus({ maxInFlightBytes: 1000 });

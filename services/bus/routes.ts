@@ -13,6 +13,7 @@ import type { ChangeStreamWriter } from "../stream/change-stream.js";
 import type { Grant } from "../tenancy/grant.js";
 import { grantOf, requireRole } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
+import { Backlog } from "./backlog.js";
 import { ANSWER_BYTES, type Collected, collectJson, collectNdjson, collectProtobuf } from "./collect.js";
 import { EventGate } from "./event-gate.js";
 import { HeldTypes } from "./held-types.js";
@@ -72,6 +73,7 @@ class Publisher {
   private readonly stream: ChangeStreamWriter;
   private readonly limits: Config["bus"];
   private readonly admission: Admission;
+  private readonly backlog: Backlog;
   private readonly workshop = new Workshop();
   private readonly contracts: () => Contracts;
   private readonly writer: ResponseWriter;
@@ -84,6 +86,7 @@ class Publisher {
       config.bus.maxInFlightBytes,
       () => new TributaryError("TRB-BUS-BUSY", "too much is in flight; nothing was accepted"),
     );
+    this.backlog = new Backlog(config.bus.maxLagBytes, () => stream.backlogBytes());
     let known: Contracts | undefined;
     this.contracts = () => {
       const now = registry();
@@ -108,17 +111,16 @@ class Publisher {
       const type = mediaType(request);
       const { maxBodyBytes } = this.limits;
       const reader = new BodyReader(request.raw, isGzip(request.raw, maxBodyBytes), maxBodyBytes);
-      if (this.stream.backlogBytes() > this.limits.maxLagBytes) {
-        throw new TributaryError("TRB-BUS-BUSY", "ingest is behind; nothing was accepted");
-      }
-      reservation = this.admission.enter(grantOf(request).bearerShare, reader.stop);
+      const { bearerShare } = grantOf(request);
+      this.backlog.admit(bearerShare);
+      reservation = this.admission.enter(bearerShare, reader.stop);
       const pieces = await reader.read(reservation);
       const { results, events } = await this.collect(type, pieces, grantOf(request), reservation);
       // Nothing is accepted that could not land: the producer is told by the status, too.
       if (results.accepted === 0 && results.codes.includes("TRB-BUS-TABLE-HELD")) {
         throw new TributaryError("TRB-BUS-TABLE-HELD");
       }
-      const positions = events.count === 0 ? [] : await this.append(events);
+      const positions = events.count === 0 ? [] : await this.append(events, bearerShare);
       this.metrics.count(results);
       status = 200;
       return this.answer(type, results, positions, reservation, reply);
@@ -182,12 +184,19 @@ class Publisher {
       : reply.send(Buffer.concat([...answer]));
   }
 
-  private async append(events: Collected["events"]): Promise<readonly string[]> {
+  private async append(events: Collected["events"], share: string): Promise<readonly string[]> {
     const started = performance.now();
     const positions = await this.stream.append(events);
+    this.backlog.appended(share, bytesOf(events));
     this.metrics.appendSeconds.observe((performance.now() - started) / 1000);
     return positions;
   }
+}
+
+function bytesOf({ count, starts, ends }: Collected["events"]): number {
+  let bytes = 0;
+  for (let i = 0; i < count; i++) bytes += ends[i]! - starts[i]!;
+  return bytes;
 }
 
 /** Errors: TRB-REQ-CONTENT-TYPE. Fastify has refused other types, but lets a request without a type and body pass. */
