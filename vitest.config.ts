@@ -2,6 +2,8 @@ import { defineConfig } from "vitest/config";
 
 const all = ["services/**/*.test.ts", "test/**/*.test.ts"];
 const beyond = ["test/slow/**", "test/nightly/**"];
+/** One less than the cores by default, which on two is one. */
+const everyCore = { maxWorkers: "100%" };
 const timeouts = { testTimeout: 30_000, hookTimeout: 60_000 };
 
 /** Property tests and fault injection over the lake: most of the time of `npm test`, and little that is Node's own. */
@@ -26,8 +28,8 @@ const slowTimeouts = { testTimeout: 900_000, hookTimeout: 120_000 };
 export default defineConfig({
   test: {
     projects: [
-      { test: { name: "unit", include: all, exclude: beyond, ...timeouts } },
-      { test: { name: "fast", include: all, exclude: [...beyond, ...long], ...timeouts } },
+      { test: { name: "unit", include: all, exclude: beyond, ...everyCore, ...timeouts } },
+      { test: { name: "fast", include: all, exclude: [...beyond, ...long], ...everyCore, ...timeouts } },
       {
         test: {
           name: "slow",

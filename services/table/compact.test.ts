@@ -174,7 +174,7 @@ describe("compaction beside upserts", () => {
 });
 
 describe("compaction in the long run", () => {
-  test("keeps file counts bounded over 300 small batches, and raw every event once", async () => {
+  test("keeps file counts bounded over 150 small batches, and raw every event once", async () => {
     const lake = await Lake.create({ checkpointEvery: 50 });
     try {
       const lane = await lake.lane();
@@ -184,7 +184,7 @@ describe("compaction in the long run", () => {
       const events = randomEvents(random, 500);
       const afterFiles = 6;
       let most = 0;
-      for (const [i, some] of slices(events, 2).slice(0, 300).entries()) {
+      for (const [i, some] of slices(events, 2).slice(0, 150).entries()) {
         await lane.land(stream.batch(some, ({ id }) => String(id.length % 3)));
         for (;;) {
           const plan = planCompaction(table.snapshot, afterFiles);
@@ -197,7 +197,7 @@ describe("compaction in the long run", () => {
           await lake.context.duck.with((c) => compactAppended(lane.raw, c, raw, ["tenant_id", "position"]));
         }
         most = Math.max(most, table.snapshot.files.length, lane.raw.snapshot.files.length);
-        if (i % 100 === 99) expect(await lake.rows()).toEqual(expectedThings(stream.events));
+        if (i % 50 === 49) expect(await lake.rows()).toEqual(expectedThings(stream.events));
       }
       expect(most).toBeLessThan(2 * afterFiles + 2);
       expect(await lake.rawPositions()).toEqual([...stream.positions].sort());
