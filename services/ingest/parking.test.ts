@@ -1,0 +1,93 @@
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { Lake, unsyncedFiles } from "../../test/support/lake.js";
+import type { FileOps } from "../base/files.js";
+import type { ParkedEvents } from "./parked-format.js";
+import { Parking } from "./parking.js";
+
+const NAME = "t.v1.Other";
+
+let lake: Lake;
+let stopping: AbortController;
+let taken: string[];
+/** What the next try waits for before it looks at what is parked. */
+let gate: Promise<void>;
+beforeEach(async () => {
+  lake = await Lake.create({});
+  stopping = new AbortController();
+  taken = [];
+  gate = Promise.resolve();
+});
+afterEach(async () => {
+  stopping.abort();
+  await lake.close();
+});
+
+function parkingWith(files: FileOps): Parking {
+  const about = { kind: "raw", name: NAME, entityType: NAME, remedy: "wait" } as const;
+  return new Parking(
+    { ...lake.context, files },
+    {
+      about,
+      folder: NAME,
+      budgetBytes: 1_000_000,
+      atOnce: { events: 10, bytes: 10_000 },
+      prepare: () => gate,
+      take: async (chunk) => {
+        taken.push(...chunk.positions);
+      },
+      well: () => undefined,
+      fatal: (error) => expect.unreachable(String(error)),
+    },
+    stopping.signal,
+  );
+}
+
+const event = (position: string): ParkedEvents => ({
+  count: 1,
+  partitions: ["0"],
+  positions: [position],
+  receivedAt: [1],
+  event: () => Buffer.from("event"),
+});
+
+test("nothing passes what is parked, nor a try that may still meet something", async () => {
+  const parking = parkingWith(unsyncedFiles);
+  expect(parking.passed).toBe(false);
+  parking.recover();
+  await expect.poll(() => parking.passed).toBe(true);
+  await parking.append(event("1"));
+  expect(parking.passed).toBe(false);
+  parking.recover();
+  await expect.poll(() => parking.passed).toBe(true);
+  expect(taken).toEqual(["1"]);
+  let open: () => void = () => undefined;
+  gate = new Promise((resolve) => {
+    open = resolve;
+  });
+  parking.recover();
+  expect(parking.passed).toBe(false);
+  await parking.append(event("2"));
+  open();
+  await expect.poll(() => parking.passed).toBe(true);
+  expect(taken).toEqual(["1", "2"]);
+  await parking.close();
+});
+
+test("events are parked however often that has to be tried, and it is told meanwhile", async () => {
+  let failures = 2;
+  const parking = parkingWith({
+    ...unsyncedFiles,
+    open: (path, how) => {
+      if (how === "create" && failures-- > 0) throw Object.assign(new Error("full"), { code: "ENOSPC" });
+      return unsyncedFiles.open(path, how);
+    },
+  });
+  await parking.append(event("1"));
+  expect(failures).toBe(-1);
+  const { health } = lake.context;
+  expect(health.get("raw", NAME)).toMatchObject({ state: "quarantined", code: "TRB-STORE-FAILED" });
+  parking.recover();
+  await expect.poll(() => taken).toEqual(["1"]);
+  await expect.poll(() => health.get("raw", NAME)).toBeUndefined();
+  await parking.close();
+});
