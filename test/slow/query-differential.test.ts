@@ -38,7 +38,7 @@ afterAll(async () => {
 async function answerOf(service: QueryService, sql: string, ordered: boolean): Promise<string> {
   try {
     const answer = await service.run({ tenant: asker.id, sql, format: "ndjson", numbers: "exact" });
-    const lines = answer.rows.join("").split("\n");
+    const lines = Buffer.concat(answer.rows).toString().split("\n");
     return JSON.stringify([answer.columns, answer.rowCount, ordered ? lines : lines.sort()], null, 1);
   } catch (error) {
     if (error instanceof TributaryError) return JSON.stringify(error.toBody());

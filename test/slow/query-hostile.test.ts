@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Config } from "../../services/base/config.js";
 import { TributaryError } from "../../services/base/errors.js";
 import { emptySql, visibleColumns } from "../../services/query/catalog.js";
-import { QueryService } from "../../services/query/query-service.js";
+import { type QueryAnswer, QueryService } from "../../services/query/query-service.js";
 import { Session } from "../../services/query/session.js";
 import { type Expected, hostile } from "../hostile/statements.js";
 import { asker, createLake, leaks, others, type TestLake } from "../support/query-lake.js";
@@ -35,12 +35,14 @@ afterAll(async () => {
 async function ask(sql: string, tenant = asker.id): Promise<{ outcome: Expected; shown: string }> {
   try {
     const answer = await service.run({ tenant, sql, format: "json", numbers: "exact" });
-    return { outcome: "own", shown: JSON.stringify({ ...answer, snapshot: "" }) };
+    return { outcome: "own", shown: JSON.stringify({ ...answer, rows: textOf(answer), snapshot: "" }) };
   } catch (error) {
     if (!(error instanceof TributaryError)) throw error;
     return { outcome: error.code, shown: JSON.stringify(error.toBody()) };
   }
 }
+
+const textOf = ({ rows }: QueryAnswer): string => Buffer.concat(rows).toString();
 
 const fill = (sql: string): string =>
   sql
