@@ -14,42 +14,28 @@ const long = [
   "services/stream/embedded/crash.test.ts",
   "services/query/session.test.ts",
   "services/query/allowed-functions.test.ts",
+  "services/contracts/payload-columns.test.ts",
+  "services/table/foreign-reader.test.ts",
+  "services/main/workload/**",
+  "services/models/models.test.ts",
+  "test/faults.test.ts",
 ];
 
-/** They compare times, so that nothing may run beside them. */
-const timed = ["containment", "packed-payloads", "query-fairness", "query-limits", "slow-sockets"].map(
-  (name) => `test/slow/${name}.test.ts`,
-);
 const slowTimeouts = { testTimeout: 900_000, hookTimeout: 120_000 };
 
 // "unit" is what a newcomer runs (`npm test`); "fast" is unit without what takes long, for further releases of Node;
-// "slow" and then "timed" are the suites that .ci/run adds: crash rounds, foreign readers, hostile SQL at full length;
+// "slow" holds the suites that .ci/run adds: crash rounds, foreign readers, hostile SQL at full length;
 // "nightly" is what only .ci/nightly runs.
 export default defineConfig({
   test: {
     projects: [
       { test: { name: "unit", include: all, exclude: beyond, ...everyCore, ...timeouts } },
       { test: { name: "fast", include: all, exclude: [...beyond, ...long], ...everyCore, ...timeouts } },
+      // They start several processes each, and some compare times: two at once take longer than one after the other.
       {
-        test: {
-          name: "slow",
-          include: ["test/slow/**/*.test.ts"],
-          exclude: timed,
-          sequence: { groupOrder: 1 },
-          maxWorkers: 2,
-          ...slowTimeouts,
-        },
+        test: { name: "slow", include: ["test/slow/**/*.test.ts"], fileParallelism: false, ...slowTimeouts },
       },
       { test: { name: "nightly", include: ["test/nightly/**/*.test.ts"], ...slowTimeouts } },
-      {
-        test: {
-          name: "timed",
-          include: timed,
-          sequence: { groupOrder: 2 },
-          fileParallelism: false,
-          ...slowTimeouts,
-        },
-      },
     ],
   },
 });

@@ -9,7 +9,7 @@ import { Oracle } from "../support/oracle.js";
 import { actualRow, digestOf, type TableName } from "../support/oracle-tables.js";
 import { cli, makeToken, removeFolder, Server, temporaryFolder, untilLanded } from "../support/stack.js";
 
-const ROUNDS = Number(process.env.TEST_CRASH_ROUNDS ?? 25);
+const ROUNDS = Number(process.env.TEST_CRASH_ROUNDS ?? 12);
 const SEED = Number(process.env.TEST_SEED ?? Date.now() % 1_000_000);
 const registry = ProtoRegistry.load([join(packageRoot, "proto")]);
 const requestType = registry.codec("tributary.v1.PublishRequest");

@@ -25,14 +25,15 @@ function shuffledWithDuplicates(): string[] {
   return all;
 }
 
-const ARRANGEMENTS: readonly [string, () => string[]][] = [
-  ["in order", () => lines],
-  ["reversed", () => lines.toReversed()],
-  ["shuffled, with 30 % duplicates", shuffledWithDuplicates],
+/** Events a request; one at a time takes long, and only where order and duplicates are at their worst. */
+const ARRANGEMENTS: readonly [string, () => string[], readonly number[]][] = [
+  ["in order", () => lines, [7, 1000]],
+  ["reversed", () => lines.toReversed(), [7, 1000]],
+  ["shuffled, with 30 % duplicates", shuffledWithDuplicates, [1, 7, 1000]],
 ];
 
 /** I3, I4 and I6: git is the oracle, by the figures of the data's README and by its events; deltalake is the reader. */
-describe.each(ARRANGEMENTS)(`real change logs, %s (seed ${SEED})`, (_, arrange) => {
+describe.each(ARRANGEMENTS)(`real change logs, %s (seed ${SEED})`, (_, arrange, batches) => {
   const oracle = new Oracle();
   let folder: string;
   let input: string;
@@ -48,7 +49,7 @@ describe.each(ARRANGEMENTS)(`real change logs, %s (seed ${SEED})`, (_, arrange) 
   });
   afterAll(() => removeFolder(folder));
 
-  it.each([1, 7, 1000])("published %i events a request: the tables are what git says", async (batch) => {
+  it.each(batches)("published %i events a request: the tables are what git says", async (batch) => {
     const data = join(folder, `data-${batch}`);
     const server = await Server.start("up", data);
     try {
