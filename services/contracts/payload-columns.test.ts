@@ -261,7 +261,7 @@ describe("payloads as columns", () => {
         const payloads = messages.map((one) => encode(All, one));
         expect(decodeAll(All, payloads)).toEqual(payloads.map((bytes) => decoded(All, bytes)));
       }),
-      { numRuns: 150 },
+      { numRuns: 80 },
     );
   });
 
