@@ -3,6 +3,7 @@ import type { Socket } from "node:net";
 import { Readable } from "node:stream";
 import type { FastifyReply } from "fastify";
 import type { Dismiss } from "./admission.js";
+import { LeastRate } from "./least-rate.js";
 
 /** Bytes of an answer that are handed to a connection at once. */
 const PIECE_BYTES = 64 * 1024;
@@ -30,8 +31,18 @@ export function onceAnswered(response: ServerResponse, socket: Socket, done: () 
   if (response.writableFinished || response.closed || socket.destroyed) end();
 }
 
-/** Answers with these pieces as fast as they are taken: what nobody has read yet is not in the connection's buffers. */
-export function sendPieces(reply: FastifyReply, pieces: Iterable<Buffer>): FastifyReply {
+/**
+ * Answers with these pieces: `length` bytes, or about so many where that is not `exact`. Many bytes go as fast as they
+ * are taken: what nobody has read yet is not in the connection's buffers.
+ */
+export function sendPieces(
+  reply: FastifyReply,
+  pieces: Iterable<Buffer>,
+  length: number,
+  exact = true,
+): FastifyReply {
+  if (length <= PIECE_BYTES) return reply.send(Buffer.concat([...pieces]));
+  if (exact) reply.header("content-length", length);
   return reply.send(Readable.from(cut(pieces), { objectMode: false, highWaterMark: PIECE_BYTES }));
 }
 
@@ -54,9 +65,6 @@ export function giveUpUnread(reply: FastifyReply): Dismiss {
   };
 }
 
-/** Whether an answer of so many bytes is better sent in pieces. */
-export const isLong = (bytes: number): boolean => bytes > PIECE_BYTES;
-
 export interface AnswerPaceLimits {
   readonly minBodyBytesPerSecond: number;
   /** Milliseconds by which an answer's reader may fall behind. */
@@ -77,34 +85,23 @@ interface Watched {
  */
 export class AnswerPace {
   private readonly open = new Set<Watched>();
-  private readonly timer: NodeJS.Timeout;
-  private readonly tickMs: number;
-  private last = performance.now();
+  private readonly rate: LeastRate;
 
-  constructor(private readonly limits: AnswerPaceLimits) {
-    this.tickMs = Math.min(1_000, limits.answerGraceMs / 4);
-    this.timer = setInterval(() => this.tick(), this.tickMs);
-    this.timer.unref();
+  constructor({ minBodyBytesPerSecond, answerGraceMs }: AnswerPaceLimits) {
+    this.rate = new LeastRate(minBodyBytesPerSecond, answerGraceMs, 1_000, (owed) => this.tick(owed));
   }
 
   watch(response: ServerResponse, socket: Socket): void {
-    const watched = { response, seen: 0, ahead: this.allowance };
+    const watched = { response, seen: 0, ahead: this.rate.allowance };
     this.open.add(watched);
     onceAnswered(response, socket, () => this.open.delete(watched));
   }
 
   stop(): void {
-    clearInterval(this.timer);
+    this.rate.stop();
   }
 
-  private get allowance(): number {
-    return (this.limits.minBodyBytesPerSecond * this.limits.answerGraceMs) / 1000;
-  }
-
-  private tick(): void {
-    const now = performance.now();
-    const owed = (this.limits.minBodyBytesPerSecond * Math.min(now - this.last, 2 * this.tickMs)) / 1000;
-    this.last = now;
+  private tick(owed: number): void {
     for (const watched of this.open) {
       const { socket } = watched.response;
       // Behind another's answer, or nothing to read yet, or a request that was made up.
@@ -112,7 +109,7 @@ export class AnswerPace {
       const left = socket.bytesWritten - socket.writableLength;
       const came = watched.seen === 0 ? 0 : left - watched.seen;
       watched.seen = left;
-      watched.ahead = Math.min(this.allowance, watched.ahead + came - owed);
+      watched.ahead = this.rate.after(watched.ahead, came, owed);
       if (watched.ahead < 0) socket.destroy();
     }
   }

@@ -1,5 +1,6 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { TributaryError } from "./errors.js";
+import { LeastRate } from "./least-rate.js";
 
 export interface Pace {
   readonly minBodyBytesPerSecond: number;
@@ -24,18 +25,12 @@ interface Watched {
  * nobody here reads does not count against the sender, nor does time in which this process did not run.
  */
 export class BodyPace {
-  private readonly pace: Pace;
   private readonly open = new Set<Watched>();
-  private readonly tickMs: number;
-  private readonly timer: NodeJS.Timeout;
-  private last = performance.now();
+  private readonly rate: LeastRate;
   private readonly late = new Set<Watched>();
 
-  constructor(pace: Pace) {
-    this.pace = pace;
-    this.tickMs = Math.min(500, pace.bodyGraceMs / 4);
-    this.timer = setInterval(() => this.tick(), this.tickMs);
-    this.timer.unref();
+  constructor({ minBodyBytesPerSecond, bodyGraceMs }: Pace) {
+    this.rate = new LeastRate(minBodyBytesPerSecond, bodyGraceMs, 500, (owed) => this.tick(owed));
   }
 
   /**
@@ -44,30 +39,23 @@ export class BodyPace {
    */
   watch(request: IncomingMessage, response: ServerResponse): void {
     if (request.headers["content-length"] === undefined && !request.headers["transfer-encoding"]) return;
-    const watched = { request, response, seen: request.socket.bytesRead, ahead: this.allowance };
+    const watched = { request, response, seen: request.socket.bytesRead, ahead: this.rate.allowance };
     this.open.add(watched);
     request.once("close", () => this.open.delete(watched));
   }
 
   stop(): void {
-    clearInterval(this.timer);
+    this.rate.stop();
   }
 
-  private get allowance(): number {
-    return (this.pace.minBodyBytesPerSecond * this.pace.bodyGraceMs) / 1000;
-  }
-
-  private tick(): void {
-    const now = performance.now();
-    const owed = (this.pace.minBodyBytesPerSecond * Math.min(now - this.last, 2 * this.tickMs)) / 1000;
-    this.last = now;
+  private tick(owed: number): void {
     for (const watched of this.open) {
       const { request } = watched;
       const { bytesRead } = request.socket;
       const came = bytesRead - watched.seen;
       watched.seen = bytesRead;
       if (request.complete || !request.readableFlowing) continue;
-      watched.ahead = Math.min(this.allowance, watched.ahead + came - owed);
+      watched.ahead = this.rate.after(watched.ahead, came, owed);
       // No number at all where a request was made up, without a connection.
       if (!(watched.ahead < 0)) continue;
       if (this.late.add(watched).size === 1) setImmediate(() => this.cut());

@@ -1,9 +1,8 @@
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { TributaryError } from "./errors.js";
 import { ensureFolder, type FileOps, readWhole, replaceDurably } from "./files.js";
 import { layout, packageVersion } from "./paths.js";
-import { acquireLock, type ProcessLock } from "./process-lock.js";
+import { acquireLock, waitForLock } from "./process-lock.js";
 
 /** What a data folder says of itself, in DIR/format.json. */
 interface DataFormat {
@@ -29,7 +28,6 @@ export const UPGRADES: readonly UpgradeStep[] = [
 
 const FILE = "format.json";
 const LOCK_WAIT_MS = 60_000;
-const LOCK_RETRY_MS = 50;
 
 /** Refuses a folder of a newer format. Errors: TRB-DATA-VERSION, TRB-CONFIG for a damaged format.json. */
 export async function checkData(files: FileOps, folder: string, steps = UPGRADES): Promise<void> {
@@ -43,7 +41,7 @@ export async function checkData(files: FileOps, folder: string, steps = UPGRADES
 export async function openData(files: FileOps, folder: string, steps = UPGRADES): Promise<void> {
   await ensureFolder(files, folder);
   if ((await readFormat(files, folder, steps)) === steps.length) return;
-  const lock = await waitForLock(files, folder);
+  const lock = await waitForLock(LOCK_WAIT_MS, () => acquireLock(files, folder, "upgrade"));
   try {
     let format = await readFormat(files, folder, steps);
     if (format === undefined) format = (await isNew(files, folder)) ? steps.length : 0;
@@ -92,16 +90,4 @@ async function readFormat(
     );
   }
   return format;
-}
-
-async function waitForLock(files: FileOps, folder: string): Promise<ProcessLock> {
-  for (const until = performance.now() + LOCK_WAIT_MS; ; ) {
-    try {
-      return await acquireLock(files, folder, "upgrade");
-    } catch (error) {
-      const held = error instanceof TributaryError && error.code === "TRB-STREAM-LOCKED";
-      if (!held || performance.now() > until) throw error;
-      await sleep(LOCK_RETRY_MS);
-    }
-  }
 }

@@ -54,6 +54,12 @@ export const isDataError = ({ type }: EngineError): boolean => DATA.has(type);
 
 export const isMemoryError = ({ type }: EngineError): boolean => type === "Out of Memory";
 
+/** The same of an error as it was thrown. */
+export function isOutOfMemory(error: unknown): boolean {
+  const told = engineErrorOf(error);
+  return told !== undefined && isMemoryError(told);
+}
+
 /** A fault of the engine's own, after which it may answer nothing any more. */
 export const isEngineFault = (error: EngineError): boolean =>
   error.type === "INTERNAL" || isEngineGone(error);

@@ -4,6 +4,7 @@
  */
 export class Once<T> {
   private making: Promise<T> | undefined;
+  private made: T | undefined;
 
   constructor(private readonly make: () => Promise<T>) {}
 
@@ -11,13 +12,25 @@ export class Once<T> {
     if (this.making === undefined) {
       const making = this.make();
       this.making = making;
-      making.catch(() => this.forget(making));
+      making.then(
+        (made) => {
+          if (this.making === making) this.made = made;
+        },
+        () => this.forget(making),
+      );
     }
     return this.making;
   }
 
+  /** What is at hand; undefined before it is made, and once it is forgotten. */
+  get value(): T | undefined {
+    return this.made;
+  }
+
   /** The next to ask has it made anew; with `which` only where that is what is at hand. */
   forget(which = this.making): void {
-    if (this.making === which) this.making = undefined;
+    if (this.making !== which) return;
+    this.making = undefined;
+    this.made = undefined;
   }
 }

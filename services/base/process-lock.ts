@@ -9,9 +9,24 @@ export interface ProcessLock {
   release(): Promise<void>;
 }
 
+/** The lock that `acquire` gets, tried again for `ms` milliseconds while another holds it. Errors: as `acquire`. */
+export async function waitForLock(ms: number, acquire: () => Promise<ProcessLock>): Promise<ProcessLock> {
+  for (const until = performance.now() + ms; ; ) {
+    try {
+      return await acquire();
+    } catch (error) {
+      const held = error instanceof TributaryError && error.code === "TRB-STREAM-LOCKED";
+      if (!held || performance.now() > until) throw error;
+      await sleep(RETRY_MS);
+    }
+  }
+}
+
 /** How often a holder writes to its file; one that cannot be looked up by its id is live as long as it does. */
 const BEAT_MS = 500;
 const WATCH_MS = 4 * BEAT_MS;
+/** Between two tries for a lock that is held. */
+const RETRY_MS = 50;
 
 /**
  * One live process per `name` in `folder`. Errors: TRB-STREAM-LOCKED.

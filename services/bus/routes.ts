@@ -1,7 +1,7 @@
 import type { FastifyBaseLogger, FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import type { Registry } from "prom-client";
 import { Admission, type Reservation } from "../base/admission.js";
-import { giveUpUnread, isLong, onceAnswered, sendPieces } from "../base/answers.js";
+import { giveUpUnread, onceAnswered, sendPieces } from "../base/answers.js";
 import { BodyReader, isGzip } from "../base/body-reader.js";
 import type { Config } from "../base/config.js";
 import { TributaryError } from "../base/errors.js";
@@ -9,7 +9,7 @@ import { errorResponses } from "../base/http.js";
 import { JsonEvents } from "../contracts/json.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
 import type { IngestStatus } from "../status/ingest-status.js";
-import type { ChangeStreamWriter } from "../stream/change-stream.js";
+import { bytesOf, type ChangeStreamWriter } from "../stream/change-stream.js";
 import type { Grant } from "../tenancy/grant.js";
 import { grantOf, requireRole } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
@@ -171,17 +171,12 @@ class Publisher {
     if (type === PROTOBUF) {
       const answer = this.writer.protobuf(results, positions);
       reservation.become(answer.length, unread);
-      reply.type(PROTOBUF);
-      return isLong(answer.length)
-        ? sendPieces(reply.header("content-length", answer.length), [answer])
-        : reply.send(answer);
+      return sendPieces(reply.type(PROTOBUF), [answer], answer.length);
     }
-    reservation.become(results.count * ANSWER_BYTES, unread);
+    const about = results.count * ANSWER_BYTES;
+    reservation.become(about, unread);
     reply.type("application/json; charset=utf-8");
-    const answer = this.writer.json(results, positions);
-    return isLong(results.count * ANSWER_BYTES)
-      ? sendPieces(reply, answer)
-      : reply.send(Buffer.concat([...answer]));
+    return sendPieces(reply, this.writer.json(results, positions), about, false);
   }
 
   private async append(events: Collected["events"], share: string): Promise<readonly string[]> {
@@ -191,12 +186,6 @@ class Publisher {
     this.metrics.appendSeconds.observe((performance.now() - started) / 1000);
     return positions;
   }
-}
-
-function bytesOf({ count, starts, ends }: Collected["events"]): number {
-  let bytes = 0;
-  for (let i = 0; i < count; i++) bytes += ends[i]! - starts[i]!;
-  return bytes;
 }
 
 /** Errors: TRB-REQ-CONTENT-TYPE. Fastify has refused other types, but lets a request without a type and body pass. */

@@ -1,4 +1,4 @@
-import { engineErrorOf, isMemoryError } from "../base/engine-error.js";
+import { isOutOfMemory } from "../base/engine-error.js";
 import type { DeltaTable } from "../table/delta-table.js";
 import { type Progress, progressOf } from "../table/progress.js";
 import type { TableSnapshot } from "../table/types.js";
@@ -66,8 +66,7 @@ export class CatchUp {
         this.rangeEvents = Math.min(this.rangeEvents * 2, this.context.decoding.rangeEvents);
       } catch (error) {
         // Large payloads: fewer of them are read at once.
-        const told = engineErrorOf(error);
-        if (told === undefined || !isMemoryError(told) || this.rangeEvents === 1) throw error;
+        if (!isOutOfMemory(error) || this.rangeEvents === 1) throw error;
         this.rangeEvents = Math.ceil(this.rangeEvents / 8);
       }
     }

@@ -12,8 +12,7 @@ import { type DeadLetter, DeadLetters } from "./dead-letters.js";
  * then fails. After a failure it is opened from scratch.
  */
 export class DeadLetterBox {
-  private opened: DeadLetters | undefined;
-  private readonly opening = new Once(() =>
+  private readonly letters = new Once(() =>
     DeadLetters.open(this.store, this.duck, this.options, this.planner),
   );
 
@@ -26,9 +25,8 @@ export class DeadLetterBox {
   ) {}
 
   /** Errors: what opening a table throws. */
-  async open(): Promise<DeadLetters> {
-    this.opened = await this.opening.get();
-    return this.opened;
+  open(): Promise<DeadLetters> {
+    return this.letters.get();
   }
 
   /** Durable when resolved. A letter that lies there already, of the same model and position, is not added again. */
@@ -46,18 +44,18 @@ export class DeadLetterBox {
 
   /** Resolves when no log checkpoint is being written any more. */
   async close(): Promise<void> {
-    await this.opened?.table.settled();
+    await this.letters.value?.table.settled();
   }
 
   /** It is opened from scratch with the next letter. */
   forget(): void {
-    this.opened = undefined;
-    this.opening.forget();
+    this.letters.forget();
   }
 
   /** Errors: TRB-TABLE-CORRUPT while it is not open. */
   get table(): DeltaTable {
-    if (this.opened !== undefined) return this.opened.table;
+    const opened = this.letters.value;
+    if (opened !== undefined) return opened.table;
     throw new TributaryError("TRB-TABLE-CORRUPT", "the dead-letter table does not open");
   }
 }

@@ -70,8 +70,8 @@ async function takePart(
   { from, to, landed, setAside }: Taking,
 ): Promise<Exclude<Taken, { kind: "taken" }> | undefined> {
   const { slice } = part;
-  const instead = (slices: readonly Slice[], found = part.found) => {
-    left.unshift(...slices.map((one) => ({ slice: one, trial: part.trial, condemned: false, found })));
+  const instead = (slices: readonly Slice[]) => {
+    left.unshift(...slices.map((one) => pieceOf(part, one, part.found)));
   };
   if (part.condemned) {
     if (!(await landed)) return { kind: "given-up" };
@@ -135,19 +135,22 @@ const NOWHERE: Progress = new Map();
  */
 function narrowed(part: Part, at: readonly number[] | undefined): Part[] {
   const { slice, found } = part;
-  const as = (some: Slice, next: Part["found"]): Part => ({
-    slice: some,
-    trial: part.trial,
-    condemned: false,
-    found: next,
-  });
-  if (found === "event" || at === undefined) return halvesOf(slice).map((half) => as(half, "event"));
+  if (found === "event" || at === undefined) {
+    return halvesOf(slice).map((half) => pieceOf(part, half, "event"));
+  }
   const some = new Set(at);
   const apart = partOf(slice, (i) => some.has(i));
   const others = partOf(slice, (i) => !some.has(i));
-  const first = others.events.count === 0 ? [] : [as(others, "event")];
-  return [...first, as(apart, found === "chunk" || at.length === 1 ? "event" : "chunk")];
+  const first = others.events.count === 0 ? [] : [pieceOf(part, others, "event")];
+  return [...first, pieceOf(part, apart, found === "chunk" || at.length === 1 ? "event" : "chunk")];
 }
+
+const pieceOf = ({ trial }: Part, slice: Slice, found: Part["found"]): Part => ({
+  slice,
+  trial,
+  condemned: false,
+  found,
+});
 
 function halvesOf(slice: Slice): Slice[] {
   const middle = slice.events.count >> 1;

@@ -36,7 +36,6 @@ const RESTORE = "restore from a copy what the reason names; until then events ar
  * with growing pauses, and told of until it succeeds.
  */
 export class Parking {
-  private log: ParkedLog | undefined;
   /** One object, whoever comes first: two would not know of each other's segments. */
   private readonly opening: Once<ParkedLog>;
   private trying: Promise<void> | undefined;
@@ -68,15 +67,15 @@ export class Parking {
   /** Resolves when the events are parked, however often that has to be tried. Rejects only after the signal. */
   async append(events: ParkedEvents): Promise<void> {
     await new Retry(this.signal).run(
-      async () => (await this.open()).append(this.context.stream, events),
+      async () => (await this.opening.get()).append(this.context.stream, events),
       (failure) => this.failed(failure),
     );
     this.tellBytes();
   }
 
-  private async open(): Promise<ParkedLog> {
-    this.log = await this.opening.get();
-    return this.log;
+  /** Undefined while it is not open. */
+  private get log(): ParkedLog | undefined {
+    return this.opening.value;
   }
 
   /** Tries to empty the log into the table, again with growing pauses until it is empty; nothing while that is tried. */
@@ -100,7 +99,7 @@ export class Parking {
   }
 
   private async drain(): Promise<void> {
-    const log = await this.open();
+    const log = await this.opening.get();
     await this.destination.prepare();
     const { events, bytes } = this.destination.atOnce;
     while (!log.empty) {

@@ -1,6 +1,11 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { within } from "../base/within.js";
-import type { ChangeStreamReader, StreamBatch, StreamConsumer } from "../stream/change-stream.js";
+import {
+  bytesOf,
+  type ChangeStreamReader,
+  type StreamBatch,
+  type StreamConsumer,
+} from "../stream/change-stream.js";
 import { CommitBudget } from "./commit-budget.js";
 import { Compactor } from "./compactor.js";
 import type { IngestContext } from "./context.js";
@@ -107,7 +112,7 @@ export class Pipeline {
       (type) => this.keeper(type).gather(number, () => this.progress.hold(number)),
       (event) => unreadable.push(event),
     );
-    for (let i = 0; i < read.count; i++) this.pendingBytes += read.ends[i]! - read.starts[i]!;
+    this.pendingBytes += bytesOf(read);
     if (unreadable.length > 0) {
       this.progress.hold(number);
       const bytes = unreadable.reduce((sum, { event }) => sum + event.length, 0);

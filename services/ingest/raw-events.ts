@@ -1,5 +1,6 @@
 import type { DuckDBBlobValue, DuckDBDataChunk } from "@duckdb/node-api";
 import { Envelope } from "../contracts/envelope.js";
+import { WireWriter } from "../contracts/wire-writer.js";
 import { type EventBatch, OPERATIONS } from "./event-batch.js";
 
 /**
@@ -43,8 +44,6 @@ const FRAME_BYTES = 96;
 export class RawEventReader {
   private readonly type: Buffer;
   private readonly envelope = new Envelope();
-  private out = Buffer.alloc(0);
-  private at = 0;
 
   constructor(entityType: string) {
     this.type = Buffer.from(entityType);
@@ -74,101 +73,50 @@ export class RawEventReader {
     const received = column<number>("received");
     const { envelope, type } = this;
     const frames = chunk.rowCount * (type.length + FRAME_BYTES);
-    this.out = Buffer.allocUnsafe(bytes.reduce((sum, one) => sum + one.bytes.length, frames));
-    this.at = 0;
+    const out = new WireWriter(bytes.reduce((sum, one) => sum + one.bytes.length, frames));
     for (let row = 0; row < chunk.rowCount; row++) {
       const text = bytes[row]!.bytes;
       const tenantEnd = tenants[row]!;
       const idEnd = tenantEnd + ids[row]!;
-      envelope.start = this.at;
-      envelope.tenantStart = this.text(0x0a, text, 0, tenantEnd);
-      envelope.tenantEnd = this.at;
-      envelope.typeStart = this.text(0x12, type, 0, type.length);
-      envelope.typeEnd = this.at;
-      envelope.idStart = this.text(0x1a, text, tenantEnd, idEnd);
-      envelope.idEnd = this.at;
+      envelope.start = out.length;
+      envelope.tenantEnd = out.bytes(1, text, 0, tenantEnd).length;
+      envelope.tenantStart = envelope.tenantEnd - tenantEnd;
+      envelope.typeEnd = out.bytes(2, type).length;
+      envelope.typeStart = envelope.typeEnd - type.length;
+      envelope.idEnd = out.bytes(3, text, tenantEnd, idEnd).length;
+      envelope.idStart = envelope.idEnd - ids[row]!;
       envelope.operation = operations[row]!;
-      this.tagged(0x20, envelope.operation);
-      this.putVersion(lows[row]!, highs[row]!);
-      this.putOccurred(seconds[row] ?? Number.NaN, nanos[row] ?? 0);
-      this.putPayload(text, idEnd, urls[row]!);
+      envelope.versionLo = lows[row]!;
+      envelope.versionHi = highs[row]!;
+      out
+        .number(4, envelope.operation)
+        .varint(5 * 8)
+        .varint64(envelope.versionLo, envelope.versionHi);
+      envelope.occurredSeconds = seconds[row] ?? Number.NaN;
+      envelope.occurredNanos = nanos[row] ?? 0;
+      if (seconds[row] !== null) out.time(6, envelope.occurredSeconds, envelope.occurredNanos);
+      this.putPayload(out, text, idEnd, urls[row]!);
       envelope.compression = compressions[row]!;
-      if (envelope.compression !== 0) this.tagged(0x48, envelope.compression);
+      if (envelope.compression !== 0) out.number(9, envelope.compression);
       const batch = batchOf(streams[row]!);
-      const { out, at } = this;
-      batch.add(out, envelope.start, at, partitions[row]!, positions[row]!, received[row]! / 1000, envelope);
+      const at = received[row]! / 1000;
+      batch.add(out.buffer, envelope.start, out.length, partitions[row]!, positions[row]!, at, envelope);
       added(batch, row);
     }
   }
 
-  private tagged(tag: number, value: number): void {
-    this.out[this.at++] = tag;
-    this.varint(value);
-  }
-
-  /** Of an integer from 0 to 2^53. */
-  private varint(value: number): void {
-    let rest = value;
-    for (; rest >= 0x80; rest = Math.floor(rest / 0x80)) this.out[this.at++] = (rest % 0x80) | 0x80;
-    this.out[this.at++] = rest;
-  }
-
-  /** Returns where the bytes start. */
-  private text(tag: number, from: Uint8Array, start: number, end: number): number {
-    this.tagged(tag, end - start);
-    const at = this.at;
-    this.out.set(start === 0 && end === from.length ? from : from.subarray(start, end), at);
-    this.at += end - start;
-    return at;
-  }
-
-  private putVersion(low: number, high: number): void {
-    this.envelope.versionLo = low;
-    this.envelope.versionHi = high;
-    this.out[this.at++] = 0x28;
-    let [lo, hi] = [low, high];
-    while (hi !== 0 || lo >= 0x80) {
-      this.out[this.at++] = (lo & 0x7f) | 0x80;
-      lo = ((lo >>> 7) | (hi << 25)) >>> 0;
-      hi >>>= 7;
-    }
-    this.out[this.at++] = lo;
-  }
-
-  private putOccurred(seconds: number, nanos: number): void {
-    this.envelope.occurredSeconds = seconds;
-    this.envelope.occurredNanos = nanos;
-    if (Number.isNaN(seconds)) return;
-    this.out[this.at++] = 0x32;
-    const length = this.at++;
-    if (seconds !== 0) this.putSeconds(seconds);
-    if (nanos !== 0) this.tagged(0x10, nanos);
-    this.out[length] = this.at - length - 1;
-  }
-
-  private putSeconds(seconds: number): void {
-    this.out[this.at++] = 0x08;
-    if (seconds > 0) {
-      this.varint(seconds);
-      return;
-    }
-    let rest = BigInt.asUintN(64, BigInt(seconds));
-    for (; rest >= 0x80n; rest >>= 7n) this.out[this.at++] = Number(rest & 0x7fn) | 0x80;
-    this.out[this.at++] = Number(rest);
-  }
-
   /** The Any of a type URL of `url` bytes and of what follows it; nothing for -1. */
-  private putPayload(text: Uint8Array, start: number, url: number): void {
+  private putPayload(out: WireWriter, text: Uint8Array, start: number, url: number): void {
     const { envelope } = this;
     envelope.typeUrlStart = envelope.typeUrlEnd = 0;
     envelope.payloadStart = envelope.payloadEnd = -1;
     if (url < 0) return;
     const value = text.length - start - url;
-    this.tagged(0x3a, 2 + lengthBytes(url) + url + lengthBytes(value) + value);
-    envelope.typeUrlStart = this.text(0x0a, text, start, start + url);
-    envelope.typeUrlEnd = this.at;
-    envelope.payloadStart = this.text(0x12, text, start + url, text.length);
-    envelope.payloadEnd = this.at;
+    out.varint(7 * 8 + 2).varint(2 + lengthBytes(url) + url + lengthBytes(value) + value);
+    envelope.typeUrlEnd = out.bytes(1, text, start, start + url).length;
+    envelope.typeUrlStart = envelope.typeUrlEnd - url;
+    envelope.payloadEnd = out.bytes(2, text, start + url).length;
+    envelope.payloadStart = envelope.payloadEnd - value;
   }
 }
 

@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { z } from "zod";
-import { engineErrorOf, isMemoryError } from "../base/engine-error.js";
+import { isOutOfMemory } from "../base/engine-error.js";
 import { compactUpserted } from "../table/compact.js";
 import type { TableSpec } from "../table/definition.js";
 import { DeltaTable } from "../table/delta-table.js";
@@ -116,8 +116,7 @@ export class Rebuild {
         planner.compact(writer.table, connection, (files) => compactUpserted(writer, connection, files)),
       );
     } catch (error) {
-      const told = engineErrorOf(error);
-      if (told === undefined || !isMemoryError(told)) throw error;
+      if (!isOutOfMemory(error)) throw error;
       // The rebuild can do without; fewer files are merged the next time.
       log.warn({ err: error, model: this.refiner.model.name }, "compaction of a rebuild failed");
     }

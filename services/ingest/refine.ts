@@ -44,6 +44,9 @@ export class Refiner {
     hash: FixedColumn.bigint(),
   };
 
+  /** SQL for whether nobody has the memory to read a row: a fault of its event. */
+  private readonly isLarge: string;
+
   constructor(
     private readonly connection: DuckDBConnection,
     registry: ProtoRegistry,
@@ -56,6 +59,12 @@ export class Refiner {
       throw new TributaryError("TRB-MODEL-INVALID", `${model.name}: no message ${model.entityType}`);
     }
     this.decoder = new PayloadDecoder(type);
+    const sizes = model.columns.flatMap(({ name, type: sqlType }) =>
+      sqlType === "VARCHAR" || sqlType === "BLOB"
+        ? [`coalesce(${sqlType === "BLOB" ? "octet_length" : "strlen"}(${identifier(name)}), 0)`]
+        : [],
+    );
+    this.isLarge = `${sizes.join(" + ")} > ${MAX_ROW_BYTES}`;
     const id = ++feeds;
     const { tenant, entity, operation, version, occurred } = this.envelope;
     this.keys = Feed.register(connection, `tributary_keys_${id}`, [
@@ -160,36 +169,23 @@ export class Refiner {
       LEFT JOIN batch_keys k ON m.entity_id = k.entity_id AND m.tenant_id = k.tenant_id`,
       apart,
     );
-    const [column] = (await this.connection.runAndReadAll("SELECT ord FROM batch_rows")).getColumns();
-    const ords = (column ?? []) as (number | null)[];
+    const made = await this.connection.runAndReadAll(`SELECT ord, ${this.isLarge} FROM batch_rows`);
+    const [ords = [], large = []] = made.getColumns() as [(number | null)[]?, boolean[]?];
     const seen = new Uint8Array(events.length);
     for (const ord of ords) {
       const fault = ord === null ? FOREIGN_ROW : seen[ord] === 1 ? SEVERAL_ROWS : undefined;
       if (fault !== undefined) throw new ModelFailure("TRB-MODEL-FAILED", fault, suspects);
       seen[ord!] = 1;
     }
-    await this.checkSizes(events);
+    const tooLarge = (ords as number[]).filter((_, row) => large[row]).map((ord) => events[ord]!);
+    if (tooLarge.length > 0) {
+      throw new ModelFailure("TRB-INGEST-MEMORY", LARGE_ROW, tooLarge, { certain: true });
+    }
     return {
       relation: "batch_rows",
       ords: ords as number[],
       failure: (error) => modelFailureOf(error, suspects),
     };
-  }
-
-  /** A row that nobody has the memory to read is a fault of its event. */
-  private async checkSizes(events: readonly number[]): Promise<void> {
-    const sizes = this.model.columns.flatMap(({ name, type }) =>
-      type === "VARCHAR" || type === "BLOB"
-        ? [`coalesce(${type === "BLOB" ? "octet_length" : "strlen"}(${identifier(name)}), 0)`]
-        : [],
-    );
-    const large = await rowsOf(
-      this.connection,
-      `SELECT ord FROM batch_rows WHERE ${sizes.join(" + ")} > ${MAX_ROW_BYTES}`,
-    );
-    if (large.length === 0) return;
-    const found = large.map(([ord]) => events[ord as number]!);
-    throw new ModelFailure("TRB-INGEST-MEMORY", LARGE_ROW, found, { certain: true });
   }
 
   /** Runs a statement that reads the model over some events of the slice. Errors: ModelFailure for what is theirs. */

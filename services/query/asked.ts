@@ -2,7 +2,7 @@ import type { FastifyReply, FastifyRequest } from "fastify";
 import Negotiator from "negotiator";
 import { z } from "zod";
 import type { Reservation } from "../base/admission.js";
-import { giveUpUnread, isLong, onceAnswered, sendPieces } from "../base/answers.js";
+import { giveUpUnread, onceAnswered, sendPieces } from "../base/answers.js";
 import { BodyReader, isGzip } from "../base/body-reader.js";
 import { TributaryError } from "../base/errors.js";
 import { isTenantId } from "../contracts/envelope.js";
@@ -117,8 +117,7 @@ export class Asked {
       // Formats without room for it beside the rows.
       reply.header("tributary-snapshot", answer.snapshot).header("tributary-row-count", answer.rowCount);
     }
-    if (isLong(length)) sendPieces(reply.header("content-length", length), pieces);
-    else reply.send(Buffer.concat(pieces));
+    sendPieces(reply, pieces, length);
     return answer;
   }
 

@@ -21,6 +21,13 @@ export interface EventSlices {
   readonly partitions: Uint16Array;
 }
 
+/** Bytes of the events alone, without what lies between them. */
+export function bytesOf({ count, starts, ends }: EventSlices): number {
+  let bytes = 0;
+  for (let i = 0; i < count; i++) bytes += ends[i]! - starts[i]!;
+  return bytes;
+}
+
 export interface StreamBatch extends EventSlices {
   /** Opaque, ordered as strings within a partition (all of one length). */
   readonly positions: readonly string[];

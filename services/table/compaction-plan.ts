@@ -1,5 +1,5 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
-import { engineErrorOf, isMemoryError } from "../base/engine-error.js";
+import { isOutOfMemory } from "../base/engine-error.js";
 import { decodedBytes } from "./decoded-size.js";
 import type { DeltaTable } from "./delta-table.js";
 import type { TableFile, TableSnapshot } from "./types.js";
@@ -106,8 +106,7 @@ export class CompactionPlanner {
     try {
       return await merge(files);
     } catch (error) {
-      const told = engineErrorOf(error);
-      if (told !== undefined && isMemoryError(told)) {
+      if (isOutOfMemory(error)) {
         const sizes = this.sizesOf(table);
         const sum = files.reduce((bytes, { path }) => bytes + sizes.get(path)!, 0);
         const factor = (MORE * this.budgetBytes) / sum;

@@ -1,19 +1,16 @@
 import { readdir, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
 import { checkData } from "../../base/data-format.js";
-import { TributaryError } from "../../base/errors.js";
 import { nodeFiles } from "../../base/files.js";
 import { layout } from "../../base/paths.js";
-import type { ProcessLock } from "../../base/process-lock.js";
+import { waitForLock } from "../../base/process-lock.js";
 import { type Ingest, openContext, startIngest } from "../../ingest/ingest.js";
 import type { Project } from "../../ingest/project.js";
 import { lockData, openLog, openReader, openStore } from "./runtime.js";
 
 const LOCK_WAIT_MS = 10_000;
-const LOCK_RETRY_MS = 100;
 const DAY_MS = 24 * 3600 * 1000;
 
 export interface RunningIngest extends Ingest {
@@ -26,7 +23,7 @@ export interface RunningIngest extends Ingest {
  */
 export async function runIngest(config: Config, project: Project): Promise<RunningIngest> {
   const log = openLog(config);
-  const lock = await waitForLock(config);
+  const lock = await waitForLock(LOCK_WAIT_MS, () => lockData(config, "ingest"));
   try {
     // A server that goes on running may start ingest long after a newer version has taken the folder over.
     await checkData(nodeFiles, config.data);
@@ -65,17 +62,5 @@ async function cleanUp(config: Config): Promise<void> {
     const folder = join(staging, name);
     const touched = name.startsWith("cli-") ? (await stat(folder)).mtimeMs : Number.POSITIVE_INFINITY;
     if (touched < Date.now() - DAY_MS) await rm(folder, { recursive: true, force: true });
-  }
-}
-
-async function waitForLock(config: Config): Promise<ProcessLock> {
-  for (const until = performance.now() + LOCK_WAIT_MS; ; ) {
-    try {
-      return await lockData(config, "ingest");
-    } catch (error) {
-      const held = error instanceof TributaryError && error.code === "TRB-STREAM-LOCKED";
-      if (!held || performance.now() > until) throw error;
-      await sleep(LOCK_RETRY_MS);
-    }
   }
 }

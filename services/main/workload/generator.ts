@@ -1,9 +1,9 @@
 import type protobuf from "protobufjs";
 import { OPERATION_CREATED, OPERATION_DELETED, OPERATION_UPDATED } from "../../contracts/envelope.js";
 import type { ProtoRegistry } from "../../contracts/registry.js";
+import { WireWriter } from "../../contracts/wire-writer.js";
 import { Random } from "./random.js";
 import { IssueMaker, project } from "./tracker-content.js";
-import { WireWriter } from "./wire-writer.js";
 
 export interface WorkloadOptions {
   readonly seed: number;

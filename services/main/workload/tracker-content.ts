@@ -1,6 +1,6 @@
 import type protobuf from "protobufjs";
+import { WireWriter } from "../../contracts/wire-writer.js";
 import type { Random } from "./random.js";
-import { WireWriter } from "./wire-writer.js";
 
 /** The fields of an issue that its history gives. Times in seconds since the epoch. */
 export interface IssueFacts {
