@@ -3,7 +3,7 @@ import { TributaryError } from "../base/errors.js";
 import { Frames } from "../contracts/envelope.js";
 import type { JsonEvent, JsonEvents } from "../contracts/json.js";
 import { elements, type Found, lines } from "../contracts/json-body.js";
-import type { EventSlices } from "../stream/change-stream.js";
+import type { OutgoingEvents } from "../stream/change-stream.js";
 import type { Grant } from "../tenancy/grant.js";
 import { ENVELOPE_BYTES, type EventGate, type Packed } from "./event-gate.js";
 import { Results } from "./response.js";
@@ -16,7 +16,7 @@ export const ANSWER_BYTES = 256;
 export interface Collected {
   readonly results: Results;
   /** The accepted events, as slices of one buffer. */
-  readonly events: EventSlices;
+  readonly events: OutgoingEvents;
 }
 
 /** What collecting the events of one request needs. */
@@ -114,21 +114,21 @@ class Collector {
   private readonly results: Results;
   private readonly starts: Uint32Array;
   private readonly ends: Uint32Array;
-  private readonly partitions: Uint16Array;
+  private readonly slots: Uint32Array;
 
   constructor(count: number, order: Collecting) {
     this.order = order;
     this.results = new Results(count);
     this.starts = new Uint32Array(count);
     this.ends = new Uint32Array(count);
-    this.partitions = new Uint16Array(count);
+    this.slots = new Uint32Array(count);
   }
 
   /** Checks event `i`; where it is accepted, it will lie at `at` of the appended buffer. A packed payload is returned. */
   take(i: number, bytes: Buffer, start: number, end: number, at: number): Packed | undefined {
     const { gate, grant } = this.order;
     const verdict = gate.check(bytes, start, end, grant);
-    if (verdict === undefined) this.accept(i, gate.partition(), at, end - start);
+    if (verdict === undefined) this.accept(gate.slot(), at, end - start);
     else if (typeof verdict === "string") this.results.codes[i] = verdict;
     else return verdict;
     return undefined;
@@ -160,10 +160,10 @@ class Collector {
   async unpack(i: number, packed: Packed, at: number, length: number): Promise<void> {
     const { work, gate, maxPayloadBytes } = this.order;
     // The gate looks at other requests' events meanwhile.
-    const partition = gate.partition();
+    const slot = gate.slot();
     const plain = await work.unpack(packed.compression, packed.bytes, maxPayloadBytes);
     if (typeof plain === "string") this.results.codes[i] = plain;
-    else if (packed.checker.check(plain, 0, plain.length)) this.accept(i, partition, at, length);
+    else if (packed.checker.check(plain, 0, plain.length)) this.accept(slot, at, length);
     else this.results.codes[i] = "TRB-EVENT-PAYLOAD-DECODE";
     if (work.tired(plain.length)) await work.rest();
   }
@@ -186,17 +186,16 @@ class Collector {
         count,
         starts: this.starts.subarray(0, count),
         ends: this.ends.subarray(0, count),
-        partitions: this.partitions.subarray(0, count),
+        slots: this.slots.subarray(0, count),
       },
     };
   }
 
-  private accept(i: number, partition: number, at: number, length: number): void {
+  private accept(slot: number, at: number, length: number): void {
     const next = this.results.accepted++;
-    this.results.partitions[i] = partition;
     this.starts[next] = at;
     this.ends[next] = at + length;
-    this.partitions[next] = partition;
+    this.slots[next] = slot;
   }
 }
 

@@ -1,9 +1,9 @@
 import type { Code } from "../base/codes.js";
 import { ByteTable } from "../contracts/byte-table.js";
 import { COMPRESSION_NONE, Envelope } from "../contracts/envelope.js";
-import { partitionOf } from "../contracts/partition.js";
 import { PayloadChecker } from "../contracts/payload.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
+import { slotOf } from "../contracts/slot.js";
 import type { Grant } from "../tenancy/grant.js";
 import type { HeldTypes } from "./held-types.js";
 
@@ -27,16 +27,10 @@ export class EventGate {
   private readonly envelope = new Envelope();
   private readonly types: ByteTable<PayloadType>;
   private readonly maxPayloadBytes: number;
-  private readonly partitions: number;
   private readonly held: Pick<HeldTypes, "has">;
 
-  /** Payloads may have `maxPayloadBytes`, packed and unpacked; events spread over `partitions` partitions. */
-  constructor(
-    registry: ProtoRegistry,
-    maxPayloadBytes: number,
-    partitions: number,
-    held: Pick<HeldTypes, "has">,
-  ) {
+  /** Payloads may have `maxPayloadBytes`, packed and unpacked. */
+  constructor(registry: ProtoRegistry, maxPayloadBytes: number, held: Pick<HeldTypes, "has">) {
     const names = registry.entityTypes();
     this.types = new ByteTable(names.length);
     for (const name of names) {
@@ -45,7 +39,6 @@ export class EventGate {
       this.types.add(bytes, 0, bytes.length, { name, checker });
     }
     this.maxPayloadBytes = maxPayloadBytes;
-    this.partitions = partitions;
     this.held = held;
   }
 
@@ -73,8 +66,8 @@ export class EventGate {
     return { compression, bytes: bytes.subarray(payloadStart, payloadEnd), checker: type.checker };
   }
 
-  /** The partition of the event that was checked last. */
-  partition(): number {
-    return partitionOf(this.envelope, this.partitions);
+  /** The slot of the event that was checked last. */
+  slot(): number {
+    return slotOf(this.envelope);
   }
 }

@@ -1,5 +1,6 @@
 import { CODES, type Code } from "../base/codes.js";
 import { describe } from "../contracts/event-messages.js";
+import type { Appended } from "../stream/change-stream.js";
 
 /** Of an answer in JSON, what is made at once. */
 const PIECE_CHARACTERS = 32 * 1024;
@@ -11,14 +12,11 @@ export class Results {
   readonly codes: (Code | undefined)[];
   /** Messages other than the code's own, by event. */
   readonly messages = new Map<number, string>();
-  /** Index of the partition of each accepted event. */
-  readonly partitions: Uint16Array;
   accepted = 0;
 
   constructor(count: number) {
     this.count = count;
     this.codes = new Array<Code | undefined>(count).fill(undefined);
-    this.partitions = new Uint16Array(count);
   }
 
   messageOf(index: number, code: Code): string {
@@ -26,21 +24,46 @@ export class Results {
   }
 }
 
-/** Writes PublishResponse bodies for streams with these partition names. */
+/** Where the accepted events of a request stand, in their order. */
+export interface Stored extends Appended {
+  readonly positions: readonly string[];
+}
+
+export const nothingStored: Stored = { names: [], partitions: new Uint16Array(0), positions: [] };
+
+/** Rejects those that the stream has refused for lack of capacity; what is left has positions. */
+export function settle(results: Results, appended: Appended): Stored {
+  const { names, partitions, positions } = appended;
+  if (isWhole(positions)) return { names, partitions, positions };
+  const kept: number[] = [];
+  let at = 0;
+  for (let i = 0; i < results.count; i++) {
+    if (results.codes[i] !== undefined) continue;
+    if (positions[at] !== undefined) kept.push(at);
+    else results.codes[i] = "TRB-BUS-BUSY";
+    at++;
+  }
+  results.accepted = kept.length;
+  return {
+    names,
+    partitions: Uint16Array.from(kept, (i) => partitions[i]!),
+    positions: kept.map((i) => positions[i]!),
+  };
+}
+
+const isWhole = (positions: readonly (string | undefined)[]): positions is readonly string[] =>
+  !positions.includes(undefined);
+
+/** Writes PublishResponse bodies. */
 export class ResponseWriter {
-  private readonly partitions: readonly string[];
-  /** accepted = true and the partition, encoded. */
-  private readonly heads: readonly Buffer[];
+  /** accepted = true and the partition, encoded, by its name. */
+  private readonly heads = new Map<string, Buffer>();
   /** Whole EventResults of rejections with the code's own message. */
   private readonly rejections = new Map<Code, Buffer>();
 
-  constructor(partitions: readonly string[]) {
-    this.partitions = partitions;
-    this.heads = partitions.map((name) => Buffer.concat([Buffer.from([8, 1]), stringField(2, name)]));
-  }
-
-  /** The PublishResponse on the wire; `positions` are those of the accepted events, in order. */
-  protobuf(results: Results, positions: readonly string[]): Buffer {
+  /** The PublishResponse on the wire. */
+  protobuf(results: Results, { names, partitions, positions }: Stored): Buffer {
+    const heads = names.map((name) => this.head(name));
     const rejections = results.codes.map((code, i) =>
       code === undefined ? undefined : this.rejection(results, i, code),
     );
@@ -49,7 +72,7 @@ export class ResponseWriter {
     for (let i = 0; i < results.count; i++) {
       const rejection = rejections[i];
       if (rejection) size += rejection.length + 6;
-      else size += this.heads[results.partitions[i]!]!.length + positions[at++]!.length * 3 + 12;
+      else size += heads[partitions[at]!]!.length + positions[at++]!.length * 3 + 12;
     }
     const out = Buffer.allocUnsafe(size);
     let pos = 0;
@@ -62,7 +85,7 @@ export class ResponseWriter {
         pos += rejection.copy(out, pos);
         continue;
       }
-      const head = this.heads[results.partitions[i]!]!;
+      const head = heads[partitions[at]!]!;
       const position = positions[at++]!;
       const positionBytes = isAscii(position) ? position.length : Buffer.byteLength(position);
       pos = writeVarint(out, pos, head.length + 1 + varintSize(positionBytes) + positionBytes);
@@ -86,7 +109,7 @@ export class ResponseWriter {
   }
 
   /** The same as proto3 JSON, in pieces that are made one at a time: a long one costs no long turn, nor memory. */
-  *json(results: Results, positions: readonly string[]): Generator<Buffer> {
+  *json(results: Results, { names, partitions, positions }: Stored): Generator<Buffer> {
     let at = 0;
     let text = '{"results":[';
     for (let index = 0; index < results.count; index++) {
@@ -96,7 +119,7 @@ export class ResponseWriter {
         code === undefined
           ? {
               accepted: true,
-              partition: this.partitions[results.partitions[index]!],
+              partition: names[partitions[at]!],
               position: positions[at++],
             }
           : {
@@ -112,6 +135,15 @@ export class ResponseWriter {
     }
     const { accepted, count } = results;
     yield Buffer.from(`${text}],"accepted":${accepted},"rejected":${count - accepted}}`);
+  }
+
+  private head(partition: string): Buffer {
+    let head = this.heads.get(partition);
+    if (head === undefined) {
+      head = Buffer.concat([Buffer.from([8, 1]), stringField(2, partition)]);
+      this.heads.set(partition, head);
+    }
+    return head;
   }
 
   private rejection(results: Results, index: number, code: Code): Buffer {

@@ -444,6 +444,38 @@ describe("back-pressure", () => {
   });
 });
 
+describe("a stream at its capacity", () => {
+  const three = ["one", "two", "three"].map((entityId) => ({ ...good, entityId }));
+
+  test("takes what it can; the others are refused retryably, in both formats, in their order", async () => {
+    bus.stream.refuses = (i) => i === 0 || i === 2;
+    const bad = { ...good, version: 0 };
+    const binary = await publish(bad, ...three, bad);
+    const text = await post(
+      "application/json",
+      JSON.stringify([{ ...goodJson, version: "0" }, goodJson, goodJson]),
+    );
+    expect(binary).toMatchObject({ status: 200, accepted: 1, rejected: 4 });
+    expect(binary.results.map(({ code }) => code || undefined)).toEqual([
+      "TRB-EVENT-VERSION",
+      "TRB-BUS-BUSY",
+      undefined,
+      "TRB-BUS-BUSY",
+      "TRB-EVENT-VERSION",
+    ]);
+    expect(binary.results[1]).toMatchObject({ retryable: true });
+    const [stored] = bus.stream.stored;
+    expect(binary.results[2]).toMatchObject({ partition: stored!.partition, position: stored!.position });
+    expect(text.results.map(({ accepted }) => accepted)).toEqual([false, false, true]);
+  });
+
+  test("that takes none answers 429, and has none", async () => {
+    bus.stream.refuses = () => true;
+    expect(await publish(...three)).toMatchObject({ status: 429, error: { code: "TRB-BUS-BUSY" } });
+    expect(bus.stream.stored).toEqual([]);
+  });
+});
+
 test("an event is no larger than its payload may be and a little, in any format", async () => {
   const attributes = { long: "x".repeat(300_000) };
   const binary = await publish(good, { ...good, attributes }, good);

@@ -9,7 +9,7 @@ import { errorResponses } from "../base/http.js";
 import { JsonEvents } from "../contracts/json.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
 import type { IngestStatus } from "../status/ingest-status.js";
-import { bytesOf, type ChangeStreamWriter } from "../stream/change-stream.js";
+import { bytesOf, type ChangeStreamWriter, type OutgoingEvents } from "../stream/change-stream.js";
 import type { Grant } from "../tenancy/grant.js";
 import { grantOf, requireRole } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
@@ -18,7 +18,7 @@ import { ANSWER_BYTES, type Collected, collectJson, collectNdjson, collectProtob
 import { EventGate } from "./event-gate.js";
 import { HeldTypes } from "./held-types.js";
 import { BusMetrics } from "./metrics.js";
-import { ResponseWriter, type Results } from "./response.js";
+import { nothingStored, ResponseWriter, type Results, type Stored, settle } from "./response.js";
 import { Work, Workshop } from "./work.js";
 
 export interface BusOptions {
@@ -59,7 +59,7 @@ export async function registerBus(app: FastifyInstance, options: BusOptions): Pr
     );
   });
   const entityTypes = options.registry().entityTypes();
-  options.log.info({ entityTypes, partitions: options.stream.partitions.length }, "bus takes events");
+  options.log.info({ entityTypes, stream: options.stream.name }, "bus takes events");
 }
 
 /** What events are checked by; a request keeps what it began with. */
@@ -76,7 +76,7 @@ class Publisher {
   private readonly backlog: Backlog;
   private readonly workshop = new Workshop();
   private readonly contracts: () => Contracts;
-  private readonly writer: ResponseWriter;
+  private readonly writer = new ResponseWriter();
   private readonly metrics: BusMetrics;
 
   constructor({ stream, registry, config, metrics }: BusOptions, held: HeldTypes) {
@@ -91,11 +91,10 @@ class Publisher {
     this.contracts = () => {
       const now = registry();
       if (known?.registry === now) return known;
-      const gate = new EventGate(now, config.bus.maxPayloadBytes, stream.partitions.length, held);
+      const gate = new EventGate(now, config.bus.maxPayloadBytes, held);
       known = { registry: now, gate, json: new JsonEvents(now) };
       return known;
     };
-    this.writer = new ResponseWriter(stream.partitions);
     this.metrics = new BusMetrics(
       metrics,
       () => this.admission.inFlightBytes,
@@ -120,10 +119,10 @@ class Publisher {
       if (results.accepted === 0 && results.codes.includes("TRB-BUS-TABLE-HELD")) {
         throw new TributaryError("TRB-BUS-TABLE-HELD");
       }
-      const positions = events.count === 0 ? [] : await this.append(events, bearerShare);
+      const stored = events.count === 0 ? nothingStored : await this.append(results, events, bearerShare);
       this.metrics.count(results);
       status = 200;
-      return this.answer(type, results, positions, reservation, reply);
+      return this.answer(type, results, stored, reservation, reply);
     } catch (error) {
       if (error instanceof TributaryError) status = error.status;
       throw error;
@@ -163,28 +162,32 @@ class Publisher {
   private answer(
     type: string,
     results: Results,
-    positions: readonly string[],
+    stored: Stored,
     reservation: Reservation,
     reply: FastifyReply,
   ): FastifyReply {
     const unread = giveUpUnread(reply);
     if (type === PROTOBUF) {
-      const answer = this.writer.protobuf(results, positions);
+      const answer = this.writer.protobuf(results, stored);
       reservation.become(answer.length, unread);
       return sendPieces(reply.type(PROTOBUF), [answer], answer.length);
     }
     const about = results.count * ANSWER_BYTES;
     reservation.become(about, unread);
     reply.type("application/json; charset=utf-8");
-    return sendPieces(reply, this.writer.json(results, positions), about, false);
+    return sendPieces(reply, this.writer.json(results, stored), about, false);
   }
 
-  private async append(events: Collected["events"], share: string): Promise<readonly string[]> {
+  /** Errors: TRB-BUS-STREAM-DOWN; TRB-BUS-BUSY when the stream has refused them all. */
+  private async append(results: Results, events: OutgoingEvents, share: string): Promise<Stored> {
     const started = performance.now();
-    const positions = await this.stream.append(events);
-    this.backlog.appended(share, bytesOf(events));
+    const stored = settle(results, await this.stream.append(events));
     this.metrics.appendSeconds.observe((performance.now() - started) / 1000);
-    return positions;
+    if (results.accepted === 0) {
+      throw new TributaryError("TRB-BUS-BUSY", "the stream is at its capacity; nothing was accepted");
+    }
+    this.backlog.appended(share, bytesOf(events));
+    return stored;
   }
 }
 

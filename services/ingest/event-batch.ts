@@ -210,7 +210,6 @@ export function unreadableCode(event: Buffer): string {
 /** Sorts a read of the stream by entity type. What is no event at all goes to `unreadable`, never away. */
 export function route(
   batch: StreamBatch,
-  partitionNames: readonly string[],
   batchFor: (entityType: string) => EventBatch,
   unreadable: (event: Unreadable) => void,
 ): void {
@@ -220,7 +219,7 @@ export function route(
   for (let i = 0; i < batch.count; i++) {
     const start = batch.starts[i]!;
     const end = batch.ends[i]!;
-    const partition = partitionNames[batch.partitions[i]!]!;
+    const partition = batch.names[batch.partitions[i]!]!;
     const position = batch.positions[i]!;
     const receivedAt = batch.receivedAt[i]!;
     const code = envelope.read(batch.bytes, start, end);

@@ -102,13 +102,12 @@ export class Pipeline {
   private take(read: StreamBatch): void {
     const end = new Map<string, string>();
     for (let i = 0; i < read.count; i++) {
-      end.set(this.reader.partitions[read.partitions[i]!]!, read.positions[i]!);
+      end.set(read.names[read.partitions[i]!]!, read.positions[i]!);
     }
     const number = this.progress.begin(end);
     const unreadable: Unreadable[] = [];
     route(
       read,
-      this.reader.partitions,
       (type) => this.keeper(type).gather(number, () => this.progress.hold(number)),
       (event) => unreadable.push(event),
     );

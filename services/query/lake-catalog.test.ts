@@ -37,7 +37,6 @@ const OTHER = "t.v1.Else";
 /** A stream of one partition that keeps what the test appended, and hands out what stands behind its record. */
 class Stream {
   readonly name = STREAM;
-  readonly partitions = ["0"];
   lowWater = 0;
   looks = 0;
   private readonly events: { bytes: Buffer; receivedAt: number }[] = [];
@@ -58,6 +57,7 @@ class Stream {
         count: 1,
         starts: Uint32Array.of(0),
         ends: Uint32Array.of(bytes.length),
+        names: ["0"],
         partitions: Uint16Array.of(0),
         positions: [positionOf(at + 1)],
         receivedAt: Float64Array.of(receivedAt),

@@ -16,7 +16,7 @@ export interface LakeCatalogOptions {
   readonly store: ObjectStore;
   readonly duck: Duck;
   readonly table: TableOptions;
-  readonly stream: Pick<ChangeStreamReader, "name" | "partitions" | "waiting">;
+  readonly stream: Pick<ChangeStreamReader, "name" | "waiting">;
   /** Whose low-water record says what has landed. */
   readonly consumer: string;
   /** The project's models as of now. */

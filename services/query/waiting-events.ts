@@ -25,7 +25,7 @@ const LOOK_BYTES = 32 * 1024 * 1024;
  * once: how long one look takes, and how often there is one, then tells no tenant of another.
  */
 export async function lookForWaiting(
-  stream: Pick<ChangeStreamReader, "partitions" | "waiting">,
+  stream: Pick<ChangeStreamReader, "waiting">,
   consumer: string,
   tables: readonly TableProgress[],
   maxBytes = LOOK_BYTES,
@@ -41,7 +41,7 @@ export async function lookForWaiting(
       // Read before it was accepted; here only the names at its head matter.
       envelope.read(batch.bytes, batch.starts[i]!, batch.ends[i]!);
       const type = batch.bytes.toString("utf8", envelope.typeStart, envelope.typeEnd);
-      const partition = stream.partitions[batch.partitions[i]!]!;
+      const partition = batch.names[batch.partitions[i]!]!;
       for (const { name, positions } of byType.get(type) ?? []) {
         if (batch.positions[i]! <= (positions.get(partition) ?? "")) continue;
         const key = keyOf(batch.bytes.toString("utf8", envelope.tenantStart, envelope.tenantEnd), name);

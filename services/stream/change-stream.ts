@@ -1,13 +1,17 @@
+import type { SlotRange } from "../base/slots.js";
+
 /**
  * The change-stream port: a partitioned, durable log of change events.
  *
  * Ordering. Events of one partition are read in the order of their positions, without gaps. Nothing is promised
- * between partitions. One entity always maps to one partition, so all of an entity's events meet one order.
- * Durability. `append` resolves only when every event of the call survives the loss of process and power. A call
- * that rejects has promised nothing: its events may or may not appear.
+ * between partitions. A partition carries a range of slots (base/slots.ts), so that all of an entity's events meet one
+ * order; when a stream is split or merged, partitions end and others take over their ranges.
+ * Durability. `append` resolves only when every event it gives a position survives the loss of process and power. A
+ * call that rejects has promised nothing: its events may or may not appear.
  * Idempotency. `append` does not deduplicate; a producer that retries may write an event twice, at two positions.
- * Reading never removes anything. `commit` is a low-water record: it may lag behind what a consumer has done,
- * never run ahead, and only what every registered consumer has committed may be forgotten.
+ * Reading never removes anything, and may deliver an event again, to whoever holds its partition then. `commit` is a
+ * low-water record: it may lag behind what a consumer has done, never run ahead, and only what every registered consumer
+ * has committed may be forgotten.
  */
 
 /** Events as slices of one buffer, so that a request body is copied once, into the log. */
@@ -17,8 +21,6 @@ export interface EventSlices {
   /** Byte offsets into `bytes`; event i is bytes[starts[i], ends[i]). */
   readonly starts: Uint32Array;
   readonly ends: Uint32Array;
-  /** Index into the stream's `partitions`. */
-  readonly partitions: Uint16Array;
 }
 
 /** Bytes of the events alone, without what lies between them. */
@@ -28,9 +30,23 @@ export function bytesOf({ count, starts, ends }: EventSlices): number {
   return bytes;
 }
 
-export interface StreamBatch extends EventSlices {
+export interface OutgoingEvents extends EventSlices {
+  /** Slot of each event's entity. */
+  readonly slots: Uint32Array;
+}
+
+/** Where events stand: names of partitions, and by event an index into them and a position. */
+interface Placed<Position> {
+  readonly names: readonly string[];
+  readonly partitions: Uint16Array;
   /** Opaque, ordered as strings within a partition (all of one length). */
-  readonly positions: readonly string[];
+  readonly positions: readonly Position[];
+}
+
+/** In input order. Without a position: refused for lack of capacity and not in the stream; sent again, it may pass. */
+export interface Appended extends Placed<string | undefined> {}
+
+export interface StreamBatch extends EventSlices, Placed<string> {
   /** Milliseconds since the epoch at which the bus took the event. */
   readonly receivedAt: Float64Array;
 }
@@ -39,25 +55,38 @@ export interface StreamBatch extends EventSlices {
 export type Checkpoint = ReadonlyMap<string, string>;
 
 export interface ChangeStreamWriter {
-  /** Part of every table's progress key; stable for the life of the stream. */
+  /** Part of every table's progress key; stable for the life of the stream, and of no other stream's. */
   readonly name: string;
-  readonly partitions: readonly string[];
-  /** Positions stand in input order. Errors: TRB-BUS-STREAM-DOWN (retry may help), TRB-STREAM-CORRUPT. */
-  append(events: EventSlices): Promise<readonly string[]>;
-  /** Bytes between the slowest registered consumer's low-water record and the head. */
+  /** Errors: TRB-BUS-STREAM-DOWN (retry may help), TRB-STREAM-CORRUPT. */
+  append(events: OutgoingEvents): Promise<Appended>;
+  /** Bytes between the slowest registered consumer's low-water record and the head; of a remote stream an estimate. */
   backlogBytes(): number;
   close(): Promise<void>;
 }
 
+export interface Partition {
+  readonly name: string;
+  readonly slots: SlotRange;
+}
+
+/** Who reads partitions is told as they come and go. Of one consumer's processes, each has its own. */
+export interface PartitionHolder {
+  assigned(partitions: readonly Partition[]): void;
+  /**
+   * They are about to be read by another: resolves when what was read of them is done and committed. It is waited for as
+   * long as the other has patience; what it takes over too early is delivered twice.
+   */
+  revoked(names: readonly string[]): Promise<void>;
+}
+
 export interface ChangeStreamReader {
   readonly name: string;
-  readonly partitions: readonly string[];
   /** The named consumer's low-water record; empty when it has none. */
   lowWater(consumer: string): Promise<Checkpoint>;
   /** Position of the last durable event per partition. */
   head(): Promise<Checkpoint>;
-  /** Registers the consumer and reads on after its low-water record. */
-  consume(consumer: string): Promise<StreamConsumer>;
+  /** Registers the consumer and reads on after its low-water record, the partitions that it is given. */
+  consume(consumer: string, holder?: PartitionHolder): Promise<StreamConsumer>;
   /**
    * The durable events after the named consumer's low-water record, to the head. Only looks: registers nothing, moves
    * nothing and keeps nothing from being forgotten.

@@ -1,13 +1,15 @@
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { slotsOfRange } from "../../services/base/slots.js";
 import type {
   ChangeStreamReader,
   ChangeStreamWriter,
   Checkpoint,
+  Partition,
   StreamConsumer,
 } from "../../services/stream/change-stream.js";
-import { eventSlices, eventsOf, type ReadEvent } from "../support/event-slices.js";
+import { eventSlices, eventsOf, placesOf, positionsIn, type ReadEvent } from "../support/event-slices.js";
 
-/** One stream of 4 partitions, empty at first; what `openWriter` and `openReader` return is closed by `dispose`. */
+/** One stream of 4 partitions, each of a quarter of the slots, empty at first; what `openWriter` and `openReader` return is closed by `dispose`. */
 export interface ChangeStreamFixture {
   openWriter(): Promise<ChangeStreamWriter>;
   openReader(): Promise<ChangeStreamReader>;
@@ -41,8 +43,8 @@ export async function readEvents(
 }
 
 /** Last position per partition. */
-export function lastOf(reader: ChangeStreamReader, events: readonly ReadEvent[]): Checkpoint {
-  return new Map(events.map((event) => [reader.partitions[event.partition]!, event.position]));
+export function lastOf(events: readonly ReadEvent[]): Checkpoint {
+  return new Map(events.map((event) => [event.partition, event.position]));
 }
 
 const names = (events: readonly ReadEvent[]) => events.map((event) => event.text);
@@ -63,28 +65,51 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
     });
     afterEach(() => fixture.dispose());
 
-    test("writer and reader agree on name and partitions", () => {
+    /** Names of the partitions, by the quarter of the slots that they carry. */
+    async function partitionNames(): Promise<string[]> {
+      const quarters = eventSlices([0, 1, 2, 3].map((partition) => ({ partition, bytes: Buffer.from("?") })));
+      return placesOf(await writer.append(quarters)).map(({ partition }) => partition);
+    }
+
+    test("writer and reader agree on name and partitions; a holder is told of all of them", async () => {
       expect(reader.name).toBe(writer.name);
-      expect(reader.partitions).toEqual(writer.partitions);
-      expect(writer.partitions).toHaveLength(4);
+      const held: Partition[] = [];
+      const consumer = await reader.consume("c", {
+        assigned: (partitions) => held.push(...partitions),
+        revoked: async () => undefined,
+      });
+      const names = await partitionNames();
+      expect(new Set(names).size).toBe(4);
+      const events = await readEvents(consumer, 4);
+      expect(events.map(({ partition }) => partition).sort()).toEqual([...names].sort());
+      for (const [quarter, name] of names.entries()) {
+        expect(held.filter((partition) => partition.name === name)).toEqual([
+          { name, slots: slotsOfRange(quarter, 4) },
+        ]);
+      }
+      expect(held).toHaveLength(4);
     });
 
     test("what was appended is read byte for byte, with its partition, position and time", async () => {
       const before = Date.now();
       const consumer = await reader.consume("c");
       const all = Buffer.from(Array.from({ length: 256 }, (_, i) => i));
-      const positions = await writer.append(
-        eventSlices([
-          { partition: 2, bytes: all },
-          { partition: 0, bytes: Buffer.alloc(0) },
-          { partition: 2, bytes: Buffer.from("x") },
-        ]),
+      const places = placesOf(
+        await writer.append(
+          eventSlices([
+            { partition: 2, bytes: all },
+            { partition: 0, bytes: Buffer.alloc(0) },
+            { partition: 2, bytes: Buffer.from("x") },
+          ]),
+        ),
       );
+      expect(places[0]!.partition).toBe(places[2]!.partition);
+      expect(places[1]!.partition).not.toBe(places[2]!.partition);
       const events = await readEvents(consumer, 3);
       expect(names(events).sort()).toEqual(["", "x", all.toString("latin1")].sort());
-      for (const [text, partition, i] of [[all.toString("latin1"), 2, 0] as const, ["", 0, 1], ["x", 2, 2]]) {
+      for (const [i, text] of [all.toString("latin1"), "", "x"].entries()) {
         const event = events.find((candidate) => candidate.text === text);
-        expect(event).toMatchObject({ partition, position: positions[i as number] });
+        expect(event).toMatchObject(places[i]!);
         expect(event!.receivedAt).toBeGreaterThanOrEqual(before);
         expect(event!.receivedAt).toBeLessThanOrEqual(Date.now());
       }
@@ -104,29 +129,30 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
       const consumer = await reader.consume("c");
       const events = await readEvents(consumer, 100);
       expect(await waiting("c")).toEqual(events);
-      await consumer.commit(lastOf(reader, events.slice(0, 60)));
+      await consumer.commit(lastOf(events.slice(0, 60)));
       const left = await waiting("c");
       for (const event of events.slice(60)) expect(left).toContainEqual(event);
       await writer.append(texts(100, 5));
       expect((await waiting("c")).length).toBe(left.length + 5);
-      await consumer.commit(lastOf(reader, await readEvents(consumer, 5)));
+      await consumer.commit(lastOf(await readEvents(consumer, 5)));
       expect(await waiting("c")).toEqual([]);
     });
 
     test("positions of a partition order as strings, in the order of appending", async () => {
       const consumer = await reader.consume("c");
       const given: string[][] = [[], [], [], []];
+      const quarters: string[] = [];
       for (let call = 0; call < 30; call++) {
-        const positions = await writer.append(texts(call * 40, 40));
-        positions.forEach((position, i) => {
+        placesOf(await writer.append(texts(call * 40, 40))).forEach(({ partition, position }, i) => {
           given[i % 4]!.push(position);
+          quarters[i % 4] = partition;
         });
       }
       const events = await readEvents(consumer, 1200);
       for (let p = 0; p < 4; p++) {
         expect(given[p]).toEqual([...new Set(given[p])].sort());
         expect(new Set(given[p]!.map((position) => position.length)).size).toBe(1);
-        const mine = events.filter((event) => event.partition === p);
+        const mine = events.filter((event) => event.partition === quarters[p]);
         expect(mine.map((event) => event.position)).toEqual(given[p]);
         expect(names(mine)).toEqual(numbered(0, 1200).filter((_, i) => i % 4 === p));
       }
@@ -135,7 +161,9 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
     test("appends at the same time all land once, each in its own order", async () => {
       const consumer = await reader.consume("c");
       const calls = await Promise.all(
-        Array.from({ length: 50 }, (_, call) => writer.append(texts(call * 10, 10, () => 1))),
+        Array.from({ length: 50 }, async (_, call) =>
+          positionsIn(await writer.append(texts(call * 10, 10, () => 1))),
+        ),
       );
       const events = await readEvents(consumer, 500);
       const byPosition = new Map(events.map((event) => [event.position, event.text]));
@@ -149,7 +177,7 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
     });
 
     test("an append of nothing gets no positions", async () => {
-      expect(await writer.append(texts(0, 0))).toEqual([]);
+      expect(positionsIn(await writer.append(texts(0, 0)))).toEqual([]);
     });
 
     test("an append of 64 MiB is read back", async () => {
@@ -218,7 +246,7 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
       consumer = await reader.consume("c");
       const again = await readEvents(consumer, 40);
       expect(again).toEqual(first);
-      await consumer.commit(lastOf(reader, again.slice(0, 17)));
+      await consumer.commit(lastOf(again.slice(0, 17)));
       await consumer.close();
       consumer = await reader.consume("c");
       const rest = await readEvents(consumer, 23);
@@ -227,16 +255,16 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
     });
 
     test("a low-water record far ahead in one partition and behind in another skips just what is done", async () => {
-      await writer.append(texts(0, 400));
+      const [zero, one] = placesOf(await writer.append(texts(0, 400))).map(({ partition }) => partition);
       let consumer = await reader.consume("c");
       const events = await readEvents(consumer, 400);
-      const ofOne = events.filter((event) => event.partition === 1);
-      await consumer.commit(lastOf(reader, ofOne.slice(0, 90)));
+      const ofOne = events.filter((event) => event.partition === one);
+      await consumer.commit(lastOf(ofOne.slice(0, 90)));
       await consumer.close();
       consumer = await reader.consume("c");
       const rest = await readEvents(consumer, 310);
-      expect(names(rest.filter((event) => event.partition === 1))).toEqual(names(ofOne.slice(90)));
-      expect(rest.filter((event) => event.partition === 0)).toHaveLength(100);
+      expect(names(rest.filter((event) => event.partition === one))).toEqual(names(ofOne.slice(90)));
+      expect(rest.filter((event) => event.partition === zero)).toHaveLength(100);
     });
 
     test("the low-water record is told, survives, and never moves back", async () => {
@@ -244,8 +272,8 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
       expect((await reader.lowWater("c")).size).toBe(0);
       await writer.append(texts(0, 40));
       const events = await readEvents(consumer, 40);
-      const early = lastOf(reader, events.slice(0, 12));
-      const late = lastOf(reader, events.slice(0, 32));
+      const early = lastOf(events.slice(0, 12));
+      const late = lastOf(events.slice(0, 32));
       await consumer.commit(late);
       await consumer.commit(early);
       await consumer.commit(new Map());
@@ -259,7 +287,7 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
       let consumer = await reader.consume("c");
       const [first] = await readEvents(consumer, 1, { ...PLENTY, maxEvents: 1 });
       await consumer.commit(await reader.head());
-      expect(new Map(await reader.lowWater("c"))).toEqual(new Map(lastOf(reader, [first!])));
+      expect(new Map(await reader.lowWater("c"))).toEqual(new Map(lastOf([first!])));
       await consumer.close();
       consumer = await reader.consume("c");
       expect(names(await readEvents(consumer, 39))).not.toContain(first!.text);
@@ -270,7 +298,7 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
       const one = await reader.consume("one");
       const two = await reader.consume("two");
       const ofOne = await readEvents(one, 20);
-      await one.commit(lastOf(reader, ofOne));
+      await one.commit(lastOf(ofOne));
       expect(await readEvents(two, 20)).toEqual(ofOne);
       expect((await reader.lowWater("two")).size).toBe(0);
     });
@@ -280,10 +308,9 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
       const expected = new Map<string, string>();
       for (let call = 0; call < 20; call++) {
         const slices = texts(call, 7, (i) => (i + call) % 3);
-        const positions = await writer.append(slices);
-        positions.forEach((position, i) => {
-          expected.set(writer.partitions[slices.partitions[i]!]!, position);
-        });
+        for (const { partition, position } of placesOf(await writer.append(slices))) {
+          expected.set(partition, position);
+        }
         if (call % 6 === 0) expect(new Map(await reader.head())).toEqual(expected);
       }
       expect(new Map(await reader.head())).toEqual(expected);
@@ -295,24 +322,24 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
       await writer.append(eventSlices([{ partition: 0, bytes: Buffer.alloc(100_000) }]));
       expect(writer.backlogBytes()).toBeGreaterThanOrEqual(100_000);
       const events = await readEvents(one, 1);
-      await one.commit(lastOf(reader, events));
+      await one.commit(lastOf(events));
       await new Promise((resolve) => setTimeout(resolve, 150));
       writer.backlogBytes();
       await new Promise((resolve) => setTimeout(resolve, 50));
       expect(writer.backlogBytes()).toBeGreaterThanOrEqual(100_000);
       await readEvents(two, 1);
-      await two.commit(lastOf(reader, events));
+      await two.commit(lastOf(events));
       await expect.poll(() => writer.backlogBytes(), { timeout: 10_000 }).toBe(0);
     });
 
     test("a closed writer takes nothing; another goes on where it ended", async () => {
       const consumer = await reader.consume("c");
-      const before = await writer.append(texts(0, 4));
+      const before = positionsIn(await writer.append(texts(0, 4)));
       await writer.close();
       await expect(writer.append(texts(4, 4))).rejects.toMatchObject({ code: "TRB-BUS-STREAM-DOWN" });
       const next = await fixture.openWriter();
       expect(next.name).toBe(writer.name);
-      const after = await next.append(texts(4, 4));
+      const after = positionsIn(await next.append(texts(4, 4)));
       after.forEach((position, p) => {
         expect(position > before[p]!).toBe(true);
       });
@@ -322,7 +349,7 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
     test("closing the writer first finishes what was appended", async () => {
       const appends = Array.from({ length: 20 }, (_, i) => writer.append(texts(i, 1)));
       await writer.close();
-      expect((await Promise.all(appends)).flat()).toHaveLength(20);
+      expect((await Promise.all(appends)).flatMap(positionsIn)).toHaveLength(20);
     });
   });
 }

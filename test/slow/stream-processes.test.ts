@@ -30,11 +30,11 @@ await Promise.all([0, 1, 2, 3].map(async (appender) => {
   for (let n = 0; ; n++) {
     const texts = Array.from({ length: 1 + (n % 7) }, (_, i) => [round, appender, n, i].join("-") + ".".repeat((n * 37) % 400));
     const bytes = Buffer.from(texts.join(""), "latin1");
-    const starts = new Uint32Array(texts.length), ends = new Uint32Array(texts.length), partitions = new Uint16Array(texts.length);
+    const starts = new Uint32Array(texts.length), ends = new Uint32Array(texts.length), slots = new Uint32Array(texts.length);
     let at = 0;
-    texts.forEach((text, i) => { starts[i] = at; at += text.length; ends[i] = at; partitions[i] = (n + i) % 3; });
-    const positions = await writer.append({ bytes, count: texts.length, starts, ends, partitions });
-    process.stdout.write(positions.map((position, i) => partitions[i] + "/" + position + " " + texts[i] + "\\n").join(""));
+    texts.forEach((text, i) => { starts[i] = at; at += text.length; ends[i] = at; slots[i] = ((n + i) % 3) * 1.5e9; });
+    const { names, partitions, positions } = await writer.append({ bytes, count: texts.length, starts, ends, slots });
+    process.stdout.write(positions.map((position, i) => names[partitions[i]] + "/" + position + " " + texts[i] + "\\n").join(""));
   }
 }));
 `;

@@ -106,6 +106,7 @@ export class MemoryReader implements ChangeStreamReader {
       count: events.length,
       starts: Uint32Array.from(starts),
       ends: Uint32Array.from(ends),
+      names: this.partitions,
       partitions: Uint16Array.from(events.map(({ partition }) => this.partitions.indexOf(partition))),
       receivedAt: Float64Array.from(events.map(({ receivedAt }) => receivedAt)),
       positions: events.map(({ position }) => position),

@@ -1,5 +1,6 @@
 import { TributaryError } from "../../services/base/errors.js";
-import type { ChangeStreamWriter, EventSlices } from "../../services/stream/change-stream.js";
+import { rangeOfSlot } from "../../services/base/slots.js";
+import type { Appended, ChangeStreamWriter, OutgoingEvents } from "../../services/stream/change-stream.js";
 
 export interface StoredEvent {
   readonly partition: string;
@@ -20,6 +21,8 @@ export class MemoryStream implements ChangeStreamWriter {
   /** While true, every append rejects with TRB-BUS-STREAM-DOWN; some of its events may have been stored. */
   down = false;
   appends = 0;
+  /** Which events of an append it has no capacity for. */
+  refuses: (i: number) => boolean = () => false;
   closed = false;
   private readonly heads: number[];
   private gate: Promise<void> | undefined;
@@ -41,7 +44,7 @@ export class MemoryStream implements ChangeStreamWriter {
     return () => release();
   }
 
-  async append(events: EventSlices): Promise<readonly string[]> {
+  async append(events: OutgoingEvents): Promise<Appended> {
     this.appends++;
     await this.gate;
     if (this.closed || this.down) {
@@ -51,10 +54,16 @@ export class MemoryStream implements ChangeStreamWriter {
     return this.store(events, events.count);
   }
 
-  private store(events: EventSlices, count: number): string[] {
-    const positions: string[] = [];
+  private store(events: OutgoingEvents, count: number): Appended {
+    const positions: (string | undefined)[] = [];
+    const partitions = new Uint16Array(count);
     for (let i = 0; i < count; i++) {
-      const partition = events.partitions[i]!;
+      const partition = rangeOfSlot(events.slots[i]!, this.partitions.length);
+      partitions[i] = partition;
+      if (this.refuses(i)) {
+        positions.push(undefined);
+        continue;
+      }
       const head = (this.heads[partition] ?? 0) + 1;
       this.heads[partition] = head;
       const position = String(head).padStart(16, "0");
@@ -63,7 +72,7 @@ export class MemoryStream implements ChangeStreamWriter {
       this.stored.push({ partition: this.partitions[partition]!, position, bytes });
       positions.push(position);
     }
-    return positions;
+    return { names: this.partitions, partitions, positions };
   }
 
   backlogBytes(): number {

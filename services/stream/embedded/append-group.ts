@@ -4,6 +4,8 @@ import { PositionFormatter } from "./positions.js";
 
 export interface PendingAppend {
   readonly events: EventSlices;
+  /** Index of each event's partition. */
+  readonly partitions: Uint16Array;
   readonly receivedAt: number;
   readonly resolve: (positions: readonly string[]) => void;
   readonly reject: (error: unknown) => void;
@@ -41,7 +43,7 @@ export class AppendGroup {
 
   /** False when there is no room. */
   add(append: PendingAppend): boolean {
-    const { events } = append;
+    const { events, partitions } = append;
     const total = this.events + events.count;
     const dataBytes = this.dataBytes + runBytes(events);
     if (frameBytes(this.partitions, dataBytes, total, this.appends.length + 1) > this.capacity) {
@@ -56,7 +58,7 @@ export class AppendGroup {
       for (let i = firstEvent; i < afterEvent; i++, row++) {
         this.starts[row] = to + events.starts[i]! - from;
         this.lengths[row] = events.ends[i]! - events.starts[i]!;
-        this.partitionOf[row] = events.partitions[i]!;
+        this.partitionOf[row] = partitions[i]!;
       }
       to += end - from;
     });
@@ -89,10 +91,10 @@ export class AppendGroup {
   acknowledge(first: readonly number[]): void {
     const next = [...first];
     const formatters = next.map(() => new PositionFormatter());
-    for (const { events, resolve } of this.appends) {
+    for (const { events, partitions, resolve } of this.appends) {
       const positions = new Array<string>(events.count);
       for (let i = 0; i < events.count; i++) {
-        const p = events.partitions[i]!;
+        const p = partitions[i]!;
         positions[i] = formatters[p]!.format(next[p]!++);
       }
       resolve(positions);

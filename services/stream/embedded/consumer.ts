@@ -193,6 +193,7 @@ export class EmbeddedLogConsumer implements StreamConsumer {
       count,
       starts: starts.subarray(0, count),
       ends: ends.subarray(0, count),
+      names: this.identity.partitions,
       partitions: partitions.subarray(0, count),
       receivedAt: receivedAt.subarray(0, count),
       positions,

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { eventSlices, eventsOf } from "../../../test/support/event-slices.js";
+import { eventSlices, eventsOf, positionsIn } from "../../../test/support/event-slices.js";
 import { Random, seeds } from "../../../test/support/lake.js";
 import { SimulatedFiles } from "../../../test/support/simulated-files.js";
 import type { FileOps } from "../../base/files.js";
@@ -10,7 +10,8 @@ import { EmbeddedLogWriter } from "./writer.js";
 
 const FOLDER = "/simulated/stream";
 const READ = { maxEvents: 50, maxBytes: 1e6, waitMs: 0 };
-const event = (text: string, partition = 0) => eventSlices([{ partition, bytes: Buffer.from(text) }]);
+const event = (text: string, partition = 0) =>
+  eventSlices([{ partition, bytes: Buffer.from(text) }], undefined, 2);
 const fenced = { code: "TRB-STREAM-FENCED" };
 
 /** As a process sees the files to which all locks of others are hidden; `pause` is awaited before each operation. */
@@ -82,7 +83,7 @@ describe("a writer that was taken over", () => {
     await first.append(event("one"));
     const second = await open(blindTo(files, () => undefined));
     const waiting = Promise.allSettled([first.append(event("a")), first.append(event("b"))]);
-    expect(await second.append(event("two"))).toEqual(["0000000000000002"]);
+    expect(positionsIn(await second.append(event("two")))).toEqual(["0000000000000002"]);
     for (const append of await waiting) expect(append).toMatchObject({ status: "rejected", reason: fenced });
     await expect(first.append(event("c"))).rejects.toMatchObject(fenced);
     const seen = new Map<string, string>();
@@ -90,7 +91,7 @@ describe("a writer that was taken over", () => {
     expect([...seen.values()]).toEqual(["one", "two"]);
     // What it wrote behind the successor's back is not there for a third one either.
     const third = await open(blindTo(files, () => undefined));
-    expect(await third.append(event("three"))).toEqual(["0000000000000003"]);
+    expect(positionsIn(await third.append(event("three")))).toEqual(["0000000000000003"]);
     for (const writer of [first, second, third]) await writer.close();
   });
 
@@ -122,17 +123,17 @@ describe("a writer that was taken over", () => {
               1_000,
             );
             others.push(other);
-            note(acknowledged, `0/${await other.append(event(name))}`, name);
+            note(acknowledged, `0/${positionsIn(await other.append(event(name)))}`, name);
           }
         });
         const first = await open(slow, 1_000);
         for (const text of ["a".repeat(600), "b"]) {
-          note(acknowledged, `0/${await first.append(event(text))}`, text);
+          note(acknowledged, `0/${positionsIn(await first.append(event(text)))}`, text);
         }
         steps = 0;
         const text = "c".repeat(size);
         await first.append(event(text)).then(
-          ([position]) => note(acknowledged, `0/${position}`, text),
+          (appended) => note(acknowledged, `0/${positionsIn(appended)}`, text),
           (error: unknown) => expect(error).toMatchObject(fenced),
         );
         const struck = others.length > 0;
@@ -170,7 +171,7 @@ describe("a writer that was taken over", () => {
           const partition = n % 2;
           appends.push(
             writer.append(event(text, partition)).then(
-              ([position]) => note(acknowledged, `${partition}/${position}`, text),
+              (appended) => note(acknowledged, `${partition}/${positionsIn(appended)}`, text),
               (error: unknown) => expect(error, `seed ${seed}`).toMatchObject(fenced),
             ),
           );

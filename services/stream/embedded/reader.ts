@@ -1,5 +1,12 @@
 import { type FileOps, nodeFiles } from "../../base/files.js";
-import type { ChangeStreamReader, Checkpoint, StreamBatch, StreamConsumer } from "../change-stream.js";
+import { slotsOfRange } from "../../base/slots.js";
+import type {
+  ChangeStreamReader,
+  Checkpoint,
+  PartitionHolder,
+  StreamBatch,
+  StreamConsumer,
+} from "../change-stream.js";
 import { EmbeddedLogConsumer } from "./consumer.js";
 import { LogCursor } from "./cursor.js";
 import { logFolder, openIdentity, type StreamIdentity, streamDown } from "./folder.js";
@@ -13,7 +20,7 @@ const LOOK = { maxEvents: 4_096, maxBytes: 1024 * 1024, waitMs: 0 };
 /** The reading end of the embedded log. Works beside the writer or in another process, also before there is one. */
 export class EmbeddedLogReader implements ChangeStreamReader {
   readonly name: string;
-  readonly partitions: readonly string[];
+  private readonly partitions: readonly string[];
   private readonly files: FileOps;
   private readonly folder: string;
   private readonly identity: StreamIdentity;
@@ -83,8 +90,12 @@ export class EmbeddedLogReader implements ChangeStreamReader {
     }
   }
 
-  consume(consumer: string): Promise<StreamConsumer> {
-    return this.opened(consumer, false);
+  /** Its one process holds every partition. */
+  async consume(consumer: string, holder?: PartitionHolder): Promise<StreamConsumer> {
+    const opened = await this.opened(consumer, false);
+    const { partitions } = this;
+    holder?.assigned(partitions.map((name, i) => ({ name, slots: slotsOfRange(i, partitions.length) })));
+    return opened;
   }
 
   async *waiting(consumer: string): AsyncGenerator<StreamBatch> {

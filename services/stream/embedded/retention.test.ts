@@ -6,7 +6,8 @@ import { EmbeddedLogReader } from "./reader.js";
 import { EmbeddedLogWriter } from "./writer.js";
 
 const FOLDER = "/simulated/stream";
-const event = (text: string, partition = 0) => eventSlices([{ partition, bytes: Buffer.from(text) }]);
+const event = (text: string, partition = 0) =>
+  eventSlices([{ partition, bytes: Buffer.from(text) }], undefined, 2);
 
 async function setUp(files = new SimulatedFiles()) {
   const writer = await EmbeddedLogWriter.open({ folder: FOLDER, partitions: 2, segmentBytes: 300, files });

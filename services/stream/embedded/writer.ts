@@ -11,7 +11,8 @@ import {
   writeFully,
 } from "../../base/files.js";
 import { acquireLock, type ProcessLock } from "../../base/process-lock.js";
-import type { ChangeStreamWriter, EventSlices } from "../change-stream.js";
+import { rangeOfSlot } from "../../base/slots.js";
+import type { Appended, ChangeStreamWriter, OutgoingEvents } from "../change-stream.js";
 import { AppendGroup, type PendingAppend } from "./append-group.js";
 import {
   consumersFolder,
@@ -50,7 +51,7 @@ const TAKE_OVERS = 10;
  */
 export class EmbeddedLogWriter implements ChangeStreamWriter {
   readonly name: string;
-  readonly partitions: readonly string[];
+  private readonly partitions: readonly string[];
   private readonly files: FileOps;
   private readonly folder: string;
   private readonly segmentBytes: number;
@@ -132,17 +133,19 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
     this.retentionTimer.unref();
   }
 
-  append(events: EventSlices): Promise<readonly string[]> {
+  append(events: OutgoingEvents): Promise<Appended> {
     if (this.failure !== undefined) return Promise.reject(this.failure);
     if (this.closed) {
       return Promise.reject(new TributaryError("TRB-BUS-STREAM-DOWN", "the stream is closed"));
     }
-    if (events.count === 0) return Promise.resolve([]);
-    for (let i = 0; i < events.count; i++) {
-      assert(events.partitions[i]! < this.partitions.length, "event's partition exists");
-    }
+    const { count, slots } = events;
+    const { partitions: names } = this;
+    const partitions = new Uint16Array(count);
+    if (count === 0) return Promise.resolve({ names, partitions, positions: [] });
+    for (let i = 0; i < count; i++) partitions[i] = rangeOfSlot(slots[i]!, names.length);
     return new Promise((resolve, reject) => {
-      const append = { events, receivedAt: Date.now(), resolve, reject };
+      const acknowledged = (positions: readonly string[]) => resolve({ names, partitions, positions });
+      const append = { events, partitions, receivedAt: Date.now(), resolve: acknowledged, reject };
       // In order: once one append waits for room, those after it wait behind it.
       if (this.queue.length > 0 || !this.filling.add(append)) this.queue.push(append);
       this.committing ??= this.commitGroups();

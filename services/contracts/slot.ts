@@ -1,14 +1,15 @@
 import type { Envelope } from "./envelope.js";
 
+const PRIME = 0x01000193;
+
 /**
- * The partition of an event's entity, from 0 to count - 1. It never changes for a given count: all events of one
- * entity must meet in one order, today's with those of last year.
+ * The slot of an event's entity (base/slots.ts). It never changes: all events of one entity must meet in one order,
+ * today's with those of last year.
  *
- * The hash is FNV-1a (32 bits) over tenant_id, entity_type and entity_id, each preceded by its length in bytes as a
- * little-endian uint32 so that no two entities are framed alike, finished with MurmurHash3's 32-bit mixer. The
- * partition is floor(hash * count / 2^32).
+ * FNV-1a (32 bits) over tenant_id, entity_type and entity_id, each preceded by its length in bytes as a little-endian
+ * uint32 so that no two entities are framed alike, finished with MurmurHash3's 32-bit mixer.
  */
-export function partitionOf(envelope: Envelope, count: number): number {
+export function slotOf(envelope: Envelope): number {
   const { bytes } = envelope;
   let hash = 0x811c9dc5;
   hash = framed(hash, bytes, envelope.tenantStart, envelope.tenantEnd);
@@ -16,11 +17,8 @@ export function partitionOf(envelope: Envelope, count: number): number {
   hash = framed(hash, bytes, envelope.idStart, envelope.idEnd);
   hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);
   hash = Math.imul(hash ^ (hash >>> 13), 0xc2b2ae35);
-  hash = (hash ^ (hash >>> 16)) >>> 0;
-  return Math.floor((hash * count) / 0x1_0000_0000);
+  return (hash ^ (hash >>> 16)) >>> 0;
 }
-
-const PRIME = 0x01000193;
 
 function framed(seed: number, bytes: Uint8Array, start: number, end: number): number {
   const length = end - start;

@@ -1,9 +1,10 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
+import { rangeOfSlot, SLOTS, slotsOfRange } from "../base/slots.js";
 import { ByteTable } from "./byte-table.js";
 import { encodeEvent } from "./encode-event.js";
 import { Envelope } from "./envelope.js";
-import { partitionOf } from "./partition.js";
+import { slotOf } from "./slot.js";
 
 const envelope = new Envelope();
 function partition(
@@ -15,7 +16,7 @@ function partition(
 ): number {
   const event = encodeEvent({ tenantId, entityType, entityId, operation: 3, version: 1, ...extra });
   expect(envelope.read(event, 0, event.length)).toBeUndefined();
-  return partitionOf(envelope, count);
+  return rangeOfSlot(slotOf(envelope), count);
 }
 
 test("the mapping is pinned: an entity stays where it was", () => {
@@ -54,6 +55,18 @@ test.each([2, 3, 4, 7, 16])("consecutive ids spread evenly over %i partitions", 
     sizes[at] = sizes[at]! + 1;
   }
   for (const size of sizes) expect(Math.abs(size - total / count)).toBeLessThan(total / count / 4 + 60);
+});
+
+test("ranges are what slots say of themselves: without gap or overlap", () => {
+  fc.assert(
+    fc.property(fc.integer({ min: 1, max: 5_000 }), fc.nat(), (count, n) => {
+      const index = n % count;
+      const { start, end } = slotsOfRange(index, count);
+      expect([start, end - 1].map((slot) => rangeOfSlot(slot, count))).toEqual([index, index]);
+      expect(start).toBe(index === 0 ? 0 : slotsOfRange(index - 1, count).end);
+      expect(end === SLOTS).toBe(index === count - 1);
+    }),
+  );
 });
 
 test("a byte table finds what was added, tells keys apart, and forgets rather than grows", () => {
