@@ -3,7 +3,7 @@ import { literal, rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import { Envelope } from "../contracts/envelope.js";
 import type { Positions } from "../table/progress.js";
-import { scanFilesSql } from "../table/scan.js";
+import { withFilesScan } from "../table/scan.js";
 import type { EventBatch } from "./event-batch.js";
 import { filesAt, type RawView } from "./replay.js";
 
@@ -25,13 +25,16 @@ export async function requireLanded(view: RawView, batch: EventBatch, positions:
     ([partition, i]) => `(partition = ${literal(partition)} AND position = ${literal(batch.positions[i]!)})`,
   );
   const wanted = [...last.values()].map((i) => batch.positions[i]!);
-  const sql = await scanFilesSql(view.table, view.snapshot, filesAt(view.snapshot, wanted), {
+  const options = {
     columns: ["tenant_id", "entity_id", "version", "partition", "position", "received_at"],
     where: `stream = ${literal(batch.stream)} AND (${at.join(" OR ")})`,
-  });
+  };
   const columns = "partition, position, received_at, version, tenant_id, entity_id";
-  // Of a file that is missing or damaged nothing can be told, which is no reason to stop what comes.
-  const rows = await rowsOf(view.connection, `SELECT ${columns} FROM (${sql})`).catch(() => undefined);
+  const files = filesAt(view.snapshot, wanted);
+  const rows = await withFilesScan(view.table, view.snapshot, files, options, (sql) =>
+    // Of a file that is missing or damaged nothing can be told, which is no reason to stop what comes.
+    rowsOf(view.connection, `SELECT ${columns} FROM (${sql})`).catch(() => undefined),
+  );
   if (rows === undefined) return;
   const found = new Set<string>();
   for (const row of rows) {

@@ -11,11 +11,10 @@ import {
   THING,
   THINGS_SQL,
 } from "../../test/support/lake.js";
-import { rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import { encodeEvent } from "../contracts/encode-event.js";
 import { progressOf } from "../table/progress.js";
-import { scanSql } from "../table/scan.js";
+import { withScan } from "../table/scan.js";
 import { EventBatch } from "./event-batch.js";
 
 const CHANGED = { things: `${THINGS_SQL} and true` };
@@ -186,10 +185,10 @@ test("dead letters of a replay hold the events as they were published", () =>
     await lake.reopen({ models: { plain: THINGS_SQL, casts: CAST_SQL } });
     expect(await lake.rows("t.casts")).toEqual([]);
     const { table } = lake.context.deadLetters;
-    const sql = await scanSql(table, await table.refresh(), { columns: ["stream", "event"] });
-    const [[stream, bytes]] = (await lake.context.duck.with((c) => rowsOf(c, sql))) as [
-      [string, { bytes: Uint8Array }],
-    ];
+    const columns = ["stream", "event"];
+    const [[stream, bytes]] = (await withScan(table, await table.refresh(), { columns }, (sql) =>
+      lake.query(sql),
+    )) as [[string, { bytes: Uint8Array }]];
     expect(stream).toBe("log");
     expect(Buffer.from(bytes.bytes)).toEqual(event);
   }));
@@ -230,11 +229,8 @@ test(
       await lane.land(light);
       const { table } = lane.targets[0]!;
       const rowsOfTenant = async (tenant: string): Promise<number> => {
-        const sql = await scanSql(table, table.snapshot, {
-          columns: ["entity_id"],
-          where: `tenant_id = '${tenant}'`,
-        });
-        return (await lake.context.duck.with((c) => rowsOf(c, sql))).length;
+        const options = { columns: ["entity_id"], where: `tenant_id = '${tenant}'` };
+        return (await withScan(table, table.snapshot, options, (sql) => lake.query(sql))).length;
       };
       while ((await rowsOfTenant("other")) === 0) await new Promise((resolve) => setTimeout(resolve, 5));
       expect(await rowsOfTenant("acme")).toBeLessThan(150);

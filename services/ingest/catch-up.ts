@@ -90,9 +90,7 @@ export class CatchUp {
   private async takeRange(view: RawView, from: Progress, end: Progress): Promise<boolean> {
     const to = new Map([...end].filter(([track, position]) => position > (from.get(track) ?? "")));
     const limits = { events: BATCH_EVENTS, bytes: this.context.decoding.sliceBytes };
-    for await (const batch of readRange(view, from, to, limits)) {
-      if (!(await this.takeBatch(view, batch))) return false;
-    }
+    if (!(await readRange(view, from, to, limits, (batch) => this.takeBatch(view, batch)))) return false;
     // Positions move with the last upsert alone: a range is read in no order, and an upsert may be repeated.
     const nothing = whole(new EventBatch(view.entityType, this.context.stream));
     return isTaken(await this.take(view, nothing, from, to));
@@ -121,13 +119,14 @@ export class CatchUp {
       await duck.with(async (connection) => {
         const view = { table: this.raw, snapshot, connection, entityType: this.refiner.model.entityType };
         const limits = { events: BATCH_EVENTS, bytes: decoding.sliceBytes };
-        for await (const batch of readRange(view, this.expressed, to, limits)) {
+        await readRange(view, this.expressed, to, limits, async (batch) => {
           const light = lightOf(batch, EXPRESS_BYTES);
           for await (const slice of slicesOf(light, decoding.sliceBytes, decoding.permits)) {
             await this.take(view, slice, NOWHERE, NOWHERE);
             slice.release();
           }
-        }
+          return true;
+        });
       });
       this.expressed = progressOf(snapshot);
     }

@@ -8,8 +8,7 @@ import {
   TestStream,
   THINGS_SQL,
 } from "../../test/support/lake.js";
-import { rowsOf } from "../base/duckdb.js";
-import { scanSql } from "../table/scan.js";
+import { withScan } from "../table/scan.js";
 import { EventBatch } from "./event-batch.js";
 
 const CAST = { things: CAST_SQL };
@@ -60,14 +59,8 @@ describe("an event that a model cannot digest", () => {
         ].sort(),
       );
       const { table } = lake.context.deadLetters;
-      const letters = await lake.context.duck.with(async (connection) =>
-        rowsOf(
-          connection,
-          await scanSql(table, table.snapshot, {
-            columns: ["reason", "tenant_id", "entity_id", "partition", "position", "event"],
-          }),
-        ),
-      );
+      const columns = ["reason", "tenant_id", "entity_id", "partition", "position", "event"];
+      const letters = await withScan(table, table.snapshot, { columns }, (sql) => lake.query(sql));
       for (const [reason, tenant, id, partition, position, event] of letters) {
         const i = Number(position) - 1;
         expect([tenant, id, partition]).toEqual(["acme", `k${i}`, "0"]);

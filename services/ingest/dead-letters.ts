@@ -10,7 +10,7 @@ import type { CompactionPlanner } from "../table/compaction-plan.js";
 import { BOUNDED, stageFile } from "../table/data-file.js";
 import type { TableSpec } from "../table/definition.js";
 import { DeltaTable, ONE_HOUR, RETENTION, type TableOptions } from "../table/delta-table.js";
-import { scanFilesSql } from "../table/scan.js";
+import { withFilesScan } from "../table/scan.js";
 import { deltaTypeOf } from "../table/schema.js";
 import { Staging } from "../table/staging.js";
 import { COMMIT_TIMES } from "../table/state.js";
@@ -218,11 +218,13 @@ export class DeadLetters {
     const files = filesThatMayHold(snapshot, letters);
     if (files.length === 0) return new Set();
     const positions = [...new Set(letters.map(({ position }) => literal(position)))].join(", ");
-    const sql = await scanFilesSql(this.table, snapshot, files, {
+    const options = {
       columns: ["model", "stream", "partition", "position"],
       where: `position IN (${positions})`,
-    });
-    const rows = await rowsOf(this.connection, sql);
+    };
+    const rows = await withFilesScan(this.table, snapshot, files, options, (sql) =>
+      rowsOf(this.connection, sql),
+    );
     return new Set(
       rows.map(([model, stream, partition, position]) => [model, stream, partition, position].join("\n")),
     );

@@ -4,7 +4,7 @@ import { TributaryError } from "../base/errors.js";
 import { type Action, removeOf } from "../table/actions.js";
 import { stageFile } from "../table/data-file.js";
 import type { DeltaTable } from "../table/delta-table.js";
-import { scanFilesSql } from "../table/scan.js";
+import { withFilesScan } from "../table/scan.js";
 import { Staging } from "../table/staging.js";
 import type { IngestContext } from "./context.js";
 import { EventBatch } from "./event-batch.js";
@@ -43,10 +43,11 @@ export async function storedLetters(
   const letters: StoredLetter[] = [];
   await table.duck.with(async (connection) => {
     for (const file of snapshot.files) {
-      const live = await scanFilesSql(table, snapshot, [file]);
-      const result = await connection.runAndReadAll(
-        `SELECT model, code, reason, tenant_id, entity_type, entity_id, stream, partition, position, received_at, event
-         FROM (${live}) ${where}`,
+      const result = await withFilesScan(table, snapshot, [file], {}, (live) =>
+        connection.runAndReadAll(
+          `SELECT model, code, reason, tenant_id, entity_type, entity_id, stream, partition, position, received_at, event
+           FROM (${live}) ${where}`,
+        ),
       );
       for (const [
         model,
@@ -149,17 +150,19 @@ async function takeAway(
         const actions: Action[] = [];
         const now = Date.now();
         for (const file of snapshot.files) {
-          const live = await scanFilesSql(table, snapshot, [file]);
-          const [[hit, left]] = (await rowsOf(
-            connection,
-            `SELECT count(*) FILTER (WHERE ${taken}), count(*) FILTER (WHERE NOT ${taken}) FROM (${live})`,
-          )) as [[bigint, bigint]];
-          if (hit === 0n) continue;
-          actions.push({ remove: removeOf(file.add, now, true) });
-          if (left === 0n) continue;
-          const rest = await stageFile(staging, connection, `SELECT * FROM (${live}) WHERE NOT ${taken}`, {});
-          await staging.publish([rest]);
-          actions.push({ add: rest.add });
+          await withFilesScan(table, snapshot, [file], {}, async (live) => {
+            const [[hit, left]] = (await rowsOf(
+              connection,
+              `SELECT count(*) FILTER (WHERE ${taken}), count(*) FILTER (WHERE NOT ${taken}) FROM (${live})`,
+            )) as [[bigint, bigint]];
+            if (hit === 0n) return;
+            actions.push({ remove: removeOf(file.add, now, true) });
+            if (left === 0n) return;
+            const others = `SELECT * FROM (${live}) WHERE NOT ${taken}`;
+            const rest = await stageFile(staging, connection, others, {});
+            await staging.publish([rest]);
+            actions.push({ add: rest.add });
+          });
         }
         return staging.commit({
           operation: "DELETE",

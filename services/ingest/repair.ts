@@ -1,7 +1,9 @@
 import { basename, join } from "node:path";
+import type { DuckDBConnection } from "@duckdb/node-api";
 import { type Duck, literal, rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import type { FileOps } from "../base/files.js";
+import { type Lend, withAll } from "../base/with-all.js";
 import type { Model } from "../models/project.js";
 import type { RepairReport } from "../status/repair-request.js";
 import type { ObjectStore } from "../storage/object-store.js";
@@ -11,7 +13,7 @@ import { stageFile } from "../table/data-file.js";
 import { DeltaTable, type TableOptions } from "../table/delta-table.js";
 import { aheadOf, partsOf, progressOf, setProgress, trackOf } from "../table/progress.js";
 import { type Bench, type Inventory, openBench, setLogAside, takeInventory } from "../table/repair.js";
-import { scanFilesSql, scanSql } from "../table/scan.js";
+import { withFilesScan, withScan } from "../table/scan.js";
 import { Staging } from "../table/staging.js";
 import { verifyTable } from "../table/verify.js";
 import { DEAD_LETTERS_ROOT } from "./dead-letters.js";
@@ -172,8 +174,7 @@ class Keeper {
       report.left.push(...this.missingLines(table, inventory));
       return;
     }
-    await this.parts.duck.with(async (connection) => {
-      const rows = await this.strayRows(table, inventory.strays);
+    await this.withStrayRows(table, inventory.strays, [], async (rows, connection) => {
       const [[count]] = (
         rows === undefined ? [[0n]] : await rowsOf(connection, `SELECT count(*) FROM (${rows})`)
       ) as [[bigint]];
@@ -202,8 +203,7 @@ class Keeper {
     const { missing } = inventory;
     report.found.push(...missing.map((file) => `${file.path} is missing: ${file.rows} rows`));
     const wanted = missing.reduce((sum, { rows }) => sum + rows, 0);
-    await this.parts.duck.with(async (connection) => {
-      const rows = await this.strayRows(table, inventory.strays, missing);
+    await this.withStrayRows(table, inventory.strays, missing, async (rows, connection) => {
       const [[count]] = (
         rows === undefined ? [[0n]] : await rowsOf(connection, `SELECT count(*) FROM (${rows})`)
       ) as [[bigint]];
@@ -224,27 +224,41 @@ class Keeper {
     });
   }
 
-  /** Rows of stray files that are in no live file: beyond the table's positions, or up to them when files are missing. */
-  private async strayRows(
+  /**
+   * Rows of stray files that are in no live file: beyond the table's positions, or up to them when files are missing.
+   * Runs `use` with SQL that yields them, undefined when there is no such file.
+   */
+  private async withStrayRows(
     table: DeltaTable,
     strays: readonly string[],
-    missing: Inventory["missing"] = [],
-  ): Promise<string | undefined> {
+    missing: Inventory["missing"],
+    use: (rows: string | undefined, connection: DuckDBConnection) => Promise<void>,
+  ): Promise<void> {
     const { snapshot, store } = table;
-    const names = snapshot.columns.map(({ name }) => name);
-    const paths: string[] = [];
-    for (const key of strays) {
-      const path = literal(await store.localPath(key));
-      if (await this.isReadable(path)) paths.push(path);
-    }
-    if (paths.length === 0) return undefined;
-    const key = this.key.join(", ");
+    const { duck } = this.parts;
     const gone = new Set(missing.map(({ path }) => path));
     const live = snapshot.files.filter(({ path }) => !gone.has(path));
-    const present =
-      live.length === 0
-        ? ""
-        : `ANTI JOIN (${await scanFilesSql(table, snapshot, live, { columns: this.key })}) USING (${key})`;
+    await store.withLocal(strays, async (lent) => {
+      const paths: string[] = [];
+      for (const path of lent.map(literal)) if (await this.isReadable(path)) paths.push(path);
+      if (paths.length === 0) return duck.with((connection) => use(undefined, connection));
+      return withFilesScan(table, snapshot, live, { columns: this.key }, (present) =>
+        duck.with((connection) =>
+          use(this.strayRows(table, paths, missing, live.length === 0 ? undefined : present), connection),
+        ),
+      );
+    });
+  }
+
+  private strayRows(
+    { snapshot }: DeltaTable,
+    paths: readonly string[],
+    missing: Inventory["missing"],
+    live: string | undefined,
+  ): string {
+    const names = snapshot.columns.map(({ name }) => name);
+    const key = this.key.join(", ");
+    const present = live === undefined ? "" : `ANTI JOIN (${live}) USING (${key})`;
     const progress = progressOf(snapshot);
     const known = [...progress].map(([track, position]) => {
       const { stream, partition } = partsOf(track);
@@ -317,7 +331,7 @@ class Keeper {
     const due = [...lowWater].filter(([partition, low]) => low > (own.get(trackOf(stream, partition)) ?? ""));
     if (due.length === 0) return [];
     const columns = ["stream", "partition", "position"];
-    const sources = found === undefined ? [] : [`SELECT ${columns.join(", ")} FROM (${found})`];
+    const lenders: Lend<string>[] = [];
     for (const root of await rootsOfEvents(store)) {
       const each =
         root === table.root
@@ -331,42 +345,48 @@ class Keeper {
             });
       if (each === undefined || each.snapshot.files.length === 0) continue;
       const where = root === DEAD_LETTERS_ROOT ? { where: "model = ''" } : {};
-      sources.push(await scanSql(each, each.snapshot, { columns, ...where }));
+      lenders.push((use) => withScan(each, each.snapshot, { columns, ...where }, use));
     }
     const aside = await parkedPositions(files, parked, stream);
-    return duck.with(async (connection) => {
-      await connection.run(
-        "CREATE TEMP TABLE parked_positions (stream VARCHAR, partition VARCHAR, position VARCHAR)",
-      );
-      try {
-        for (let at = 0; at < aside.length; at += 1000) {
-          const values = aside
-            .slice(at, at + 1000)
-            .map((one) => `(${[stream, one.partition, one.position].map(literal).join(", ")})`);
-          await connection.run(`INSERT INTO parked_positions VALUES ${values.join(", ")}`);
-        }
-        sources.push(`SELECT ${columns.join(", ")} FROM parked_positions`);
-        const lost: string[] = [];
-        for (const [partition, low] of due) {
-          const position = own.get(trackOf(stream, partition)) ?? "";
-          const [[count]] = (await rowsOf(
-            connection,
-            `SELECT count(DISTINCT position) FROM (${sources.map((one) => `(${one})`).join(" UNION ALL ")})
+    return withAll(lenders, (scans) =>
+      duck.with(async (connection) => {
+        const sources = [
+          ...(found === undefined ? [] : [`SELECT ${columns.join(", ")} FROM (${found})`]),
+          ...scans,
+        ];
+        await connection.run(
+          "CREATE TEMP TABLE parked_positions (stream VARCHAR, partition VARCHAR, position VARCHAR)",
+        );
+        try {
+          for (let at = 0; at < aside.length; at += 1000) {
+            const values = aside
+              .slice(at, at + 1000)
+              .map((one) => `(${[stream, one.partition, one.position].map(literal).join(", ")})`);
+            await connection.run(`INSERT INTO parked_positions VALUES ${values.join(", ")}`);
+          }
+          sources.push(`SELECT ${columns.join(", ")} FROM parked_positions`);
+          const lost: string[] = [];
+          for (const [partition, low] of due) {
+            const position = own.get(trackOf(stream, partition)) ?? "";
+            const [[count]] = (await rowsOf(
+              connection,
+              `SELECT count(DISTINCT position) FROM (${sources.map((one) => `(${one})`).join(" UNION ALL ")})
              WHERE stream = ${literal(stream)} AND partition = ${literal(partition)}
                AND position > ${literal(position)} AND position <= ${literal(low)}`,
-          )) as [[bigint]];
-          const missing = BigInt(low) - BigInt(position === "" ? 0 : position) - count;
-          if (missing > 0n) {
-            lost.push(
-              `${missing} events of partition ${partition} between positions ${position || "0"} and ${low} are nowhere else`,
-            );
+            )) as [[bigint]];
+            const missing = BigInt(low) - BigInt(position === "" ? 0 : position) - count;
+            if (missing > 0n) {
+              lost.push(
+                `${missing} events of partition ${partition} between positions ${position || "0"} and ${low} are nowhere else`,
+              );
+            }
           }
+          return lost;
+        } finally {
+          await connection.run("DROP TABLE parked_positions");
         }
-        return lost;
-      } finally {
-        await connection.run("DROP TABLE parked_positions");
-      }
-    });
+      }),
+    );
   }
 }
 

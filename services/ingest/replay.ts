@@ -3,7 +3,7 @@ import { chunksOf, literal, rowsOf } from "../base/duckdb.js";
 import { encodeEvent } from "../contracts/encode-event.js";
 import type { DeltaTable } from "../table/delta-table.js";
 import { type Progress, partsOf, progressOf, type Track } from "../table/progress.js";
-import { scanFilesSql } from "../table/scan.js";
+import { withFilesScan } from "../table/scan.js";
 import type { TableFile, TableSnapshot } from "../table/types.js";
 import { EventBatch } from "./event-batch.js";
 import { RawEventReader, selectEvents } from "./raw-events.js";
@@ -42,19 +42,20 @@ export async function rangesOf(
 ): Promise<Progress[]> {
   const files = filesBetween(view.snapshot, from, to);
   if (files.reduce((rows, file) => rows + file.rows, 0) <= maxEvents) return [to];
-  const sql = await scanFilesSql(view.table, view.snapshot, files, {
-    columns: ["stream", "partition", "position"],
-    where: between(from, to),
+  const options = { columns: ["stream", "partition", "position"], where: between(from, to) };
+  const rows = await withFilesScan(view.table, view.snapshot, files, options, async (sql) => {
+    const [[events]] = (await rowsOf(view.connection, `SELECT count(*) FROM (${sql})`)) as [[bigint]];
+    const count = Math.ceil(Number(events) / maxEvents);
+    if (count <= 1) return [];
+    return rowsOf(
+      view.connection,
+      `SELECT range, stream, partition, max(position) FROM (
+         SELECT *, ntile(${count}) OVER (PARTITION BY stream, partition ORDER BY position) AS range FROM (${sql})
+       ) GROUP BY ALL`,
+    );
   });
-  const [[events]] = (await rowsOf(view.connection, `SELECT count(*) FROM (${sql})`)) as [[bigint]];
-  const count = Math.ceil(Number(events) / maxEvents);
-  if (count <= 1) return [to];
-  const rows = await rowsOf(
-    view.connection,
-    `SELECT range, stream, partition, max(position) FROM (
-       SELECT *, ntile(${count}) OVER (PARTITION BY stream, partition ORDER BY position) AS range FROM (${sql})
-     ) GROUP BY ALL`,
-  );
+  if (rows.length === 0) return [to];
+  const count = Math.max(...rows.map(([range]) => Number(range)));
   const ends = Array.from({ length: count }, () => new Map<Track, string>());
   for (const [range, stream, partition, position] of rows) {
     ends[Number(range) - 1]!.set(`${stream}.${partition}`, String(position));
@@ -63,16 +64,26 @@ export async function rangesOf(
   return ends.filter((end) => end.size > 0);
 }
 
-/** Reads raw's events beyond `from` and up to `to`, in no particular order: what comes of them does not depend on it (I3). */
-export async function* readRange(
+/**
+ * Gives raw's events beyond `from` and up to `to` to `take`, one batch after the other, in no particular order: what
+ * comes of them does not depend on it (I3). Ends early when `take` resolves to false, and resolves to that.
+ */
+export async function readRange(
   view: RawView,
   from: Progress,
   to: Progress,
   limits: BatchLimits,
-): AsyncGenerator<EventBatch> {
+  take: (batch: EventBatch) => Promise<boolean>,
+): Promise<boolean> {
   const files = filesBetween(view.snapshot, from, to);
-  if (files.length === 0) return;
-  const sql = await scanFilesSql(view.table, view.snapshot, files, { where: between(from, to) });
+  if (files.length === 0) return true;
+  return withFilesScan(view.table, view.snapshot, files, { where: between(from, to) }, async (sql) => {
+    for await (const batch of batchesOf(view, sql, limits)) if (!(await take(batch))) return false;
+    return true;
+  });
+}
+
+async function* batchesOf(view: RawView, sql: string, limits: BatchLimits): AsyncGenerator<EventBatch> {
   const reader = new RawEventReader(view.entityType);
   const open = new Map<string, EventBatch>();
   const batchOf = (stream: string): EventBatch => {
@@ -100,9 +111,11 @@ export async function originals(
 ): Promise<Map<string, Buffer>> {
   const positions = [...new Set(wanted.map(({ position }) => position))];
   const files = filesAt(view.snapshot, positions);
-  const sql = await scanFilesSql(view.table, view.snapshot, files, {
-    where: `stream = ${literal(stream)} AND position IN (${positions.map(literal).join(", ")})`,
-  });
+  const where = `stream = ${literal(stream)} AND position IN (${positions.map(literal).join(", ")})`;
+  return withFilesScan(view.table, view.snapshot, files, { where }, (sql) => wholeEvents(view, stream, sql));
+}
+
+async function wholeEvents(view: RawView, stream: string, sql: string): Promise<Map<string, Buffer>> {
   const found = new Map<string, Buffer>();
   const reader = new RawEventReader(view.entityType);
   const batch = new EventBatch(view.entityType, stream);

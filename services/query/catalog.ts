@@ -33,10 +33,11 @@ export interface CatalogTable {
    */
   freshness(tenant: string): Promise<number | null>;
   /**
-   * Trusted SQL that yields the named columns of the live rows at this version: all rows of `tenant`, and perhaps
-   * rows of others. The caller filters by tenant_id; `tenant` only lets the table skip files.
+   * Runs `use` with trusted SQL that yields the named columns of the live rows at this version: all rows of `tenant`,
+   * and perhaps rows of others. The caller filters by tenant_id; `tenant` only lets the table skip files. The rows can
+   * be read until `use` ends.
    */
-  loadSql(columns: readonly string[], tenant: string): Promise<string>;
+  withRows<T>(columns: readonly string[], tenant: string, use: (sql: string) => Promise<T>): Promise<T>;
 }
 
 /** The column every refined table has, and by which a tenant's rows are told apart. */

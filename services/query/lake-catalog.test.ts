@@ -106,9 +106,10 @@ const things = async (): Promise<CatalogTable> =>
   (await catalog.tables()).find(({ model }) => model === "things")!;
 
 async function rows(table: CatalogTable, tenant: string): Promise<unknown[][]> {
-  const sql = await table.loadSql(["tenant_id", "entity_id", "name"], tenant);
-  return lake.context.duck.with((connection) =>
-    rowsOf(connection, `SELECT * FROM (${sql}) WHERE tenant_id = '${tenant}' ORDER BY ALL`),
+  return table.withRows(["tenant_id", "entity_id", "name"], tenant, (sql) =>
+    lake.context.duck.with((connection) =>
+      rowsOf(connection, `SELECT * FROM (${sql}) WHERE tenant_id = '${tenant}' ORDER BY ALL`),
+    ),
   );
 }
 

@@ -6,7 +6,7 @@ import type { ObjectStore } from "../storage/object-store.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
 import { DeltaTable, type TableOptions } from "../table/delta-table.js";
 import { positionsOf } from "../table/progress.js";
-import { scanSql } from "../table/scan.js";
+import { withScan } from "../table/scan.js";
 import { deltaTypeOf, duckTypeOf } from "../table/schema.js";
 import type { Column, TableSnapshot } from "../table/types.js";
 import { type Catalog, type CatalogTable, emptySql, type TableState } from "./catalog.js";
@@ -100,10 +100,18 @@ export class LakeCatalog implements Catalog {
       version: found?.snapshot.version ?? 0,
       freshness: (tenant) =>
         failure === undefined ? this.freshness(tenant, name, progress) : Promise.resolve(null),
-      loadSql: async (names, tenant) => {
-        if (failure !== undefined) throw unreadable(`${domain}.${model.table}`, failure);
-        if (found === undefined) return emptySql({ columns: served }, names);
-        return scanSql(found.table, found.snapshot, { columns: names, tenant });
+      withRows: async (names, tenant, use) => {
+        if (found === undefined && failure === undefined) return use(emptySql({ columns: served }, names));
+        let lent = false;
+        try {
+          if (found === undefined) throw failure;
+          return await withScan(found.table, found.snapshot, { columns: names, tenant }, (sql) => {
+            lent = true;
+            return use(sql);
+          });
+        } catch (error) {
+          throw lent ? error : unreadable(`${domain}.${model.table}`, error);
+        }
       },
     };
   }

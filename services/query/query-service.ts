@@ -1,5 +1,6 @@
 import type { Config } from "../base/config.js";
 import { assert, TributaryError } from "../base/errors.js";
+import { type Lend, withAll } from "../base/with-all.js";
 import { isTenantId } from "../contracts/envelope.js";
 import { type Catalog, type CatalogTable, emptySql, TENANT_COLUMN, visibleColumns } from "./catalog.js";
 import { type Lease, WorkerPool } from "./pool.js";
@@ -92,17 +93,17 @@ export class QueryService {
       if (query.type !== "gated") throw refusal(sql, query);
       const read = query.tables.map((at) => available[at]!);
       const parameters = parametersOf(query.parameters, request.params);
-      const tables = await Promise.all(
-        (query.readsCatalog ? available : read).map((table) =>
-          sessionTable(table, available, tenant, read.includes(table)),
-        ),
+      const tables = (query.readsCatalog ? available : read).map((table) =>
+        sessionTable(table, available, tenant, read.includes(table)),
       );
       const rows: Buffer[] = [];
-      asking.begin?.();
-      const answered = await this.execute(lease, request, tables, parameters, (text) => {
-        const piece = Buffer.from(text);
-        rows.push(piece);
-        asking.take?.(piece.length);
+      const answered = await withAll(tables, (loaded) => {
+        asking.begin?.();
+        return this.execute(lease, request, loaded, parameters, (text) => {
+          const piece = Buffer.from(text);
+          rows.push(piece);
+          asking.take?.(piece.length);
+        });
       });
       if (answered.type === "yielded") return undefined;
       if (answered.type !== "done") throw refusal(sql, answered);
@@ -143,23 +144,27 @@ export class QueryService {
   }
 }
 
-async function sessionTable(
+/** What a session is told of a table; files with rows are lent for as long as it may read them. */
+function sessionTable(
   table: CatalogTable,
   available: readonly CatalogTable[],
   tenant: string,
   rows: boolean,
-): Promise<SessionTable> {
+): Lend<SessionTable> {
   const columns = visibleColumns(table).map(({ name }) => name);
   const needed = columns.includes(TENANT_COLUMN) ? columns : [...columns, TENANT_COLUMN];
   const sameName = available.filter(({ model }) => model.toLowerCase() === table.model.toLowerCase());
-  return {
+  const told = {
     domain: table.domain,
     model: table.model,
     columns,
-    loadSql: rows ? await table.loadSql(needed, tenant) : undefined,
     emptySql: emptySql(table, needed),
     unqualified: sameName.length === 1,
   };
+  return (use) =>
+    rows
+      ? table.withRows(needed, tenant, (loadSql) => use({ ...told, loadSql }))
+      : use({ ...told, loadSql: undefined });
 }
 
 /** The request's values by the parameters' names; each parameter needs one, and no value may be left over. */

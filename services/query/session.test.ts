@@ -27,7 +27,7 @@ async function sessionTables(): Promise<SessionTable[]> {
         domain: table.domain,
         model: table.model,
         columns,
-        loadSql: await table.loadSql([...columns], asker.id),
+        loadSql: await table.withRows([...columns], asker.id, async (sql) => sql),
         emptySql: emptySql(table, columns),
         unqualified: true,
       };

@@ -204,16 +204,17 @@ describe("faults", () => {
     }
   });
 
-  test("adopted files are read-only and can be read where localPath says", async () => {
+  test("adopted files are read-only and can be read where withLocal says", async () => {
     const data = await mkdtemp(join(tmpdir(), "tributary-store-"));
     try {
       const store = await FileStore.open({ folder: join(data, "lake"), staging: join(data, "staging") });
       const source = join(store.staging, "f");
       await writeFile(source, "rows");
       await store.adopt([{ localPath: source, key: "t/f" }]);
-      const path = await store.localPath("t/f");
-      expect(await readFile(path, "utf8")).toBe("rows");
-      expect((await stat(path)).mode & 0o222).toBe(0);
+      await store.withLocal(["t/f"], async ([path]) => {
+        expect(await readFile(path!, "utf8")).toBe("rows");
+        expect((await stat(path!)).mode & 0o222).toBe(0);
+      });
     } finally {
       await rm(data, { recursive: true });
     }

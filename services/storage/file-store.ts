@@ -102,8 +102,9 @@ export class FileStore implements ObjectStore {
     }
   }
 
-  async localPath(key: string): Promise<string> {
-    return this.path(key);
+  /** The objects are local files already. */
+  async withLocal<T>(keys: readonly string[], use: (paths: readonly string[]) => Promise<T>): Promise<T> {
+    return use(keys.map((key) => this.path(key)));
   }
 
   async *list(prefix: string, startAfter = ""): AsyncGenerator<ObjectInfo> {

@@ -19,8 +19,12 @@ export interface ObjectStore {
   adopt(files: readonly { readonly localPath: string; readonly key: string }[]): Promise<void>;
   /** A folder on the lake's own volume where files for `adopt` are written; nobody else's while a process uses it. */
   readonly staging: string;
-  /** A local path from which the object can be read; it stays readable while the object exists. */
-  localPath(key: string): Promise<string>;
+  /**
+   * Lends objects as local files: runs `use` with a path for each key, in their order, and returns what it does. The
+   * files stay readable until `use` ends, as long as the objects are not deleted; where no object is, the path names
+   * no file. Errors: TRB-STORE-FAILED; those of `use`.
+   */
+  withLocal<T>(keys: readonly string[], use: (paths: readonly string[]) => Promise<T>): Promise<T>;
   /** Objects below `prefix`, in key order, optionally only those after `startAfter`. */
   list(prefix: string, startAfter?: string): AsyncIterable<ObjectInfo>;
   /**

@@ -13,6 +13,7 @@ import { literal, rowsOf } from "../base/duckdb.js";
 import { compactAppended, compactUpserted } from "./compact.js";
 import { planCompaction } from "./compaction-plan.js";
 import type { DeltaTable } from "./delta-table.js";
+import { withFiles } from "./scan.js";
 
 const slices = (events: readonly TestEvent[], size: number): TestEvent[][] =>
   Array.from({ length: Math.ceil(events.length / size) }, (_, i) => events.slice(i * size, (i + 1) * size));
@@ -136,9 +137,10 @@ describe("compaction beside upserts", () => {
       const [file, ...others] = table.snapshot.files;
       expect(others).toEqual([]);
       expect([file!.tombstones, file!.rows, file!.maskedRows]).toEqual([true, 1, 1]);
-      const path = await table.store.localPath(`${table.root}/${file!.path}`);
-      const stored = await lake.context.duck.with((c) =>
-        rowsOf(c, `SELECT _tributary_version FROM read_parquet(${literal(path)}, hive_partitioning=false)`),
+      const sql = (path: string) =>
+        `SELECT _tributary_version FROM read_parquet(${literal(path)}, hive_partitioning=false)`;
+      const stored = await withFiles(table, [file!], ([path]) =>
+        lake.context.duck.with((c) => rowsOf(c, sql(path!))),
       );
       expect(stored).toEqual([[9n]]);
       await lane.land(stream.batch([live(8n), live(9n)]));

@@ -4,7 +4,7 @@ import { assert } from "../base/errors.js";
 import { removeOf } from "./actions.js";
 import { allRows, stageFile } from "./data-file.js";
 import type { DeltaTable } from "./delta-table.js";
-import { scanFilesSql } from "./scan.js";
+import { withFiles, withFilesScan } from "./scan.js";
 import { type StagedFile, Staging } from "./staging.js";
 import type { TableFile } from "./types.js";
 import { KEY_COLUMNS, ORDER_COLUMNS, SHARED_PARTITION, type UpsertWriter } from "./upsert.js";
@@ -24,9 +24,10 @@ export function compactAppended(
 ): Promise<Compaction> {
   return Staging.run(table, async (staging): Promise<Compaction> => {
     const snapshot = table.snapshot;
-    const rows = await scanFilesSql(table, snapshot, sources);
-    const sql = `SELECT * FROM (${rows}) ORDER BY ${orderBy.join(", ")}`;
-    const file = await stageFile(staging, connection, sql, { dataChange: false });
+    const file = await withFilesScan(table, snapshot, sources, {}, (rows) => {
+      const sql = `SELECT * FROM (${rows}) ORDER BY ${orderBy.join(", ")}`;
+      return stageFile(staging, connection, sql, { dataChange: false });
+    });
     await staging.publish([file]);
     const now = Date.now();
     const result = await staging.commit({
@@ -90,7 +91,7 @@ export function compactUpserted(
   });
 }
 
-async function stageLive(
+function stageLive(
   staging: Staging,
   connection: DuckDBConnection,
   sources: readonly TableFile[],
@@ -98,32 +99,34 @@ async function stageLive(
   const { table } = staging;
   const { columns, partitionColumns } = table.snapshot;
   const stored = columns.map(({ name }) => name).filter((name) => !partitionColumns.includes(name));
-  const rows = await scanFilesSql(table, table.snapshot, sources, { columns: stored });
-  return stageFile(staging, connection, `SELECT * FROM (${rows}) ORDER BY tenant_id, entity_id`, {
-    partition: SHARED_PARTITION,
-    dataChange: false,
-  });
+  return withFilesScan(table, table.snapshot, sources, { columns: stored }, (rows) =>
+    stageFile(staging, connection, `SELECT * FROM (${rows}) ORDER BY tenant_id, entity_id`, {
+      partition: SHARED_PARTITION,
+      dataChange: false,
+    }),
+  );
 }
 
 /** Of an entity's tombstones only the greatest counts. */
-async function stageTombstones(
+function stageTombstones(
   staging: Staging,
   connection: DuckDBConnection,
   sources: readonly TableFile[],
 ): Promise<StagedFile> {
-  const paths = await pathsOf(staging.table, sources);
-  return stageFile(
-    staging,
-    connection,
-    `SELECT ${[...KEY_COLUMNS, ...ORDER_COLUMNS].join(", ")}
-     FROM read_parquet([${paths.map(literal).join(", ")}], hive_partitioning=false)
-     QUALIFY row_number() OVER (
-       PARTITION BY tenant_id, entity_id
-       ORDER BY _tributary_version DESC, _tributary_operation = 3 DESC,
-         _tributary_hash < 0 DESC, _tributary_hash DESC,
-         _tributary_occurred_at DESC NULLS LAST, _tributary_operation DESC) = 1
-     ORDER BY tenant_id, entity_id`,
-    { partition: SHARED_PARTITION, tombstones: true, dataChange: false },
+  return withFiles(staging.table, sources, (paths) =>
+    stageFile(
+      staging,
+      connection,
+      `SELECT ${[...KEY_COLUMNS, ...ORDER_COLUMNS].join(", ")}
+       FROM read_parquet([${paths.map(literal).join(", ")}], hive_partitioning=false)
+       QUALIFY row_number() OVER (
+         PARTITION BY tenant_id, entity_id
+         ORDER BY _tributary_version DESC, _tributary_operation = 3 DESC,
+           _tributary_hash < 0 DESC, _tributary_hash DESC,
+           _tributary_occurred_at DESC NULLS LAST, _tributary_operation DESC) = 1
+       ORDER BY tenant_id, entity_id`,
+      { partition: SHARED_PARTITION, tombstones: true, dataChange: false },
+    ),
   );
 }
 
@@ -141,13 +144,15 @@ async function maskedMeanwhile(
     const after = await table.mask(current[index]!);
     if (after === undefined || after.count === (before?.count ?? 0)) continue;
     const fresh = [...after.toRows()].filter((row) => before?.has(row) !== true);
-    const [old] = await pathsOf(table, [source]);
-    const found = await connection.runAndReadAll(
-      `SELECT n.file_row_number
-       FROM read_parquet(${literal(old!)}, file_row_number=true, hive_partitioning=false) o
-       JOIN read_parquet(${literal(await table.store.localPath(staged.key))}, file_row_number=true, hive_partitioning=false) n
-         ON n.entity_id = o.entity_id AND n.tenant_id = o.tenant_id
-       WHERE o.file_row_number IN (${fresh.join(", ")})`,
+    const keys = [`${table.root}/${source.path}`, staged.key];
+    const found = await table.store.withLocal(keys, ([before, merged]) =>
+      connection.runAndReadAll(
+        `SELECT n.file_row_number
+         FROM read_parquet(${literal(before!)}, file_row_number=true, hive_partitioning=false) o
+         JOIN read_parquet(${literal(merged!)}, file_row_number=true, hive_partitioning=false) n
+           ON n.entity_id = o.entity_id AND n.tenant_id = o.tenant_id
+         WHERE o.file_row_number IN (${fresh.join(", ")})`,
+      ),
     );
     const numbers = (found.getColumns()[0] ?? []) as bigint[];
     assert(numbers.length === fresh.length, "a masked row is not in the new file");
@@ -155,6 +160,3 @@ async function maskedMeanwhile(
   }
   return Uint32Array.from(rows).sort();
 }
-
-const pathsOf = (table: DeltaTable, files: readonly TableFile[]): Promise<string[]> =>
-  Promise.all(files.map((file) => table.store.localPath(`${table.root}/${file.path}`)));

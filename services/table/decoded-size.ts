@@ -1,6 +1,7 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { literal, rowsOf } from "../base/duckdb.js";
 import type { DeltaTable } from "./delta-table.js";
+import { withFiles } from "./scan.js";
 import type { TableFile } from "./types.js";
 
 /** What the engine keeps of a value beside its bytes. */
@@ -17,13 +18,14 @@ export async function decodedBytes(
   files: readonly TableFile[],
 ): Promise<number[]> {
   if (files.length === 0) return [];
-  const paths = await Promise.all(files.map(({ path }) => table.store.localPath(`${table.root}/${path}`)));
-  const rows = await rowsOf(
-    connection,
-    `SELECT file_name, sum(num_values * ${VALUE_BYTES} + total_uncompressed_size *
-       CASE WHEN stats_distinct_count > 0 THEN num_values / stats_distinct_count ELSE 1 END)::DOUBLE
-     FROM parquet_metadata([${paths.map(literal).join(", ")}]) GROUP BY file_name`,
-  );
-  const bytes = new Map(rows.map(([path, sum]) => [String(path), Number(sum)]));
-  return paths.map((path) => bytes.get(path) ?? 0);
+  return withFiles(table, files, async (paths) => {
+    const rows = await rowsOf(
+      connection,
+      `SELECT file_name, sum(num_values * ${VALUE_BYTES} + total_uncompressed_size *
+         CASE WHEN stats_distinct_count > 0 THEN num_values / stats_distinct_count ELSE 1 END)::DOUBLE
+       FROM parquet_metadata([${paths.map(literal).join(", ")}]) GROUP BY file_name`,
+    );
+    const bytes = new Map(rows.map(([path, sum]) => [String(path), Number(sum)]));
+    return paths.map((path) => bytes.get(path) ?? 0);
+  });
 }

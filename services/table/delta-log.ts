@@ -62,13 +62,16 @@ export async function advance(
 /** Asks the files themselves for what adds of other writers may leave out. */
 async function countRows({ store, root, duck }: LogPlace, state: TableState): Promise<void> {
   for (const path of [...state.uncounted]) {
-    const local = literal(await store.localPath(`${root}/${path}`));
-    const rows = await duck
-      .with((connection) => rowsOf(connection, `SELECT num_rows FROM parquet_file_metadata(${local})`))
-      .catch((cause: unknown) => {
-        const reason = "a file whose rows the log does not count is missing or damaged";
-        throw new TributaryError("TRB-TABLE-CORRUPT", reason, { cause });
-      });
+    const rows = await store.withLocal([`${root}/${path}`], ([local]) =>
+      duck
+        .with((connection) =>
+          rowsOf(connection, `SELECT num_rows FROM parquet_file_metadata(${literal(local!)})`),
+        )
+        .catch((cause: unknown) => {
+          const reason = "a file whose rows the log does not count is missing or damaged";
+          throw new TributaryError("TRB-TABLE-CORRUPT", reason, { cause });
+        }),
+    );
     state.count(path, Number(rows[0]![0]));
   }
 }

@@ -140,11 +140,11 @@ describe("a table's log", () => {
     }
     await table.refresh();
     await table.checkpoint();
-    const path = await store.localPath(
-      `${root}/_delta_log/${String(table.snapshot.version).padStart(20, "0")}.checkpoint.parquet`,
-    );
-    const [[kept]] = (await duck.with(async (connection) =>
-      (await connection.runAndReadAll(`SELECT count(remove.path) FROM read_parquet('${path}')`)).getRows(),
+    const key = `${root}/_delta_log/${String(table.snapshot.version).padStart(20, "0")}.checkpoint.parquet`;
+    const [[kept]] = (await store.withLocal([key], ([path]) =>
+      duck.with(async (connection) =>
+        (await connection.runAndReadAll(`SELECT count(remove.path) FROM read_parquet('${path}')`)).getRows(),
+      ),
     )) as [[bigint]];
     expect(Number(kept)).toBeGreaterThanOrEqual(300);
     expect(Number(kept)).toBeLessThan(2400);

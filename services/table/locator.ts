@@ -20,6 +20,7 @@ import {
   VERSION_LO,
   WORDS,
 } from "./order.js";
+import { withFiles } from "./scan.js";
 import type { StagedFile } from "./staging.js";
 import type { TableFile } from "./types.js";
 
@@ -216,13 +217,21 @@ export class EntityLocator {
   }
 
   /** Calls back with the record of every physical row of a file, in row order; the record is reused. */
-  private async scan(
+  private scan(
     connection: DuckDBConnection,
     file: string,
     place: number,
     use: (record: Uint32Array) => void,
   ): Promise<void> {
-    const path = await this.table.store.localPath(`${this.table.root}/${file}`);
+    return withFiles(this.table, [{ path: file }], ([path]) => this.scanFile(connection, path!, place, use));
+  }
+
+  private async scanFile(
+    connection: DuckDBConnection,
+    path: string,
+    place: number,
+    use: (record: Uint32Array) => void,
+  ): Promise<void> {
     const result = await connection.stream(
       `SELECT ${ORDER_SELECT}, encode(f.tenant_id), encode(f.entity_id)
        FROM read_parquet(${literal(path)}, file_row_number=true, hive_partitioning=false) f`,
@@ -242,20 +251,24 @@ export class EntityLocator {
     }
   }
 
-  private async semiJoin(
+  private semiJoin(records: Uint32Array, connection: DuckDBConnection, keys: string): Promise<Standing> {
+    const { files } = this.table.snapshot;
+    this.forget();
+    const places = files.map((file) => this.flagsOf(file.path, file.tombstones));
+    return withFiles(this.table, files, (paths) =>
+      this.joinFiles(records, connection, keys, new Map(paths.map((path, i) => [path, places[i]!]))),
+    );
+  }
+
+  /** `placeOf`: FLAGS without the operation, by the local path of each file. */
+  private async joinFiles(
     records: Uint32Array,
     connection: DuckDBConnection,
     keys: string,
+    placeOf: ReadonlyMap<string, number>,
   ): Promise<Standing> {
     const offsets = new Int32Array(records.length / WORDS).fill(-1);
-    const { files } = this.table.snapshot;
-    if (files.length === 0 || records.length === 0) return { records, offsets };
-    this.forget();
-    const placeOf = new Map<string, number>();
-    for (const file of files) {
-      const path = await this.table.store.localPath(`${this.table.root}/${file.path}`);
-      placeOf.set(path, this.flagsOf(file.path, file.tombstones));
-    }
+    if (placeOf.size === 0 || records.length === 0) return { records, offsets };
     const result = await connection.stream(
       `SELECT ${ORDER_SELECT}, f.filename, k.ord
        FROM read_parquet([${[...placeOf.keys()].map(literal).join(", ")}],

@@ -57,11 +57,14 @@ export async function loadCheckpoint(
   { version, keys }: LogCheckpoint,
   state: TableState,
 ): Promise<void> {
-  const paths = await Promise.all(keys.map((key) => store.localPath(key)));
+  const actions = await store.withLocal(keys, (paths) => actionsIn(duck, version, paths));
+  state.load(version, actions);
+}
+
+async function actionsIn(duck: Duck, version: number, paths: readonly string[]): Promise<Action[]> {
   const from = `read_parquet([${paths.map(literal).join(", ")}], union_by_name=true)`;
-  let actions: Action[];
   try {
-    actions = await duck.with(async (connection) => {
+    return await duck.with(async (connection) => {
       const names = (await connection.run(`SELECT * FROM ${from} LIMIT 0`))
         .columnNames()
         .filter((name) => Object.hasOwn(COLUMNS, name));
@@ -80,7 +83,6 @@ export async function loadCheckpoint(
     const reason = `the log checkpoint of version ${version} is missing or damaged`;
     throw new TributaryError("TRB-TABLE-CORRUPT", reason, { cause, details });
   }
-  state.load(version, actions);
 }
 
 /** A state as it stands now, to be written while commits go on. */

@@ -72,7 +72,7 @@ function withoutCommit(store: ObjectStore, root: string, version: number): Objec
       return "created";
     },
     adopt: (files) => store.adopt(files),
-    localPath: (key) => store.localPath(key),
+    withLocal: (keys, use) => store.withLocal(keys, use),
     async *list(prefix, startAfter) {
       for await (const object of store.list(prefix, startAfter)) if (!isHidden(object.key)) yield object;
     },

@@ -1,5 +1,6 @@
 import { identifier, literal } from "../base/duckdb.js";
 import type { DeltaTable } from "./delta-table.js";
+import type { Mask } from "./mask.js";
 import { PARTITION_COLUMN } from "./state.js";
 import type { TableFile, TableSnapshot } from "./types.js";
 
@@ -12,30 +13,64 @@ export interface ScanOptions {
   readonly tenant?: string;
 }
 
+/** Runs `use` with local paths of the files, in their order; they can be read until it ends. */
+export const withFiles = <T>(
+  { store, root }: Pick<DeltaTable, "store" | "root">,
+  files: readonly Pick<TableFile, "path">[],
+  use: (paths: readonly string[]) => Promise<T>,
+): Promise<T> =>
+  store.withLocal(
+    files.map(({ path }) => `${root}/${path}`),
+    use,
+  );
+
 /**
- * Trusted SQL that yields the snapshot's live rows: explicit file lists, one bitmap predicate per masked file and
- * none for unmasked ones (a NULL bitmap would silently lose rows).
+ * Runs `use` with trusted SQL that yields the snapshot's live rows: explicit file lists, one bitmap predicate per
+ * masked file and none for unmasked ones (a NULL bitmap would silently lose rows). The SQL reads files that are lent
+ * until `use` ends: rows are to be fetched, or copied, by then.
  */
-export async function scanSql(
+export function withScan<T>(
   table: DeltaTable,
   snapshot: TableSnapshot,
-  options: ScanOptions = {},
-): Promise<string> {
+  options: ScanOptions,
+  use: (sql: string) => Promise<T>,
+): Promise<T> {
   const { tenant } = options;
   const files = snapshot.files.filter(
     (file) =>
       !file.tombstones && file.maskedRows < file.rows && (tenant === undefined || mayHold(file, tenant)),
   );
-  return scanFilesSql(table, snapshot, files, options);
+  return withFilesScan(table, snapshot, files, options, use);
 }
 
-/** As `scanSql`, over some of the snapshot's files, in their order. */
-export async function scanFilesSql(
+/** As `withScan`, over some of the snapshot's files, in their order. */
+export async function withFilesScan<T>(
   table: DeltaTable,
   snapshot: TableSnapshot,
   files: readonly TableFile[],
-  options: ScanOptions = {},
-): Promise<string> {
+  options: ScanOptions,
+  use: (sql: string) => Promise<T>,
+): Promise<T> {
+  const masks: (Mask | undefined)[] = [];
+  for (const file of files) masks.push(await table.mask(file));
+  return withFiles(table, files, (paths) =>
+    use(
+      scanSql(
+        snapshot,
+        files.map((file, i) => ({ file, path: paths[i]!, mask: masks[i] })),
+        options,
+      ),
+    ),
+  );
+}
+
+interface LentFile {
+  readonly file: TableFile;
+  readonly path: string;
+  readonly mask: Mask | undefined;
+}
+
+function scanSql(snapshot: TableSnapshot, files: readonly LentFile[], options: ScanOptions): string {
   const wanted = snapshot.columns.filter(({ name }) => options.columns?.includes(name) ?? true);
   const select = (partition: string | undefined) =>
     wanted
@@ -54,9 +89,8 @@ export async function scanFilesSql(
     );
     plain = undefined;
   };
-  for (const file of files) {
-    const path = literal(await table.store.localPath(`${table.root}/${file.path}`));
-    const mask = await table.mask(file);
+  for (const { file, path: unquoted, mask } of files) {
+    const path = literal(unquoted);
     if (mask === undefined || mask.count === 0) {
       if (plain !== undefined && plain.partition !== file.partition) flush();
       plain ??= { paths: [], partition: file.partition };

@@ -1,7 +1,7 @@
 import { literal, rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import type { DeltaTable } from "./delta-table.js";
-import { scanSql } from "./scan.js";
+import { withFiles, withScan } from "./scan.js";
 import { KEY_COLUMNS } from "./upsert.js";
 
 export interface Verification {
@@ -27,10 +27,9 @@ export async function verifyTable(
   await table.duck.with(async (connection) => {
     for (const file of snapshot.files) {
       try {
-        const path = literal(await table.store.localPath(`${table.root}/${file.path}`));
-        const [[rows]] = (await rowsOf(connection, `SELECT count(*) FROM read_parquet(${path})`)) as [
-          [bigint],
-        ];
+        const [[rows]] = (await withFiles(table, [file], ([path]) =>
+          rowsOf(connection, `SELECT count(*) FROM read_parquet(${literal(path!)})`),
+        )) as [[bigint]];
         if (Number(rows) !== file.rows)
           problems.push(`${file.path}: ${rows} rows, the log says ${file.rows}`);
         const mask = await table.mask(file);
@@ -44,10 +43,11 @@ export async function verifyTable(
     }
     if (problems.length > 0) return;
     const keys = uniqueBy.join(", ");
-    const live = await scanSql(table, snapshot, { columns: uniqueBy });
-    const [[doubles]] = (await rowsOf(
-      connection,
-      `SELECT count(*) FROM (SELECT ${keys} FROM (${live}) GROUP BY ${keys} HAVING count(*) > 1)`,
+    const [[doubles]] = (await withScan(table, snapshot, { columns: uniqueBy }, (live) =>
+      rowsOf(
+        connection,
+        `SELECT count(*) FROM (SELECT ${keys} FROM (${live}) GROUP BY ${keys} HAVING count(*) > 1)`,
+      ),
     )) as [[bigint]];
     if (doubles > 0n) problems.push(`${doubles} keys (${keys}) have more than one live row`);
   });

@@ -167,7 +167,7 @@ export function objectStoreContract(make: () => Promise<ObjectStoreFixture>): vo
       await expect(store.getRange(key, 0, 1)).rejects.toMatchObject(refused);
       await expect(store.put(key, Buffer.from("x"))).rejects.toMatchObject(refused);
       await expect(store.putIfAbsent(key, Buffer.from("x"))).rejects.toMatchObject(refused);
-      await expect(store.localPath(key)).rejects.toMatchObject(refused);
+      await expect(store.withLocal([key], async () => undefined)).rejects.toMatchObject(refused);
       await expect(store.delete([key])).rejects.toMatchObject(refused);
       await expect(store.confirm([key])).rejects.toMatchObject(refused);
       const localPath = join(store.staging, "file");

@@ -99,7 +99,7 @@ test("with the gate taken away, the sandbox still has no other tenant's rows and
           domain: table.domain,
           model: table.model,
           columns,
-          loadSql: await table.loadSql(columns, asker.id),
+          loadSql: await table.withRows(columns, asker.id, async (sql) => sql),
           emptySql: emptySql(table, columns),
           unqualified: true,
         };

@@ -16,7 +16,7 @@ import { locateVector } from "../../services/table/deletion-vector.js";
 import { readCommit } from "../../services/table/delta-log.js";
 import { DeltaTable } from "../../services/table/delta-table.js";
 import { type Progress, progressAlong } from "../../services/table/progress.js";
-import { scanSql } from "../../services/table/scan.js";
+import { withScan } from "../../services/table/scan.js";
 import { Sweep } from "../../services/table/sweep.js";
 import { FAULTS, FaultFiles, type FileFault, filesBelow, makeAside } from "./fault-files.js";
 import {
@@ -313,10 +313,11 @@ async function compact(lane: Lane, { duck }: IngestContext): Promise<void> {
 
 async function positions(context: IngestContext, store: FileStore): Promise<string[]> {
   const raw = await DeltaTable.open(store, rawRoot(THING), context.duck, context.tableOptions);
-  const sql = await scanSql(raw!, raw!.snapshot, { columns: ["stream", "partition", "position"] });
-  return (await context.duck.with((connection) => rowsOf(connection, sql)))
-    .map((row) => row.join("/"))
-    .sort();
+  const columns = ["stream", "partition", "position"];
+  const rows = await withScan(raw!, raw!.snapshot, { columns }, (sql) =>
+    context.duck.with((connection) => rowsOf(connection, sql)),
+  );
+  return rows.map((row) => row.join("/")).sort();
 }
 
 /** Vector files that some commit of the tables has named. */

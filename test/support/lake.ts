@@ -21,7 +21,7 @@ import type { Target } from "../../services/ingest/target.js";
 import { FileStore } from "../../services/storage/file-store.js";
 import type { ObjectStore } from "../../services/storage/object-store.js";
 import { DeltaTable } from "../../services/table/delta-table.js";
-import { scanSql } from "../../services/table/scan.js";
+import { withScan } from "../../services/table/scan.js";
 import { xxh64 } from "./oracle-hash.js";
 
 /** A whole lake in a temporary folder, for tests of the table engine and of ingest: no stream, no server. */
@@ -245,18 +245,21 @@ export class Lake {
       checkpointEvery: 1000,
     });
     if (raw === undefined) return [];
-    return this.context.duck.with(async (connection) => {
-      const sql = await scanSql(raw, raw.snapshot, { columns: ["stream", "partition", "position"] });
-      return (await rowsOf(connection, sql)).map((row) => row.join("/")).sort();
-    });
+    const columns = ["stream", "partition", "position"];
+    const rows = await withScan(raw, raw.snapshot, { columns }, (sql) => this.query(sql));
+    return rows.map((row) => row.join("/")).sort();
   }
 
   /** model, code, position of the dead letters, sorted. */
   async deadLetters(): Promise<string[]> {
     const { table } = this.context.deadLetters;
-    const sql = await scanSql(table, await table.refresh(), { columns: ["model", "code", "position"] });
-    const rows = await this.context.duck.with((connection) => rowsOf(connection, sql));
+    const columns = ["model", "code", "position"];
+    const rows = await withScan(table, await table.refresh(), { columns }, (sql) => this.query(sql));
     return rows.map(([model, code, position]) => `${model} ${code} ${position}`).sort();
+  }
+
+  query(sql: string): Promise<unknown[][]> {
+    return this.context.duck.with((connection) => rowsOf(connection, sql));
   }
 
   async close(): Promise<void> {
@@ -272,7 +275,7 @@ export async function liveRows(
   table: DeltaTable,
   columns: readonly string[],
 ): Promise<string[]> {
-  const rows = await rowsOf(connection, await scanSql(table, table.snapshot, { columns }));
+  const rows = await withScan(table, table.snapshot, { columns }, (sql) => rowsOf(connection, sql));
   return rows.map((row) => JSON.stringify(row.map(plain))).sort();
 }
 

@@ -194,8 +194,10 @@ function tableOf(name: string, shape: Shape, files: readonly string[], version: 
     description: shape.description,
     version: version + 4_200_000,
     freshness: async () => 12,
-    loadSql: async (columns) =>
-      `SELECT ${columns.map(identifier).join(", ")} FROM read_parquet([${paths}], hive_partitioning=false)`,
+    withRows: (columns, _, use) =>
+      use(
+        `SELECT ${columns.map(identifier).join(", ")} FROM read_parquet([${paths}], hive_partitioning=false)`,
+      ),
   };
 }
 

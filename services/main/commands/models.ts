@@ -8,7 +8,7 @@ import { loadModels, type Model } from "../../models/project.js";
 import { type TestResult, testModel } from "../../models/test-models.js";
 import type { FileStore } from "../../storage/file-store.js";
 import { DeltaTable } from "../../table/delta-table.js";
-import { scanSql } from "../../table/scan.js";
+import { withScan } from "../../table/scan.js";
 import { readingDuck, withStore } from "../compose/runtime.js";
 import { textTable } from "../terminal/text-table.js";
 import { configOf, type DataOptions, withData } from "./options.js";
@@ -88,8 +88,11 @@ async function testAll(config: Config, store: FileStore): Promise<TestResult[]> 
         checkpointEvery: config.table.checkpointEvery,
       });
       if (table === undefined) continue;
-      const rows = await scanSql(table, table.snapshot);
-      results.push(...(await duck.with((connection) => testModel(connection, model, rows))));
+      results.push(
+        ...(await withScan(table, table.snapshot, {}, (rows) =>
+          duck.with((connection) => testModel(connection, model, rows)),
+        )),
+      );
     }
     return results;
   } finally {

@@ -4,12 +4,13 @@ import type { Config } from "../../base/config.js";
 import { Duck, literal, rowsOf } from "../../base/duckdb.js";
 import { TributaryError } from "../../base/errors.js";
 import { layout } from "../../base/paths.js";
+import { type Lend, withAll } from "../../base/with-all.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
 import type { FileStore } from "../../storage/file-store.js";
 import type { Checkpoint } from "../../stream/change-stream.js";
 import { EmbeddedLogReader } from "../../stream/embedded/reader.js";
 import { DeltaTable } from "../../table/delta-table.js";
-import { scanSql } from "../../table/scan.js";
+import { type ScanOptions, withScan } from "../../table/scan.js";
 import { type Verification, verifyTable } from "../../table/verify.js";
 import { withStore } from "../compose/runtime.js";
 import { textTable } from "../terminal/text-table.js";
@@ -166,14 +167,13 @@ async function positionProblems(
   settled: Settled | undefined,
 ): Promise<string[]> {
   const columns = ["stream", "partition", "position"];
-  const parts: string[] = [];
-  let duck: Duck | undefined;
+  const parts: Lend<string>[] = [];
   for (const [name, table] of tables) {
-    duck = table.duck;
-    if (name.startsWith("raw/")) parts.push(await scanSql(table, table.snapshot, { columns }));
-    if (name === "dead_letters")
-      parts.push(await scanSql(table, table.snapshot, { columns, where: "model = ''" }));
+    const add = (options: ScanOptions) => parts.push((use) => withScan(table, table.snapshot, options, use));
+    if (name.startsWith("raw/")) add({ columns });
+    if (name === "dead_letters") add({ columns, where: "model = ''" });
   }
+  const [duck] = [...tables.values()].map((table) => table.duck);
   if (duck === undefined || parts.length === 0) return [];
   const due =
     settled === undefined
@@ -185,13 +185,15 @@ async function positionProblems(
               `(partition = ${literal(partition)} AND position <= ${literal(position)})`,
           ),
         ].join(" OR ");
-  const rows = await duck.with((connection) =>
-    rowsOf(
-      connection,
-      `SELECT stream, partition, count(*) - count(DISTINCT position),
+  const rows = await withAll(parts, (scans) =>
+    duck.with((connection) =>
+      rowsOf(
+        connection,
+        `SELECT stream, partition, count(*) - count(DISTINCT position),
          max(position) FILTER (due)::BIGINT - min(position) FILTER (due)::BIGINT + 1
            - count(DISTINCT position) FILTER (due)
-       FROM (SELECT *, ${due} AS due FROM (${parts.map((part) => `(${part})`).join(" UNION ALL ")})) GROUP BY ALL ORDER BY ALL`,
+       FROM (SELECT *, ${due} AS due FROM (${scans.map((part) => `(${part})`).join(" UNION ALL ")})) GROUP BY ALL ORDER BY ALL`,
+      ),
     ),
   );
   return rows.flatMap(([stream, partition, doubles, missing]) => [
