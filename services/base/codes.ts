@@ -183,6 +183,12 @@ export const CODES = {
     "an acknowledged record of the log is damaged",
     "restore the segment from a copy; nothing was cut or skipped",
   ),
+  "TRB-STREAM-FORGOTTEN": entry(
+    500,
+    false,
+    "the stream has forgotten events that were still to be read",
+    "an ingest: keep the stream's retention above the longest outage, and bring the lost events again from their source; a follower: begin anew from the lake",
+  ),
   "TRB-STREAM-FENCED": entry(
     503,
     true,

@@ -88,6 +88,13 @@ export interface ChangeStreamReader {
   /** Registers the consumer and reads on after its low-water record, the partitions that it is given. */
   consume(consumer: string, holder?: PartitionHolder): Promise<StreamConsumer>;
   /**
+   * Reads on after a checkpoint, or from the oldest or the next event, for somebody who keeps count himself: all
+   * partitions, also those that are to come. Registers nothing and keeps nothing from being forgotten: a read rejects
+   * with TRB-STREAM-FORGOTTEN where events after the checkpoint are gone. Partitions that it does not name are read from
+   * their oldest event.
+   */
+  follow(from: Checkpoint | "oldest" | "next"): Promise<StreamFollower>;
+  /**
    * The durable events after the named consumer's low-water record, to the head. Only looks: registers nothing, moves
    * nothing and keeps nothing from being forgotten.
    */
@@ -95,7 +102,7 @@ export interface ChangeStreamReader {
   close(): Promise<void>;
 }
 
-export interface StreamConsumer {
+export interface StreamFollower {
   /** The next durable events, at least one; undefined when none came within `waitMs` or on abort. */
   read(limit: {
     maxEvents: number;
@@ -103,7 +110,10 @@ export interface StreamConsumer {
     waitMs: number;
     signal?: AbortSignal;
   }): Promise<StreamBatch | undefined>;
+  close(): Promise<void>;
+}
+
+export interface StreamConsumer extends StreamFollower {
   /** Moves the low-water record. The checkpoint is one that reading has reached. Durable when resolved. */
   commit(checkpoint: Checkpoint): Promise<void>;
-  close(): Promise<void>;
 }

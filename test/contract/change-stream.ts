@@ -5,7 +5,7 @@ import type {
   ChangeStreamWriter,
   Checkpoint,
   Partition,
-  StreamConsumer,
+  StreamFollower,
 } from "../../services/stream/change-stream.js";
 import { eventSlices, eventsOf, placesOf, positionsIn, type ReadEvent } from "../support/event-slices.js";
 
@@ -29,7 +29,7 @@ export const texts = (from: number, count: number, partition = (i: number) => i 
 
 /** Reads until `count` events have come. */
 export async function readEvents(
-  consumer: StreamConsumer,
+  consumer: StreamFollower,
   count: number,
   limit = PLENTY,
 ): Promise<ReadEvent[]> {
@@ -301,6 +301,38 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
       await one.commit(lastOf(ofOne));
       expect(await readEvents(two, 20)).toEqual(ofOne);
       expect((await reader.lowWater("two")).size).toBe(0);
+    });
+
+    test("a follower reads on after what it has, all there is, or what comes next", async () => {
+      const first = placesOf(await writer.append(texts(0, 20)));
+      const oldest = await reader.follow("oldest");
+      const next = await reader.follow("next");
+      const events = await readEvents(oldest, 20);
+      expect(names(events).sort()).toEqual(numbered(0, 20).sort());
+      const seen = lastOf(events.slice(0, 13));
+      const after = await reader.follow(seen);
+      const rest = await readEvents(after, 7);
+      expect(rest.map(({ text }) => text).sort()).toEqual(names(events.slice(13)).sort());
+      for (const { partition, position } of rest) expect(position > (seen.get(partition) ?? "")).toBe(true);
+      await writer.append(texts(20, 8));
+      for (const follower of [oldest, next, after]) {
+        expect(names(await readEvents(follower, 8)).sort()).toEqual(numbered(20, 8).sort());
+        expect(await follower.read({ ...PLENTY, waitMs: 0 })).toBeUndefined();
+      }
+      // A partition that the checkpoint does not name is read from its beginning.
+      const { partition, position } = first[0]!;
+      const one = await reader.follow(new Map([[partition, position]]));
+      expect(await readEvents(one, 27)).toHaveLength(27);
+      await one.close();
+      await expect(one.read(PLENTY)).rejects.toMatchObject({ code: "TRB-BUS-STREAM-DOWN" });
+    });
+
+    test("a follower is no consumer: nothing waits for it", async () => {
+      await reader.follow("oldest");
+      const consumer = await reader.consume("c");
+      await writer.append(texts(0, 20));
+      await consumer.commit(lastOf(await readEvents(consumer, 20)));
+      await expect.poll(() => writer.backlogBytes(), { timeout: 10_000 }).toBe(0);
     });
 
     test("head tells the last position of each partition", async () => {

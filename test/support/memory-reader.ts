@@ -4,6 +4,7 @@ import type {
   Checkpoint,
   StreamBatch,
   StreamConsumer,
+  StreamFollower,
 } from "../../services/stream/change-stream.js";
 
 /** A stream in memory for the reading end; it survives a "crash" of whoever reads it, with its low-water record. */
@@ -45,8 +46,16 @@ export class MemoryReader implements ChangeStreamReader {
     return this.events.every(({ partition, position }) => position <= (this.done.get(partition) ?? ""));
   }
 
-  async consume(): Promise<StreamConsumer> {
-    const from = new Map(this.done);
+  consume(): Promise<StreamConsumer> {
+    return this.readAfter(new Map(this.done));
+  }
+
+  async follow(from: Checkpoint | "oldest" | "next"): Promise<StreamFollower> {
+    const next = from === "next" ? await this.head() : from;
+    return this.readAfter(next === "oldest" ? new Map() : next);
+  }
+
+  private async readAfter(from: Checkpoint): Promise<StreamConsumer> {
     // Whoever replaces it means the next process, not one that is as good as dead.
     const { beforeCommit } = this;
     let next = 0;

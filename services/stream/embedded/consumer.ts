@@ -1,7 +1,7 @@
 import type { FileOps } from "../../base/files.js";
 import type { Checkpoint, StreamBatch, StreamConsumer } from "../change-stream.js";
 import { LogCursor, type Window } from "./cursor.js";
-import { damaged, type StreamIdentity, streamDown } from "./folder.js";
+import { damaged, listSegments, openSegment, type StreamIdentity, streamDown } from "./folder.js";
 import type { Frame } from "./format.js";
 import { type LowWater, readLowWater, writeLowWater } from "./low-water.js";
 import { fromCheckpoint, PositionFormatter } from "./positions.js";
@@ -83,6 +83,29 @@ export class EmbeddedLogConsumer implements StreamConsumer {
     return new EmbeddedLogConsumer(files, folder, identity, name, watch, onClose, record, cursor);
   }
 
+  /**
+   * Reads on after `after`, or from the oldest event, for somebody who keeps count himself: it registers nothing and is
+   * not to commit.
+   */
+  static async openAfter(
+    files: FileOps,
+    folder: string,
+    identity: StreamIdentity,
+    after: readonly number[] | undefined,
+    watch: FolderWatch,
+    onClose: () => void,
+  ): Promise<EmbeddedLogConsumer> {
+    const { length } = identity.partitions;
+    const cursor =
+      after === undefined
+        ? await LogCursor.open(files, folder, length, [])
+        : await LogCursor.openAfter(files, folder, length, after);
+    const oldest = cursor.next ?? identity.partitions.map(() => 1);
+    const done = after ?? oldest.map((position) => position - 1);
+    const record = { done, segment: 0, at: 0, bytes: 0 };
+    return new EmbeddedLogConsumer(files, folder, identity, "", watch, onClose, record, cursor);
+  }
+
   private constructor(
     files: FileOps,
     folder: string,
@@ -116,6 +139,15 @@ export class EmbeddedLogConsumer implements StreamConsumer {
     } catch (error) {
       throw streamDown("the log could not be read", error);
     }
+  }
+
+  /** Whether events that come next here have been trimmed: they were kept for nobody. */
+  async isOverrun(): Promise<boolean> {
+    const [oldest] = await listSegments(this.files, this.folder);
+    if (oldest === undefined) return false;
+    const opened = await openSegment(this.files, this.folder, oldest, this.next.length);
+    await opened?.file.close();
+    return opened?.header.first.some((position, p) => position > this.next[p]!) ?? false;
   }
 
   private async readNext(limit: ReadLimit): Promise<StreamBatch | undefined> {

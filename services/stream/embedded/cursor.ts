@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import { TributaryError } from "../../base/errors.js";
 import type { FileOps, OpenFile } from "../../base/files.js";
 import { damaged, listSegments, logFolder, type OpenSegment, openSegment, segmentName } from "./folder.js";
 import {
@@ -84,6 +85,32 @@ export class LogCursor {
       cursor.use(opened.file, opened.header);
       return cursor;
     }
+  }
+
+  /**
+   * At a segment from which on every event after `done` is found; with nothing open while there is no segment at all.
+   * Errors: TRB-STREAM-FORGOTTEN, TRB-STREAM-CORRUPT.
+   */
+  static async openAfter(
+    files: FileOps,
+    folder: string,
+    partitions: number,
+    done: readonly number[],
+  ): Promise<LogCursor> {
+    const cursor = new LogCursor(files, folder, partitions);
+    const numbers = await listSegments(files, folder);
+    for (const number of numbers.reverse()) {
+      const opened = await openSegment(files, folder, number, partitions);
+      // Trimmed since the listing, like all before it.
+      if (opened === undefined) break;
+      if (opened.header.first.every((position, p) => position <= done[p]! + 1)) {
+        cursor.use(opened.file, opened.header);
+        return cursor;
+      }
+      await opened.file.close();
+    }
+    if (numbers.length > 0) throw new TributaryError("TRB-STREAM-FORGOTTEN");
+    return cursor;
   }
 
   private async openFirst(done: readonly number[], from: Place | undefined): Promise<void> {

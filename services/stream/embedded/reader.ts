@@ -1,3 +1,4 @@
+import { TributaryError } from "../../base/errors.js";
 import { type FileOps, nodeFiles } from "../../base/files.js";
 import { slotsOfRange } from "../../base/slots.js";
 import type {
@@ -6,12 +7,13 @@ import type {
   PartitionHolder,
   StreamBatch,
   StreamConsumer,
+  StreamFollower,
 } from "../change-stream.js";
 import { EmbeddedLogConsumer } from "./consumer.js";
 import { LogCursor } from "./cursor.js";
 import { logFolder, openIdentity, type StreamIdentity, streamDown } from "./folder.js";
 import { checkConsumerName, readLowWater } from "./low-water.js";
-import { toCheckpoint } from "./positions.js";
+import { fromCheckpoint, toCheckpoint } from "./positions.js";
 import { FolderWatch } from "./watch.js";
 
 /** What a look reads at once: a slice that others need not wait long for. */
@@ -98,6 +100,34 @@ export class EmbeddedLogReader implements ChangeStreamReader {
     return opened;
   }
 
+  async follow(from: Checkpoint | "oldest" | "next"): Promise<StreamFollower> {
+    const following = await this.opening((onClose) => this.openFollower(from, onClose));
+    return {
+      read: async (limit) => {
+        try {
+          return await following.read(limit);
+        } catch (error) {
+          // What is missing was trimmed, or is damaged.
+          if (await following.isOverrun().catch(() => false)) {
+            throw new TributaryError("TRB-STREAM-FORGOTTEN", undefined, { cause: error });
+          }
+          throw error;
+        }
+      },
+      close: () => following.close(),
+    };
+  }
+
+  private async openFollower(
+    from: Checkpoint | "oldest" | "next",
+    onClose: () => void,
+  ): Promise<EmbeddedLogConsumer> {
+    const { files, folder, identity, watch } = this;
+    const checkpoint = from === "next" ? await this.head() : from;
+    const done = checkpoint === "oldest" ? undefined : fromCheckpoint(this.partitions, checkpoint);
+    return EmbeddedLogConsumer.openAfter(files, folder, identity, done, watch, onClose);
+  }
+
   async *waiting(consumer: string): AsyncGenerator<StreamBatch> {
     const looking = await this.opened(consumer, true);
     try {
@@ -111,18 +141,19 @@ export class EmbeddedLogReader implements ChangeStreamReader {
     }
   }
 
-  private async opened(consumer: string, looks: boolean): Promise<EmbeddedLogConsumer> {
-    if (this.closed) throw streamDown("the stream reader is closed");
+  private opened(consumer: string, looks: boolean): Promise<EmbeddedLogConsumer> {
     checkConsumerName(consumer);
-    const opened = await EmbeddedLogConsumer.open(
-      this.files,
-      this.folder,
-      this.identity,
-      consumer,
-      this.watch,
-      () => this.consumers.delete(opened),
-      looks,
+    const { files, folder, identity, watch } = this;
+    return this.opening((onClose) =>
+      EmbeddedLogConsumer.open(files, folder, identity, consumer, watch, onClose, looks),
     );
+  }
+
+  private async opening(
+    open: (onClose: () => void) => Promise<EmbeddedLogConsumer>,
+  ): Promise<EmbeddedLogConsumer> {
+    if (this.closed) throw streamDown("the stream reader is closed");
+    const opened = await open(() => this.consumers.delete(opened));
     this.consumers.add(opened);
     return opened;
   }

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { eventSlices, eventsOf } from "../../../test/support/event-slices.js";
 import { SimulatedFiles } from "../../../test/support/simulated-files.js";
-import type { StreamConsumer } from "../change-stream.js";
+import type { StreamFollower } from "../change-stream.js";
 import { EmbeddedLogReader } from "./reader.js";
 import { EmbeddedLogWriter } from "./writer.js";
 
@@ -25,7 +25,7 @@ async function setUp(files = new SimulatedFiles()) {
   return { files, writer, reader, segments, fill, close };
 }
 
-async function take(consumer: StreamConsumer, count: number) {
+async function take(consumer: StreamFollower, count: number) {
   const last = new Map<string, string>();
   const texts: string[] = [];
   while (texts.length < count) {
@@ -45,6 +45,28 @@ describe("retention", () => {
     await fill(1, 5);
     expect(await writer.trim()).toBe(0);
     expect(await segments()).toEqual([1, 2, 3, 4, 5]);
+    await close();
+  });
+
+  test("a follower holds nothing back, and is told when what it still had to read is gone", async () => {
+    const { writer, reader, segments, fill, close } = await setUp();
+    const consumer = await reader.consume("ingest");
+    await fill(1, 6);
+    const early = await reader.follow("oldest");
+    const { last } = await take(early, 2);
+    await consumer.commit((await take(consumer, 6)).last);
+    expect(await writer.trim()).toBe(5);
+    expect(await segments()).toEqual([6]);
+    const forgotten = { code: "TRB-STREAM-FORGOTTEN" };
+    const reading = async () => {
+      // What it has in memory or open it may still deliver; what is missing, never without a word.
+      for (;;) await take(early, 1);
+    };
+    await expect(reading()).rejects.toMatchObject(forgotten);
+    await expect(reader.follow(last)).rejects.toMatchObject(forgotten);
+    await expect(reader.follow(new Map([["0", "0000000000000002"]]))).rejects.toMatchObject(forgotten);
+    const oldest = await reader.follow("oldest");
+    expect((await take(oldest, 1)).texts).toEqual(["6"]);
     await close();
   });
 
