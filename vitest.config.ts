@@ -2,7 +2,7 @@ import { availableParallelism } from "node:os";
 import { defineConfig } from "vitest/config";
 
 const all = ["services/**/*.test.ts", "test/**/*.test.ts"];
-const beyond = ["test/slow/**", "test/nightly/**"];
+const beyond = ["test/slow/**", "test/nightly/**", "test/integration/**"];
 /** One less than the cores by default, which on two is one; some tests wait rather than work, so one more than two. */
 const everyCore = { maxWorkers: Math.max(3, availableParallelism()) };
 const timeouts = { testTimeout: 30_000, hookTimeout: 60_000 };
@@ -35,6 +35,15 @@ export default defineConfig({
       // They start several processes each, and some compare times: two at once take longer than one after the other.
       {
         test: { name: "slow", include: ["test/slow/**/*.test.ts"], fileParallelism: false, ...slowTimeouts },
+      },
+      // They start foreign servers by themselves (test/servers/).
+      {
+        test: {
+          name: "integration",
+          include: ["test/integration/**/*.test.ts"],
+          fileParallelism: false,
+          ...slowTimeouts,
+        },
       },
       { test: { name: "nightly", include: ["test/nightly/**/*.test.ts"], ...slowTimeouts } },
     ],

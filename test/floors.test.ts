@@ -8,6 +8,7 @@ import { packageRoot } from "../services/base/paths.js";
 const FLOORS: Readonly<Record<string, number>> = {
   base: 1,
   columns: 2,
+  lease: 2,
   stream: 3,
   storage: 3,
   contracts: 3,
@@ -90,6 +91,8 @@ describe("the house's rules", () => {
       ["fastify", /^(base|bus|query|tenancy)\//],
       ["roaring-wasm", /^table\//],
       ["@huggingface/jinja", /^models\//],
+      ["@aws-sdk/client-kinesis", /^stream\/kinesis\//],
+      ["@aws-sdk/client-dynamodb", /^lease\//],
     ];
     const wrong = homes.flatMap(([module, home]) =>
       sources
