@@ -79,7 +79,7 @@ test("a worker alone takes all of its scope at its first look, and keeps it whil
   expect(store.leases.get("elsewhere")?.owner).toBeUndefined();
 });
 
-test("property: any number of workers come to even shares, one asking at a time, and then rest", async () => {
+test("property: whatever their number, workers come to even shares, one asking at a time, and then rest", async () => {
   await fc.assert(
     fc.asyncProperty(
       fc.integer({ min: 1, max: 12 }),

@@ -41,7 +41,7 @@ export interface LeaseStore {
   /** Errors: TRB-STORE-FAILED. */
   list(): Promise<readonly Lease[]>;
   /**
-   * Makes changes to different leases, each by itself; results in input order. Errors: TRB-STORE-FAILED: any of them may
+   * Makes changes to different leases, each by itself; results in input order. Errors: TRB-STORE-FAILED; then some of them may
    * have been made; `list` tells.
    */
   change(changes: readonly LeaseChange[]): Promise<readonly LeaseResult[]>;
