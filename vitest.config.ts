@@ -1,7 +1,7 @@
 import { availableParallelism } from "node:os";
 import { defineConfig } from "vitest/config";
 
-const all = ["services/**/*.test.ts", "test/**/*.test.ts"];
+const all = ["services/**/*.test.ts", "clients/**/*.test.ts", "test/**/*.test.ts"];
 const beyond = ["test/slow/**", "test/nightly/**", "test/integration/**"];
 /** One less than the cores by default, which on two is one; some tests wait rather than work, so one more than two. */
 const everyCore = { maxWorkers: Math.max(3, availableParallelism()) };

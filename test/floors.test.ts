@@ -1,6 +1,7 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, normalize, relative, sep } from "node:path";
 import { describe, expect, it } from "vitest";
+import { PRODUCER_CODES } from "../clients/producer/src/errors.js";
 import { CODES } from "../services/base/codes.js";
 import { packageRoot } from "../services/base/paths.js";
 
@@ -27,8 +28,16 @@ const files = readdirSync(join(packageRoot, "services"), { recursive: true, enco
   .filter((name) => name.endsWith(".ts"))
   .map((name) => name.split(sep).join("/"));
 const sources = files.filter((name) => !name.endsWith(".test.ts"));
+const clientFiles = readdirSync(join(packageRoot, "clients"), { recursive: true, encoding: "utf8" })
+  .map((name) => name.split(sep).join("/"))
+  .filter((name) => /^[^/]+\/(src|test)\/.*\.ts$/.test(name))
+  .map((name) => `../clients/${name}`);
+const clientSources = clientFiles.filter((name) => name.includes("/src/") && !name.endsWith(".test.ts"));
 const read = (name: string) => readFileSync(join(packageRoot, "services", name), "utf8");
 const serviceOf = (name: string) => name.split("/")[0]!;
+
+/** Libraries of their own, which what they are installed into must not have to bring. Only `main` stands on them. */
+const CLIENT = /^\.\.\/clients\//;
 
 function importsOf(name: string): string[] {
   const specifiers = [...read(name).matchAll(/\bfrom "([^"]+)"|\bimport\("([^"]+)"\)/g)].map(
@@ -52,14 +61,34 @@ describe("the house's rules", () => {
     const wrong = sources.flatMap((name) =>
       importsOf(name)
         .filter((target) => serviceOf(target) !== serviceOf(name))
+        .filter((target) => !(CLIENT.test(target) && serviceOf(name) === "main"))
         .filter((target) => !(FLOORS[serviceOf(target)]! < FLOORS[serviceOf(name)]!))
         .map((target) => `${name} imports ${target}`),
     );
     expect(wrong).toEqual([]);
   });
 
+  it("a library for others imports nothing of the services, and no package it does not name", () => {
+    const wrong = clientSources.flatMap((name) => {
+      const { dependencies, peerDependencies } = JSON.parse(
+        read(name.replace(/src\/.*/, "package.json")),
+      ) as {
+        dependencies?: Record<string, string>;
+        peerDependencies?: Record<string, string>;
+      };
+      const known = Object.keys({ ...dependencies, ...peerDependencies });
+      return [...read(name).matchAll(/\bfrom "([^"]+)"|\bimport\("([^"]+)"\)/g)]
+        .map((m) => m[1] ?? m[2]!)
+        .filter((s) => !s.startsWith("./") && !s.startsWith("node:"))
+        .filter((s) => !known.some((one) => s === one || s.startsWith(`${one}/`)))
+        .map((s) => `${name} imports ${s}`);
+    });
+    expect(clientSources.length).toBeGreaterThan(0);
+    expect(wrong).toEqual([]);
+  });
+
   it(`no source is longer than ${MAX_LINES} lines`, () => {
-    const long = sources.filter((name) => read(name).split("\n").length > MAX_LINES);
+    const long = [...sources, ...clientSources].filter((name) => read(name).split("\n").length > MAX_LINES);
     expect(long).toEqual([]);
   });
 
@@ -79,7 +108,7 @@ describe("the house's rules", () => {
     const tests = readdirSync(join(packageRoot, "test"), { recursive: true, encoding: "utf8" })
       .filter((name) => name.endsWith(".ts") && name !== "floors.test.ts")
       .map((name) => relative(join(packageRoot, "services"), join(packageRoot, "test", name)));
-    const found = [...files, ...tests].flatMap((name) =>
+    const found = [...files, ...clientFiles, ...tests].flatMap((name) =>
       banned.filter(([pattern]) => pattern.test(read(name))).map(([, what]) => `${name}: ${what}`),
     );
     expect(found).toEqual([]);
@@ -115,6 +144,14 @@ describe("docs/errors.md", () => {
   });
 });
 
+describe("clients/producer/README.md", () => {
+  it("lists every code of the library with its meaning", () => {
+    const text = readFileSync(join(packageRoot, "clients", "producer", "README.md"), "utf8");
+    const rows = Object.entries(PRODUCER_CODES).map(([code, meaning]) => `| \`${code}\` | ${meaning} |`);
+    expect(text.split("\n").filter((line) => line.startsWith("| `TRB-"))).toEqual(rows);
+  });
+});
+
 describe("docs/invariants.md", () => {
   it("names, for each invariant, tests that exist", () => {
     const text = readFileSync(join(packageRoot, "docs", "invariants.md"), "utf8");
@@ -127,13 +164,14 @@ describe("docs/invariants.md", () => {
 });
 
 describe("the documents", () => {
-  const pages = ["README.md", "CONTRIBUTING.md", "transforms/README.md"].concat(
+  const written = ["README.md", "CONTRIBUTING.md", "transforms/README.md", "clients/producer/README.md"];
+  const pages = written.concat(
     readdirSync(join(packageRoot, "docs"), { recursive: true, encoding: "utf8" })
       // A decision tells of its day.
       .filter((name) => name.endsWith(".md") && !name.startsWith("decisions"))
       .map((name) => join("docs", name)),
   );
-  const folders = "build|deploy|docs|proto|services|test|transforms";
+  const folders = "build|clients|deploy|docs|proto|services|test|transforms";
 
   it.each(pages)("%s names files that exist", (page) => {
     const text = readFileSync(join(packageRoot, page), "utf8");

@@ -1,0 +1,109 @@
+import http from "node:http";
+import https from "node:https";
+
+export interface Answer {
+  readonly status: number;
+  readonly headers: http.IncomingHttpHeaders;
+  readonly body: Buffer;
+}
+
+export interface PostOptions {
+  /** Milliseconds from the start to the end of the answer. */
+  readonly timeoutMs: number;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Requests to one server over connections that are kept. */
+export class Connection {
+  private readonly base: URL;
+  private readonly agent: http.Agent;
+
+  /** `base`: an http or https URL; its path stands before those of requests. */
+  constructor(base: URL, connections: number) {
+    this.base = base;
+    const keep = { keepAlive: true, maxSockets: connections };
+    this.agent = base.protocol === "https:" ? new https.Agent(keep) : new http.Agent(keep);
+  }
+
+  /**
+   * Any answer is an answer, whatever its status. Only for requests that may be repeated: one that meets a connection
+   * which the server closes at that moment is sent again. Errors: those of node:http, with its codes; ETIMEDOUT; the
+   * signal's reason.
+   */
+  async post(
+    path: string,
+    headers: http.OutgoingHttpHeaders,
+    body: Uint8Array,
+    options: PostOptions,
+  ): Promise<Answer> {
+    for (;;) {
+      const stale = { reused: false };
+      try {
+        return await this.request(path, { ...headers, "content-length": body.length }, body, options, stale);
+      } catch (error) {
+        const code = errno(error);
+        if (!stale.reused || (code !== "ECONNRESET" && code !== "EPIPE")) throw error;
+      }
+    }
+  }
+
+  close(): void {
+    this.agent.destroy();
+  }
+
+  private request(
+    path: string,
+    headers: http.OutgoingHttpHeaders,
+    body: Uint8Array,
+    { timeoutMs, signal }: PostOptions,
+    stale: { reused: boolean },
+  ): Promise<Answer> {
+    const { request: start } = this.base.protocol === "https:" ? https : http;
+    return new Promise((resolve, reject) => {
+      if (signal?.aborted) return reject(signal.reason);
+      const url = new URL(this.base.pathname.replace(/\/$/, "") + path, this.base);
+      const request = start(url, { method: "POST", headers, agent: this.agent }, (response) => {
+        const chunks: Buffer[] = [];
+        response.on("data", (chunk: Buffer) => chunks.push(chunk));
+        response.on("error", fail);
+        response.on("end", () => {
+          done();
+          const { statusCode: status = 0, headers } = response;
+          resolve({ status, headers, body: Buffer.concat(chunks) });
+        });
+      });
+      const silence = setTimeout(
+        () => request.destroy(Object.assign(new Error("no answer in time"), { code: "ETIMEDOUT" })),
+        timeoutMs,
+      );
+      const abort = () => request.destroy(signal?.reason as Error);
+      const done = () => {
+        clearTimeout(silence);
+        signal?.removeEventListener("abort", abort);
+      };
+      const fail = (error: unknown) => {
+        done();
+        reject(error);
+      };
+      signal?.addEventListener("abort", abort, { once: true });
+      request.on("error", (error) => {
+        stale.reused = request.reusedSocket;
+        fail(error);
+      });
+      request.end(body);
+    });
+  }
+}
+
+export const errno = (error: unknown): string | undefined =>
+  error instanceof Error ? (error as NodeJS.ErrnoException).code : undefined;
+
+/** Why there was no answer, in words that hold no address. */
+export function reasonOf(error: unknown): string {
+  const code = errno(error);
+  if (code === "ECONNREFUSED") return "nothing listens there";
+  if (code === "ENOTFOUND" || code === "EAI_AGAIN") return "the host is not known";
+  if (code === "ETIMEDOUT") return "no answer in time";
+  if (code === "ECONNRESET" || code === "EPIPE") return "the connection was cut";
+  return `no connection (${code ?? "unknown reason"})`;
+}
