@@ -173,7 +173,7 @@ export const CODES = {
   "TRB-BUS-STREAM-DOWN": entry(
     503,
     true,
-    "the stream cannot take events",
+    "the stream does not answer; what was sent may or may not have been stored",
     "send again later; the operator sees the cause in the log",
   ),
   "TRB-BUS-DRAINING": entry(503, true, "the server is shutting down", "send again to another server"),

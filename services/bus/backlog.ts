@@ -1,5 +1,3 @@
-import { TributaryError } from "../base/errors.js";
-
 /** Parts of the limit in which what waits is remembered and forgotten. */
 const PARTS = 256;
 
@@ -9,7 +7,7 @@ interface Part {
 }
 
 /**
- * Whose events wait in the stream for ingest. Each share may have as many bytes there as are still free below the limit:
+ * Whose events wait in one stream for ingest. Each share may have as many bytes there as are still free below the limit:
  * one that floods alone stops at half of it, two at a third each, and who has nothing there is let in. What waits
  * from before this process belongs to nobody.
  */
@@ -25,16 +23,13 @@ export class Backlog {
     private readonly measured: () => number,
   ) {}
 
-  /** Errors: TRB-BUS-BUSY when this share has to wait for its events to land, or everybody has. */
-  admit(share: string): void {
+  /** Why this share has to wait for what waits to land, its own or everybody's; undefined when it need not. */
+  refusal(share: string): string | undefined {
     const waiting = this.measured();
-    if (waiting > this.maxBytes) {
-      throw new TributaryError("TRB-BUS-BUSY", "ingest is behind; nothing was accepted");
-    }
+    if (waiting > this.maxBytes) return "ingest is behind";
     this.forget(waiting);
-    if ((this.byShare.get(share) ?? 0) > this.maxBytes - waiting) {
-      throw new TributaryError("TRB-BUS-BUSY", "your events before these wait to land; nothing was accepted");
-    }
+    if ((this.byShare.get(share) ?? 0) <= this.maxBytes - waiting) return undefined;
+    return "your events before these wait to land";
   }
 
   /** To be told in the order in which events were appended. */

@@ -3,9 +3,9 @@ import { TributaryError } from "../base/errors.js";
 import { Frames } from "../contracts/envelope.js";
 import type { JsonEvent, JsonEvents } from "../contracts/json.js";
 import { elements, type Found, lines } from "../contracts/json-body.js";
-import type { OutgoingEvents } from "../stream/change-stream.js";
 import type { Grant } from "../tenancy/grant.js";
 import { ENVELOPE_BYTES, type EventGate, type Packed } from "./event-gate.js";
+import type { RoutedEvents } from "./outlets.js";
 import { Results } from "./response.js";
 import type { Work } from "./work.js";
 
@@ -16,7 +16,7 @@ export const ANSWER_BYTES = 256;
 export interface Collected {
   readonly results: Results;
   /** The accepted events, as slices of one buffer. */
-  readonly events: OutgoingEvents;
+  readonly events: RoutedEvents;
 }
 
 /** What collecting the events of one request needs. */
@@ -115,6 +115,7 @@ class Collector {
   private readonly starts: Uint32Array;
   private readonly ends: Uint32Array;
   private readonly slots: Uint32Array;
+  private readonly routes: Uint16Array;
 
   constructor(count: number, order: Collecting) {
     this.order = order;
@@ -122,13 +123,14 @@ class Collector {
     this.starts = new Uint32Array(count);
     this.ends = new Uint32Array(count);
     this.slots = new Uint32Array(count);
+    this.routes = new Uint16Array(count);
   }
 
   /** Checks event `i`; where it is accepted, it will lie at `at` of the appended buffer. A packed payload is returned. */
   take(i: number, bytes: Buffer, start: number, end: number, at: number): Packed | undefined {
     const { gate, grant } = this.order;
     const verdict = gate.check(bytes, start, end, grant);
-    if (verdict === undefined) this.accept(gate.slot(), at, end - start);
+    if (verdict === undefined) this.accept(gate.slot(), gate.route, at, end - start);
     else if (typeof verdict === "string") this.results.codes[i] = verdict;
     else return verdict;
     return undefined;
@@ -161,9 +163,10 @@ class Collector {
     const { work, gate, maxPayloadBytes } = this.order;
     // The gate looks at other requests' events meanwhile.
     const slot = gate.slot();
+    const { route } = gate;
     const plain = await work.unpack(packed.compression, packed.bytes, maxPayloadBytes);
     if (typeof plain === "string") this.results.codes[i] = plain;
-    else if (packed.checker.check(plain, 0, plain.length)) this.accept(slot, at, length);
+    else if (packed.checker.check(plain, 0, plain.length)) this.accept(slot, route, at, length);
     else this.results.codes[i] = "TRB-EVENT-PAYLOAD-DECODE";
     if (work.tired(plain.length)) await work.rest();
   }
@@ -187,15 +190,17 @@ class Collector {
         starts: this.starts.subarray(0, count),
         ends: this.ends.subarray(0, count),
         slots: this.slots.subarray(0, count),
+        routes: this.routes.subarray(0, count),
       },
     };
   }
 
-  private accept(slot: number, at: number, length: number): void {
+  private accept(slot: number, route: number, at: number, length: number): void {
     const next = this.results.accepted++;
     this.starts[next] = at;
     this.ends[next] = at + length;
     this.slots[next] = slot;
+    this.routes[next] = route;
   }
 }
 

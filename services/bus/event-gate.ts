@@ -13,6 +13,7 @@ export const ENVELOPE_BYTES = 256 * 1024;
 interface PayloadType {
   readonly name: string;
   readonly checker: PayloadChecker;
+  readonly route: number;
 }
 
 /** A payload that still has to be unpacked; all else about its event is well. */
@@ -28,15 +29,22 @@ export class EventGate {
   private readonly types: ByteTable<PayloadType>;
   private readonly maxPayloadBytes: number;
   private readonly held: Pick<HeldTypes, "has">;
+  /** The outlet of the event that was checked last. */
+  route = 0;
 
-  /** Payloads may have `maxPayloadBytes`, packed and unpacked. */
-  constructor(registry: ProtoRegistry, maxPayloadBytes: number, held: Pick<HeldTypes, "has">) {
+  /** Payloads may have `maxPayloadBytes`, packed and unpacked. `routeOf` tells a type's outlet. */
+  constructor(
+    registry: ProtoRegistry,
+    maxPayloadBytes: number,
+    held: Pick<HeldTypes, "has">,
+    routeOf: (entityType: string) => number,
+  ) {
     const names = registry.entityTypes();
     this.types = new ByteTable(names.length);
     for (const name of names) {
       const bytes = Buffer.from(name);
       const checker = new PayloadChecker(registry.entityType(name)!);
-      this.types.add(bytes, 0, bytes.length, { name, checker });
+      this.types.add(bytes, 0, bytes.length, { name, checker, route: routeOf(name) });
     }
     this.maxPayloadBytes = maxPayloadBytes;
     this.held = held;
@@ -55,6 +63,7 @@ export class EventGate {
     const type = this.types.get(bytes, envelope.typeStart, envelope.typeEnd);
     if (type === undefined) return "TRB-EVENT-ENTITY-TYPE";
     if (!grant.allowsEntityType(type.name)) return "TRB-AUTH-ENTITY-TYPE";
+    this.route = type.route;
     if (envelope.referenceStart >= 0) return "TRB-EVENT-REFERENCE";
     const { payloadStart, payloadEnd, compression } = envelope;
     if (payloadEnd - payloadStart > this.maxPayloadBytes) return "TRB-EVENT-PAYLOAD-SIZE";

@@ -9,9 +9,14 @@ export class BusMetrics {
   private readonly accepted: Counter;
   private readonly rejected: Counter<"code">;
   readonly requestSeconds: Histogram<"status">;
-  readonly appendSeconds: Histogram;
+  readonly appendSeconds: Histogram<"stream">;
+  readonly appendFailures: Counter<"stream">;
 
-  constructor(registry: Registry, inFlightBytes: () => number, backlogBytes: () => number) {
+  constructor(
+    registry: Registry,
+    inFlightBytes: () => number,
+    backlogs: () => Iterable<readonly [stream: string, bytes: number]>,
+  ) {
     const registers = [registry];
     this.accepted = new Counter({
       name: "tributary_bus_events_accepted_total",
@@ -33,8 +38,15 @@ export class BusMetrics {
     });
     this.appendSeconds = new Histogram({
       name: "tributary_bus_append_seconds",
-      help: "Time until appended events were durable",
+      help: "Time until appended events were durable, by stream",
+      labelNames: ["stream"],
       buckets: SECONDS,
+      registers,
+    });
+    this.appendFailures = new Counter({
+      name: "tributary_bus_append_failures_total",
+      help: "Appends that a stream has failed, so that it is open whether their events were stored",
+      labelNames: ["stream"],
       registers,
     });
     new Gauge({
@@ -47,10 +59,11 @@ export class BusMetrics {
     });
     new Gauge({
       name: "tributary_bus_backlog_bytes",
-      help: "Accepted bytes that ingest has not landed yet",
+      help: "Accepted bytes that ingest has not landed yet, by stream",
+      labelNames: ["stream"],
       registers,
       collect() {
-        this.set(backlogBytes());
+        for (const [stream, bytes] of backlogs()) this.set({ stream }, bytes);
       },
     });
   }

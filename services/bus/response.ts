@@ -1,4 +1,5 @@
 import { CODES, type Code } from "../base/codes.js";
+import { TributaryError } from "../base/errors.js";
 import { describe } from "../contracts/event-messages.js";
 import type { Appended } from "../stream/change-stream.js";
 
@@ -31,24 +32,51 @@ export interface Stored extends Appended {
 
 export const nothingStored: Stored = { names: [], partitions: new Uint16Array(0), positions: [] };
 
-/** Rejects those that the stream has refused for lack of capacity; what is left has positions. */
-export function settle(results: Results, appended: Appended): Stored {
-  const { names, partitions, positions } = appended;
-  if (isWhole(positions)) return { names, partitions, positions };
-  const kept: number[] = [];
+/** What became of the events that were to be appended to one stream. */
+export type Outcome = Appended | TributaryError;
+
+/**
+ * Rejects those that a stream has refused for lack of capacity, or has failed with; what is left has positions. `routes`
+ * tells, for each event accepted so far, whose outcome it shares.
+ */
+export function settle(
+  results: Results,
+  routes: Uint16Array,
+  outcomes: ReadonlyMap<number, Outcome>,
+): Stored {
+  const [only] = outcomes.values();
+  if (outcomes.size === 1 && only !== undefined && !(only instanceof TributaryError)) {
+    const { names, partitions, positions } = only;
+    if (isWhole(positions)) return { names, partitions, positions };
+  }
+  const names: string[] = [];
+  const cursors = new Map<number, { readonly outcome: Outcome; readonly firstName: number; next: number }>();
+  for (const [route, outcome] of outcomes) {
+    cursors.set(route, { outcome, firstName: names.length, next: 0 });
+    if (!(outcome instanceof TributaryError)) names.push(...outcome.names);
+  }
+  const partitions: number[] = [];
+  const positions: string[] = [];
   let at = 0;
   for (let i = 0; i < results.count; i++) {
     if (results.codes[i] !== undefined) continue;
-    if (positions[at] !== undefined) kept.push(at);
-    else results.codes[i] = "TRB-BUS-BUSY";
-    at++;
+    const cursor = cursors.get(routes[at++]!)!;
+    const { outcome, firstName } = cursor;
+    const event = cursor.next++;
+    if (outcome instanceof TributaryError) {
+      results.codes[i] = outcome.code;
+      continue;
+    }
+    const position = outcome.positions[event];
+    if (position === undefined) {
+      results.codes[i] = "TRB-BUS-BUSY";
+      continue;
+    }
+    partitions.push(firstName + outcome.partitions[event]!);
+    positions.push(position);
   }
-  results.accepted = kept.length;
-  return {
-    names,
-    partitions: Uint16Array.from(kept, (i) => partitions[i]!),
-    positions: kept.map((i) => positions[i]!),
-  };
+  results.accepted = positions.length;
+  return { names, partitions: Uint16Array.from(partitions), positions };
 }
 
 const isWhole = (positions: readonly (string | undefined)[]): positions is readonly string[] =>

@@ -683,10 +683,10 @@ test("metrics count events by code and name no tenant", async () => {
     "tributary_bus_events_accepted_total 1",
     'tributary_bus_events_rejected_total{code="TRB-EVENT-VERSION"} 2',
     'tributary_bus_events_rejected_total{code="TRB-EVENT-ENTITY-TYPE"} 1',
-    "tributary_bus_append_seconds_count 1",
+    'tributary_bus_append_seconds_count{stream="memory"} 1',
     'tributary_bus_request_seconds_count{status="200"} 1',
     "tributary_bus_in_flight_bytes 0",
-    "tributary_bus_backlog_bytes 0",
+    'tributary_bus_backlog_bytes{stream="memory"} 0',
   ]) {
     expect(reply.payload.split("\n")).toContain(line);
   }

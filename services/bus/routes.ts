@@ -9,20 +9,21 @@ import { errorResponses } from "../base/http.js";
 import { JsonEvents } from "../contracts/json.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
 import type { IngestStatus } from "../status/ingest-status.js";
-import { bytesOf, type ChangeStreamWriter, type OutgoingEvents } from "../stream/change-stream.js";
+import type { ChangeStreamWriter } from "../stream/change-stream.js";
+import type { Streams } from "../stream/domains.js";
 import type { Grant } from "../tenancy/grant.js";
 import { grantOf, requireRole } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
-import { Backlog } from "./backlog.js";
 import { ANSWER_BYTES, type Collected, collectJson, collectNdjson, collectProtobuf } from "./collect.js";
 import { EventGate } from "./event-gate.js";
 import { HeldTypes } from "./held-types.js";
 import { BusMetrics } from "./metrics.js";
-import { nothingStored, ResponseWriter, type Results, type Stored, settle } from "./response.js";
+import { Outlets } from "./outlets.js";
+import { ResponseWriter, type Results, type Stored } from "./response.js";
 import { Work, Workshop } from "./work.js";
 
 export interface BusOptions {
-  readonly stream: ChangeStreamWriter;
+  readonly streams: Streams<ChangeStreamWriter>;
   /** The descriptors now in force; asked with every request. */
   readonly registry: () => ProtoRegistry;
   readonly verifier: TokenVerifier;
@@ -59,7 +60,7 @@ export async function registerBus(app: FastifyInstance, options: BusOptions): Pr
     );
   });
   const entityTypes = options.registry().entityTypes();
-  options.log.info({ entityTypes, stream: options.stream.name }, "bus takes events");
+  options.log.info({ entityTypes }, "bus takes events");
 }
 
 /** What events are checked by; a request keeps what it began with. */
@@ -70,36 +71,35 @@ interface Contracts {
 }
 
 class Publisher {
-  private readonly stream: ChangeStreamWriter;
   private readonly limits: Config["bus"];
   private readonly admission: Admission;
-  private readonly backlog: Backlog;
+  private readonly outlets: Outlets;
   private readonly workshop = new Workshop();
   private readonly contracts: () => Contracts;
   private readonly writer = new ResponseWriter();
   private readonly metrics: BusMetrics;
 
-  constructor({ stream, registry, config, metrics }: BusOptions, held: HeldTypes) {
-    this.stream = stream;
+  constructor({ streams, registry, config, metrics }: BusOptions, held: HeldTypes) {
     this.limits = config.bus;
     this.admission = new Admission(
       config.bus.maxInFlightBytes,
       () => new TributaryError("TRB-BUS-BUSY", "too much is in flight; nothing was accepted"),
     );
-    this.backlog = new Backlog(config.bus.maxLagBytes, () => stream.backlogBytes());
+    this.metrics = new BusMetrics(
+      metrics,
+      () => this.admission.inFlightBytes,
+      () => this.outlets.backlogs(),
+    );
+    const outlets = new Outlets(streams, config.bus, this.metrics);
+    this.outlets = outlets;
     let known: Contracts | undefined;
     this.contracts = () => {
       const now = registry();
       if (known?.registry === now) return known;
-      const gate = new EventGate(now, config.bus.maxPayloadBytes, held);
+      const gate = new EventGate(now, config.bus.maxPayloadBytes, held, (type) => outlets.routeOf(type));
       known = { registry: now, gate, json: new JsonEvents(now) };
       return known;
     };
-    this.metrics = new BusMetrics(
-      metrics,
-      () => this.admission.inFlightBytes,
-      () => stream.backlogBytes(),
-    );
   }
 
   async publish(request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
@@ -110,16 +110,17 @@ class Publisher {
       const type = mediaType(request);
       const { maxBodyBytes } = this.limits;
       const reader = new BodyReader(request.raw, isGzip(request.raw, maxBodyBytes), maxBodyBytes);
-      const { bearerShare } = grantOf(request);
-      this.backlog.admit(bearerShare);
-      reservation = this.admission.enter(bearerShare, reader.stop);
+      const grant = grantOf(request);
+      const contracts = this.contracts();
+      this.outlets.admit(grant);
+      reservation = this.admission.enter(grant.bearerShare, reader.stop);
       const pieces = await reader.read(reservation);
-      const { results, events } = await this.collect(type, pieces, grantOf(request), reservation);
+      const { results, events } = await this.collect(type, pieces, contracts, grant, reservation);
       // Nothing is accepted that could not land: the producer is told by the status, too.
       if (results.accepted === 0 && results.codes.includes("TRB-BUS-TABLE-HELD")) {
         throw new TributaryError("TRB-BUS-TABLE-HELD");
       }
-      const stored = events.count === 0 ? nothingStored : await this.append(results, events, bearerShare);
+      const stored = await this.outlets.append(results, events, grant.bearerShare);
       this.metrics.count(results);
       status = 200;
       return this.answer(type, results, stored, reservation, reply);
@@ -135,6 +136,7 @@ class Publisher {
   private async collect(
     type: string,
     pieces: readonly Buffer[],
+    contracts: Contracts,
     grant: Grant,
     reservation: Reservation,
   ): Promise<Collected> {
@@ -145,7 +147,7 @@ class Publisher {
     try {
       const body = await work.join(pieces);
       const order = {
-        ...this.contracts(),
+        ...contracts,
         grant,
         work,
         maxEvents: maxEventsPerRequest,
@@ -176,18 +178,6 @@ class Publisher {
     reservation.become(about, unread);
     reply.type("application/json; charset=utf-8");
     return sendPieces(reply, this.writer.json(results, stored), about, false);
-  }
-
-  /** Errors: TRB-BUS-STREAM-DOWN; TRB-BUS-BUSY when the stream has refused them all. */
-  private async append(results: Results, events: OutgoingEvents, share: string): Promise<Stored> {
-    const started = performance.now();
-    const stored = settle(results, await this.stream.append(events));
-    this.metrics.appendSeconds.observe((performance.now() - started) / 1000);
-    if (results.accepted === 0) {
-      throw new TributaryError("TRB-BUS-BUSY", "the stream is at its capacity; nothing was accepted");
-    }
-    this.backlog.appended(share, bytesOf(events));
-    return stored;
   }
 }
 

@@ -22,6 +22,10 @@ const MESSAGES: Partial<Record<Code, string>> = {
   "TRB-EVENT-COMPRESSION":
     "payload_compression: expected COMPRESSION_GZIP, COMPRESSION_ZSTD or none, and bytes packed that way",
   "TRB-EVENT-REFERENCE": "payload_reference: expected an inline payload",
+  "TRB-BUS-BUSY":
+    "entity_type: expected one whose stream takes events now; this event was not accepted: send it again later",
+  "TRB-BUS-STREAM-DOWN":
+    "entity_type: expected one whose stream answers; whether this event was stored is not known: send it again",
   "TRB-BUS-TABLE-HELD": "entity_type: expected one whose events can land; send this event again later",
   "TRB-AUTH-TENANT": "tenant_id: expected a tenant that the token grants",
   "TRB-AUTH-ENTITY-TYPE": "entity_type: expected one that the token grants",

@@ -90,7 +90,7 @@ const openCatalog = () =>
     store: lake.context.store,
     duck: lake.context.duck,
     table: { checkpointEvery: 7 },
-    stream,
+    streams: { nameOf: () => STREAM, stream: () => stream },
     consumer: "ingest",
     models: () => lake.context.models,
   });
@@ -166,7 +166,7 @@ describe("tables are the project's models", () => {
       store: lake.context.store,
       duck: lake.context.duck,
       table: { checkpointEvery: 7 },
-      stream,
+      streams: { nameOf: () => STREAM, stream: () => stream },
       consumer: "ingest",
       models: () => changed,
     });

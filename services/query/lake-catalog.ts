@@ -4,6 +4,7 @@ import type { BoundModel } from "../models/bind.js";
 import { readIngestStatus, type TableStatus } from "../status/ingest-status.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
+import type { Streams } from "../stream/domains.js";
 import { DeltaTable, type TableOptions } from "../table/delta-table.js";
 import { positionsOf } from "../table/progress.js";
 import { withScan } from "../table/scan.js";
@@ -16,7 +17,7 @@ export interface LakeCatalogOptions {
   readonly store: ObjectStore;
   readonly duck: Duck;
   readonly table: TableOptions;
-  readonly stream: Pick<ChangeStreamReader, "name" | "waiting">;
+  readonly streams: Streams<Pick<ChangeStreamReader, "name" | "waiting">>;
   /** Whose low-water record says what has landed. */
   readonly consumer: string;
   /** The project's models as of now. */
@@ -42,7 +43,8 @@ const REMEDIES: Readonly<Record<TableStatus["state"], string>> = {
 export class LakeCatalog implements Catalog {
   private readonly open = new Map<string, DeltaTable>();
   private readonly columns = new WeakMap<BoundModel, Promise<readonly Column[]>>();
-  private look: { readonly at: number; readonly found: Promise<Waiting> } | undefined;
+  /** The last look at each stream, by its name. */
+  private readonly looks = new Map<string, { readonly at: number; readonly found: Promise<Waiting> }>();
 
   constructor(private readonly options: LakeCatalogOptions) {}
 
@@ -79,11 +81,12 @@ export class LakeCatalog implements Catalog {
     } catch (error) {
       failure = error;
     }
-    const { stream } = this.options;
+    const stream = this.streamOf(entityType);
     progress.push({
       name,
       entityType,
-      positions: found === undefined ? new Map() : positionsOf(found.snapshot, stream.name),
+      positions:
+        found === undefined || stream === undefined ? new Map() : positionsOf(found.snapshot, stream.name),
     });
     const described = new Map(columns.map((column) => [column.name, column.description]));
     const served =
@@ -99,7 +102,7 @@ export class LakeCatalog implements Catalog {
       description: model.description,
       version: found?.snapshot.version ?? 0,
       freshness: (tenant) =>
-        failure === undefined ? this.freshness(tenant, name, progress) : Promise.resolve(null),
+        failure === undefined ? this.freshness(tenant, model, progress) : Promise.resolve(null),
       withRows: async (names, tenant, use) => {
         if (found === undefined && failure === undefined) return use(emptySql({ columns: served }, names));
         let lent = false;
@@ -128,6 +131,11 @@ export class LakeCatalog implements Catalog {
     return { table, snapshot: await table.refresh() };
   }
 
+  private streamOf(entityType: string) {
+    const { streams } = this.options;
+    return streams.stream(streams.nameOf(entityType));
+  }
+
   /** The model's columns as its table will have them: as the lake spells their types. */
   private columnsOf(model: BoundModel): Promise<readonly Column[]> {
     let columns = this.columns.get(model);
@@ -148,17 +156,21 @@ export class LakeCatalog implements Catalog {
 
   private async freshness(
     tenant: string,
-    table: string,
+    { name: table, entityType }: BoundModel,
     progress: readonly TableProgress[],
   ): Promise<number | null> {
     const now = Date.now();
-    const { stream, consumer } = this.options;
-    if (this.look === undefined || now - this.look.at >= LOOK_MS) {
+    const stream = this.streamOf(entityType);
+    if (stream === undefined) return null;
+    let look = this.looks.get(stream.name);
+    if (look === undefined || now - look.at >= LOOK_MS) {
+      const own = progress.filter((one) => this.streamOf(one.entityType) === stream);
       // Of a stream that cannot be read now, its writer and ingest tell.
-      const found = lookForWaiting(stream, consumer, progress).catch(() => NOTHING_KNOWN);
-      this.look = { at: now, found };
+      const found = lookForWaiting(stream, this.options.consumer, own).catch(() => NOTHING_KNOWN);
+      look = { at: now, found };
+      this.looks.set(stream.name, look);
     }
-    const waiting = await this.look.found;
+    const waiting = await look.found;
     const oldest = waiting.oldest(tenant, table);
     if (oldest !== undefined) return Math.max(0, Math.round(now - oldest));
     return waiting.complete ? 0 : null;

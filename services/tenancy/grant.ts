@@ -28,7 +28,8 @@ export class Grant {
   /** Whose share of what is shared by producers. Subjects alone would not do: many are left as they are by default. */
   readonly bearerShare: string;
   private readonly tenantBytes: ByteTable<true> | undefined;
-  private readonly entityTypes: ReadonlySet<string> | undefined;
+  /** Those that a producer may publish; undefined means all. */
+  readonly entityTypes: ReadonlySet<string> | undefined;
 
   constructor(subject: string, claims: Claims) {
     this.subject = subject;

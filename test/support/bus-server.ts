@@ -9,6 +9,8 @@ import { packageRoot } from "../../services/base/paths.js";
 import { registerBus } from "../../services/bus/routes.js";
 import { ProtoRegistry } from "../../services/contracts/registry.js";
 import type { IngestStatus } from "../../services/status/ingest-status.js";
+import type { ChangeStreamWriter } from "../../services/stream/change-stream.js";
+import type { Streams } from "../../services/stream/domains.js";
 import { requireRole } from "../../services/tenancy/http-auth.js";
 import { SigningKey } from "../../services/tenancy/signing-key.js";
 import { signToken, type TokenInit, TokenVerifier } from "../../services/tenancy/tokens.js";
@@ -29,12 +31,14 @@ export interface TestBusOptions {
   readonly notReady?: () => string | undefined;
   readonly http?: Partial<Config["http"]>;
   readonly status?: () => Promise<IngestStatus | undefined>;
+  /** By domain, instead of one for all. */
+  readonly streams?: Streams<ChangeStreamWriter>;
 }
 
 /** A bus on a stream in memory, with everything else real. */
 export async function startTestBus(
   limits: Partial<Config["bus"]> = {},
-  { notReady, http = {}, status = async () => undefined }: TestBusOptions = {},
+  { notReady, http = {}, status = async () => undefined, streams }: TestBusOptions = {},
 ): Promise<TestBus> {
   const folder = mkdtempSync(join(tmpdir(), "bus-"));
   const key = await SigningKey.openOrCreate(join(folder, "keys"));
@@ -51,7 +55,7 @@ export async function startTestBus(
     ...(notReady && { notReady }),
   });
   await registerBus(server.app, {
-    stream,
+    streams: streams ?? { nameOf: () => stream.name, stream: () => stream },
     registry: () => testRegistry,
     verifier,
     config,

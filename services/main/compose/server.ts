@@ -5,20 +5,19 @@ import { openData } from "../../base/data-format.js";
 import { errno, TributaryError } from "../../base/errors.js";
 import { nodeFiles } from "../../base/files.js";
 import { buildServer, type HttpServer } from "../../base/http.js";
-import { layout } from "../../base/paths.js";
 import { registerBus } from "../../bus/routes.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
 import { LakeCatalog } from "../../query/lake-catalog.js";
 import { registerQuery } from "../../query/routes.js";
 import { type IngestStatus, readIngestStatus } from "../../status/ingest-status.js";
 import type { ObjectStore } from "../../storage/object-store.js";
-import { EmbeddedLogWriter } from "../../stream/embedded/writer.js";
 import type { Role } from "../../tenancy/grant.js";
 import { requireRole } from "../../tenancy/http-auth.js";
 import { signToken, TokenVerifier } from "../../tenancy/tokens.js";
 import { IngestSupervisor } from "./ingest-supervisor.js";
 import { ProjectKeeper } from "./project-keeper.js";
-import { makeDataFolder, openKey, openLog, openReader, openStore, readingDuck } from "./runtime.js";
+import { makeDataFolder, openKey, openLog, openStore, readingDuck } from "./runtime.js";
+import { OpenStreams, streamKind } from "./streams.js";
 
 export interface ServerParts {
   readonly bus: boolean;
@@ -161,30 +160,36 @@ interface ServiceParts {
 
 /** Resolves to what closes it. */
 async function addBus({ server, project, store, ...rest }: ServiceParts): Promise<() => Promise<void>> {
-  const { data, stream: settings } = rest.config;
-  const stream = await EmbeddedLogWriter.open({ folder: layout(data).stream, ...settings });
-  const status = () => readIngestStatus(store);
-  await registerBus(server.app, { ...rest, stream, registry: () => project.current.registry, status });
-  return () => stream.close();
+  const { log, config } = rest;
+  const kind = await streamKind(config);
+  const streams = new OpenStreams(kind, (name) => kind.writer(name), log);
+  const registry = () => project.current.registry;
+  await streams.want(registry().entityTypes());
+  project.onChange(({ registry: changed }) => streams.wantSoon(changed.entityTypes()));
+  await registerBus(server.app, { ...rest, streams, registry, status: () => readIngestStatus(store) });
+  return () => streams.close();
 }
 
 /** Resolves to what closes it. */
 async function addQuery({ server, project, store, ...rest }: ServiceParts): Promise<() => Promise<void>> {
-  const { config } = rest;
+  const { config, log } = rest;
   const duck = await readingDuck();
-  const stream = await openReader(config);
+  const kind = await streamKind(config);
+  const streams = new OpenStreams(kind, (name) => kind.reader(name), log);
+  await streams.want(project.current.registry.entityTypes());
+  project.onChange(({ registry }) => streams.wantSoon(registry.entityTypes()));
   const catalog = new LakeCatalog({
     store,
     duck,
     table: { checkpointEvery: config.table.checkpointEvery },
-    stream,
+    streams,
     consumer: CONSUMER,
     models: () => project.current.models,
   });
   const query = await registerQuery(server.app, { ...rest, catalog });
   return async () => {
     await query.close();
-    await stream.close();
+    await streams.close();
     duck.close();
   };
 }
