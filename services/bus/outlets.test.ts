@@ -86,7 +86,7 @@ test("each event goes by the stream of its domain, and its answer says where it 
 describe("a domain that cannot take events costs its own alone, which may be sent again", () => {
   const outcome = ({ accepted, code, retryable }: Result) => (accepted ? "accepted" : `${code} ${retryable}`);
 
-  test.each([
+  test.each<[what: string, code: string, fail: () => unknown]>([
     ["is down", "TRB-BUS-STREAM-DOWN true", () => Object.assign(streams.get("scm")!, { down: true })],
     [
       "is at its capacity",
