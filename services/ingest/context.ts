@@ -33,7 +33,8 @@ export interface IngestContext {
   readonly decoding: Decoding;
   readonly planner: CompactionPlanner;
   readonly suspects: Suspects;
-  writerFor(table: DeltaTable): UpsertWriter;
+  /** The writer of a table of a model; the model's entities are of one type. */
+  writerFor(table: DeltaTable, entityType: string): UpsertWriter;
 }
 
 /** How much may be decoded at once. */

@@ -9,6 +9,7 @@ import { Permits } from "../base/permits.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
 import { CompactionPlanner } from "../table/compaction-plan.js";
+import { TenantOrdinals } from "../table/entity-hash.js";
 import { EntityKeys } from "../table/entity-keys.js";
 import { UpsertWriter } from "../table/upsert.js";
 import type { IngestContext, IngestMetrics } from "./context.js";
@@ -54,7 +55,7 @@ export async function openContext(options: {
   // Only what has a letter to post needs it; that finds out by itself.
   await deadLetters.open().catch((error: unknown) => log.error({ err: error }, "no dead-letter table"));
   const registers = [options.registry];
-  const keys = new EntityKeys();
+  const tenants = new TenantOrdinals();
   return {
     stream,
     store,
@@ -76,8 +77,12 @@ export async function openContext(options: {
     },
     planner,
     // The budget is for the process; every table may have its share.
-    writerFor: (table) =>
-      UpsertWriter.for(table, config.ingest.keyIndexBytes / Math.max(models.length, 1), keys),
+    writerFor: (table, entityType) =>
+      UpsertWriter.for(
+        table,
+        config.ingest.keyIndexBytes / Math.max(models.length, 1),
+        new EntityKeys(entityType, tenants),
+      ),
   };
 }
 

@@ -42,7 +42,7 @@ export class Target {
         context.tableOptions,
         spec,
       );
-      return new Target(context, model, connection, refiner, context.writerFor(table));
+      return new Target(context, model, connection, refiner, context.writerFor(table, model.entityType));
     } catch (error) {
       connection.closeSync();
       throw error;
@@ -109,7 +109,7 @@ export class Target {
     const rebuild = new Rebuild(this.context, this.table, this.refiner, this.connection, signal);
     while (this.outdated) {
       await rebuild.run(raw);
-      this.upserts = this.context.writerFor(this.table);
+      this.upserts = this.context.writerFor(this.table, this.model.entityType);
     }
     await rebuild.clean();
     const ahead = aheadOf(this.progress, progressOf(await raw.refresh()));
