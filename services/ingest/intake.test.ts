@@ -9,6 +9,7 @@ import {
   TestStream,
   THINGS_SQL,
 } from "../../test/support/lake.js";
+import { commit } from "../../test/support/tables.js";
 import { FILE_SHIFT, FLAGS, WORDS } from "../table/order.js";
 import { filesThatMayHold } from "./dead-letters.js";
 

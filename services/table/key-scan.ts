@@ -72,8 +72,7 @@ const scanTogether = (
   keys: EntityKeys,
   files: readonly ScannedFile[],
   use: (record: Uint32Array) => void,
-): Promise<void> =>
-  withFiles(table, files, (paths) => scanPaths(connection, keys, files, paths, use));
+): Promise<void> => withFiles(table, files, (paths) => scanPaths(connection, keys, files, paths, use));
 
 async function scanPaths(
   connection: DuckDBConnection,
@@ -94,8 +93,7 @@ async function scanPaths(
     const order = orderColumns(chunk);
     const tenants = chunk.getColumnValues(ORDER_COLUMNS) as DuckDBBlobValue[];
     const entities = chunk.getColumnValues(ORDER_COLUMNS + 1) as DuckDBBlobValue[];
-    const filenames =
-      files.length === 1 ? undefined : (chunk.getColumnValues(ORDER_COLUMNS + 2) as string[]);
+    const filenames = files.length === 1 ? undefined : (chunk.getColumnValues(ORDER_COLUMNS + 2) as string[]);
     for (let i = 0; i < chunk.rowCount; i++) {
       const { place, mask } = filenames === undefined ? files[0]! : byPath.get(filenames[i]!)!;
       fillOrder(record, 0, order, i, place);

@@ -312,10 +312,7 @@ export class EntityLocator {
   }
 
   /** False when the new files were not read: then they come in as another writer's would. */
-  private move(
-    relocations: readonly (Relocation | undefined)[],
-    sources: readonly TableFile[],
-  ): boolean {
+  private move(relocations: readonly (Relocation | undefined)[], sources: readonly TableFile[]): boolean {
     const index = this.index!;
     if (!relocations.every((relocation) => relocation !== undefined)) return false;
     const paths = sources.map(({ path }) => path);

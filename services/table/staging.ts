@@ -3,8 +3,8 @@ import { join } from "node:path";
 import { Elapsed } from "../base/elapsed.js";
 import type { AddAction } from "./actions.js";
 import type { CommitRequest, CommitResult } from "./commit-request.js";
-import type { DeltaTable } from "./delta-table.js";
 import { locateVector } from "./deletion-vector.js";
+import type { DeltaTable } from "./delta-table.js";
 
 /** A finished data file that no commit names yet. */
 export interface StagedFile {
@@ -76,7 +76,9 @@ export class Staging {
   async commit(request: Omit<CommitRequest, "files" | "staged">): Promise<CommitResult> {
     const { root } = this.table;
     const named = new Set(
-      request.actions.flatMap(({ add }) => (add === undefined ? [] : namedBy(add))).map((path) => `${root}/${path}`),
+      request.actions
+        .flatMap(({ add }) => (add === undefined ? [] : namedBy(add)))
+        .map((path) => `${root}/${path}`),
     );
     // The oldest comes first.
     const files = [...this.published].filter(([key]) => named.has(key));

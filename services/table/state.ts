@@ -8,8 +8,8 @@ import type {
   RemoveAction,
   TxnAction,
 } from "./actions.js";
-import { locateVector } from "./deletion-vector.js";
 import { type Change, changeOf } from "./changes.js";
+import { locateVector } from "./deletion-vector.js";
 import { columnsOf } from "./schema.js";
 import { SLOTS_TAG, slotsOfTag } from "./slot-ranges.js";
 import type { Column, TableFile, TableSnapshot } from "./types.js";

@@ -2,8 +2,8 @@ import { INTEGER, LIST, listValue } from "@duckdb/node-api";
 import { AssertionFailure, assert } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
 import type { AddAction } from "./actions.js";
-import { allRows, stageFile } from "./data-file.js";
 import type { CommitResult } from "./commit-request.js";
+import { allRows, stageFile } from "./data-file.js";
 import type { DeltaTable } from "./delta-table.js";
 import type { EntityKeys } from "./entity-keys.js";
 import { EntityLocator } from "./locator.js";
@@ -150,7 +150,8 @@ export class UpsertWriter {
       const slots = slotsOf(records, claimed);
       const survivors: number[] = [];
       for (let ord = 0; ord < standing.count; ord++) if (standing.isBeatenBy(ord)) survivors.push(ord);
-      const staged = survivors.length === 0 ? none : await this.stage(staging, source, keys, survivors, slots);
+      const staged =
+        survivors.length === 0 ? none : await this.stage(staging, source, keys, survivors, slots);
       return { standing, staged, slots };
     } finally {
       await source.release();
