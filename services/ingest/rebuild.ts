@@ -58,7 +58,12 @@ export class Rebuild {
     const { context, table } = this;
     context.log.info({ model: this.refiner.model.name }, "rebuilding from raw");
     const writer = context.writerFor(side, this.refiner.model.entityType);
-    const options = { express: false, between: () => this.compact(writer), signal: this.signal };
+    const options = {
+      express: false,
+      between: () => this.compact(writer),
+      isOurs: () => true,
+      signal: this.signal,
+    };
     for (;;) {
       await new CatchUp(context, this.refiner, writer, raw, options).run();
       const old = await table.refresh();
