@@ -47,6 +47,11 @@ export function lastOf(events: readonly ReadEvent[]): Checkpoint {
   return new Map(events.map((event) => [event.partition, event.position]));
 }
 
+/** Between partitions no order is promised. */
+const sorted = (events: readonly ReadEvent[]) =>
+  [...events].sort((a, b) =>
+    a.partition === b.partition ? (a.position < b.position ? -1 : 1) : a.partition < b.partition ? -1 : 1,
+  );
 const names = (events: readonly ReadEvent[]) => events.map((event) => event.text);
 const numbered = (from: number, count: number) =>
   Array.from({ length: count }, (_, i) => `event-${from + i}`);
@@ -128,7 +133,7 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
       expect([...(await reader.lowWater("c"))]).toEqual([]);
       const consumer = await reader.consume("c");
       const events = await readEvents(consumer, 100);
-      expect(await waiting("c")).toEqual(events);
+      expect(sorted(await waiting("c"))).toEqual(sorted(events));
       await consumer.commit(lastOf(events.slice(0, 60)));
       const left = await waiting("c");
       for (const event of events.slice(60)) expect(left).toContainEqual(event);
@@ -245,12 +250,12 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
       await consumer.close();
       consumer = await reader.consume("c");
       const again = await readEvents(consumer, 40);
-      expect(again).toEqual(first);
+      expect(sorted(again)).toEqual(sorted(first));
       await consumer.commit(lastOf(again.slice(0, 17)));
       await consumer.close();
       consumer = await reader.consume("c");
       const rest = await readEvents(consumer, 23);
-      expect(names(rest).sort()).toEqual(names(first.slice(17)).sort());
+      expect(names(rest).sort()).toEqual(names(again.slice(17)).sort());
       expect(await consumer.read({ ...PLENTY, waitMs: 0 })).toBeUndefined();
     });
 
@@ -299,7 +304,7 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
       const two = await reader.consume("two");
       const ofOne = await readEvents(one, 20);
       await one.commit(lastOf(ofOne));
-      expect(await readEvents(two, 20)).toEqual(ofOne);
+      expect(sorted(await readEvents(two, 20))).toEqual(sorted(ofOne));
       expect((await reader.lowWater("two")).size).toBe(0);
     });
 

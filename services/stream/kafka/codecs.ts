@@ -1,0 +1,97 @@
+import { promisify } from "node:util";
+import zlib from "node:zlib";
+import { compressionsAlgorithms } from "@platformatic/kafka";
+import { ZSTDDecoder } from "zstddec/stream";
+import { TributaryError } from "../../base/errors.js";
+import type { Compression } from "./settings.js";
+
+/** Attribute bits of a batch, by codec. */
+const CODECS: Readonly<Record<Compression, number>> = { none: 0, gzip: 1, snappy: 2, lz4: 3, zstd: 4 };
+
+const gzip = promisify(zlib.gzip);
+const gunzip = promisify(zlib.gunzip);
+
+/** Not with every Node that we run on. */
+interface Zstd {
+  readonly zstdCompress?: (bytes: Buffer, done: (error: Error | null, packed: Buffer) => void) => void;
+  readonly zstdDecompress?: (
+    bytes: Buffer,
+    options: { maxOutputLength: number },
+    done: (error: Error | null, plain: Buffer) => void,
+  ) => void;
+}
+const { zstdCompress, zstdDecompress } = zlib as Zstd;
+
+/** Errors: TRB-CONFIG when this Node has no such codec to write with. */
+export function checkCompression(compression: Compression): void {
+  if (compression === "zstd" && zstdCompress === undefined) {
+    throw new TributaryError(
+      "TRB-CONFIG",
+      `stream.kafka.compression: expected none, gzip, snappy or lz4 (zstd needs Node 22.15 or later), found zstd with Node ${process.version}`,
+    );
+  }
+}
+
+/** Off this thread where there is a choice. */
+export async function pack(
+  compression: Exclude<Compression, "none">,
+  records: Buffer,
+): Promise<{ records: Buffer; codec: number }> {
+  const codec = CODECS[compression];
+  if (compression === "gzip") return { records: await gzip(records, { level: 1 }), codec };
+  if (compression === "zstd") return { records: await promisify(zstdCompress!)(records), codec };
+  return { records: compressionsAlgorithms[compression].compressSync(records), codec };
+}
+
+let zstdDecoder: Promise<ZSTDDecoder> | undefined;
+
+/** Records as they were before a producer packed them; that may be anybody's. Errors: TRB-STREAM-CORRUPT. */
+export async function unpack(codec: number, packed: Buffer, limit: number): Promise<Buffer> {
+  try {
+    switch (codec) {
+      case CODECS.gzip:
+        return await gunzip(packed, { maxOutputLength: limit });
+      case CODECS.snappy:
+        return bounded(compressionsAlgorithms.snappy.decompressSync(packed), limit);
+      case CODECS.lz4:
+        return bounded(compressionsAlgorithms.lz4.decompressSync(packed), limit);
+      case CODECS.zstd:
+        if (zstdDecompress !== undefined) {
+          return await new Promise((resolve, reject) =>
+            zstdDecompress(packed, { maxOutputLength: limit }, (error, plain) =>
+              error === null ? resolve(plain) : reject(error),
+            ),
+          );
+        }
+        return await unzstd(packed, limit);
+    }
+  } catch (cause) {
+    throw new TributaryError("TRB-STREAM-CORRUPT", "a record batch cannot be unpacked", { cause });
+  }
+  throw new TributaryError("TRB-STREAM-CORRUPT", "a record batch is packed in an unknown way");
+}
+
+/** Piece by piece: what producers write does not tell how much it will be. */
+async function unzstd(packed: Buffer, limit: number): Promise<Buffer> {
+  zstdDecoder ??= (async () => {
+    const decoder = new ZSTDDecoder();
+    await decoder.init();
+    return decoder;
+  })();
+  const decoder = await zstdDecoder;
+  const pieces: Uint8Array[] = [];
+  let bytes = 0;
+  for (const piece of decoder.decodeStreaming([packed])) {
+    bytes += piece.length;
+    if (bytes > limit) throw tooMuch();
+    pieces.push(piece.slice());
+  }
+  return Buffer.concat(pieces, bytes);
+}
+
+function bounded(plain: Buffer, limit: number): Buffer {
+  if (plain.length > limit) throw tooMuch();
+  return plain;
+}
+
+const tooMuch = () => new RangeError("a record batch unpacks to more than is allowed");
