@@ -207,12 +207,6 @@ export const CODES = {
     "another process writes this data folder",
     "stop the other process, or use another folder",
   ),
-  "TRB-STREAM-FORGOTTEN": entry(
-    500,
-    false,
-    "the stream has forgotten events before they were landed",
-    "events are lost, unless their producers send them again; then let the consumer group begin at what is left, and make the topic keep more",
-  ),
   "TRB-STREAM-REPLACED": entry(
     500,
     false,

@@ -1,11 +1,26 @@
-import type { StreamBatch } from "../change-stream.js";
+import type { StreamBatch, StreamFollower } from "../change-stream.js";
 import { PositionFormatter } from "../embedded/positions.js";
-import type { Fetched } from "./fetcher.js";
+import type { Fetched, Fetcher } from "./fetcher.js";
 import type { Window } from "./window.js";
 
-interface Limit {
-  readonly maxEvents: number;
-  readonly maxBytes: number;
+type ReadLimit = Parameters<StreamFollower["read"]>[0];
+type Limit = Pick<ReadLimit, "maxEvents" | "maxBytes">;
+
+/** Waits until `next` has something, as the port's `read` does. `next` throws once there is nothing more to be had. */
+export async function readWhenThere(
+  fetcher: Fetcher,
+  limit: ReadLimit,
+  next: () => StreamBatch | undefined,
+): Promise<StreamBatch | undefined> {
+  const until = performance.now() + limit.waitMs;
+  for (;;) {
+    if (limit.signal?.aborted === true) return undefined;
+    const batch = next();
+    if (batch !== undefined) return batch;
+    const left = until - performance.now();
+    if (left <= 0) return undefined;
+    await fetcher.wait(left, limit.signal);
+  }
 }
 
 /** Hands out what was fetched in batches of the asked size: views of the answer, copied nowhere. */

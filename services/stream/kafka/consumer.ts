@@ -2,7 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { slotsOfRange } from "../../base/slots.js";
 
 import type { Checkpoint, PartitionHolder, StreamBatch, StreamConsumer } from "../change-stream.js";
-import { BatchCutter } from "./batches.js";
+import { BatchCutter, readWhenThere } from "./batches.js";
 import { closedError, codeOf, KAFKA, streamDown, Unanswered } from "./failures.js";
 import { type Cursor, Fetcher, type FetchLimits } from "./fetcher.js";
 import { GroupMember, type GroupTimes, type PartitionOwner } from "./group-member.js";
@@ -86,22 +86,13 @@ export class KafkaConsumer implements StreamConsumer, PartitionOwner {
     });
   }
 
-  async read(limit: ReadLimit): Promise<StreamBatch | undefined> {
-    const until = performance.now() + limit.waitMs;
-    for (;;) {
-      if (this.closed) throw closedError("consumer");
-      if (limit.signal?.aborted === true) return undefined;
-      const batch = this.next(limit);
-      if (batch !== undefined) return batch;
-      const left = until - performance.now();
-      if (left <= 0) return undefined;
-      await this.fetcher.wait(left, limit.signal);
-      if (this.closed) return undefined;
-    }
+  read(limit: ReadLimit): Promise<StreamBatch | undefined> {
+    return readWhenThere(this.fetcher, limit, () => this.next(limit));
   }
 
   private next(limit: ReadLimit): StreamBatch | undefined {
     for (;;) {
+      if (this.closed) throw closedError("consumer");
       if (this.failure !== undefined) throw this.failure;
       if (this.cutter.isEmpty) {
         const fetched = this.fetcher.take();

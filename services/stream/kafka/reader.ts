@@ -4,12 +4,14 @@ import type {
   PartitionHolder,
   StreamBatch,
   StreamConsumer,
+  StreamFollower,
 } from "../change-stream.js";
 import { BatchCutter } from "./batches.js";
 import { Brokers } from "./brokers.js";
 import { KafkaConsumer } from "./consumer.js";
 import { closedError, streamDown } from "./failures.js";
 import { Fetcher, type FetchLimits } from "./fetcher.js";
+import { KafkaFollower } from "./follower.js";
 import type { GroupTimes } from "./group-member.js";
 import { checkpointOf, committedOffsets, groupOf, listOffsets, namesOf } from "./offsets.js";
 import type { BrokerSettings, TopicSettings } from "./settings.js";
@@ -72,6 +74,20 @@ export class KafkaReader implements ChangeStreamReader {
     );
     this.opened.add(reading);
     return reading;
+  }
+
+  async follow(from: Checkpoint | "oldest" | "next"): Promise<StreamFollower> {
+    if (this.closed) throw closedError("stream reader");
+    const topic = this.topic.over(new Brokers(this.options.brokers));
+    try {
+      const { fetch = FETCH } = this.options;
+      const following = await KafkaFollower.open(topic, from, fetch, () => this.opened.delete(following));
+      this.opened.add(following);
+      return following;
+    } catch (error) {
+      await topic.brokers.close();
+      throw streamDown("the topic cannot be followed", error);
+    }
   }
 
   async *waiting(consumer: string): AsyncGenerator<StreamBatch> {
