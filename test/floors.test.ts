@@ -121,6 +121,7 @@ describe("the house's rules", () => {
       ["fastify", /^(base|bus|query|tenancy)\//],
       ["roaring-wasm", /^table\//],
       ["@huggingface/jinja", /^models\//],
+      ["@platformatic/kafka", /^stream\/kafka\//],
       ["@aws-sdk/client-kinesis", /^stream\/kinesis\//],
       ["@aws-sdk/client-dynamodb", /^lease\//],
     ];

@@ -156,11 +156,9 @@ export class KafkaCluster {
 
   private async makeKeys(): Promise<void> {
     const store = ["-keystore", join(this.folder, "broker.p12"), "-storepass", PASSWORD, "-alias", "broker"];
-    await run("keytool", [
-      ...["-genkeypair", "-keyalg", "RSA", "-keysize", "2048", "-validity", "30", "-storetype", "PKCS12"],
-      ...["-dname", "CN=localhost", "-ext", "san=dns:localhost,ip:127.0.0.1", "-ext", "bc=ca:true"],
-      ...store,
-    ]);
+    const certificate = "-genkeypair -keyalg RSA -keysize 2048 -validity 30 -storetype PKCS12";
+    const names = "-dname CN=localhost -ext san=dns:localhost,ip:127.0.0.1 -ext bc=ca:true";
+    await run("keytool", [...`${certificate} ${names}`.split(" "), ...store]);
     await run("keytool", ["-exportcert", "-rfc", "-file", join(this.folder, "broker.pem"), ...store]);
   }
 
