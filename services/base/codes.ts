@@ -69,12 +69,6 @@ export const CODES = {
     "the token is not valid here",
     "get a fresh token; algorithm, signature, audience or claims did not match",
   ),
-  "TRB-AUTH-KEYS": entry(
-    503,
-    true,
-    "the keys that the token may be signed with cannot be fetched now",
-    "try again later; the operator looks at the JWKS URL and the log",
-  ),
   "TRB-AUTH-EXPIRED": entry(401, false, "the token has expired", "get a fresh token"),
   "TRB-AUTH-ROLE": entry(403, false, "the token's role may not do this", "use a token of the role named"),
   "TRB-AUTH-TENANT": entry(
@@ -231,7 +225,13 @@ export const CODES = {
     503,
     true,
     "the object store did not answer as it should",
-    "look at disk space and permissions",
+    "look at disk space and permissions; with S3 also at the bucket's region, credentials and limits",
+  ),
+  "TRB-STORE-CACHE-SMALL": entry(
+    500,
+    false,
+    "files that are needed together are larger than the cache of the object store",
+    "raise storage.s3.cacheBytes",
   ),
   // --- ingest and models --------------------------------------------------------------------------------
   "TRB-INGEST-TIME": entry(

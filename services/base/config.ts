@@ -11,35 +11,13 @@ const whole = (min: number, max = Number.MAX_SAFE_INTEGER) =>
     (value) => (typeof value === "string" && /^\d+$/.test(value) ? Number(value) : value),
     z.number().int().min(min).max(max),
   );
+/** As variables have it, or a boolean. */
+const flag = z.preprocess(
+  (value) => (value === "true" ? true : value === "false" ? false : value),
+  z.boolean(),
+);
 const count = (fallback: number, min = 1) => whole(min).default(fallback);
 const MiB = 1024 * 1024;
-
-/** A JWKS is fetched over TLS; only from this machine may it come without. */
-const isKeyUrl = (text: string): boolean => {
-  if (!URL.canParse(text)) return false;
-  const { protocol, hostname } = new URL(text);
-  const local = ["localhost", "127.0.0.1", "[::1]"].includes(hostname);
-  return protocol === "https:" || (protocol === "http:" && local);
-};
-const SIGNATURES = [
-  "RS256",
-  "RS384",
-  "RS512",
-  "PS256",
-  "PS384",
-  "PS512",
-  "ES256",
-  "ES384",
-  "ES512",
-  "EdDSA",
-] as const;
-const keySet = z.strictObject({
-  url: z.string().refine(isKeyUrl, "expected an https URL (http on this machine only)"),
-  /** The `iss` that its tokens must have; any, or none, when not set. */
-  issuer: z.string().min(1).optional(),
-  /** Tokens that are signed in another way are refused. */
-  algorithms: z.array(z.enum(SIGNATURES)).min(1).default(["RS256", "ES256", "EdDSA"]),
-});
 
 /** One shape for tributary.yaml and TRIBUTARY_* variables. Sizes are bytes, times are milliseconds. */
 export const configSchema = z.strictObject({
@@ -75,11 +53,6 @@ export const configSchema = z.strictObject({
       /** A JWK with an HS256 secret; made in the data folder when absent. */
       keyFile: z.string().optional(),
       audience: z.string().default("tributary"),
-      /** Issuers whose keys are fetched; tokens of each, and of the key above, are good at the same time. */
-      jwks: z.preprocess(
-        (value) => (typeof value === "string" ? value.split(",").map((url) => ({ url })) : value),
-        z.array(keySet).default(() => []),
-      ),
     })
     .prefault({}),
   bus: z
@@ -116,6 +89,39 @@ export const configSchema = z.strictObject({
       duckdbMemoryBytes: count(2048 * MiB),
       /** A model's statement that takes longer is interrupted and its events are tried apart; one alone is a dead letter. */
       modelTimeoutMs: count(20_000),
+    })
+    .prefault({}),
+  storage: z
+    .strictObject({
+      /** "files": the lake is a folder of `data`. */
+      kind: z.enum(["files", "s3"]).default("files"),
+      /** Credentials are found as all AWS tools find them: variables, profiles, the machine's role. */
+      s3: z
+        .strictObject({
+          bucket: z.string().min(1).optional(),
+          /** Where the lake lies in the bucket. */
+          prefix: z
+            .string()
+            .regex(/^$|^[\w.=-]+(\/[\w.=-]+)*$/, "expected names with slashes between them")
+            .default(""),
+          /** Of the bucket; as AWS tools find it when not set. */
+          region: z.string().min(1).optional(),
+          /** A server that is not AWS's. */
+          endpoint: z.url({ protocol: /^https?$/ }).optional(),
+          /** The bucket's name in the path of URLs rather than in the host's name. */
+          forcePathStyle: flag.default(false),
+          /** Encrypts what is put (SSE-KMS); when not set, the bucket's own setting does. */
+          kmsKeyId: z.string().min(1).optional(),
+          /** Local disk for copies of objects, for each process. */
+          cacheBytes: count(10 * 1024 * MiB, 64 * MiB),
+          /** Without a byte for so long, a request is tried again. */
+          timeoutMs: count(10_000, 100),
+        })
+        .prefault({}),
+    })
+    .refine(({ kind, s3 }) => kind !== "s3" || s3.bucket !== undefined, {
+      path: ["s3", "bucket"],
+      message: "expected the name of a bucket, as storage.kind is s3",
     })
     .prefault({}),
   table: z

@@ -1,3 +1,6 @@
+import { join } from "node:path";
+import { Once } from "../base/once.js";
+import { layout } from "../base/paths.js";
 import { type Failure, Retry } from "../base/retry.js";
 import type { TableStatus } from "../status/ingest-status.js";
 import type { IngestContext } from "./context.js";
@@ -9,8 +12,8 @@ import { ParkedLog } from "./parked-log.js";
 export interface Destination {
   /** What is told of it while it does not take them. */
   readonly about: Pick<TableStatus, "kind" | "name" | "entityType" | "remedy">;
-  /** What it is called among all that is parked: an entity type, or no type's name. */
-  readonly parkedAs: string;
+  /** Folder of the log, below the one for all that is parked. */
+  readonly folder: string;
   /** With so many parked bytes it is told as held. */
   readonly budgetBytes: number;
   /** How much of them it takes at once. */
@@ -33,9 +36,8 @@ const RESTORE = "restore from a copy what the reason names; until then events ar
  * with growing pauses, and told of until it succeeds.
  */
 export class Parking {
-  private readonly log: ParkedLog;
-  /** What is parked of what is ours is known; what others have parked of it may still be found. */
-  private known = false;
+  /** One object, whoever comes first: two would not know of each other's segments. */
+  private readonly opening: Once<ParkedLog>;
   private trying: Promise<void> | undefined;
   private readonly retry: Retry;
   private unwell = false;
@@ -47,14 +49,14 @@ export class Parking {
     private readonly signal: AbortSignal,
   ) {
     this.retry = new Retry(signal);
-    const { store, ours } = context;
-    const { about, parkedAs } = destination;
-    this.log = new ParkedLog(store, parkedAs, (track) => ours.has(about.name, track));
+    const { files, config } = context;
+    const folder = join(layout(config.data).parked, destination.folder);
+    this.opening = new Once(() => ParkedLog.open(files, folder));
   }
 
   /** True when nothing waits here and no try runs: what comes may go to the table directly. */
   get passed(): boolean {
-    return this.trying === undefined && this.known && this.log.empty;
+    return this.trying === undefined && this.log?.empty === true;
   }
 
   /** True from a failure on until a try succeeds. */
@@ -65,16 +67,15 @@ export class Parking {
   /** Resolves when the events are parked, however often that has to be tried. Rejects only after the signal. */
   async append(events: ParkedEvents): Promise<void> {
     await new Retry(this.signal).run(
-      () => this.log.append(this.context.stream, events),
+      async () => (await this.opening.get()).append(this.context.stream, events),
       (failure) => this.failed(failure),
     );
     this.tellBytes();
   }
 
-  /** More may be ours than before: what is parked of it lands before anything else does. */
-  assigned(): void {
-    this.known = false;
-    this.recover();
+  /** Undefined while it is not open. */
+  private get log(): ParkedLog | undefined {
+    return this.opening.value;
   }
 
   /** Tries to empty the log into the table, again with growing pauses until it is empty; nothing while that is tried. */
@@ -93,28 +94,19 @@ export class Parking {
       )
       .finally(() => {
         this.trying = undefined;
-        if (!this.known || !this.log.empty) this.recover();
+        if (this.log?.empty === false) this.recover();
       });
   }
 
   private async drain(): Promise<void> {
-    const { log } = this;
+    const log = await this.opening.get();
     await this.destination.prepare();
     const { events, bytes } = this.destination.atOnce;
-    while (!this.known || !log.empty) {
+    while (!log.empty) {
       this.signal.throwIfAborted();
-      if (!this.known) {
-        this.known = true;
-        await log.look().catch((error: unknown) => {
-          this.known = false;
-          throw error;
-        });
-      }
       const chunk = await log.peek(events, bytes);
-      if (chunk === undefined) {
-        await log.settled();
-        continue;
-      }
+      // What keeps it from being empty is an append that has not ended, or has failed meanwhile.
+      if (chunk === undefined) continue;
       await this.destination.take(chunk);
       await log.drop(chunk);
       this.tellBytes();
@@ -148,7 +140,7 @@ export class Parking {
   }
 
   private parked(): Pick<TableStatus, "parkedBytes" | "held"> {
-    const parkedBytes = this.log.bytes;
+    const parkedBytes = this.log?.bytes ?? 0;
     return { parkedBytes, held: parkedBytes >= this.destination.budgetBytes };
   }
 
@@ -156,7 +148,7 @@ export class Parking {
   private tellBytes(): void {
     const { health } = this.context;
     const { about } = this.destination;
-    const slow = this.log.empty ? undefined : { ...about, ...SLOW };
+    const slow = this.log?.empty === false ? { ...about, ...SLOW } : undefined;
     const status = health.get(about.kind, about.name) ?? slow;
     if (status !== undefined) health.set({ ...status, ...this.parked() });
   }
@@ -169,7 +161,7 @@ export class Parking {
   /** After the signal, and after the last append: ends once the try that runs has ended. */
   async close(): Promise<void> {
     await this.trying;
-    await this.log.settled();
+    await this.log?.close();
   }
 }
 

@@ -1,4 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { layout } from "../base/paths.js";
 import { answerRepair, takeRepairRequests } from "../status/repair-request.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
 import type { IngestContext } from "./context.js";
@@ -44,11 +45,13 @@ async function repairNow(
   pipeline: Pipeline,
   table: string,
 ) {
-  const { store, duck, tableOptions, stream } = context;
+  const { store, files, duck, tableOptions, stream, config } = context;
   return pipeline.repaired(table, async () =>
     repairTable(
       {
         store,
+        files,
+        parked: layout(config.data).parked,
         duck,
         tableOptions,
         models: context.models,

@@ -93,7 +93,6 @@ const authCodes = [
   "TRB-AUTH-MISSING",
   "TRB-AUTH-INVALID",
   "TRB-AUTH-EXPIRED",
-  "TRB-AUTH-KEYS",
   "TRB-AUTH-ROLE",
   "TRB-AUTH-TENANT",
 ] as const;

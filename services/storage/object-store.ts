@@ -22,9 +22,13 @@ export interface ObjectStore {
   /**
    * Lends objects as local files: runs `use` with a path for each key, in their order, and returns what it does. The
    * files stay readable until `use` ends, as long as the objects are not deleted; where no object is, the path names
-   * no file. Errors: TRB-STORE-FAILED; those of `use`.
+   * no file. Errors: TRB-STORE-FAILED, TRB-STORE-CACHE-SMALL; those of `use`.
    */
-  withLocal<T>(keys: readonly string[], use: (paths: readonly string[]) => Promise<T>): Promise<T>;
+  withLocal<T>(
+    keys: readonly string[],
+    use: (paths: readonly string[]) => Promise<T>,
+    options?: LendOptions,
+  ): Promise<T>;
   /** Objects below `prefix`, in key order, optionally only those after `startAfter`. */
   list(prefix: string, startAfter?: string): AsyncIterable<ObjectInfo>;
   /**
@@ -34,6 +38,11 @@ export interface ObjectStore {
   confirm(keys: readonly string[]): Promise<void>;
   /** Absent keys are fine. */
   delete(keys: readonly string[]): Promise<void>;
+}
+
+export interface LendOptions {
+  /** The objects as they are now: for those that may have been put anew under the same key, which copies do not show. */
+  readonly fresh?: boolean;
 }
 
 export interface ObjectInfo {

@@ -57,7 +57,8 @@ export async function loadCheckpoint(
   { version, keys }: LogCheckpoint,
   state: TableState,
 ): Promise<void> {
-  const actions = await store.withLocal(keys, (paths) => actionsIn(duck, version, paths));
+  // A table that was made anew, or repaired, can have another log checkpoint of the same name.
+  const actions = await store.withLocal(keys, (paths) => actionsIn(duck, version, paths), { fresh: true });
   state.load(version, actions);
 }
 

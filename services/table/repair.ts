@@ -72,7 +72,7 @@ function withoutCommit(store: ObjectStore, root: string, version: number): Objec
       return "created";
     },
     adopt: (files) => store.adopt(files),
-    withLocal: (keys, use) => store.withLocal(keys, use),
+    withLocal: (keys, use, options) => store.withLocal(keys, use, options),
     async *list(prefix, startAfter) {
       for await (const object of store.list(prefix, startAfter)) if (!isHidden(object.key)) yield object;
     },

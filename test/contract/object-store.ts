@@ -1,7 +1,8 @@
-import { writeFile } from "node:fs/promises";
+import { existsSync } from "node:fs";
+import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import type { ObjectStore } from "../../services/storage/object-store.js";
+import type { LendOptions, ObjectStore } from "../../services/storage/object-store.js";
 
 /** An empty store, and further clients of the same one, as other processes have them. */
 export interface ObjectStoreFixture {
@@ -97,6 +98,36 @@ export function objectStoreContract(make: () => Promise<ObjectStoreFixture>): vo
       await store.adopt([]);
     });
 
+    test("objects are lent as local files, in the order of their keys", async () => {
+      await store.put("l/a", Buffer.from("a"));
+      await store.put("l/b", Buffer.from("b"));
+      const keys = ["l/b", "l/a", "l/b"];
+      const read = (from: ObjectStore, options?: LendOptions) =>
+        from.withLocal(keys, (paths) => Promise.all(paths.map((path) => readFile(path, "utf8"))), options);
+      expect(await read(store)).toEqual(["b", "a", "b"]);
+      expect(await read(await fixture.openStore())).toEqual(["b", "a", "b"]);
+      await store.put("l/b", Buffer.from("other"));
+      expect(await read(await fixture.openStore(), { fresh: true })).toEqual(["other", "a", "other"]);
+      expect(await store.withLocal([], async (paths) => paths.length)).toBe(0);
+    });
+
+    test("where no object is, what is lent is no file; once it is there, it is", async () => {
+      const look = () => store.withLocal(["l/none"], async ([path]) => existsSync(path!));
+      expect(await look()).toBe(false);
+      await store.put("l/none", Buffer.from("x"));
+      expect(await look()).toBe(true);
+    });
+
+    test("what a borrower throws comes out, and the files can be lent again", async () => {
+      await store.put("l/a", Buffer.from("a"));
+      const failure = new Error("mine");
+      await expect(store.withLocal(["l/a"], () => Promise.reject(failure))).rejects.toBe(failure);
+      await expect(store.withLocal(["l/a"], () => Promise.reject(failure), { fresh: true })).rejects.toBe(
+        failure,
+      );
+      expect(await store.withLocal(["l/a"], ([path]) => readFile(path!, "utf8"))).toBe("a");
+    });
+
     test("what is being written is never listed", async () => {
       await writeFile(join(store.staging, "half-done"), "x");
       await store.put("only", Buffer.from("x"));
@@ -143,6 +174,15 @@ export function objectStoreContract(make: () => Promise<ObjectStoreFixture>): vo
       expect(await store.get("d/1")).toBeUndefined();
       expect(await store.putIfAbsent("d/1", Buffer.from("again"))).toBe("created");
       await store.delete([]);
+    });
+
+    test("objects know when they were put", async () => {
+      const before = Date.now();
+      await store.put("a", Buffer.from("x"));
+      for await (const { modifiedAt } of store.list("")) {
+        expect(modifiedAt).toBeGreaterThan(before - 2_000);
+        expect(modifiedAt).toBeLessThan(Date.now() + 2_000);
+      }
     });
 
     test.each([

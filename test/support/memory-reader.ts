@@ -1,9 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { slotsOfRange } from "../../services/base/slots.js";
 import type {
   ChangeStreamReader,
   Checkpoint,
-  PartitionHolder,
   StreamBatch,
   StreamConsumer,
   StreamFollower,
@@ -48,9 +46,7 @@ export class MemoryReader implements ChangeStreamReader {
     return this.events.every(({ partition, position }) => position <= (this.done.get(partition) ?? ""));
   }
 
-  consume(_consumer: string, holder?: PartitionHolder): Promise<StreamConsumer> {
-    const { partitions } = this;
-    holder?.assigned(partitions.map((name, i) => ({ name, slots: slotsOfRange(i, partitions.length) })));
+  consume(): Promise<StreamConsumer> {
     return this.readAfter(new Map(this.done));
   }
 
@@ -89,7 +85,7 @@ export class MemoryReader implements ChangeStreamReader {
   }
 
   async *waiting(): AsyncGenerator<StreamBatch> {
-    const looking = await this.consume("looks");
+    const looking = await this.consume();
     for (;;) {
       const batch = await looking.read({ maxEvents: 100, maxBytes: 1e6, waitMs: 0 });
       if (batch === undefined) return;

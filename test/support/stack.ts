@@ -117,13 +117,16 @@ export async function until(what: string, check: () => Promise<boolean>, seconds
   }
 }
 
-/** Waits until everything the bus has acknowledged on this data folder is in the tables. */
-export async function untilLanded(data: string, seconds = 120): Promise<void> {
+/**
+ * Waits until everything the bus has acknowledged on this data folder is in the tables. `env`: what the server was
+ * started with, where that says where the tables are.
+ */
+export async function untilLanded(data: string, seconds = 120, env: NodeJS.ProcessEnv = {}): Promise<void> {
   const reader = await EmbeddedLogReader.open({ folder: layout(data).stream });
   try {
     await until("events to land", () => caughtUp(reader, CONSUMER), seconds);
     // What the stream may forget is in raw; a model may still be at it.
-    await withRefined(loadConfig({ data }, { env: {} }), (inStep) =>
+    await withRefined(loadConfig({ data }, { env }), (inStep) =>
       until("models to take them in", inStep, seconds),
     );
   } finally {

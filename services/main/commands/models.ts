@@ -1,15 +1,13 @@
-import { existsSync } from "node:fs";
 import type { Command } from "commander";
 import type { Config } from "../../base/config.js";
-import { layout } from "../../base/paths.js";
 import { loadProject } from "../../ingest/project.js";
 import { refinedRoot } from "../../ingest/refined-table.js";
 import { loadModels, type Model } from "../../models/project.js";
 import { type TestResult, testModel } from "../../models/test-models.js";
-import type { FileStore } from "../../storage/file-store.js";
+import type { ObjectStore } from "../../storage/object-store.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { withScan } from "../../table/scan.js";
-import { readingDuck, withStore } from "../compose/runtime.js";
+import { mayHaveLake, readingDuck, withStore } from "../compose/runtime.js";
 import { textTable } from "../terminal/text-table.js";
 import { configOf, type DataOptions, withData } from "./options.js";
 import { explain, LakeState } from "./table-state.js";
@@ -32,7 +30,7 @@ const brief = ({ name, entityType, description }: Model) => ({ name, entityType,
 async function list(options: DataOptions): Promise<void> {
   const config = configOf(options);
   // Models can be listed before there is a lake.
-  const state = existsSync(layout(config.data).lake)
+  const state = mayHaveLake(config)
     ? await withStore(config, (store) => LakeState.read(store))
     : LakeState.unknown;
   const models = loadModels(config.transformsDir).map((model) => ({
@@ -79,7 +77,7 @@ async function test(options: DataOptions): Promise<void> {
   if (results.some(({ failures }) => failures > 0)) process.exitCode = 1;
 }
 
-async function testAll(config: Config, store: FileStore): Promise<TestResult[]> {
+async function testAll(config: Config, store: ObjectStore): Promise<TestResult[]> {
   const duck = await readingDuck();
   try {
     const results: TestResult[] = [];

@@ -3,6 +3,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Command } from "commander";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
+import { nodeFiles } from "../../base/files.js";
+import { layout } from "../../base/paths.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
 import { repairTable } from "../../ingest/repair.js";
 import { loadModels } from "../../models/project.js";
@@ -12,7 +14,7 @@ import {
   takeRepairAnswer,
   withdrawRepair,
 } from "../../status/repair-request.js";
-import type { FileStore } from "../../storage/file-store.js";
+import type { ObjectStore } from "../../storage/object-store.js";
 import { lockData, openReader, readingDuck, withStore } from "../compose/runtime.js";
 import { printable } from "../terminal/text-table.js";
 import { configOf, type DataOptions, withData } from "./options.js";
@@ -46,7 +48,7 @@ export function addRepairCommand(program: Command): void {
 /** Ingest alone writes tables: where it runs it does the work, where not its lock is held meanwhile. */
 async function repair(
   config: Config,
-  store: FileStore,
+  store: ObjectStore,
   name: string,
   dryRun: boolean,
 ): Promise<RepairReport> {
@@ -65,7 +67,7 @@ async function repair(
 
 async function repairHere(
   config: Config,
-  store: FileStore,
+  store: ObjectStore,
   name: string,
   dryRun: boolean,
 ): Promise<RepairReport> {
@@ -74,6 +76,8 @@ async function repairHere(
   try {
     const parts = {
       store,
+      files: nodeFiles,
+      parked: layout(config.data).parked,
       duck,
       tableOptions: { checkpointEvery: config.table.checkpointEvery },
       models: loadModels(config.transformsDir),
@@ -87,7 +91,7 @@ async function repairHere(
   }
 }
 
-async function repairThere(store: FileStore, name: string): Promise<RepairReport> {
+async function repairThere(store: ObjectStore, name: string): Promise<RepairReport> {
   const id = randomUUID();
   await askForRepair(store, id, name);
   for (const asked = performance.now(); ; await sleep(POLL_MS)) {

@@ -6,7 +6,7 @@ import { TributaryError } from "../../base/errors.js";
 import { layout } from "../../base/paths.js";
 import { type Lend, withAll } from "../../base/with-all.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
-import type { FileStore } from "../../storage/file-store.js";
+import type { ObjectStore } from "../../storage/object-store.js";
 import type { Checkpoint } from "../../stream/change-stream.js";
 import { EmbeddedLogReader } from "../../stream/embedded/reader.js";
 import { DeltaTable } from "../../table/delta-table.js";
@@ -220,7 +220,7 @@ function pick(tables: Tables, name: string): DeltaTable {
 
 async function withTables<T>(
   options: DataOptions,
-  use: (tables: Tables, store: FileStore) => Promise<T>,
+  use: (tables: Tables, store: ObjectStore) => Promise<T>,
 ): Promise<T> {
   const config = configOf(options);
   return withStore(config, async (store) => {
@@ -239,7 +239,7 @@ async function withTables<T>(
 }
 
 async function openTable(
-  store: FileStore,
+  store: ObjectStore,
   root: string,
   duck: Duck,
   config: Config,
@@ -253,7 +253,7 @@ async function openTable(
 }
 
 /** Name → root of every table: "scm.files", "raw/scm.v1.File", "dead_letters". */
-async function tableRoots(store: FileStore): Promise<Map<string, string>> {
+async function tableRoots(store: ObjectStore): Promise<Map<string, string>> {
   const roots = new Map<string, string>();
   for await (const { key } of store.list("")) {
     const match = /^(dead_letters|raw\/[^/]+|refined\/([^/]+)\/([^/]+))\/_delta_log\//.exec(key);

@@ -9,34 +9,39 @@ import { TributaryError } from "../../base/errors.js";
 import { nodeFiles } from "../../base/files.js";
 import { layout } from "../../base/paths.js";
 import { acquireLock, type ProcessLock } from "../../base/process-lock.js";
-import { FileStore } from "../../storage/file-store.js";
+import { clearCopies } from "../../storage/object-cache.js";
+import type { ObjectStore } from "../../storage/object-store.js";
 import { EmbeddedLogReader } from "../../stream/embedded/reader.js";
 import { KEY_FILE, SigningKey } from "../../tenancy/signing-key.js";
+import { openStore } from "./lake-store.js";
 
 /** What the composition roots share: how a configuration becomes adapters. */
 
 /** Logs go to standard error, so that what a command answers stays readable for programs. */
 export const openLog = (config: Config): Logger => pino({ level: config.log.level }, pino.destination(2));
 
-/** `user` names the process's part of the staging folder. */
-export function openStore(config: Config, user: string): Promise<FileStore> {
-  const { lake, staging } = layout(config.data);
-  return FileStore.open({ folder: lake, staging: join(staging, user) });
-}
-
 const STOPPING = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
+/** Whether there may be a lake: of one that is elsewhere, its store knows. */
+export const mayHaveLake = ({ storage, data }: Config): boolean =>
+  storage.kind !== "files" || existsSync(layout(data).lake);
+
 /**
- * For a command beside the services: makes no lake where there is none, and leaves no staging folder behind, also when
- * it is stopped. Errors: TRB-CLI-USAGE, TRB-DATA-VERSION.
+ * For a command beside the services: makes no lake where there is none, and leaves neither staged files nor copies
+ * behind, also when it is stopped. Errors: TRB-CLI-USAGE, TRB-DATA-VERSION.
  */
-export async function withStore<T>(config: Config, use: (store: FileStore) => Promise<T>): Promise<T> {
-  if (!existsSync(layout(config.data).lake)) {
+export async function withStore<T>(config: Config, use: (store: ObjectStore) => Promise<T>): Promise<T> {
+  if (!mayHaveLake(config)) {
     throw new TributaryError("TRB-CLI-USAGE", "--data: expected a data folder with a lake, found none there");
   }
   await checkData(nodeFiles, config.data);
-  const store = await openStore(config, `cli-${process.pid}`);
-  const clear = () => rmSync(store.staging, { recursive: true, force: true });
+  await makeDataFolder(config);
+  const user = `cli-${process.pid}`;
+  const store = await openStore(config, user);
+  const clear = () => {
+    rmSync(store.staging, { recursive: true, force: true });
+    clearCopies(layout(config.data).cache, user);
+  };
   const stopped = (signal: NodeJS.Signals) => {
     clear();
     // The listener is gone by now, so that the signal does what it does to a process without one.

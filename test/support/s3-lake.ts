@@ -1,0 +1,54 @@
+import { randomBytes } from "node:crypto";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { CreateBucketCommand, S3Client } from "@aws-sdk/client-s3";
+import { S3Store, type S3StoreOptions } from "../../services/storage/s3-store.js";
+import { credentials } from "../servers/s3.js";
+
+Object.assign(process.env, credentials);
+
+/** A client of the test's own. */
+export const s3Client = (endpoint: string): S3Client =>
+  new S3Client({ endpoint, region: "us-east-1", forcePathStyle: true });
+
+/** Makes a bucket; resolves to its name. */
+export async function newBucket(endpoint: string): Promise<string> {
+  const bucket = `b${randomBytes(6).toString("hex")}`;
+  const client = s3Client(endpoint);
+  await client.send(new CreateBucketCommand({ Bucket: bucket }));
+  client.destroy();
+  return bucket;
+}
+
+/** Stores on one bucket, each as a process of its own would open it. */
+export class S3Fixture {
+  readonly folder = mkdtempSync(join(tmpdir(), "tributary-s3-"));
+  private readonly stores: S3Store[] = [];
+
+  constructor(
+    readonly endpoint: string,
+    readonly bucket: string,
+  ) {}
+
+  async open(options: Partial<S3StoreOptions> = {}): Promise<S3Store> {
+    const user = `user-${this.stores.length}`;
+    const store = await S3Store.open({
+      bucket: this.bucket,
+      prefix: "",
+      endpoint: this.endpoint,
+      forcePathStyle: true,
+      timeoutMs: 10_000,
+      staging: join(this.folder, "staging", user),
+      cache: { folder: join(this.folder, "cache"), user, bytes: 64 * 1024 * 1024 },
+      ...options,
+    });
+    this.stores.push(store);
+    return store;
+  }
+
+  dispose(): void {
+    for (const store of this.stores) store.close();
+    rmSync(this.folder, { recursive: true, force: true });
+  }
+}
