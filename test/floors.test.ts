@@ -164,6 +164,17 @@ describe("docs/invariants.md", () => {
   });
 });
 
+describe("docs/producing.md", () => {
+  it("shows the programs of examples/clients as they are", () => {
+    const text = readFileSync(join(packageRoot, "docs", "producing.md"), "utf8");
+    const shown = [...text.matchAll(/^`(examples\/[^`]+)`\n\n```\w+\n(.*?)^```$/gms)];
+    expect(shown.map(([, name]) => name!.split("/")[2])).toEqual(["curl", "python", "java", "go"]);
+    for (const [, name, program] of shown) {
+      expect(program, name).toBe(readFileSync(join(packageRoot, name!), "utf8"));
+    }
+  });
+});
+
 describe("the documents", () => {
   const written = ["README.md", "CONTRIBUTING.md", "transforms/README.md", "clients/producer/README.md"];
   const pages = written.concat(
@@ -172,7 +183,7 @@ describe("the documents", () => {
       .filter((name) => name.endsWith(".md") && !name.startsWith("decisions"))
       .map((name) => join("docs", name)),
   );
-  const folders = "build|clients|deploy|docs|proto|services|test|transforms";
+  const folders = "build|clients|deploy|examples|docs|proto|services|test|transforms";
 
   it.each(pages)("%s names files that exist", (page) => {
     const text = readFileSync(join(packageRoot, page), "utf8");

@@ -45,13 +45,14 @@ export class Server {
     readonly url: string,
   ) {}
 
-  /** Starts `tributary <command>` on a free port and waits until it listens. */
+  /** Starts `tributary <command>`, on a free port by default, and waits until it listens. */
   static async start(
     command: "up" | "bus" | "ingest" | "query",
     data: string,
     env: NodeJS.ProcessEnv = {},
+    port = 0,
   ): Promise<Server> {
-    const child = spawn(process.execPath, [CLI, command, "--data", data, "--port", "0", "--json"], {
+    const child = spawn(process.execPath, [CLI, command, "--data", data, "--port", `${port}`, "--json"], {
       env: { ...process.env, TRIBUTARY_LOG__LEVEL: "warn", ...env },
       stdio: ["ignore", "pipe", "pipe"],
     });
