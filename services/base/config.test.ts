@@ -53,4 +53,17 @@ describe("configuration", () => {
     expect((failure as TributaryError).message).toMatch(message);
     expect(({} as { port?: string }).port).toBeUndefined();
   });
+
+  it.each([
+    { password: "hunter2", passwordFile: "/x", mechanism: "PLAIN", username: "u" },
+    { password: ["hunter2"], mechanism: "PLAIN", username: "u" },
+    { password: "hunter2", mechanism: "LOGIN", username: "u" },
+    "u:hunter2",
+  ])("tells of no password, whatever is wrong about it: %o", (sasl) => {
+    const settings = { stream: { kafka: { sasl } } };
+    expect(() => loadConfig(settings, { env: {} })).toThrow(/^stream\.kafka\.sasl/);
+    expect(() => loadConfig(settings, { env: {} })).not.toThrow(/hunter2/);
+    // Nor where the level above is wrong.
+    expect(() => loadConfig({ stream: [settings.stream] }, { env: {} })).not.toThrow(/hunter2/);
+  });
 });

@@ -18,6 +18,57 @@ const flag = z.preprocess(
 );
 const count = (fallback: number, min = 1) => whole(min).default(fallback);
 const MiB = 1024 * 1024;
+/** A variable gives several, separated by commas. */
+const several = (value: unknown) => (typeof value === "string" ? value.split(",") : value);
+
+const topicName = z.string().regex(/^[A-Za-z0-9._-]{1,200}$/, "expected 1 to 200 of A-Z a-z 0-9 . _ -");
+
+const kafka = z.strictObject({
+  /** host:port of brokers to begin with. */
+  brokers: z.preprocess(several, z.array(z.string().min(3)).min(1).default(["127.0.0.1:9092"])),
+  clientId: z.string().min(1).default("tributary"),
+  /** A product domain's events have a topic of their own: this and the domain's name. */
+  topicPrefix: topicName.default("tributary."),
+  /** Topics by domain, where they are called otherwise; several domains may share one. */
+  topics: z.record(z.string(), topicName).default({}),
+  /** One topic for all domains. */
+  topic: topicName.optional(),
+  /** How a topic is made where there is none (with `stream.partitions`). */
+  replicationFactor: count(3),
+  minInsyncReplicas: count(2),
+  retentionMs: count(7 * 24 * 3600 * 1000),
+  maxMessageBytes: count(4 * MiB),
+  /** For development: topics that a lost disk can take events from are not refused. */
+  allowFewReplicas: flag.default(false),
+  compression: z.enum(["none", "gzip", "snappy", "lz4", "zstd"]).default("none"),
+  /** Events that brokers have not acknowledged yet; more are refused, to be sent again. */
+  maxInFlightBytes: count(64 * MiB),
+  /** A worker that is not heard of for so long is replaced. */
+  sessionMs: count(10_000, 1_000),
+  tls: z
+    .strictObject({
+      enabled: flag.default(true),
+      /** PEM files: authorities to trust in place of the system's, and our own certificate with its key. */
+      caFile: z.string().optional(),
+      certFile: z.string().optional(),
+      keyFile: z.string().optional(),
+      serverName: z.string().optional(),
+    })
+    .optional(),
+  sasl: z
+    .strictObject({
+      mechanism: z.enum(["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]),
+      username: z.string().min(1),
+      password: z.string().min(1).optional(),
+      /** In place of the password: a file that holds it. */
+      passwordFile: z.string().min(1).optional(),
+    })
+    .refine(
+      ({ password, passwordFile }) => (password === undefined) !== (passwordFile === undefined),
+      "expected a password or a passwordFile",
+    )
+    .optional(),
+});
 
 /** One shape for tributary.yaml and TRIBUTARY_* variables. Sizes are bytes, times are milliseconds. */
 export const configSchema = z.strictObject({
@@ -71,6 +122,9 @@ export const configSchema = z.strictObject({
     .prefault({}),
   stream: z
     .strictObject({
+      /** A log on this machine's disk, or Kafka's topics. */
+      kind: z.enum(["embedded", "kafka"]).default("embedded"),
+      kafka: kafka.prefault({}),
       partitions: count(4),
       segmentBytes: count(64 * MiB),
     })
@@ -185,10 +239,18 @@ export function loadConfig(
       (value, key) => (value as Record<PropertyKey, unknown>)?.[key],
       merged,
     );
-    return `${path}: ${issue.message}, found ${JSON.stringify(found)}`;
+    return `${path}: ${issue.message}, found ${shown(path, found)}`;
   });
   throw new TributaryError("TRB-CONFIG", lines.join("; "));
 }
+
+/** Errors are shown and logged: a password is not, whatever else is wrong about it. */
+const shown = (path: string, found: unknown): string =>
+  SECRET.test(path)
+    ? "(not shown)"
+    : (JSON.stringify(found, (key, value: unknown) => (SECRET.test(key) ? "(not shown)" : value)) ??
+      "nothing");
+const SECRET = /(password|sasl)$/;
 
 /** TRIBUTARY_LOG__LEVEL=debug → { log: { level: "debug" } }. TRIBUTARY_TOKEN and TRIBUTARY_URL belong to the CLI. Errors: TRB-CONFIG. */
 function fromEnvironment(env: NodeJS.ProcessEnv): Record<string, unknown> {

@@ -11,9 +11,10 @@ import { layout } from "../../base/paths.js";
 import { acquireLock, type ProcessLock } from "../../base/process-lock.js";
 import { clearCopies } from "../../storage/object-cache.js";
 import type { ObjectStore } from "../../storage/object-store.js";
-import { EmbeddedLogReader } from "../../stream/embedded/reader.js";
+import type { ChangeStreamReader } from "../../stream/change-stream.js";
 import { KEY_FILE, SigningKey } from "../../tenancy/signing-key.js";
 import { openStore } from "./lake-store.js";
+import { streamKind } from "./streams.js";
 
 /** What the composition roots share: how a configuration becomes adapters. */
 
@@ -56,8 +57,17 @@ export async function withStore<T>(config: Config, use: (store: ObjectStore) => 
   }
 }
 
-export function openReader(config: Config): Promise<EmbeddedLogReader> {
-  return EmbeddedLogReader.open({ folder: layout(config.data).stream, partitions: config.stream.partitions });
+/** The one stream for all domains. Errors: TRB-CONFIG where each domain has its own. */
+export async function openReader(config: Config): Promise<ChangeStreamReader> {
+  const { kind, kafka } = config.stream;
+  if (kind === "kafka" && kafka.topic === undefined) {
+    throw new TributaryError(
+      "TRB-CONFIG",
+      "stream.kafka.topic: expected one topic for all domains, found none",
+    );
+  }
+  const streams = await streamKind(config);
+  return streams.reader(streams.nameOf(""));
 }
 
 export async function openKey(config: Config): Promise<SigningKey> {

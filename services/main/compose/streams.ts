@@ -17,8 +17,11 @@ export interface StreamKind {
   reader(name: string): Promise<ChangeStreamReader>;
 }
 
+/** Clients of remote streams are loaded where they are configured, and nowhere else. */
 export async function streamKind(config: Config): Promise<StreamKind> {
-  return embedded(config);
+  if (config.stream.kind === "embedded") return embedded(config);
+  const { kafkaStreams } = await import("./kafka-streams.js");
+  return kafkaStreams(config);
 }
 
 /** One log for all domains: it has one disk, whatever we do. */
