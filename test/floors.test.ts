@@ -19,6 +19,7 @@ const FLOORS: Readonly<Record<string, number>> = {
   status: 4,
   bus: 5,
   ingest: 5,
+  follow: 5,
   query: 5,
   main: 6,
 };

@@ -69,6 +69,12 @@ export const CODES = {
     "the token is not valid here",
     "get a fresh token; algorithm, signature, audience or claims did not match",
   ),
+  "TRB-AUTH-KEYS": entry(
+    503,
+    true,
+    "the keys that the token may be signed with cannot be fetched now",
+    "try again later; the operator looks at the JWKS URL and the log",
+  ),
   "TRB-AUTH-EXPIRED": entry(401, false, "the token has expired", "get a fresh token"),
   "TRB-AUTH-ROLE": entry(403, false, "the token's role may not do this", "use a token of the role named"),
   "TRB-AUTH-TENANT": entry(

@@ -70,6 +70,33 @@ const kafka = z.strictObject({
     .optional(),
 });
 
+/** A JWKS is fetched over TLS; only from this machine may it come without. */
+const isKeyUrl = (text: string): boolean => {
+  if (!URL.canParse(text)) return false;
+  const { protocol, hostname } = new URL(text);
+  const local = ["localhost", "127.0.0.1", "[::1]"].includes(hostname);
+  return protocol === "https:" || (protocol === "http:" && local);
+};
+const SIGNATURES = [
+  "RS256",
+  "RS384",
+  "RS512",
+  "PS256",
+  "PS384",
+  "PS512",
+  "ES256",
+  "ES384",
+  "ES512",
+  "EdDSA",
+] as const;
+const keySet = z.strictObject({
+  url: z.string().refine(isKeyUrl, "expected an https URL (http on this machine only)"),
+  /** The `iss` that its tokens must have; any, or none, when not set. */
+  issuer: z.string().min(1).optional(),
+  /** Tokens that are signed in another way are refused. */
+  algorithms: z.array(z.enum(SIGNATURES)).min(1).default(["RS256", "ES256", "EdDSA"]),
+});
+
 /** One shape for tributary.yaml and TRIBUTARY_* variables. Sizes are bytes, times are milliseconds. */
 export const configSchema = z.strictObject({
   data: z.string().min(1).default("./data"),
@@ -104,6 +131,11 @@ export const configSchema = z.strictObject({
       /** A JWK with an HS256 secret; made in the data folder when absent. */
       keyFile: z.string().optional(),
       audience: z.string().default("tributary"),
+      /** Issuers whose keys are fetched; tokens of each, and of the key above, are good at the same time. */
+      jwks: z.preprocess(
+        (value) => (typeof value === "string" ? value.split(",").map((url) => ({ url })) : value),
+        z.array(keySet).default(() => []),
+      ),
     })
     .prefault({}),
   bus: z

@@ -84,6 +84,20 @@ describe("the format of a data folder", () => {
     expect(run).toEqual([0]);
   });
 
+  test("what an earlier version has parked is landed by that one before an upgrade", async () => {
+    await say({ format: 1, writer: "0.0.1" });
+    await mkdir(join(folder, "parked", "t.v1.Thing"), { recursive: true });
+    await mkdir(join(folder, "parked", "t.v1.Other"));
+    const segment = join(folder, "parked", "t.v1.Other", "000000000001.log");
+    await writeFile(segment, "TRBPARK1");
+    const error = await openData(nodeFiles, folder).catch((e: unknown) => e);
+    expect(error).toMatchObject({ code: "TRB-DATA-VERSION", message: expect.stringContaining("t.v1.Other") });
+    expect((await says()).format).toBe(1);
+    await rm(segment);
+    await openData(nodeFiles, folder);
+    expect((await says()).format).toBe(UPGRADES.length);
+  });
+
   test("a damaged format.json is told, not taken for an old folder", async () => {
     for (const content of ["", "{", "[]", '{"format":"1","writer":"x"}', "null"]) {
       await writeFile(join(folder, "format.json"), content);

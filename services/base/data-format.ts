@@ -24,6 +24,18 @@ export type UpgradeStep = (folder: string, files: FileOps) => Promise<void>;
 export const UPGRADES: readonly UpgradeStep[] = [
   // 1: segments of the log may be fenced, files are staged in DIR/staging. Both are made as they are needed.
   async () => undefined,
+  // 2: events are parked in the lake. What an earlier version has parked only that one can land.
+  async (folder, files) => {
+    const parked = join(folder, "parked");
+    if ((await files.stat(parked)) === undefined) return;
+    for (const { name } of await files.list(parked)) {
+      if ((await files.list(join(parked, name))).length === 0) continue;
+      throw new TributaryError(
+        "TRB-DATA-VERSION",
+        `an earlier version has parked events of ${name}: run that one until \`tributary table ls\` shows nothing parked`,
+      );
+    }
+  },
 ];
 
 const FILE = "format.json";

@@ -195,7 +195,13 @@ function addSharedRoutes(app: FastifyInstance, options: ServerOptions, isDrainin
         security: [{ token: [] }],
         response: {
           200: { description: "Text exposition format.", content: { "text/plain": { schema: text } } },
-          ...errorResponses("TRB-AUTH-MISSING", "TRB-AUTH-INVALID", "TRB-AUTH-EXPIRED", "TRB-AUTH-ROLE"),
+          ...errorResponses(
+            "TRB-AUTH-MISSING",
+            "TRB-AUTH-INVALID",
+            "TRB-AUTH-EXPIRED",
+            "TRB-AUTH-KEYS",
+            "TRB-AUTH-ROLE",
+          ),
         },
       },
     },

@@ -18,8 +18,6 @@ export const packageVersion: string = (
 export const layout = (data: string) => ({
   stream: join(data, "stream"),
   lake: join(data, "lake"),
-  /** Accepted events whose raw table cannot land them for now, a folder an entity type. */
-  parked: join(data, "parked"),
   keys: join(data, "keys"),
   /** On the lake's volume: files are written here and renamed into the lake. */
   staging: join(data, "staging"),

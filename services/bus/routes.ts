@@ -293,6 +293,7 @@ const publishSchema = {
       "TRB-AUTH-MISSING",
       "TRB-AUTH-INVALID",
       "TRB-AUTH-EXPIRED",
+      "TRB-AUTH-KEYS",
       "TRB-AUTH-ROLE",
       "TRB-REQ-TOO-SLOW",
       "TRB-REQ-TOO-LARGE",

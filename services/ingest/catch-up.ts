@@ -1,6 +1,6 @@
 import { isOutOfMemory } from "../base/engine-error.js";
 import type { DeltaTable } from "../table/delta-table.js";
-import { type Progress, progressOf } from "../table/progress.js";
+import { type Progress, progressOf, type Track } from "../table/progress.js";
 import type { TableSnapshot } from "../table/types.js";
 import type { UpsertWriter } from "../table/upsert.js";
 import { bury } from "./burial.js";
@@ -9,6 +9,7 @@ import { EventBatch } from "./event-batch.js";
 import { type Taken, takeIn } from "./intake.js";
 import { lightOf, type Slice, slicesOf, whole } from "./payloads.js";
 import type { Refiner } from "./refine.js";
+import { isOf } from "./refined-table.js";
 import { beyond, originals, type RawView, rangesOf, readRange } from "./replay.js";
 
 /** Events that are upserted at once. */
@@ -29,6 +30,8 @@ export interface CatchUpOptions {
   readonly express: boolean;
   /** Done between ranges. */
   readonly between?: () => Promise<void>;
+  /** Along which tracks: the others are for somebody else. */
+  readonly isOurs: (track: Track) => boolean;
   /** Gives up after the slice that runs: what is in stays, and the next catch-up goes on behind it. */
   readonly signal: AbortSignal;
 }
@@ -54,8 +57,11 @@ export class CatchUp {
   async run(): Promise<void> {
     for (;;) {
       const snapshot = await this.raw.refresh();
-      const from = progressOf(await this.writer.table.refresh());
-      const to = beyond(snapshot, from);
+      const own = await this.writer.table.refresh();
+      // Another worker's model may have taken the table over.
+      if (!isOf(own, this.refiner.model)) return;
+      const from = progressOf(own);
+      const to = this.beyond(snapshot, from);
       if (to.size === 0) return;
       this.expressed = later(this.expressed, this.hasMany(snapshot) ? progressOf(snapshot) : from);
       try {
@@ -70,6 +76,10 @@ export class CatchUp {
         this.rangeEvents = Math.ceil(this.rangeEvents / 8);
       }
     }
+  }
+
+  private beyond(raw: TableSnapshot, from: Progress): Map<Track, string> {
+    return new Map([...beyond(raw, from)].filter(([track]) => this.options.isOurs(track)));
   }
 
   /** Of so much, light events are looked for only among those that land from now on. */
@@ -114,7 +124,7 @@ export class CatchUp {
     if (now - this.lookedAt < EXPRESS_MS) return;
     const { decoding, duck } = this.context;
     const snapshot = await this.raw.refresh();
-    const to = beyond(snapshot, this.expressed);
+    const to = this.beyond(snapshot, this.expressed);
     if (to.size > 0) {
       await duck.with(async (connection) => {
         const view = { table: this.raw, snapshot, connection, entityType: this.refiner.model.entityType };

@@ -2,7 +2,6 @@ import type { Logger } from "pino";
 import type { Counter, Gauge, Histogram } from "prom-client";
 import type { Config } from "../base/config.js";
 import type { Duck } from "../base/duckdb.js";
-import type { FileOps } from "../base/files.js";
 import type { Permits } from "../base/permits.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
 import type { BoundModel } from "../models/bind.js";
@@ -12,6 +11,7 @@ import type { DeltaTable, TableOptions } from "../table/delta-table.js";
 import type { UpsertWriter } from "../table/upsert.js";
 import type { DeadLetterBox } from "./dead-letter-box.js";
 import type { Health } from "./health.js";
+import type { Ours } from "./holdings.js";
 import type { Suspects } from "./suspects.js";
 
 /** What every part of ingest works with. */
@@ -19,8 +19,6 @@ export interface IngestContext {
   /** Name of the stream, part of every position's key. */
   readonly stream: string;
   readonly store: ObjectStore;
-  /** Where events are parked, which is beside the lake and not in it. */
-  readonly files: FileOps;
   readonly duck: Duck;
   readonly registry: ProtoRegistry;
   readonly models: readonly BoundModel[];
@@ -33,7 +31,10 @@ export interface IngestContext {
   readonly decoding: Decoding;
   readonly planner: CompactionPlanner;
   readonly suspects: Suspects;
-  writerFor(table: DeltaTable): UpsertWriter;
+  /** Along which tracks tables are moved here, and not by another worker. */
+  readonly ours: Ours;
+  /** The writer of a table of a model; the model's entities are of one type. */
+  writerFor(table: DeltaTable, entityType: string): UpsertWriter;
 }
 
 /** How much may be decoded at once. */
@@ -50,6 +51,8 @@ export interface IngestMetrics {
   readonly events: Counter;
   readonly deadLetters: Counter<"model">;
   readonly commits: Counter<"layer">;
+  /** Batches that another worker's commit has overtaken, and that are redone. */
+  readonly conflicts: Counter<"layer">;
   readonly landSeconds: Histogram;
   readonly freshnessSeconds: Gauge;
   readonly behind: Gauge<"model">;

@@ -3,18 +3,18 @@ import type { Logger } from "pino";
 import { Counter, Gauge, Histogram, type Registry } from "prom-client";
 import type { Config } from "../base/config.js";
 import { Duck } from "../base/duckdb.js";
-import { type FileOps, nodeFiles } from "../base/files.js";
 import { layout } from "../base/paths.js";
 import { Permits } from "../base/permits.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
 import { CompactionPlanner } from "../table/compaction-plan.js";
+import { TenantOrdinals } from "../table/entity-hash.js";
 import { EntityKeys } from "../table/entity-keys.js";
 import { UpsertWriter } from "../table/upsert.js";
 import type { IngestContext, IngestMetrics } from "./context.js";
 import { DeadLetterBox } from "./dead-letter-box.js";
-import { ENTITY_TYPE } from "./event-batch.js";
 import { Health } from "./health.js";
+import { EVERYTHING, type Ours } from "./holdings.js";
 import { Pipeline } from "./pipeline.js";
 import { loadProject, type Project } from "./project.js";
 import { serveRepairs } from "./repair-desk.js";
@@ -31,13 +31,13 @@ const RANGE_EVENTS = 100_000;
 export async function openContext(options: {
   readonly config: Config;
   readonly store: ObjectStore;
-  /** For what is parked beside the lake (default: the real ones). */
-  readonly files?: FileOps;
   readonly stream: string;
   readonly log: Logger;
   readonly registry: Registry;
   /** Default: what the configured folders hold. */
   readonly project?: Project;
+  /** What is this worker's beside the partitions it holds (default: everything). */
+  readonly ours?: Ours;
 }): Promise<IngestContext> {
   const { config, store, stream, log } = options;
   const duck = await Duck.create({
@@ -54,11 +54,10 @@ export async function openContext(options: {
   // Only what has a letter to post needs it; that finds out by itself.
   await deadLetters.open().catch((error: unknown) => log.error({ err: error }, "no dead-letter table"));
   const registers = [options.registry];
-  const keys = new EntityKeys();
+  const tenants = new TenantOrdinals();
   return {
     stream,
     store,
-    files: options.files ?? nodeFiles,
     duck,
     registry,
     models,
@@ -75,9 +74,14 @@ export async function openContext(options: {
       permits: new Permits(SLICES_AT_ONCE),
     },
     planner,
+    ours: options.ours ?? EVERYTHING,
     // The budget is for the process; every table may have its share.
-    writerFor: (table) =>
-      UpsertWriter.for(table, config.ingest.keyIndexBytes / Math.max(models.length, 1), keys),
+    writerFor: (table, entityType) =>
+      UpsertWriter.for(
+        table,
+        config.ingest.keyIndexBytes / Math.max(models.length, 1),
+        new EntityKeys(entityType, tenants),
+      ),
   };
 }
 
@@ -86,21 +90,6 @@ async function wholeProject(config: Config, duck: Duck): Promise<Project> {
   const project = await loadProject(config, duck);
   if (project.broken[0] !== undefined) throw project.broken[0].error;
   return project;
-}
-
-/** Entity types that have a raw table. */
-export async function rawTables(store: ObjectStore): Promise<string[]> {
-  const types = new Set<string>();
-  for await (const { key } of store.list("raw/")) types.add(key.split("/")[1]!);
-  return [...types];
-}
-
-/** Entity types that have parked events. */
-async function parkedTypes(config: Config): Promise<string[]> {
-  const { parked } = layout(config.data);
-  if ((await nodeFiles.stat(parked)) === undefined) return [];
-  const names = (await nodeFiles.list(parked)).map(({ name }) => name);
-  return names.filter((name) => ENTITY_TYPE.test(name));
 }
 
 export interface Ingest {
@@ -112,10 +101,9 @@ export interface Ingest {
 }
 
 /** Starts landing the stream; lanes open beside each other and beside reading. */
-export async function startIngest(context: IngestContext, reader: ChangeStreamReader): Promise<Ingest> {
-  const { health, duck, store } = context;
+export function startIngest(context: IngestContext, reader: ChangeStreamReader): Ingest {
+  const { health, duck } = context;
   const pipeline = new Pipeline(context, reader);
-  pipeline.openLanes([...new Set([...(await rawTables(store)), ...(await parkedTypes(context.config))])]);
   health.start();
   const repairing = new AbortController();
   const desk = serveRepairs(context, reader, pipeline, repairing.signal);
@@ -158,6 +146,12 @@ function metricsOf(registry: Registry): IngestMetrics {
     commits: new Counter({
       name: "tributary_ingest_commits_total",
       help: "Table commits.",
+      labelNames: ["layer"],
+      registers,
+    }),
+    conflicts: new Counter({
+      name: "tributary_ingest_conflicts_total",
+      help: "Batches that another worker's commit has overtaken, and that were redone.",
       labelNames: ["layer"],
       registers,
     }),

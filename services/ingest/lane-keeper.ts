@@ -64,7 +64,7 @@ export class LaneKeeper {
           entityType,
           remedy: `tributary table repair raw/${entityType}`,
         },
-        folder: entityType,
+        parkedAs: entityType,
         budgetBytes: parkedBytes,
         atOnce: { events: flushEvents, bytes: flushBytes },
         prepare: () => this.openLane(),
@@ -202,17 +202,38 @@ export class LaneKeeper {
   /** What lands at the moment takes long: it is parked too, and first, so that nothing parked is newer than it. */
   private async spill(): Promise<void> {
     const { flight, gathered } = this;
-    if (flight === undefined || flight.parked || gathered === undefined) return;
+    if (flight === undefined || flight.parked) return;
     flight.parked = true;
     this.gathered = undefined;
     this.context.log.warn({ entityType: this.entityType }, "landing is slow; parking what waits behind it");
     const parking = (async () => {
       await this.parking.append(flight.batch.events);
       this.host.settled(flight.batch.reads);
-      await this.park(gathered);
+      if (gathered !== undefined) await this.park(gathered);
     })();
     // From here on more can be parked, while that still lands.
     await this.doing(parking);
+  }
+
+  /** Parks what lands at the moment, and what waits behind it: somebody else is to go on with them. */
+  async setAside(): Promise<void> {
+    if (this.flight !== undefined) await this.spill();
+    else await this.flush();
+  }
+
+  /** Events of partitions that another reads now, of those that wait in memory, are his to land. */
+  forget(partitions: ReadonlySet<string>): void {
+    const { gathered } = this;
+    if (gathered === undefined) return;
+    const events = gathered.events.filter((i) => !partitions.has(gathered.events.partitions[i]!));
+    this.gathered = events.count === 0 ? undefined : { ...gathered, events };
+    if (events.count === 0) this.host.settled(gathered.reads);
+    this.host.freed(gathered.events.byteCount - events.byteCount);
+  }
+
+  /** More partitions are ours: what others have done with them is looked at before anything of them lands. */
+  assigned(): void {
+    this.parking.assigned();
   }
 
   /** Parks a batch for good, or lands it should that be possible meanwhile. */
@@ -231,6 +252,7 @@ export class LaneKeeper {
       this.lane = await Lane.open(this.context, this.entityType, (error) => this.host.fatal(error));
       await this.lane.modelsTried();
     } else if (this.parking.failing) await this.lane.reopen();
+    else await this.lane.look();
   }
 
   private async landParked(chunk: ParkedChunk): Promise<void> {

@@ -5,7 +5,14 @@ import { within } from "../base/within.js";
 import { Feed } from "../columns/feed.js";
 import { append } from "../table/append.js";
 import { DeltaTable } from "../table/delta-table.js";
-import { type Progress, positionsOf, progressOf } from "../table/progress.js";
+import {
+  type Positions,
+  type Progress,
+  positionsOf,
+  progressAlong,
+  progressOf,
+  type Track,
+} from "../table/progress.js";
 import { requireLanded } from "./already-landed.js";
 import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
@@ -94,6 +101,17 @@ export class Lane {
     });
   }
 
+  /** Takes in what others have done to the tables. */
+  look(): Promise<void> {
+    return this.exclusively(async () => {
+      // Before raw: then what others have made of it is never ahead of it here.
+      await Promise.all(this.targets.map(({ table }) => table.refresh()));
+      await this.table.refresh();
+      const raw = this.rawProgress();
+      for (const seat of this.seats) seat.check(raw);
+    });
+  }
+
   private use(table: DeltaTable): void {
     this.settling = Promise.all([this.settling, this.table.settled()]);
     this.table = table;
@@ -151,8 +169,10 @@ export class Lane {
   /** False when another worker was faster; nothing was changed then. */
   private async landAndRefine(batch: EventBatch): Promise<boolean> {
     const before = this.rawProgress();
-    const ready = this.seats.filter((seat) => seat.takes(before));
-    const landed = this.landRaw(batch, this.rawPositions(batch.stream));
+    const to = batch.reached();
+    const along: ReadonlySet<Track> = new Set(progressAlong(batch.stream, to).keys());
+    const ready = this.seats.filter((seat) => seat.takes(before, along));
+    const landed = this.landRaw(batch, this.rawPositions(batch.stream), to);
     // Models run while raw is written; their commits wait for raw's.
     const gate = landed.catch(() => false);
     const refined = ready.map((seat) => seat.refine(batch, gate));
@@ -163,15 +183,18 @@ export class Lane {
     return true;
   }
 
-  private async landRaw(batch: EventBatch, from: Map<string, string>): Promise<boolean> {
+  private async landRaw(batch: EventBatch, from: Positions, to: Positions): Promise<boolean> {
     this.feed.use(this.rows.source(batch));
     try {
       const result = await append(this.table, this.connection, `SELECT * FROM ${this.feed.name}()`, {
         stream: batch.stream,
         from,
-        to: batch.reached(),
+        to,
       });
-      if (result.kind === "conflict") return false;
+      if (result.kind === "conflict") {
+        this.context.metrics.conflicts.inc({ layer: "raw" });
+        return false;
+      }
     } finally {
       this.feed.clear();
     }

@@ -2,7 +2,7 @@ import { Retry } from "../base/retry.js";
 import { within } from "../base/within.js";
 import type { BoundModel } from "../models/bind.js";
 import type { DeltaTable } from "../table/delta-table.js";
-import type { Progress } from "../table/progress.js";
+import type { Progress, Track } from "../table/progress.js";
 import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
 import { isFatal, tell } from "./failure.js";
@@ -60,9 +60,9 @@ export class ModelSeat {
     return !this.live;
   }
 
-  /** Whether the next live batch is the next for this model too. */
-  takes(raw: Progress): boolean {
-    return this.live && this.opened!.inStep(raw);
+  /** Whether the next live batch, along these tracks, is the next for this model too. */
+  takes(raw: Progress, along: ReadonlySet<Track> = NO_TRACKS): boolean {
+    return this.live && this.opened!.inStep(raw, along);
   }
 
   /** Catches up when it is not in step. */
@@ -197,6 +197,8 @@ export class ModelSeat {
     await this.closing;
   }
 }
+
+const NO_TRACKS: ReadonlySet<Track> = new Set();
 
 const CATCHING_UP = {
   code: "",

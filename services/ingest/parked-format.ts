@@ -2,14 +2,13 @@ import { crc32 } from "node:zlib";
 import { TributaryError } from "../base/errors.js";
 
 /*
- * A segment: magic 8 · marker 8 · frames. A frame: marker 8 · crc 4 (of all that follows) · length 4 (of the body) ·
- * body: length of the head 4 · head (JSON: stream, partition names, [partition, position, received-at, length] per
- * event) · the events' bytes. A frame without a body seals a segment that was left whole. Numbers are little-endian.
- * The marker is random per segment, so that no payload can pass for a frame.
+ * An object of parked events: magic 8 · crc 4 (of all that follows) · length of the head 4 · head (JSON: stream,
+ * partition, [position, received-at, length] per event) · the events' bytes. Numbers are little-endian.
  */
-const MAGIC = Buffer.from("TRBPARK1", "latin1");
-export const HEADER_BYTES = 16;
-const FRAME_BYTES = 16;
+const MAGIC = Buffer.from("TRBPARK2", "latin1");
+const CRC_AT = MAGIC.length;
+const LENGTH_AT = CRC_AT + 4;
+const HEAD_AT = LENGTH_AT + 4;
 
 /** Events in the order in which they land. */
 export interface ParkedEvents {
@@ -21,135 +20,78 @@ export interface ParkedEvents {
   event(i: number): Buffer;
 }
 
-/** The oldest parked events, of one stream. */
+/** Some of the oldest parked events, of one stream. */
 export interface ParkedChunk extends ParkedEvents {
   readonly stream: string;
-  /** Where the rest begins. */
-  readonly end: { readonly segment: number; readonly at: number };
-}
-
-/** What a segment begins with. */
-export const segmentHeader = (marker: Buffer): Buffer => Buffer.concat([MAGIC, marker]);
-
-/** What ends a segment that was left whole. */
-export const sealOf = (marker: Buffer): Buffer => frameOf(marker, Buffer.alloc(0));
-
-export function encode(marker: Buffer, stream: string, events: ParkedEvents): Buffer {
-  const names = [...new Set(events.partitions)];
-  const rows: [number, string, number, number][] = [];
-  const slices: Buffer[] = [];
-  for (let i = 0; i < events.count; i++) {
-    const event = events.event(i);
-    slices.push(event);
-    rows.push([
-      names.indexOf(events.partitions[i]!),
-      events.positions[i]!,
-      events.receivedAt[i]!,
-      event.length,
-    ]);
-  }
-  const head = Buffer.from(JSON.stringify({ stream, partitions: names, rows }));
-  const length = Buffer.alloc(4);
-  length.writeUInt32LE(head.length);
-  return frameOf(marker, Buffer.concat([length, head, ...slices]));
-}
-
-function frameOf(marker: Buffer, body: Buffer): Buffer {
-  const frame = Buffer.concat([marker, Buffer.alloc(8), body]);
-  frame.writeUInt32LE(body.length, 12);
-  frame.writeUInt32LE(crc32(frame.subarray(12)), 8);
-  return frame;
-}
-
-export interface Frames {
-  /** Where each frame with a body begins and ends. */
-  readonly found: readonly { readonly at: number; readonly end: number }[];
-  /** Where whole frames end. */
-  readonly end: number;
-}
-
-/** The whole frames of a segment from `from` on. Errors: TRB-STREAM-CORRUPT when something is damaged before the last one. */
-export function frames(bytes: Buffer, from: number): Frames {
-  if (bytes.length <= HEADER_BYTES) return { found: [], end: 0 };
-  if (!bytes.subarray(0, 8).equals(MAGIC)) throw damaged();
-  const marker = bytes.subarray(8, 16);
-  const found: { at: number; end: number }[] = [];
-  let at = Math.max(from, HEADER_BYTES);
-  for (;;) {
-    const end = frameEnd(bytes, marker, at);
-    if (end === undefined) break;
-    if (end > at + FRAME_BYTES) found.push({ at, end });
-    at = end;
-  }
-  // The marker itself may be what is damaged: frames have it too.
-  if (at === HEADER_BYTES && frameEnd(bytes, bytes.subarray(at, at + 8), at) !== undefined) throw damaged();
-  for (let later = bytes.indexOf(marker, at + 1); later >= 0; later = bytes.indexOf(marker, later + 1)) {
-    if (frameEnd(bytes, marker, later) !== undefined) {
-      throw damaged();
-    }
-  }
-  return { found, end: at };
-}
-
-export const damaged = () =>
-  new TributaryError("TRB-STREAM-CORRUPT", "a log of parked events is damaged; restore it from a copy");
-
-function frameEnd(bytes: Buffer, marker: Buffer, at: number): number | undefined {
-  if (bytes.length < at + FRAME_BYTES || bytes.compare(marker, 0, 8, at, at + 8) !== 0) return undefined;
-  const end = at + FRAME_BYTES + bytes.readUInt32LE(at + 12);
-  if (end > bytes.length || crc32(bytes.subarray(at + 12, end)) !== bytes.readUInt32LE(at + 8))
-    return undefined;
-  return end;
+  /** The objects that hold them, and nothing else. */
+  readonly keys: readonly string[];
 }
 
 interface Head {
   readonly stream: string;
-  readonly partitions: readonly string[];
-  readonly rows: readonly [number, string, number, number][];
+  readonly partition: string;
+  readonly rows: readonly (readonly [position: string, receivedAt: number, length: number])[];
 }
 
-export function decode(
-  bytes: Buffer,
-  segment: number,
-  from: number,
-  maxEvents: number,
-  maxBytes: number,
-): ParkedChunk {
+/** Those events of one partition that `picked` names, as an object. */
+export function encode(
+  stream: string,
+  partition: string,
+  events: ParkedEvents,
+  picked: readonly number[],
+): Buffer {
+  const slices = picked.map((i) => events.event(i));
+  const rows = picked.map(
+    (i, n) => [events.positions[i]!, events.receivedAt[i]!, slices[n]!.length] as const,
+  );
+  const head = Buffer.from(JSON.stringify({ stream, partition, rows } satisfies Head));
+  const object = Buffer.concat([MAGIC, Buffer.alloc(HEAD_AT - CRC_AT), head, ...slices]);
+  object.writeUInt32LE(head.length, LENGTH_AT);
+  object.writeUInt32LE(crc32(object.subarray(LENGTH_AT)), CRC_AT);
+  return object;
+}
+
+/** What objects of one stream hold, one after the other. Errors: TRB-STREAM-CORRUPT, naming the one that is damaged. */
+export function decode(objects: readonly { readonly key: string; readonly bytes: Buffer }[]): ParkedChunk {
   const partitions: string[] = [];
   const positions: string[] = [];
   const receivedAt: number[] = [];
   const events: Buffer[] = [];
-  let stream: string | undefined;
-  let size = 0;
-  const { found, end } = frames(bytes, from);
-  let reached = end;
-  for (const frame of found) {
-    const headAt = frame.at + FRAME_BYTES + 4;
-    const headEnd = headAt + bytes.readUInt32LE(frame.at + FRAME_BYTES);
-    const head = JSON.parse(bytes.toString("utf8", headAt, headEnd)) as Head;
-    const full = events.length > 0 && (events.length + head.rows.length > maxEvents || size >= maxBytes);
-    if (full || (stream !== undefined && stream !== head.stream)) {
-      reached = frame.at;
-      break;
-    }
+  let stream = "";
+  for (const { key, bytes } of objects) {
+    const head = headOf(key, bytes);
     stream = head.stream;
-    let at = headEnd;
-    for (const [partition, position, received, length] of head.rows) {
-      partitions.push(head.partitions[partition]!);
+    let at = HEAD_AT + bytes.readUInt32LE(LENGTH_AT);
+    for (const [position, received, length] of head.rows) {
+      partitions.push(head.partition);
       positions.push(position);
       receivedAt.push(received);
       events.push(bytes.subarray(at, at + length));
       at += length;
-      size += length;
     }
   }
   return {
-    stream: stream ?? "",
+    stream,
     count: events.length,
     partitions,
     positions,
     receivedAt,
     event: (i) => events[i]!,
-    end: { segment, at: reached },
+    keys: objects.map(({ key }) => key),
   };
+}
+
+function headOf(key: string, bytes: Buffer): Head {
+  const isWhole =
+    bytes.length > HEAD_AT &&
+    bytes.subarray(0, CRC_AT).equals(MAGIC) &&
+    crc32(bytes.subarray(LENGTH_AT)) === bytes.readUInt32LE(CRC_AT);
+  if (!isWhole) {
+    throw new TributaryError(
+      "TRB-STREAM-CORRUPT",
+      `parked events are damaged; put ${key} back from a copy of the lake`,
+    );
+  }
+  const end = HEAD_AT + bytes.readUInt32LE(LENGTH_AT);
+  return JSON.parse(bytes.toString("utf8", HEAD_AT, end)) as Head;
 }

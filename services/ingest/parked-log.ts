@@ -1,295 +1,192 @@
-import { randomBytes } from "node:crypto";
-import { join } from "node:path";
-import { TributaryError } from "../base/errors.js";
-import { ensureFolder, type FileOps, isAbsent, type OpenFile, readWhole, writeFully } from "../base/files.js";
-import { Turns } from "../base/turns.js";
-import {
-  damaged,
-  decode,
-  encode,
-  frames,
-  HEADER_BYTES,
-  type ParkedChunk,
-  type ParkedEvents,
-  sealOf,
-  segmentHeader,
-} from "./parked-format.js";
+import { randomUUID } from "node:crypto";
+import type { ObjectStore } from "../storage/object-store.js";
+import { type Track, trackOf } from "../table/progress.js";
+import { decode, encode, type ParkedChunk, type ParkedEvents } from "./parked-format.js";
 
-const SEGMENT_BYTES = 8 * 1024 * 1024;
-/** Earlier versions gave segments no more than their number. */
-const NAME = /^(\d{12})(?:-[0-9a-f]{16})?\.log$/;
+const ROOT = "parked/";
+/** Objects that are read or written at once. */
+const AT_ONCE = 16;
+/** Greater than whatever a key goes on with. */
+const LAST = "~~";
 
-interface Segment {
-  readonly number: number;
-  readonly path: string;
-  /** End of the last whole frame. */
-  bytes: number;
-  /** What it takes on disk. */
-  size: number;
+interface Parked {
+  readonly key: string;
+  readonly stream: string;
+  readonly partition: string;
+  readonly track: Track;
+  readonly bytes: number;
 }
 
 /**
- * Events that were accepted and cannot land yet, in a folder of their own: appended durably, read from the oldest on,
- * deleted once they have landed. Reading begins with the oldest segment again after a restart: what has landed
- * meanwhile is told by positions, not by this log. Calls run one after the other.
- *
- * One process parks; who comes after it gives every segment a new name before reading it. One that goes on although it
- * has been replaced (it was stopped for a while) then acknowledges nothing more in them and deletes none. What it parks
- * in a new segment of its own follows on what it had parked before, so it does no harm.
+ * Events of one table that were accepted and cannot land yet, as objects of the lake:
+ * parked/<table>/<stream>/<partition>/<first position>-<random>. Each has events of one partition alone, all that were
+ * read between its first and its last one; so in the order of their keys they land without a gap, and what was parked
+ * twice is told by its positions. Whoever has a partition lands what is parked of it, whoever parked it.
  */
 export class ParkedLog {
-  private readonly turns = new Turns();
-  private writer: OpenFile | undefined;
-  /** The segment to be begun next, whose file a failure may have left behind. */
-  private coming: { readonly number: number; readonly path: string } | undefined;
-  private marker: Buffer = Buffer.alloc(8);
-  /** Offset in the oldest segment up to which events have landed. */
-  private landed = HEADER_BYTES;
+  private readonly parked = new Map<string, Parked>();
+  private readonly appending = new Set<Promise<void>>();
+  /** Keys that were written since the look that runs has begun. */
+  private written: Set<string> | undefined;
 
-  private constructor(
-    private readonly files: FileOps,
-    private readonly folder: string,
-    private readonly segments: Segment[],
-    private readonly segmentBytes: number,
+  constructor(
+    private readonly store: ObjectStore,
+    private readonly table: string,
+    /** Whose turn it is to land what is parked of a track may change at any time. */
+    private readonly isOurs: (track: Track) => boolean,
   ) {}
 
-  /** Makes no folder before there is something to park. Errors: TRB-STORE-FAILED. */
-  static open(files: FileOps, folder: string, segmentBytes = SEGMENT_BYTES): Promise<ParkedLog> {
-    return guard(async () => {
-      const segments: Segment[] = [];
-      const found = (await files.stat(folder))?.isFolder === true ? await files.list(folder) : [];
-      for (const { name } of found) {
-        const number = NAME.exec(name)?.[1];
-        if (number === undefined) continue;
-        const path = join(folder, nameOf(Number(number)));
-        await files.rename(join(folder, name), path);
-        const size = (await files.stat(path))?.bytes ?? 0;
-        segments.push({ number: Number(number), path, bytes: size, size });
-      }
-      segments.sort((a, b) => a.number - b.number);
-      for (const segment of [...segments]) {
-        // What ends in the middle of a frame was never durable, so never counted on. What is damaged is told when its
-        // turn to land comes: what is parked meanwhile still goes behind it.
-        const end = await wholeEnd(files, segment);
-        if (end === undefined) continue;
-        segment.bytes = end;
-        if (end > HEADER_BYTES) continue;
-        await files.unlink(segment.path);
-        segments.splice(segments.indexOf(segment), 1);
-      }
-      return new ParkedLog(files, folder, segments, segmentBytes);
-    });
+  /** Finds what is parked, by whomever. Errors: TRB-STORE-FAILED. */
+  async look(): Promise<void> {
+    const written = new Set<string>();
+    this.written = written;
+    const found = new Map<string, Parked>();
+    for await (const { key, bytes } of this.store.list(`${ROOT}${this.table}/`)) {
+      const parked = parkedOf(key, bytes);
+      if (parked !== undefined) found.set(key, parked);
+    }
+    for (const key of this.parked.keys()) if (!found.has(key) && !written.has(key)) this.parked.delete(key);
+    for (const [key, parked] of found) this.parked.set(key, parked);
   }
 
-  /** On disk. */
+  private ours(): Parked[] {
+    return [...this.parked.values()].filter(({ track }) => this.isOurs(track));
+  }
+
+  /** Of what is ours. */
   get bytes(): number {
-    return this.segments.reduce((sum, { size }) => sum + size, 0);
+    return this.ours().reduce((sum, { bytes }) => sum + bytes, 0);
   }
 
-  /** True when nothing is left that may not have landed, and nothing is being appended. */
+  /** True when nothing of ours is left that may not have landed, and nothing is being appended. */
   get empty(): boolean {
-    return this.segments.length === 0 && this.appending === 0;
+    return this.appending.size === 0 && (this.parked.size === 0 || this.ours().length === 0);
   }
-  private appending = 0;
 
   /**
-   * Durable when resolved; when it rejects the events may be parked all the same.
-   * Errors: TRB-STORE-FAILED; TRB-STREAM-FENCED when another process has taken over.
+   * Durable when resolved; when it rejects, some of the events may be parked all the same. Events of partitions that
+   * are not ours any more are left out: who has them reads them from the stream. Errors: TRB-STORE-FAILED.
    */
   append(stream: string, events: ParkedEvents): Promise<void> {
-    if (events.count === 0) return Promise.resolve();
-    this.appending++;
-    return this.turns
-      .run(() => guard(() => this.write(stream, events)))
-      .finally(() => {
-        this.appending--;
-      });
+    const work = this.write(stream, events).finally(() => this.appending.delete(work));
+    this.appending.add(work);
+    return work;
+  }
+
+  /** Resolves when nothing is being appended, however that ended. */
+  async settled(): Promise<void> {
+    await Promise.allSettled(this.appending);
   }
 
   private async write(stream: string, events: ParkedEvents): Promise<void> {
-    let segment = this.segments.at(-1);
-    if (this.writer !== undefined && segment!.bytes >= this.segmentBytes) await this.seal(segment!);
-    if (this.writer === undefined) {
-      segment = await this.begin();
+    const byPartition = new Map<string, number[]>();
+    for (let i = 0; i < events.count; i++) {
+      const partition = events.partitions[i]!;
+      const picked = byPartition.get(partition);
+      if (picked !== undefined) picked.push(i);
+      else if (this.isOurs(trackOf(stream, partition))) byPartition.set(partition, [i]);
     }
-    const frame = encode(this.marker, stream, events);
-    try {
-      await writeFully(this.writer!, frame, segment!.bytes);
-      await this.writer!.dataSync();
-    } catch (error) {
-      await this.abandon(segment!);
-      throw error;
-    }
-    segment!.bytes += frame.length;
-    segment!.size = segment!.bytes;
-    await this.assertOurs(segment!);
-  }
-
-  /** Passes while the segment has the name it was given: then whoever takes over later reads what was synced before. */
-  private async assertOurs({ path }: Segment): Promise<void> {
-    if ((await this.files.stat(path)) === undefined) throw new TributaryError("TRB-STREAM-FENCED");
-  }
-
-  private async begin(): Promise<Segment> {
-    await ensureFolder(this.files, this.folder);
-    const last = this.segments.at(-1)?.number ?? 0;
-    if (this.coming === undefined || this.coming.number <= last) {
-      this.coming = { number: last + 1, path: join(this.folder, nameOf(last + 1)) };
-    }
-    const { number, path } = this.coming;
-    // Of a try that failed; nobody else gives this name, and no event was acknowledged in it.
-    await this.files.unlink(path).catch(() => undefined);
-    const file = await this.files.open(path, "create");
-    this.marker = randomBytes(8);
-    try {
-      await writeFully(file, segmentHeader(this.marker), 0);
-      // Before any event: a segment with events whose header does not read is damaged, not torn.
-      await file.dataSync();
-      await this.files.syncFolder(this.folder);
-    } catch (error) {
-      await file.close().catch(() => undefined);
-      await this.files.unlink(path).catch(() => undefined);
-      throw error;
-    }
-    this.writer = file;
-    this.coming = undefined;
-    const segment = { number, path, bytes: HEADER_BYTES, size: HEADER_BYTES };
-    this.segments.push(segment);
-    return segment;
-  }
-
-  /** Says that nothing is missing at the segment's end. */
-  private async seal(segment: Segment): Promise<void> {
-    const end = sealOf(this.marker);
-    try {
-      await writeFully(this.writer!, end, segment.bytes);
-      await this.writer!.dataSync();
-    } catch (error) {
-      await this.abandon(segment);
-      throw error;
-    }
-    segment.size = segment.bytes + end.length;
-    await this.writer!.close();
-    this.writer = undefined;
-  }
-
-  /** After a failed write: what it left is cut off where that goes, and never written behind. */
-  private async abandon(segment: Segment): Promise<void> {
-    const writer = this.writer!;
-    this.writer = undefined;
-    const ours = await this.assertOurs(segment).then(
-      () => true,
-      () => false,
-    );
-    if (ours) await writer.truncate(segment.bytes).catch(() => undefined);
-    await writer.close().catch(() => undefined);
-    if (segment.bytes > HEADER_BYTES) return;
-    this.segments.splice(this.segments.indexOf(segment), 1);
-    await this.files.unlink(segment.path).catch(() => undefined);
+    await inTurns([...byPartition], async ([partition, picked]) => {
+      const place = [this.table, stream, partition].map(encodeURIComponent).join("/");
+      const key = `${ROOT}${place}/${events.positions[picked[0]!]}-${randomUUID()}`;
+      const bytes = encode(stream, partition, events, picked);
+      await this.store.put(key, bytes);
+      this.written?.add(key);
+      this.parked.set(key, {
+        key,
+        stream,
+        partition,
+        track: trackOf(stream, partition),
+        bytes: bytes.length,
+      });
+    });
   }
 
   /**
-   * The oldest events that may not have landed, at least one frame of them; undefined without any.
-   * Errors: TRB-STORE-FAILED, TRB-STREAM-CORRUPT, TRB-STREAM-FENCED.
+   * Of what is ours the oldest events that may not have landed, of some partitions of one stream; at least one object's;
+   * undefined without any. Errors: TRB-STORE-FAILED, TRB-STREAM-CORRUPT.
    */
-  peek(maxEvents: number, maxBytes: number): Promise<ParkedChunk | undefined> {
-    return this.turns.run(() =>
-      guard(async () => {
-        const segment = this.segments[0];
-        if (segment === undefined) return undefined;
-        const bytes = (await read(this.files, segment, 0)).subarray(0, segment.bytes);
-        const chunk = decode(bytes, segment.number, this.landed, maxEvents, maxBytes);
-        // What was whole is not any more: nothing would ever land.
-        if (chunk.count === 0) throw damaged();
-        return chunk;
-      }),
-    );
+  async peek(maxEvents: number, maxBytes: number): Promise<ParkedChunk | undefined> {
+    const ours = this.ours().sort((a, b) => (a.key < b.key ? -1 : 1));
+    const picked: Parked[] = [];
+    let bytes = 0;
+    for (const one of ours) {
+      if (picked.length > 0 && (one.stream !== ours[0]!.stream || bytes + one.bytes > maxBytes)) break;
+      picked.push(one);
+      bytes += one.bytes;
+    }
+    const read = await inTurns(picked, async ({ key }) => ({ key, bytes: await this.store.get(key) }));
+    const objects: { key: string; bytes: Buffer }[] = [];
+    let events = 0;
+    for (const { key, bytes: object } of read) {
+      // It has landed, and whoever landed it has deleted it.
+      if (object === undefined) {
+        this.parked.delete(key);
+        continue;
+      }
+      const { count } = decode([{ key, bytes: object }]);
+      if (objects.length > 0 && events + count > maxEvents) break;
+      objects.push({ key, bytes: object });
+      events += count;
+    }
+    return objects.length === 0 ? undefined : decode(objects);
   }
 
-  /** The chunk has landed: what is no longer needed is deleted. */
-  drop({ end }: ParkedChunk): Promise<void> {
-    return this.turns.run(() =>
-      guard(async () => {
-        const segment = this.segments[0];
-        if (segment?.number !== end.segment) return;
-        this.landed = end.at;
-        if (end.at < segment.bytes) return;
-        if (this.segments.length === 1 && this.writer !== undefined) {
-          await this.writer.close();
-          this.writer = undefined;
-        }
-        await this.files.unlink(segment.path);
-        this.segments.shift();
-        this.landed = HEADER_BYTES;
-      }),
-    );
-  }
-
-  async close(): Promise<void> {
-    await this.turns.settled();
-    // So that what is damaged later does not pass for torn.
-    if (this.writer !== undefined) await this.seal(this.segments.at(-1)!).catch(() => undefined);
+  /** The chunk has landed. Errors: TRB-STORE-FAILED. */
+  async drop({ keys }: ParkedChunk): Promise<void> {
+    await this.store.delete(keys);
+    for (const key of keys) this.parked.delete(key);
   }
 }
 
-/** A name that no segment ever had. */
-const nameOf = (number: number): string =>
-  `${String(number).padStart(12, "0")}-${randomBytes(8).toString("hex")}.log`;
-
-/** Where whole frames end; undefined when the segment is damaged before that. */
-async function wholeEnd(files: FileOps, segment: Segment): Promise<number | undefined> {
-  const bytes = await read(files, segment, 0);
-  try {
-    return frames(bytes, 0).end;
-  } catch {
-    return undefined;
-  }
+function parkedOf(key: string, bytes: number): Parked | undefined {
+  const [, , stream, partition] = key.split("/").map(decodeURIComponent);
+  if (stream === undefined || partition === undefined) return undefined;
+  return { key, stream, partition, track: trackOf(stream, partition), bytes };
 }
 
-async function read(files: FileOps, segment: Segment, from: number): Promise<Buffer> {
-  const file = await files.open(segment.path, "read");
-  try {
-    const bytes = Buffer.allocUnsafeSlow((await file.size()) - from);
-    return bytes.subarray(0, await file.read(bytes, from));
-  } finally {
-    await file.close();
+/** Runs `each` for all, some at a time; results in their order. */
+async function inTurns<T, R>(all: readonly T[], each: (one: T) => Promise<R>): Promise<R[]> {
+  const results: R[] = [];
+  for (let at = 0; at < all.length; at += AT_ONCE) {
+    results.push(...(await Promise.all(all.slice(at, at + AT_ONCE).map(each))));
   }
+  return results;
 }
 
-async function guard<T>(step: () => Promise<T>): Promise<T> {
-  try {
-    return await step();
-  } catch (cause) {
-    if (cause instanceof TributaryError) throw cause;
-    // What was there has another name, or has been done with, by another process.
-    if (isAbsent(cause)) throw new TributaryError("TRB-STREAM-FENCED");
-    throw new TributaryError("TRB-STORE-FAILED", "parked events cannot be written or read", { cause });
+/** The tables that have parked events. Errors: TRB-STORE-FAILED. */
+export const parkedTables = (store: ObjectStore): Promise<string[]> => foldersOf(store, ROOT);
+
+/** Names of the folders right below `prefix`, without a look at all that is in them. Errors: TRB-STORE-FAILED. */
+export async function foldersOf(store: ObjectStore, prefix: string): Promise<string[]> {
+  const names: string[] = [];
+  for (let after: string | undefined = ""; after !== undefined; ) {
+    const from: string = after;
+    after = undefined;
+    for await (const { key } of from === "" ? store.list(prefix) : store.list(prefix, from)) {
+      const name = key.slice(prefix.length).split("/")[0]!;
+      names.push(decodeURIComponent(name));
+      after = `${prefix}${name}/${LAST}`;
+      break;
+    }
   }
+  return names;
 }
 
-/** Positions of a stream's events in all logs below a folder, which may be written meanwhile. */
+/** Positions of a stream's events that are parked, whatever their table. Errors: TRB-STORE-FAILED, TRB-STREAM-CORRUPT. */
 export async function parkedPositions(
-  files: FileOps,
-  folder: string,
+  store: ObjectStore,
   stream: string,
 ): Promise<{ readonly partition: string; readonly position: string }[]> {
   const found: { partition: string; position: string }[] = [];
-  if ((await files.stat(folder))?.isFolder !== true) return found;
-  for (const { name, isFolder } of await files.list(folder)) {
-    if (!isFolder) continue;
-    for (const { name: file } of await files.list(join(folder, name))) {
-      const bytes = NAME.test(file) ? await readWhole(files, join(folder, name, file)) : undefined;
-      if (bytes === undefined) continue;
-      for (let at = HEADER_BYTES; ; ) {
-        const chunk = decode(bytes, 0, at, 1, 1);
-        if (chunk.stream === stream) {
-          for (const [i, partition] of chunk.partitions.entries())
-            found.push({ partition, position: chunk.positions[i]! });
-        }
-        if (chunk.count === 0 || chunk.end.at <= at) break;
-        at = chunk.end.at;
-      }
-    }
+  for await (const { key, bytes: size } of store.list(ROOT)) {
+    if (parkedOf(key, size)?.stream !== stream) continue;
+    const bytes = await store.get(key);
+    if (bytes === undefined) continue;
+    const { partitions, positions } = decode([{ key, bytes }]);
+    partitions.forEach((partition, i) => {
+      found.push({ partition, position: positions[i]! });
+    });
   }
   return found;
 }

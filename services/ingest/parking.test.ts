@@ -1,7 +1,10 @@
 import { afterEach, beforeEach, expect, test } from "vitest";
-import { Lake, unsyncedFiles } from "../../test/support/lake.js";
-import type { FileOps } from "../base/files.js";
+import { overriding } from "../../test/support/faulty-store.js";
+import { Lake } from "../../test/support/lake.js";
+import { TributaryError } from "../base/errors.js";
+import type { ObjectStore } from "../storage/object-store.js";
 import type { ParkedEvents } from "./parked-format.js";
+import { ParkedLog } from "./parked-log.js";
 import { Parking } from "./parking.js";
 
 const NAME = "t.v1.Other";
@@ -22,13 +25,13 @@ afterEach(async () => {
   await lake.close();
 });
 
-function parkingWith(files: FileOps): Parking {
+function parkingWith(store: ObjectStore): Parking {
   const about = { kind: "raw", name: NAME, entityType: NAME, remedy: "wait" } as const;
   return new Parking(
-    { ...lake.context, files },
+    { ...lake.context, store },
     {
       about,
-      folder: NAME,
+      parkedAs: NAME,
       budgetBytes: 1_000_000,
       atOnce: { events: 10, bytes: 10_000 },
       prepare: () => gate,
@@ -51,7 +54,7 @@ const event = (position: string): ParkedEvents => ({
 });
 
 test("nothing passes what is parked, nor a try that may still meet something", async () => {
-  const parking = parkingWith(unsyncedFiles);
+  const parking = parkingWith(lake.context.store);
   expect(parking.passed).toBe(false);
   parking.recover();
   await expect.poll(() => parking.passed).toBe(true);
@@ -75,13 +78,14 @@ test("nothing passes what is parked, nor a try that may still meet something", a
 
 test("events are parked however often that has to be tried, and it is told meanwhile", async () => {
   let failures = 2;
-  const parking = parkingWith({
-    ...unsyncedFiles,
-    open: (path, how) => {
-      if (how === "create" && failures-- > 0) throw Object.assign(new Error("full"), { code: "ENOSPC" });
-      return unsyncedFiles.open(path, how);
-    },
-  });
+  const parking = parkingWith(
+    overriding(lake.context.store, {
+      put: async (key, bytes) => {
+        if (failures-- > 0) throw new TributaryError("TRB-STORE-FAILED");
+        await lake.context.store.put(key, bytes);
+      },
+    }),
+  );
   await parking.append(event("1"));
   expect(failures).toBe(-1);
   const { health } = lake.context;
@@ -89,5 +93,19 @@ test("events are parked however often that has to be tried, and it is told meanw
   parking.recover();
   await expect.poll(() => taken).toEqual(["1"]);
   await expect.poll(() => health.get("raw", NAME)).toBeUndefined();
+  await parking.close();
+});
+
+test("nothing passes before it is known what others have parked of what is ours now", async () => {
+  const log = new ParkedLog(lake.context.store, NAME, () => true);
+  const parking = parkingWith(lake.context.store);
+  parking.recover();
+  await expect.poll(() => parking.passed).toBe(true);
+  await log.append("s", event("7"));
+  expect(parking.passed).toBe(true);
+  parking.assigned();
+  expect(parking.passed).toBe(false);
+  await expect.poll(() => parking.passed).toBe(true);
+  expect(taken).toEqual(["7"]);
   await parking.close();
 });

@@ -1,6 +1,3 @@
-import { join } from "node:path";
-import { Once } from "../base/once.js";
-import { layout } from "../base/paths.js";
 import { type Failure, Retry } from "../base/retry.js";
 import type { TableStatus } from "../status/ingest-status.js";
 import type { IngestContext } from "./context.js";
@@ -12,8 +9,8 @@ import { ParkedLog } from "./parked-log.js";
 export interface Destination {
   /** What is told of it while it does not take them. */
   readonly about: Pick<TableStatus, "kind" | "name" | "entityType" | "remedy">;
-  /** Folder of the log, below the one for all that is parked. */
-  readonly folder: string;
+  /** What it is called among all that is parked: an entity type, or no type's name. */
+  readonly parkedAs: string;
   /** With so many parked bytes it is told as held. */
   readonly budgetBytes: number;
   /** How much of them it takes at once. */
@@ -36,8 +33,9 @@ const RESTORE = "restore from a copy what the reason names; until then events ar
  * with growing pauses, and told of until it succeeds.
  */
 export class Parking {
-  /** One object, whoever comes first: two would not know of each other's segments. */
-  private readonly opening: Once<ParkedLog>;
+  private readonly log: ParkedLog;
+  /** What is parked of what is ours is known; what others have parked of it may still be found. */
+  private known = false;
   private trying: Promise<void> | undefined;
   private readonly retry: Retry;
   private unwell = false;
@@ -49,14 +47,14 @@ export class Parking {
     private readonly signal: AbortSignal,
   ) {
     this.retry = new Retry(signal);
-    const { files, config } = context;
-    const folder = join(layout(config.data).parked, destination.folder);
-    this.opening = new Once(() => ParkedLog.open(files, folder));
+    const { store, ours } = context;
+    const { about, parkedAs } = destination;
+    this.log = new ParkedLog(store, parkedAs, (track) => ours.has(about.name, track));
   }
 
   /** True when nothing waits here and no try runs: what comes may go to the table directly. */
   get passed(): boolean {
-    return this.trying === undefined && this.log?.empty === true;
+    return this.trying === undefined && this.known && this.log.empty;
   }
 
   /** True from a failure on until a try succeeds. */
@@ -67,15 +65,16 @@ export class Parking {
   /** Resolves when the events are parked, however often that has to be tried. Rejects only after the signal. */
   async append(events: ParkedEvents): Promise<void> {
     await new Retry(this.signal).run(
-      async () => (await this.opening.get()).append(this.context.stream, events),
+      () => this.log.append(this.context.stream, events),
       (failure) => this.failed(failure),
     );
     this.tellBytes();
   }
 
-  /** Undefined while it is not open. */
-  private get log(): ParkedLog | undefined {
-    return this.opening.value;
+  /** More may be ours than before: what is parked of it lands before anything else does. */
+  assigned(): void {
+    this.known = false;
+    this.recover();
   }
 
   /** Tries to empty the log into the table, again with growing pauses until it is empty; nothing while that is tried. */
@@ -94,19 +93,28 @@ export class Parking {
       )
       .finally(() => {
         this.trying = undefined;
-        if (this.log?.empty === false) this.recover();
+        if (!this.known || !this.log.empty) this.recover();
       });
   }
 
   private async drain(): Promise<void> {
-    const log = await this.opening.get();
+    const { log } = this;
     await this.destination.prepare();
     const { events, bytes } = this.destination.atOnce;
-    while (!log.empty) {
+    while (!this.known || !log.empty) {
       this.signal.throwIfAborted();
+      if (!this.known) {
+        this.known = true;
+        await log.look().catch((error: unknown) => {
+          this.known = false;
+          throw error;
+        });
+      }
       const chunk = await log.peek(events, bytes);
-      // What keeps it from being empty is an append that has not ended, or has failed meanwhile.
-      if (chunk === undefined) continue;
+      if (chunk === undefined) {
+        await log.settled();
+        continue;
+      }
       await this.destination.take(chunk);
       await log.drop(chunk);
       this.tellBytes();
@@ -140,7 +148,7 @@ export class Parking {
   }
 
   private parked(): Pick<TableStatus, "parkedBytes" | "held"> {
-    const parkedBytes = this.log?.bytes ?? 0;
+    const parkedBytes = this.log.bytes;
     return { parkedBytes, held: parkedBytes >= this.destination.budgetBytes };
   }
 
@@ -148,7 +156,7 @@ export class Parking {
   private tellBytes(): void {
     const { health } = this.context;
     const { about } = this.destination;
-    const slow = this.log?.empty === false ? { ...about, ...SLOW } : undefined;
+    const slow = this.log.empty ? undefined : { ...about, ...SLOW };
     const status = health.get(about.kind, about.name) ?? slow;
     if (status !== undefined) health.set({ ...status, ...this.parked() });
   }
@@ -161,7 +169,7 @@ export class Parking {
   /** After the signal, and after the last append: ends once the try that runs has ended. */
   async close(): Promise<void> {
     await this.trying;
-    await this.log?.close();
+    await this.log.settled();
   }
 }
 

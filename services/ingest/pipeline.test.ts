@@ -1,5 +1,4 @@
 import { rmSync } from "node:fs";
-import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, describe, expect, test } from "vitest";
 import { overriding } from "../../test/support/faulty-store.js";
@@ -10,13 +9,10 @@ import {
   Random,
   randomEvents,
   THING,
-  unsyncedFiles,
 } from "../../test/support/lake.js";
 import { MemoryReader } from "../../test/support/memory-reader.js";
 import { breakable, pipelineLake, publishTo, startPipeline, until } from "../../test/support/pipeline-run.js";
 import { TributaryError } from "../base/errors.js";
-import type { FileOps } from "../base/files.js";
-import { layout } from "../base/paths.js";
 
 const lakes: Lake[] = [];
 afterEach(async () => {
@@ -91,33 +87,6 @@ describe("a raw table that cannot land", () => {
     await stop();
     expect(await lake.rawPositions()).toEqual([...positions].sort());
     expect(await lake.rows()).toEqual(expectedThings(events));
-  });
-
-  test("has one log of parked events, however long that takes to open while events are to be parked", async () => {
-    const state = { down: true };
-    // The first look into the folder, by whoever opens the lane, is slow to answer; others are not.
-    let looks = 0;
-    const files: FileOps = {
-      ...unsyncedFiles,
-      stat: async (path) => {
-        const found = await unsyncedFiles.stat(path);
-        if (path === join(layout(lake.folder).parked, THING) && looks++ === 0) await sleep(600);
-        return found;
-      },
-    };
-    const lake = await makeLake({ files, store: breakable(state), ingest: { flushBytes: 1024 } });
-    const reader = new MemoryReader("test");
-    const events = randomEvents(new Random(6), 100);
-    const positions = publishTo(reader, events.slice(0, 90));
-    const { pipeline, stop } = startPipeline(lake, reader);
-    await until("all to be parked", () => reader.caughtUp && looks > 1);
-    state.down = false;
-    pipeline.hurry();
-    await until("it to be well", () => lake.context.health.get("raw", THING) === undefined);
-    positions.push(...publishTo(reader, events.slice(90)));
-    await until("the rest to land", () => reader.caughtUp);
-    await stop();
-    expect(await lake.rawPositions()).toEqual([...positions].sort());
   });
 
   test("holds its type's events back only once its disk budget is used, and what comes yet is parked too", async () => {

@@ -1,16 +1,22 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { Retry } from "../base/retry.js";
 import { within } from "../base/within.js";
+import type { ObjectStore } from "../storage/object-store.js";
 import {
   bytesOf,
   type ChangeStreamReader,
+  type Partition,
+  type PartitionHolder,
   type StreamBatch,
   type StreamConsumer,
 } from "../stream/change-stream.js";
 import { CommitBudget } from "./commit-budget.js";
 import { Compactor } from "./compactor.js";
 import type { IngestContext } from "./context.js";
-import { route, type Unreadable } from "./event-batch.js";
+import { ENTITY_TYPE, route, type Unreadable } from "./event-batch.js";
+import { Holdings } from "./holdings.js";
 import { type KeeperHost, LaneKeeper } from "./lane-keeper.js";
+import { foldersOf, parkedTables } from "./parked-log.js";
 import { ProgressTracker } from "./progress-tracker.js";
 import { Unreadables } from "./unreadables.js";
 
@@ -18,6 +24,8 @@ export const CONSUMER = "ingest";
 const IDLE_WAIT_MS = 1_000;
 /** How long a stop waits for what was read to land; it is in the stream anyway. */
 const DRAIN_MS = 15_000;
+/** How long handing partitions over waits for a landing; then what lands is parked too, where that is possible. */
+const HAND_OVER_MS = 3_000;
 /** Events wait in memory up to this many times the flush size, those that land among them; then reading stops (I10). */
 const MAX_PENDING_FLUSHES = 2;
 /** The part of that which one type may take while it does not land. */
@@ -28,7 +36,9 @@ const SHARE = 1 / 4;
  * size and the commit budget. What becomes of a batch is its keeper's business. Progress is in the tables' own
  * commits; the stream's low-water record only follows.
  */
-export class Pipeline {
+export class Pipeline implements PartitionHolder {
+  private readonly context: IngestContext;
+  private readonly holdings: Holdings;
   private readonly keepers = new Map<string, LaneKeeper>();
   private readonly progress = new ProgressTracker();
   private readonly stopping = new AbortController();
@@ -41,24 +51,45 @@ export class Pipeline {
   private wake = new AbortController();
   private failure: unknown;
   private consumer: StreamConsumer | undefined;
+  private opening: Promise<void> = Promise.resolve();
+  private readonly retry = new Retry(this.stopping.signal);
+  /** Nothing lands any more. */
+  private ended = false;
 
   constructor(
-    private readonly context: IngestContext,
+    context: IngestContext,
     private readonly reader: ChangeStreamReader,
   ) {
+    this.holdings = new Holdings(context.stream, context.ours);
+    this.context = { ...context, ours: this.holdings };
     this.compactor = new Compactor(context);
     this.budget = new CommitBudget(context.config.ingest.commitsPerSecond);
-    this.unreadables = new Unreadables(context, this.host.fatal);
+    this.unreadables = new Unreadables(this.context, this.host.fatal);
   }
 
-  /** Opens the lanes of types that have a raw table or parked events, without waiting for events or for each other. */
-  openLanes(entityTypes: readonly string[]): void {
-    for (const type of entityTypes) this.keeper(type);
+  /**
+   * Opens the lanes of types that have a raw table or parked events, without waiting for events: what another has left
+   * half done is done.
+   */
+  private openKnown(): void {
+    const { store, log } = this.context;
+    this.opening = this.opening.then(async () => {
+      try {
+        await this.retry.run(
+          async () => {
+            for (const type of await knownTypes(store)) this.keeper(type);
+          },
+          ({ error, pauseMs }) => log.warn({ err: error, pauseMs }, "the lake's tables cannot be listed"),
+        );
+      } catch (error) {
+        if (!this.stopping.signal.aborted) this.host.fatal(error);
+      }
+    });
   }
 
   /** Runs until `stop`. Rejects when the stream cannot be read, or when only a new process helps. */
   async run(): Promise<void> {
-    const consumer = await this.reader.consume(CONSUMER);
+    const consumer = await this.reader.consume(CONSUMER, this);
     this.consumer = consumer;
     const { signal } = this.stopping;
     try {
@@ -67,6 +98,8 @@ export class Pipeline {
       if (this.failure !== undefined) throw this.failure;
     } finally {
       this.stopping.abort();
+      this.ended = true;
+      await this.opening;
       await this.compactor.close();
       await Promise.allSettled([...this.keepers.values()].map((keeper) => keeper.close()));
       await this.unreadables.close();
@@ -79,6 +112,34 @@ export class Pipeline {
   stop(): void {
     this.stopping.abort();
     this.wake.abort();
+  }
+
+  /** Names of the partitions that are ours now. */
+  get partitions(): readonly string[] {
+    return this.holdings.names;
+  }
+
+  assigned(partitions: readonly Partition[]): void {
+    this.holdings.assigned(partitions);
+    for (const keeper of this.keepers.values()) keeper.assigned();
+    this.unreadables.assigned();
+    this.openKnown();
+  }
+
+  async revoked(names: readonly string[]): Promise<void> {
+    if (this.ended) return;
+    const isDone = () => !this.progress.awaits(names);
+    await this.settle(HAND_OVER_MS, isDone);
+    if (!isDone()) {
+      for (const keeper of this.keepers.values()) void keeper.setAside();
+      await this.settle(HAND_OVER_MS, isDone);
+    }
+    await within(HAND_OVER_MS, this.lowWaterWrite);
+    this.holdings.left(names);
+    this.progress.forget(names);
+    // What did not land in time is read by whoever has them now.
+    const gone = new Set(names);
+    for (const keeper of this.keepers.values()) keeper.forget(gone);
   }
 
   /** Reads what there is, then flushes what is due. */
@@ -228,16 +289,27 @@ export class Pipeline {
 
   /** Lands or parks what was read, unless that takes too long. */
   private async drain(): Promise<void> {
-    const end = performance.now() + DRAIN_MS;
-    for (;;) {
+    await this.settle(DRAIN_MS, () => this.failure !== undefined);
+  }
+
+  /** Flushes what was gathered until nothing waits or lands, until `isDone`, or until the time is up. */
+  private async settle(ms: number, isDone: () => boolean): Promise<void> {
+    const end = performance.now() + ms;
+    while (!isDone()) {
       const left = end - performance.now();
-      if (left <= 0 || this.failure !== undefined) return;
+      if (left <= 0) return;
       const flushes = [...this.keepers.values()]
         .filter((keeper) => keeper.waitingBytes > 0 || keeper.busy)
         .map((keeper) => (keeper.busy ? keeper.idle() : keeper.flush()));
-      if (flushes.length === 0) break;
+      if (this.unreadables.busy) flushes.push(this.unreadables.settled());
+      if (flushes.length === 0) return;
       await within(left, Promise.race(flushes));
     }
-    await this.unreadables.settled();
   }
+}
+
+/** Entity types that have a raw table or parked events. Errors: TRB-STORE-FAILED. */
+async function knownTypes(store: ObjectStore): Promise<string[]> {
+  const names = new Set([...(await foldersOf(store, "raw/")), ...(await parkedTables(store))]);
+  return [...names].filter((name) => ENTITY_TYPE.test(name));
 }

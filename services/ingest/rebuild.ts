@@ -57,8 +57,13 @@ export class Rebuild {
   private async fill(side: DeltaTable, folder: string, raw: DeltaTable, spec: TableSpec): Promise<boolean> {
     const { context, table } = this;
     context.log.info({ model: this.refiner.model.name }, "rebuilding from raw");
-    const writer = context.writerFor(side);
-    const options = { express: false, between: () => this.compact(writer), signal: this.signal };
+    const writer = context.writerFor(side, this.refiner.model.entityType);
+    const options = {
+      express: false,
+      between: () => this.compact(writer),
+      isOurs: () => true,
+      signal: this.signal,
+    };
     for (;;) {
       await new CatchUp(context, this.refiner, writer, raw, options).run();
       const old = await table.refresh();

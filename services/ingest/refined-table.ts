@@ -6,11 +6,18 @@ import type { TableSpec } from "../table/definition.js";
 import { ONE_HOUR, RETENTION } from "../table/delta-table.js";
 import { type ColumnSpec, deltaTypeOf } from "../table/schema.js";
 import { COMMIT_TIMES, PARTITION_COLUMN } from "../table/state.js";
+import type { TableSnapshot } from "../table/types.js";
 
 export const refinedRoot = (model: Pick<BoundModel, "domain" | "table">): string =>
   `refined/${model.domain}/${model.table}`;
 
 export const FINGERPRINT = "tributary.fingerprint";
+
+/** Whether the table is this very model's: of another one's nothing may be written into it. */
+export const isOf = (
+  { properties }: Pick<TableSnapshot, "properties">,
+  { fingerprint }: Pick<BoundModel, "fingerprint">,
+): boolean => properties.get(FINGERPRINT) === fingerprint;
 
 /** What is told of a table that is ahead of what it is made from. */
 export const AHEAD =

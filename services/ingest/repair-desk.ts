@@ -1,5 +1,4 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { layout } from "../base/paths.js";
 import { answerRepair, takeRepairRequests } from "../status/repair-request.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
 import type { IngestContext } from "./context.js";
@@ -45,13 +44,11 @@ async function repairNow(
   pipeline: Pipeline,
   table: string,
 ) {
-  const { store, files, duck, tableOptions, stream, config } = context;
+  const { store, duck, tableOptions, stream } = context;
   return pipeline.repaired(table, async () =>
     repairTable(
       {
         store,
-        files,
-        parked: layout(config.data).parked,
         duck,
         tableOptions,
         models: context.models,

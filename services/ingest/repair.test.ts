@@ -4,7 +4,6 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { expectedThings, type Lake, Random, randomEvents, THING } from "../../test/support/lake.js";
 import { MemoryReader } from "../../test/support/memory-reader.js";
 import { pipelineLake, publishTo, startPipeline, until } from "../../test/support/pipeline-run.js";
-import { layout } from "../base/paths.js";
 import type { RepairReport } from "../status/repair-request.js";
 import { repairTable } from "./repair.js";
 
@@ -21,14 +20,14 @@ beforeEach(async () => {
   lake = await pipelineLake({ checkpointEvery: 5, compactAfterFiles: 1000 });
   reader = new MemoryReader("test");
   run = startPipeline(lake, reader);
+  positions = publishTo(reader, events.slice(0, 1));
   // Only then do models take live batches.
   await until("the models to be in step", async () => {
     const behind = await lake.context.metrics.behind.get();
     return behind.values.length > 0 && behind.values.every(({ value }) => value === 0);
   });
-  positions = [];
-  for (let at = 0; at < 60; at += 20) {
-    positions.push(...publishTo(reader, events.slice(at, at + 20)));
+  for (let at = 1; at < 60; at += 20) {
+    positions.push(...publishTo(reader, events.slice(at, Math.min(at + 20, 60))));
     await until("events to land", () => reader.caughtUp);
   }
 });
@@ -38,8 +37,8 @@ afterEach(async () => {
 });
 
 const repair = (name: string, dryRun = false, running = true): Promise<RepairReport> => {
-  const { store, files, duck, tableOptions, models, config } = lake.context;
-  const parts = { store, files, duck, tableOptions, models, parked: layout(config.data).parked };
+  const { store, duck, tableOptions, models } = lake.context;
+  const parts = { store, duck, tableOptions, models };
   const work = () => repairTable({ ...parts, stream: "test", lowWater: reader.done }, name, dryRun);
   return dryRun || !running ? work() : run.pipeline.repaired(name, work);
 };

@@ -2,7 +2,6 @@ import { basename, join } from "node:path";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { type Duck, literal, rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
-import type { FileOps } from "../base/files.js";
 import { type Lend, withAll } from "../base/with-all.js";
 import type { Model } from "../models/project.js";
 import type { RepairReport } from "../status/repair-request.js";
@@ -24,9 +23,6 @@ import { AHEAD, FINGERPRINT, refinedRoot } from "./refined-table.js";
 
 export interface RepairParts {
   readonly store: ObjectStore;
-  readonly files: FileOps;
-  /** Folder of parked events. */
-  readonly parked: string;
   readonly duck: Duck;
   readonly tableOptions: TableOptions;
   readonly models: readonly Pick<Model, "name" | "domain" | "table" | "entityType">[];
@@ -326,7 +322,7 @@ class Keeper {
    * events, parked, or in `found`. Those beyond the table's own positions can only have been in what is damaged.
    */
   private async lostPositions(table: DeltaTable, found: string | undefined): Promise<string[]> {
-    const { store, duck, tableOptions, stream, lowWater, parked, files } = this.parts;
+    const { store, duck, tableOptions, stream, lowWater } = this.parts;
     const own = progressOf(table.snapshot);
     const due = [...lowWater].filter(([partition, low]) => low > (own.get(trackOf(stream, partition)) ?? ""));
     if (due.length === 0) return [];
@@ -347,7 +343,7 @@ class Keeper {
       const where = root === DEAD_LETTERS_ROOT ? { where: "model = ''" } : {};
       lenders.push((use) => withScan(each, each.snapshot, { columns, ...where }, use));
     }
-    const aside = await parkedPositions(files, parked, stream);
+    const aside = await parkedPositions(store, stream);
     return withAll(lenders, (scans) =>
       duck.with(async (connection) => {
         const sources = [

@@ -5,8 +5,6 @@ import type { Lane } from "./lane.js";
 import type { TurnQueue } from "./turn-queue.js";
 
 const EVERY_MS = 3600 * 1000;
-/** Nobody takes this long from writing a file to committing it, or reads a file that was removed so long ago. */
-const GRACE_MS = 24 * 3600 * 1000;
 
 /** Removes what crashes and failures have left in the tables' folders, each table's now and then, in turn with others. */
 export class Sweeper {
@@ -17,7 +15,6 @@ export class Sweeper {
     private readonly context: IngestContext,
     private readonly queue: TurnQueue,
     private readonly everyMs = EVERY_MS,
-    private readonly graceMs = GRACE_MS,
   ) {}
 
   /** Puts those tables of the lane into the queue whose turn it is. */
@@ -32,7 +29,7 @@ export class Sweeper {
     this.queue.offer(`sweep ${name}`, async () => {
       this.sweeps.set(table, { ...known, at: performance.now() });
       try {
-        const files = await known.sweep.run(this.graceMs);
+        const files = await known.sweep.run();
         if (files > 0) this.context.log.info({ table: name, files }, "files that nothing names were removed");
         return "done";
       } catch (error) {

@@ -2,7 +2,7 @@ import type { DuckDBConnection } from "@duckdb/node-api";
 import { TributaryError } from "../base/errors.js";
 import type { BoundModel } from "../models/bind.js";
 import { DeltaTable } from "../table/delta-table.js";
-import { aheadOf, type Progress, progressAlong, progressOf } from "../table/progress.js";
+import { aheadOf, type Progress, progressAlong, progressOf, type Track } from "../table/progress.js";
 import type { UpsertWriter } from "../table/upsert.js";
 import { bury } from "./burial.js";
 import { CatchUp } from "./catch-up.js";
@@ -13,7 +13,7 @@ import type { Poison } from "./model-failure.js";
 import { slicesOf } from "./payloads.js";
 import { Rebuild } from "./rebuild.js";
 import { Refiner } from "./refine.js";
-import { AHEAD, FINGERPRINT, refinedRoot, refinedSpec } from "./refined-table.js";
+import { AHEAD, isOf, refinedRoot, refinedSpec } from "./refined-table.js";
 
 /** Slices of a live batch that are taken in at once; what is beyond them is for the catch-up, which raw never waits for. */
 const LIVE_SLICES = 2;
@@ -42,7 +42,7 @@ export class Target {
         context.tableOptions,
         spec,
       );
-      return new Target(context, model, connection, refiner, context.writerFor(table));
+      return new Target(context, model, connection, refiner, context.writerFor(table, model.entityType));
     } catch (error) {
       connection.closeSync();
       throw error;
@@ -59,7 +59,7 @@ export class Target {
 
   /** The table was made by another model's SQL or descriptor: it serves queries until its successor is built. */
   get outdated(): boolean {
-    return this.table.snapshot.properties.get(FINGERPRINT) !== this.model.fingerprint;
+    return !isOf(this.table.snapshot, this.model);
   }
 
   /** Where the table stands, on every stream. */
@@ -67,11 +67,21 @@ export class Target {
     return progressOf(this.table.snapshot);
   }
 
-  /** Whether the table has taken in all that raw has, so that the next live batch is the next for it too. */
-  inStep(raw: Progress): boolean {
+  /**
+   * Whether the table has taken in all that raw has along our tracks and these, so that a live batch of them is the next
+   * for it too.
+   */
+  inStep(raw: Progress, along: ReadonlySet<Track> = new Set()): boolean {
     if (this.outdated) return false;
     const own = this.progress;
-    return [...raw].every(([track, position]) => own.get(track) === position);
+    const isLevel = (track: Track) => own.get(track) === raw.get(track);
+    return (
+      [...along].every(isLevel) && [...raw.keys()].every((track) => isLevel(track) || !this.isOurs(track))
+    );
+  }
+
+  private isOurs(track: Track): boolean {
+    return this.context.ours.has(this.model.name, track);
   }
 
   /**
@@ -109,13 +119,14 @@ export class Target {
     const rebuild = new Rebuild(this.context, this.table, this.refiner, this.connection, signal);
     while (this.outdated) {
       await rebuild.run(raw);
-      this.upserts = this.context.writerFor(this.table);
+      this.upserts = this.context.writerFor(this.table, this.model.entityType);
     }
     await rebuild.clean();
     const ahead = aheadOf(this.progress, progressOf(await raw.refresh()));
     // To build it anew unasked might take the last copy of what raw has lost.
     if (ahead.length > 0) throw new TributaryError("TRB-TABLE-CORRUPT", AHEAD);
-    await new CatchUp(this.context, this.refiner, this.upserts, raw, { express: true, signal }).run();
+    const options = { express: true, signal, isOurs: (track: Track) => this.isOurs(track) };
+    await new CatchUp(this.context, this.refiner, this.upserts, raw, options).run();
   }
 
   /**

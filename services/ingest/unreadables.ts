@@ -5,7 +5,7 @@ import type { ParkedChunk, ParkedEvents } from "./parked-format.js";
 import { Parking } from "./parking.js";
 
 /** No entity type's name: those begin with a letter or "_". */
-const FOLDER = "~unreadable";
+const PARKED_AS = "~unreadable";
 const AT_ONCE = { events: 10_000, bytes: 16 * 1024 * 1024 };
 
 /** What is no event goes to the dead letters; while their table cannot take it, it is parked and holds up nobody. */
@@ -28,7 +28,7 @@ export class Unreadables {
           entityType: "",
           remedy: "tributary table repair dead_letters",
         },
-        folder: FOLDER,
+        parkedAs: PARKED_AS,
         // What cannot be read is of no type that could be held back.
         budgetBytes: Number.POSITIVE_INFINITY,
         atOnce: AT_ONCE,
@@ -65,6 +65,16 @@ export class Unreadables {
   private async add(letters: readonly DeadLetter[]): Promise<void> {
     await this.context.deadLetters.add(letters);
     this.context.metrics.deadLetters.inc({ model: "" }, letters.length);
+  }
+
+  /** More partitions are ours, and what is parked of them. */
+  assigned(): void {
+    this.parking.assigned();
+  }
+
+  /** True while something is being buried. */
+  get busy(): boolean {
+    return this.running.size > 0;
   }
 
   /** Tries again now, whatever pause runs. */

@@ -93,6 +93,7 @@ const authCodes = [
   "TRB-AUTH-MISSING",
   "TRB-AUTH-INVALID",
   "TRB-AUTH-EXPIRED",
+  "TRB-AUTH-KEYS",
   "TRB-AUTH-ROLE",
   "TRB-AUTH-TENANT",
 ] as const;

@@ -71,6 +71,7 @@ export interface Partition {
 
 /** Who reads partitions is told as they come and go. Of one consumer's processes, each has its own. */
 export interface PartitionHolder {
+  /** Ours from now on: no commit of an earlier holder's that comes later moves their low-water record. */
   assigned(partitions: readonly Partition[]): void;
   /**
    * They are about to be read by another: resolves when what was read of them is done and committed. It is waited for as

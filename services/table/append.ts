@@ -1,6 +1,7 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
+import type { CommitResult } from "./commit-request.js";
 import { stageFile } from "./data-file.js";
-import type { CommitResult, DeltaTable } from "./delta-table.js";
+import type { DeltaTable } from "./delta-table.js";
 import { advancePositions, type Positions } from "./progress.js";
 import { Staging } from "./staging.js";
 

@@ -1,12 +1,16 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
-import { literal } from "../base/duckdb.js";
+import { identifier, literal } from "../base/duckdb.js";
 import { assert } from "../base/errors.js";
-import { removeOf } from "./actions.js";
+import { type AddAction, removeOf } from "./actions.js";
+import { withPieces } from "./compact-split.js";
 import { allRows, stageFile } from "./data-file.js";
 import type { DeltaTable } from "./delta-table.js";
+import { layoutFor, layoutOf, piecesOf } from "./layout.js";
+import type { Relocation } from "./locator.js";
 import { withFiles, withFilesScan } from "./scan.js";
+import type { Slots } from "./slot-ranges.js";
 import { type StagedFile, Staging } from "./staging.js";
-import type { TableFile } from "./types.js";
+import { filesOf, type TableFile } from "./types.js";
 import { KEY_COLUMNS, ORDER_COLUMNS, SHARED_PARTITION, type UpsertWriter } from "./upsert.js";
 import { stageVectors } from "./vectors.js";
 
@@ -42,9 +46,13 @@ export function compactAppended(
   });
 }
 
+/** So often a compaction that upserts of other writers came before begins its commit anew. */
+const MOST_OVERTAKEN = 20;
+
 /**
- * Merges files of an upsert table into one, clustered by tenant, beside ingestion: rows that are masked while the new
- * file is written are masked in it at the commit.
+ * Merges files of an upsert table, clustered by tenant, beside upserts of any process: rows that are masked while the
+ * new file is written are masked in it at the commit. Where the sources cross what the table's present writers claim,
+ * there is a new file for each of these.
  */
 export function compactUpserted(
   writer: UpsertWriter,
@@ -54,109 +62,158 @@ export function compactUpserted(
   return Staging.run(writer.table, async (staging) => {
     const { table } = writer;
     const tombstones = sources[0]!.tombstones;
-    const staged = tombstones
-      ? await stageTombstones(staging, connection, sources)
-      : await stageLive(staging, connection, sources);
-    await staging.publish([staged]);
-    // Reading the new file's keys takes a while; it is done before upserts are kept waiting.
-    const relocation = tombstones ? undefined : await writer.locator.prepareMove(staged, connection);
+    const layout = layoutFor(layoutOf(table), sources[0]!.partition, table.snapshot.files);
+    const pieces = piecesOf(layout, sources);
+    const made = await (tombstones ? stageTombstones : stageLive)(
+      staging,
+      writer,
+      connection,
+      sources,
+      pieces,
+    );
+    const staged = made.filter(({ rows }) => rows > 0);
+    await staging.publish(staged);
+    // Reading the new files' keys takes a while; it is done before upserts are kept waiting.
+    const relocations: (Relocation | undefined)[] = [];
+    if (!tombstones) {
+      for (const file of staged) relocations.push(await writer.locator.prepareMove(file, connection));
+    }
     return writer.exclusively(async (): Promise<Compaction> => {
-      const snapshot = table.snapshot;
-      const live = new Map(snapshot.files.map((file) => [file.path, file]));
-      const current = sources.map(({ path }) => live.get(path));
-      if (!current.every((file) => file !== undefined)) return { kind: "overtaken" };
-      const masked = tombstones
-        ? allRows(staged)
-        : await maskedMeanwhile(table, connection, sources, current, staged);
-      const born = staged.rows === 0 ? [] : [{ add: staged.add, masked }];
-      const now = Date.now();
-      const commit = await staging.commit({
-        operation: "OPTIMIZE",
-        actions: [
-          ...current.map(({ add }) => ({ remove: removeOf(add, now, false) })),
-          ...(await stageVectors(staging, new Map(), born)),
-        ],
-        expect: new Map(),
-        basedOn: snapshot.version,
-        serializable: true,
-      });
-      if (commit.kind === "conflict") return { kind: "overtaken" };
-      writer.locator.applied({
-        from: snapshot.version,
-        version: commit.version,
-        ...(tombstones ? {} : { moved: { relocation, sources } }),
-      });
-      return { kind: "compacted", files: sources.length, rows: staged.rows, version: commit.version };
+      for (let overtaken = 0; overtaken <= MOST_OVERTAKEN; overtaken++) {
+        const snapshot = table.snapshot;
+        const live = filesOf(snapshot);
+        const current = sources.map(({ path }) => live.get(path));
+        if (!current.every((file) => file !== undefined)) break;
+        const born = tombstones
+          ? staged.map((file) => ({ add: file.add, masked: allRows(file) }))
+          : await maskedMeanwhile(table, connection, sources, current, staged);
+        const now = Date.now();
+        const commit = await staging.commit({
+          operation: "OPTIMIZE",
+          actions: [
+            ...current.map(({ add }) => ({ remove: removeOf(add, now, false) })),
+            ...(await stageVectors(staging, new Map(), born)),
+          ],
+          expect: new Map(),
+          basedOn: snapshot.version,
+          // It adds nothing that was not there: all that can come between is a change of its sources.
+          serializable: false,
+        });
+        if (commit.kind === "conflict" && commit.reason === "file") continue;
+        if (commit.kind === "conflict") break;
+        const moved = tombstones ? {} : { moved: { relocations, sources } };
+        writer.locator.applied({ version: commit.version, ...moved });
+        const rows = staged.reduce((sum, file) => sum + file.rows, 0);
+        return { kind: "compacted", files: sources.length, rows, version: commit.version };
+      }
+      return { kind: "overtaken" };
     });
+  });
+}
+
+/** Writes a file for each piece; `write` makes one of SQL for its rows. */
+function staged(
+  { table }: Staging,
+  { keys }: UpsertWriter,
+  connection: DuckDBConnection,
+  sources: readonly TableFile[],
+  pieces: readonly Slots[],
+  columns: readonly string[],
+  write: (rows: string, slots: Slots) => Promise<StagedFile>,
+): Promise<StagedFile[]> {
+  return withPieces(table, connection, keys, sources, pieces, async (sql) => {
+    const files: StagedFile[] = [];
+    for (const [piece, slots] of pieces.entries()) files.push(await write(sql(piece, columns), slots));
+    return files;
   });
 }
 
 function stageLive(
   staging: Staging,
+  writer: UpsertWriter,
   connection: DuckDBConnection,
   sources: readonly TableFile[],
-): Promise<StagedFile> {
+  pieces: readonly Slots[],
+): Promise<StagedFile[]> {
   const { table } = staging;
   const { columns, partitionColumns } = table.snapshot;
   const stored = columns.map(({ name }) => name).filter((name) => !partitionColumns.includes(name));
-  return withFilesScan(table, table.snapshot, sources, { columns: stored }, (rows) =>
+  const write = (rows: string, slots: Slots) =>
     stageFile(staging, connection, `SELECT * FROM (${rows}) ORDER BY tenant_id, entity_id`, {
       partition: SHARED_PARTITION,
       dataChange: false,
-    }),
-  );
+      slots,
+    });
+  if (pieces.length > 1) {
+    return staged(staging, writer, connection, sources, pieces, stored.map(identifier), write);
+  }
+  return withFilesScan(table, table.snapshot, sources, { columns: stored }, async (rows) => [
+    await write(rows, pieces[0]!),
+  ]);
 }
 
 /** Of an entity's tombstones only the greatest counts. */
 function stageTombstones(
   staging: Staging,
+  writer: UpsertWriter,
   connection: DuckDBConnection,
   sources: readonly TableFile[],
-): Promise<StagedFile> {
-  return withFiles(staging.table, sources, (paths) =>
+  pieces: readonly Slots[],
+): Promise<StagedFile[]> {
+  const columns = [...KEY_COLUMNS, ...ORDER_COLUMNS];
+  const write = (rows: string, slots: Slots) =>
     stageFile(
       staging,
       connection,
-      `SELECT ${[...KEY_COLUMNS, ...ORDER_COLUMNS].join(", ")}
-       FROM read_parquet([${paths.map(literal).join(", ")}], hive_partitioning=false)
+      `SELECT * FROM (${rows})
        QUALIFY row_number() OVER (
          PARTITION BY tenant_id, entity_id
          ORDER BY _tributary_version DESC, _tributary_operation = 3 DESC,
            _tributary_hash < 0 DESC, _tributary_hash DESC,
            _tributary_occurred_at DESC NULLS LAST, _tributary_operation DESC) = 1
        ORDER BY tenant_id, entity_id`,
-      { partition: SHARED_PARTITION, tombstones: true, dataChange: false },
+      { partition: SHARED_PARTITION, tombstones: true, dataChange: false, slots },
+    );
+  if (pieces.length > 1) return staged(staging, writer, connection, sources, pieces, columns, write);
+  return withFiles(staging.table, sources, async (paths) => [
+    await write(
+      `SELECT ${columns.join(", ")} FROM read_parquet([${paths.map(literal).join(", ")}], hive_partitioning=false)`,
+      pieces[0]!,
     ),
-  );
+  ]);
 }
 
-/** Rows of the new file whose originals were masked after the sources were read. */
+/** The new files, with those of their rows whose originals were masked after the sources were read. */
 async function maskedMeanwhile(
   table: DeltaTable,
   connection: DuckDBConnection,
   sources: readonly TableFile[],
   current: readonly TableFile[],
-  staged: StagedFile,
-): Promise<Uint32Array> {
-  const rows: number[] = [];
+  staged: readonly StagedFile[],
+): Promise<{ add: AddAction; masked: Uint32Array }[]> {
+  const rows = staged.map((): number[] => []);
   for (const [index, source] of sources.entries()) {
     const before = await table.mask(source);
     const after = await table.mask(current[index]!);
     if (after === undefined || after.count === (before?.count ?? 0)) continue;
     const fresh = [...after.toRows()].filter((row) => before?.has(row) !== true);
-    const keys = [`${table.root}/${source.path}`, staged.key];
-    const found = await table.store.withLocal(keys, ([before, merged]) =>
-      connection.runAndReadAll(
-        `SELECT n.file_row_number
-         FROM read_parquet(${literal(before!)}, file_row_number=true, hive_partitioning=false) o
-         JOIN read_parquet(${literal(merged!)}, file_row_number=true, hive_partitioning=false) n
-           ON n.entity_id = o.entity_id AND n.tenant_id = o.tenant_id
-         WHERE o.file_row_number IN (${fresh.join(", ")})`,
-      ),
-    );
-    const numbers = (found.getColumns()[0] ?? []) as bigint[];
-    assert(numbers.length === fresh.length, "a masked row is not in the new file");
-    rows.push(...numbers.map(Number));
+    let found = 0;
+    for (const [into, { key }] of staged.entries()) {
+      const keys = [`${table.root}/${source.path}`, key];
+      const result = await table.store.withLocal(keys, ([before, merged]) =>
+        connection.runAndReadAll(
+          `SELECT n.file_row_number
+           FROM read_parquet(${literal(before!)}, file_row_number=true, hive_partitioning=false) o
+           JOIN read_parquet(${literal(merged!)}, file_row_number=true, hive_partitioning=false) n
+             ON n.entity_id = o.entity_id AND n.tenant_id = o.tenant_id
+           WHERE o.file_row_number IN (${fresh.join(", ")})`,
+        ),
+      );
+      const numbers = (result.getColumns()[0] ?? []) as bigint[];
+      found += numbers.length;
+      rows[into]!.push(...numbers.map(Number));
+    }
+    assert(found === fresh.length, "a masked row is not in the new files");
   }
-  return Uint32Array.from(rows).sort();
+  return staged.map(({ add }, i) => ({ add, masked: Uint32Array.from(rows[i]!).sort() }));
 }

@@ -2,6 +2,8 @@ import type { DuckDBConnection } from "@duckdb/node-api";
 import { isOutOfMemory } from "../base/engine-error.js";
 import { decodedBytes } from "./decoded-size.js";
 import type { DeltaTable } from "./delta-table.js";
+import { layoutFor, layoutOf } from "./layout.js";
+import { EVERY_SLOT, isWithin, type Slots } from "./slot-ranges.js";
 import type { TableFile, TableSnapshot } from "./types.js";
 
 const MiB = 1024 * 1024;
@@ -12,21 +14,66 @@ const MAX_MASKED_SHARE = 0.5;
 /** What took more memory than there was is counted as so many times the budget. */
 const MORE = 1.5;
 
-/** Files worth merging, of one kind and size class; undefined when the table is in good shape. */
+/** As much of a file that several writers mask is masked before it is divided between them. */
+const MAX_CROSSING_SHARE = 0.1;
+
+/**
+ * Files worth merging, of one kind and size class, that one piece of the layout holds; or files that cross several, to
+ * be divided. Undefined when the table is in good shape.
+ */
 export function planCompaction(
   snapshot: Pick<TableSnapshot, "files">,
   afterFiles: number,
   fits: (file: TableFile, together: number) => boolean = () => true,
+  layout: readonly Slots[] = [EVERY_SLOT],
+): TableFile[] | undefined {
+  for (const { files, crossing } of groupsOf(snapshot.files, layout)) {
+    const plan = planGroup(files, afterFiles, fits);
+    if (plan !== undefined) return plan;
+    if (!crossing) continue;
+    const masked = files.filter((file) => masks(file, MAX_CROSSING_SHARE) && fits(file, 1));
+    if (masked.length > 0) return masked;
+  }
+  return undefined;
+}
+
+interface Group {
+  readonly files: readonly TableFile[];
+  /** They lie in several pieces of the layout. */
+  readonly crossing: boolean;
+}
+
+function groupsOf(files: readonly TableFile[], layout: readonly Slots[]): Group[] {
+  const groups: Group[] = [];
+  for (const partition of new Set(files.map((file) => file.partition))) {
+    const own = files.filter((file) => file.partition === partition);
+    const pieces = layoutFor(layout, partition, own);
+    const crossing = own.filter(({ slots }) => !pieces.some((piece) => isWithin(slots, piece)));
+    for (const piece of pieces) {
+      groups.push({ files: own.filter(({ slots }) => isWithin(slots, piece)), crossing: false });
+    }
+    groups.push({ files: crossing, crossing: true });
+  }
+  return groups;
+}
+
+const masks = (file: TableFile, share: number): boolean =>
+  !file.tombstones && file.maskedRows > file.rows * share;
+
+function planGroup(
+  group: readonly TableFile[],
+  afterFiles: number,
+  fits: (file: TableFile, together: number) => boolean,
 ): TableFile[] | undefined {
   for (const tombstones of [false, true]) {
-    const files = snapshot.files.filter((file) => file.tombstones === tombstones && fits(file, 1));
+    const files = group.filter((file) => file.tombstones === tombstones && fits(file, 1));
     for (const [tier, limit] of TIERS.entries()) {
       const least = tier === 0 ? 0 : TIERS[tier - 1]!;
       const same = files.filter((file) => file.bytes >= least && file.bytes < limit && fits(file, 2));
       if (same.length >= afterFiles) return same;
     }
     if (tombstones) continue;
-    const holes = files.filter((file) => file.maskedRows > file.rows * MAX_MASKED_SHARE);
+    const holes = files.filter((file) => masks(file, MAX_MASKED_SHARE));
     if (holes.length * 4 >= afterFiles) return holes;
   }
   return undefined;
@@ -60,6 +107,7 @@ export class CompactionPlanner {
       table.snapshot,
       this.afterFiles,
       ({ path }, together) => (sizes.get(path) ?? 0) * together <= this.budgetBytes,
+      layoutOf(table),
     );
   }
 

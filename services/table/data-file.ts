@@ -1,6 +1,8 @@
 import { randomUUID } from "node:crypto";
 import type { DuckDBConnection, DuckDBMapValue } from "@duckdb/node-api";
 import { literal } from "../base/duckdb.js";
+import type { AddAction } from "./actions.js";
+import { EVERY_SLOT, type Slots, slotsTag } from "./slot-ranges.js";
 import type { StagedFile, Staging } from "./staging.js";
 import { KIND_TAG, PARTITION_COLUMN, TOMBSTONES } from "./state.js";
 import type { Column, TableSnapshot } from "./types.js";
@@ -10,6 +12,8 @@ export interface StageOptions {
   readonly partition?: string;
   readonly tombstones?: boolean;
   readonly dataChange?: boolean;
+  /** Where its keys lie; anywhere when absent. */
+  readonly slots?: Slots;
 }
 
 /** The rows of a file, all of them. */
@@ -55,10 +59,16 @@ export async function stageFile(
         row!.column_statistics as DuckDBMapValue,
         boundedColumns(staging.table.snapshot),
       ),
-      ...(options.tombstones ? { tags: { [KIND_TAG]: TOMBSTONES } } : {}),
+      ...tagged({
+        ...(options.tombstones ? { [KIND_TAG]: TOMBSTONES } : {}),
+        ...slotsTag(options.slots ?? EVERY_SLOT),
+      }),
     },
   };
 }
+
+const tagged = (tags: Readonly<Record<string, string>>): Pick<AddAction, "tags"> =>
+  Object.keys(tags).length === 0 ? {} : { tags };
 
 const encodeSegment = (segment: string): string => encodeURIComponent(segment).replaceAll("%3D", "=");
 

@@ -2,6 +2,7 @@ import { literal, rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { type Action, commitKey, decodeCommit } from "./actions.js";
+import type { Change } from "./changes.js";
 import { hintedCheckpoint, type LogCheckpoint, type LogPlace, loadCheckpoint } from "./log-checkpoint.js";
 import { corrupt, TableState } from "./state.js";
 
@@ -33,7 +34,7 @@ export async function readCommit(
 export async function advance(
   place: LogPlace,
   state: TableState,
-  seen?: (version: number, actions: readonly Action[]) => void,
+  seen?: (change: Change, actions: readonly Action[]) => void,
 ): Promise<void> {
   const { store, root } = place;
   let failure: unknown;
@@ -50,8 +51,8 @@ export async function advance(
     } while (actions !== undefined && commits.length < STRETCH);
     if (commits.length > 0) await store.confirm([commitKey(root, state.version + commits.length)]);
     for (const commit of commits) {
-      state.apply(state.version + 1, commit);
-      seen?.(state.version, commit);
+      const change = state.apply(state.version + 1, commit);
+      seen?.(change, commit);
     }
     if (failure !== undefined) throw failure;
     if (actions === undefined) break;

@@ -3,14 +3,17 @@ import type { Duck } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
 import type { ObjectStore } from "../storage/object-store.js";
-import { type Action, commitKey, encodeCommit, type MetaDataAction } from "./actions.js";
-import { commitInfo, type Operation, stamped } from "./commit-info.js";
+import { commitKey, encodeCommit, type MetaDataAction } from "./actions.js";
+import { type Change, concerns, RecentChanges } from "./changes.js";
+import { commitInfo, stamped } from "./commit-info.js";
+import type { CommitRequest, CommitResult, ConflictReason } from "./commit-request.js";
 import { definition, mended, type TableSpec } from "./definition.js";
 import { advance, type OpenedLog, openLog, requireNoFiles, requireNoGap } from "./delta-log.js";
 import { type Attempt, Leftovers } from "./leftovers.js";
 import { type FrozenState, frozen, type LogPlace, writeCheckpoint } from "./log-checkpoint.js";
 import type { Mask } from "./mask.js";
 import { readMask } from "./mask-reader.js";
+import { newestReceived } from "./progress.js";
 import { type TableState, vectorId } from "./state.js";
 import type { TableFile, TableSnapshot } from "./types.js";
 
@@ -26,38 +29,15 @@ export const ONE_HOUR = "interval 1 hours";
 /** Delta's default. */
 const DEFAULT_RETENTION = "interval 1 week";
 
-/** What one commit wants to do, and what must still be true for it to be right. */
-export interface CommitRequest {
-  readonly operation: Operation;
-  readonly actions: readonly Action[];
-  /**
-   * Domain → configuration that must be in force (undefined: none). Every progress domain that the actions set must
-   * be named here: a commit is a compare-and-set on the prior position of each partition in it (I7).
-   */
-  readonly expect: ReadonlyMap<string, string | undefined>;
-  /** Snapshot version the actions were made for; a later change of schema or properties is a conflict. */
-  readonly basedOn: number;
-  /** Then any later commit is a conflict: the actions depend on all rows of the table, as an upsert's do. */
-  readonly serializable: boolean;
-  /**
-   * Keys of objects made for this commit alone. Whatever the outcome, they are the table's business from here on:
-   * they stay if the commit stands, and are removed once it is certain that it does not.
-   */
-  readonly files?: readonly string[];
-}
-
-export type CommitResult =
-  | { readonly kind: "committed"; readonly version: number }
-  /** Nothing was changed; `CommitRequest` tells what each reason means. */
-  | { readonly kind: "conflict"; readonly reason: ConflictReason };
-
-/** `file`: a file to be removed, or its vector, is not live any more. `version`: a serializable commit came late. */
-export type ConflictReason = "position" | "file" | "metadata" | "version";
-
 export interface TableOptions {
   /** A log checkpoint is written every so many versions. */
   readonly checkpointEvery: number;
+  /** A file that nothing names is nobody's once it is so old, in ms; the same for all processes of a lake. */
+  readonly orphanAgeMs?: number;
 }
+
+/** Nobody takes this long from writing a file to committing it, or reads a file that was removed so long ago. */
+const ORPHAN_AGE_MS = 24 * HOUR_MS;
 
 /**
  * One Delta table: its log replayed, refreshed by reading only new commits, and extended by conditional commits.
@@ -76,6 +56,7 @@ export class DeltaTable {
   private readonly state: TableState;
   /** Version of the newest log checkpoint known here. */
   private checkpointed: number;
+  private readonly recent = new RecentChanges();
   /** The log checkpoint that is being written beside commits. */
   private writing: Promise<void> | undefined;
 
@@ -170,6 +151,21 @@ export class DeltaTable {
     return this.state.snapshot();
   }
 
+  /** What has changed after `version`, up to the version `upTo`; undefined when that is not known any more. */
+  changes(version: number, upTo: number): readonly Change[] | undefined {
+    return this.recent.between(version, upTo);
+  }
+
+  /** The newest changes that are known, newest first. */
+  newestChanges(): Iterable<Change> {
+    return this.recent.newest();
+  }
+
+  /** A live file, as of the last refresh or commit of this object. */
+  file(path: string): TableFile | undefined {
+    return this.state.files.get(path);
+  }
+
   async refresh(): Promise<TableSnapshot> {
     return this.turns.run(async () => {
       await this.advance();
@@ -179,9 +175,10 @@ export class DeltaTable {
 
   /** Takes in new commits; tells an attempt of its own when it is among them, whether or not this resolves. */
   private async advance(attempt?: Attempt): Promise<void> {
-    await advance(this.place, this.state, (version, actions) => {
+    await advance(this.place, this.state, (change, actions) => {
+      this.recent.push(change);
       if (attempt !== undefined && actions.some((a) => a.commitInfo?.txnId === attempt.txnId))
-        attempt.stands = version;
+        attempt.stands = change.version;
     });
     this.trim();
   }
@@ -197,6 +194,10 @@ export class DeltaTable {
 
   get inFlight(): Set<string> {
     return this.leftovers.inFlight;
+  }
+
+  get orphanAgeMs(): number {
+    return this.options.orphanAgeMs ?? ORPHAN_AGE_MS;
   }
 
   /** For how long a file that is gone from the newest version may be needed. */
@@ -255,9 +256,7 @@ export class DeltaTable {
     const attempt: Attempt = { txnId, actions: [], files: request.files ?? [] };
     try {
       await this.settle();
-      const result = await this.offer(attempt, request);
-      if (result.kind === "conflict") await this.discard(attempt.files);
-      return result;
+      return await this.offer(attempt, request);
     } catch (error) {
       if (attempt.offered === undefined) await this.discard(attempt.files);
       else this.leftovers.doubt(attempt);
@@ -276,8 +275,9 @@ export class DeltaTable {
       if (reason !== undefined) return { kind: "conflict", reason };
       const version = this.state.version + 1;
       if (attempt.offered !== version) {
-        const info = commitInfo(request, attempt.txnId, this.state);
-        attempt.actions = stamped([info, ...request.actions], version, Date.now(), this.state);
+        const actions = [...request.actions, ...newestReceived(this.state, request.newest)];
+        const info = commitInfo({ ...request, actions }, attempt.txnId, this.state);
+        attempt.actions = stamped([info, ...actions], version, Date.now(), this.state);
         attempt.offered = version;
       }
       try {
@@ -292,14 +292,14 @@ export class DeltaTable {
         failures++;
         continue;
       }
-      this.state.apply(version, attempt.actions);
+      this.recent.push(this.state.apply(version, attempt.actions));
       return { kind: "committed", version };
     }
   }
 
   private conflict(request: CommitRequest): ConflictReason | undefined {
     if (this.state.metaDataVersion > request.basedOn) return "metadata";
-    if (request.serializable && this.state.version > request.basedOn) return "version";
+    if (request.staged !== undefined && request.staged.ms > this.orphanAgeMs / 2) return "age";
     for (const [domain, configuration] of request.expect) {
       if (this.state.domains.get(domain) !== configuration) return "position";
     }
@@ -309,7 +309,14 @@ export class DeltaTable {
       if (live === undefined || vectorId(live.add.deletionVector) !== vectorId(remove.deletionVector))
         return "file";
     }
-    return undefined;
+    return request.serializable && this.overtaken(request) ? "version" : undefined;
+  }
+
+  private overtaken({ basedOn, slots }: CommitRequest): boolean {
+    const { version } = this.state;
+    if (version <= basedOn) return false;
+    if (slots === undefined) return true;
+    return this.recent.between(basedOn, version)?.some((change) => concerns(change, slots)) ?? true;
   }
 
   /** A log checkpoint holds the whole state: the larger it is, the more commits share its cost. */

@@ -1,8 +1,8 @@
 import { randomBytes } from "node:crypto";
-import { HASH0, HASH1, HASH2 } from "./order.js";
+import { HASH1, HASH2 } from "./order.js";
 
 /**
- * Writes 96 bits of hash of bytes[start, end) to words[at + HASH0 …].
+ * Writes 64 bits of hash of bytes[start, end) to words[at + HASH1 …]; the slot, which is no secret, makes them 96.
  * Murmur3-like rounds over three 32-bit lanes, seeded per process: the index is a cache that never outlives the
  * process, and an unknown seed keeps a producer from choosing ids that collide. Tenants are compared exactly, so that
  * even a collision could only confuse two entities of one tenant.
@@ -46,7 +46,6 @@ export const entityHash: EntityHash = (bytes, start, end, words, at) => {
   a += b + c;
   b = mix(b + a);
   c = mix(c + b);
-  words[at + HASH0] = mix(a + c);
   words[at + HASH1] = b;
   words[at + HASH2] = c;
 };

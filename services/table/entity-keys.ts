@@ -1,14 +1,22 @@
-import { type EntityHash, entityHash, TenantOrdinals } from "./entity-hash.js";
-import { TENANT } from "./order.js";
+import { slotIn, slotsFor } from "../contracts/slot.js";
+import { entityHash, TenantOrdinals } from "./entity-hash.js";
+import { SLOT, TENANT } from "./order.js";
 
 /**
- * Turns tenant and entity id into the key words of records (order.ts). One object for all tables of a context: tenants'
- * numbers never repeat and never change meaning while it lives, so records of a batch and of an index compare.
+ * Turns tenant and entity id into the key words of records (order.ts), for entities of one type. Tenants' numbers never
+ * repeat and never change meaning while the process lives, so records of a batch and of an index compare.
  */
 export class EntityKeys {
-  private readonly tenants = new TenantOrdinals();
+  private readonly type: Buffer;
+  /** By tenant: what the slots of its entities have in common. */
+  private readonly common: number[] = [];
 
-  constructor(private readonly hash: EntityHash = entityHash) {}
+  constructor(
+    entityType: string,
+    private readonly tenants = new TenantOrdinals(),
+  ) {
+    this.type = Buffer.from(entityType);
+  }
 
   /** Writes the key of a tenant in bytes[tenantStart, tenantEnd) and an entity in bytes[idStart, idEnd). */
   put(
@@ -21,7 +29,11 @@ export class EntityKeys {
     idStart: number,
     idEnd: number,
   ): void {
-    this.hash(id, idStart, idEnd, records, at);
-    records[at + TENANT] = this.tenants.of(tenant, tenantStart, tenantEnd);
+    const { type } = this;
+    const ordinal = this.tenants.of(tenant, tenantStart, tenantEnd);
+    this.common[ordinal] ??= slotsFor(tenant, tenantStart, tenantEnd, type, 0, type.length);
+    entityHash(id, idStart, idEnd, records, at);
+    records[at + SLOT] = slotIn(this.common[ordinal], id, idStart, idEnd);
+    records[at + TENANT] = ordinal;
   }
 }

@@ -1,6 +1,8 @@
-import { compareOrder, FLAGS, HASH0, ROW, sameKey, TENANT, WORDS } from "./order.js";
+import { compareOrder, FLAGS, HASH1, ROW, sameKey, TENANT, WORDS } from "./order.js";
 
 const FREE = 0xffffffff;
+/** Only while what is left is moved. */
+const GONE = 0xfffffffe;
 const MAX_LOAD = 0.7;
 
 /**
@@ -39,6 +41,11 @@ export class KeyIndex {
     return this.words;
   }
 
+  /** Word offsets of the entities' records. */
+  *occupied(): Generator<number> {
+    for (let at = 0; at < this.words.length; at += WORDS) if (this.words[at + TENANT] !== FREE) yield at;
+  }
+
   /** Stores the record, replacing what the entity had. */
   put(record: Uint32Array, at: number): void {
     const slot = this.slot(this.words, record, at);
@@ -64,7 +71,7 @@ export class KeyIndex {
 
   private slot(words: Uint32Array, record: Uint32Array, at: number): number {
     const slots = words.length / WORDS;
-    let slot = ((record[at + HASH0]! ^ Math.imul(record[at + TENANT]!, 0x9e3779b1)) >>> 0) & (slots - 1);
+    let slot = ((record[at + HASH1]! ^ Math.imul(record[at + TENANT]!, 0x9e3779b1)) >>> 0) & (slots - 1);
     for (;;) {
       const offset = slot * WORDS;
       if (words[offset + TENANT] === FREE || sameKey(words, offset, record, at)) return offset;
@@ -72,10 +79,26 @@ export class KeyIndex {
     }
   }
 
+  /** Drops the entities for which `keep` says no, told where in `records` they stand. */
+  retain(keep: (at: number) => boolean): void {
+    let kept = 0;
+    for (let at = 0; at < this.words.length; at += WORDS) {
+      if (this.words[at + TENANT] === FREE) continue;
+      if (keep(at)) kept++;
+      else this.words[at + TENANT] = GONE;
+    }
+    this.used = kept;
+    this.rehash(capacityFor(kept));
+  }
+
   private grow(): void {
-    const words = free((this.words.length / WORDS) * 2);
+    this.rehash((this.words.length / WORDS) * 2);
+  }
+
+  private rehash(slots: number): void {
+    const words = free(slots);
     for (let from = 0; from < this.words.length; from += WORDS) {
-      if (this.words[from + TENANT] === FREE) continue;
+      if (this.words[from + TENANT]! >= GONE) continue;
       words.set(this.words.subarray(from, from + WORDS), this.slot(words, this.words, from));
     }
     this.words = words;

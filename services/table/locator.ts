@@ -1,28 +1,28 @@
-import type { DuckDBBlobValue, DuckDBConnection, DuckDBDataChunk } from "@duckdb/node-api";
-import { chunksOf, literal } from "../base/duckdb.js";
+import type { DuckDBConnection } from "@duckdb/node-api";
 import { assert } from "../base/errors.js";
+import type { Change } from "./changes.js";
 import type { DeltaTable } from "./delta-table.js";
 import type { EntityKeys } from "./entity-keys.js";
+import { FileOrdinals } from "./file-ordinals.js";
 import { KeyIndex } from "./key-index.js";
+import { joinKeys, scanKeys, scanned } from "./key-scan.js";
+import { compareOrder, FILE_SHIFT, FLAGS, OPERATION_MASK, ROW, SLOT, TOMBSTONE_BIT, WORDS } from "./order.js";
 import {
-  CONTENT_HI,
-  CONTENT_LO,
-  compareOrder,
-  FILE_SHIFT,
-  FLAGS,
-  MAX_FILES,
-  OCCURRED_HI,
-  OCCURRED_LO,
-  OPERATION_MASK,
-  ROW,
-  TOMBSTONE_BIT,
-  VERSION_HI,
-  VERSION_LO,
-  WORDS,
-} from "./order.js";
-import { withFiles } from "./scan.js";
+  EVERY_SLOT,
+  holds,
+  intersection,
+  isEvery,
+  isWithin,
+  normalized,
+  overlaps,
+  type Slots,
+  shareOf,
+  union,
+  without,
+} from "./slot-ranges.js";
 import type { StagedFile } from "./staging.js";
-import type { TableFile } from "./types.js";
+import { Standing } from "./standing.js";
+import { filesOf, type TableFile, type TableSnapshot } from "./types.js";
 
 /** Records of the rows of one file, to be put in the index once the file is part of the table. */
 export interface Relocation {
@@ -32,53 +32,48 @@ export interface Relocation {
 
 /** What a commit of this process did to where entities stand. */
 export interface Applied {
-  /** The version it was made for, and its own. */
-  readonly from: number;
   readonly version: number;
   /** Files in which no entity stands any more. */
   readonly gone?: readonly string[];
   /** Records of an upsert that now stand in a new file, by ordinal, in the file's order. */
   readonly placed?: readonly Placement[];
-  /** A compaction: entities that stood in one of `sources` stand where `relocation` says. */
-  readonly moved?: { readonly relocation: Relocation | undefined; readonly sources: readonly TableFile[] };
+  /** A compaction: entities that stood in one of `sources` stand where `relocations` say. */
+  readonly moved?: {
+    readonly relocations: readonly (Relocation | undefined)[];
+    readonly sources: readonly TableFile[];
+  };
 }
 
 export interface Placement {
   readonly records: Uint32Array;
-  readonly ords: readonly number[];
+  /** By row of the file; undefined for a row that is masked. */
+  readonly ords: readonly (number | undefined)[];
   /** Path of the file, as in its add. */
   readonly path: string;
   readonly tombstones: boolean;
 }
 
-/** Standing records of a batch: offsets[i] is the word offset of record i's entity in `records`, or -1. */
-export interface Standing {
-  readonly records: Uint32Array;
-  readonly offsets: Int32Array;
-}
-
-const LOW = 0xffffffff;
-const ORDER_SELECT = `
-  (f._tributary_version & ${LOW})::UINTEGER, ((f._tributary_version >> 32) & ${LOW})::UINTEGER,
-  f._tributary_operation::UTINYINT,
-  (f._tributary_hash & ${LOW})::UINTEGER, ((f._tributary_hash >> 32) & ${LOW})::UINTEGER,
-  (epoch_us(f._tributary_occurred_at) & ${LOW})::UINTEGER,
-  ((epoch_us(f._tributary_occurred_at) >> 32) & ${LOW})::UINTEGER,
-  f.file_row_number::UINTEGER`;
+/** Files are looked through for fewer keys than this by these keys' slots alone. */
+const FEW_KEYS = 1000;
+/** So many files must be gone before the index is searched for records that still name them. */
+const MANY_DEAD = 4096;
 
 /**
  * Finds the standing record (row or tombstone) of entities: in the key index where it fits its memory budget, else by
- * a semi-join of the batch's keys with the table's key columns. Superseded rows need no masks here: of all rows an
- * entity ever had, those that are left in files, the greatest is the standing one.
+ * a semi-join of the batch's keys with the table's key columns. The index holds the entities of the slots that its
+ * writer claims. It follows the table change by change, whoever made them; its cost is that of the change.
  */
 export class EntityLocator {
   private index: KeyIndex | undefined;
-  /** Version of the table that the index describes. */
+  /** Slots whose entities the index holds. */
+  private covered: Slots = [];
+  /** Version up to which the index has taken in all changes. */
   private version = -1;
-  /** Files that records point into, by ordinal; ordinals of files that are gone are used again. */
-  private paths: string[] = [];
-  private ordinalOf = new Map<string, number>();
-  private free: number[] = [];
+  /** Later versions that it has taken in: commits of this process's own. */
+  private readonly own = new Set<number>();
+  private files = new FileOrdinals();
+  /** How many times the index was read from nothing. */
+  loads = 0;
 
   constructor(
     private readonly table: DeltaTable,
@@ -89,81 +84,217 @@ export class EntityLocator {
   /** Drops the index; the next batch reads the table again. */
   forget(): void {
     this.index = undefined;
-    this.paths = [];
-    this.ordinalOf = new Map();
-    this.free = [];
+    this.covered = [];
+    this.own.clear();
+    this.files = new FileOrdinals();
   }
 
-  /** Brings the index up to a commit. Without this call the index is worthless and forgotten, as after a foreign commit. */
-  applied({ from, version, gone = [], placed = [], moved }: Applied): void {
-    if (this.version !== from) return;
-    this.version = version;
-    this.release(gone);
+  /** Takes in a commit of this process's own, which need not be read back. */
+  applied({ version, gone = [], placed = [], moved }: Applied): void {
+    if (this.index === undefined || version <= this.version) return;
+    if (moved !== undefined && !this.move(moved.relocations, moved.sources)) return;
+    for (const path of gone) this.files.kill(path);
     for (const placement of placed) this.place(placement);
-    if (moved !== undefined) this.move(moved.relocation, moved.sources);
+    this.own.add(version);
+    this.settleVersions();
+    this.keepWithinBudget();
+  }
+
+  private settleVersions(): void {
+    while (this.own.delete(this.version + 1)) this.version++;
+  }
+
+  private keepWithinBudget(): void {
+    if (this.index !== undefined && this.index.bytes > this.budgetBytes) this.forget();
   }
 
   get indexedKeys(): number | undefined {
     return this.index?.size;
   }
 
-  /** Path of the file with this ordinal. */
-  fileOf(ordinal: number): string {
-    return this.paths[ordinal]!;
+  /** Path of the file that FLAGS of a standing row name. */
+  fileOf(flags: number): string {
+    const path = this.files.pathOf(flags);
+    assert(path !== undefined, "a record names a file that is gone");
+    return path;
   }
 
-  private ordinal(path: string): number {
-    let ordinal = this.ordinalOf.get(path);
-    if (ordinal === undefined) {
-      ordinal = this.free.pop() ?? this.paths.length;
-      assert(ordinal < MAX_FILES, "file ordinals are used up");
-      this.paths[ordinal] = path;
-      this.ordinalOf.set(path, ordinal);
-    }
-    return ordinal;
-  }
-
-  /** FLAGS without the operation. Tombstones need no file: nothing masks them. */
-  private flagsOf(path: string, tombstones: boolean): number {
-    return tombstones ? TOMBSTONE_BIT : this.ordinal(path) << FILE_SHIFT;
-  }
-
-  /** Their ordinals may name other files from now on. */
-  private release(paths: readonly string[]): void {
-    for (const path of paths) {
-      const ordinal = this.ordinalOf.get(path);
-      if (ordinal === undefined) continue;
-      this.ordinalOf.delete(path);
-      this.free.push(ordinal);
+  /** What the index holds: a record, and the path of its file, undefined for a tombstone. */
+  *entries(): Generator<{ readonly record: Uint32Array; readonly path: string | undefined }> {
+    if (this.index === undefined) return;
+    for (const at of this.index.occupied()) {
+      const record = this.index.records.slice(at, at + WORDS);
+      const flags = record[FLAGS]!;
+      if (!this.files.isDead(flags))
+        yield { record, path: (flags & TOMBSTONE_BIT) === 0 ? this.files.pathOf(flags) : undefined };
     }
   }
 
   /**
    * Where the entities of a batch stand as of the table's snapshot. `keys` is a relation of `connection` with columns
-   * ord, tenant_id and entity_id, a row per record; it is read only where the index does not fit its budget.
+   * ord, tenant_id and entity_id, a row per record; it is read only for what the index does not cover. `claimed`: the
+   * slots whose entities are this writer's to change; the index is brought to hold these.
    */
-  async locate(records: Uint32Array, connection: DuckDBConnection, keys: string): Promise<Standing> {
-    const { version } = this.table.snapshot;
-    if (version !== this.version) this.forget();
-    this.version = version;
-    if (this.index === undefined && this.fits()) this.index = await this.load(connection);
-    if (this.index === undefined) return this.semiJoin(records, connection, keys);
-    const offsets = new Int32Array(records.length / WORDS);
-    for (let i = 0; i < offsets.length; i++) offsets[i] = this.index.find(records, i * WORDS);
-    return { records: this.index.records, offsets };
+  async locate(
+    records: Uint32Array,
+    connection: DuckDBConnection,
+    keys: string,
+    claimed: Slots = EVERY_SLOT,
+  ): Promise<Standing> {
+    const { snapshot } = this.table;
+    await this.bringTo(snapshot, claimed, connection);
+    const standing = new Standing(records, snapshot);
+    const { index } = this;
+    if (index === undefined) {
+      for (let ord = 0; ord < standing.count; ord++) standing.apart.push(ord);
+    } else {
+      const all = isEvery(this.covered);
+      for (let ord = 0; ord < standing.count; ord++) {
+        if (all || holds(this.covered, records[ord * WORDS + SLOT]!)) this.look(index, standing, ord);
+        else standing.apart.push(ord);
+      }
+    }
+    if (standing.apart.length > 0) await this.semiJoin(standing, connection, keys);
+    return standing;
+  }
+
+  private look(index: KeyIndex, standing: Standing, ord: number): void {
+    const at = index.find(standing.records, ord * WORDS);
+    if (at < 0 || this.files.isDead(index.records[at + FLAGS]!)) standing.clear(ord);
+    else standing.set(ord, index.records, at);
+  }
+
+  /**
+   * Brings what `locate` found to the table's present snapshot, by the changes since alone. False when that cannot be
+   * done: then all is to be looked up anew.
+   */
+  async relocate(standing: Standing, connection: DuckDBConnection): Promise<boolean> {
+    const { snapshot } = this.table;
+    const changes = this.table.changes(standing.snapshot.version, snapshot.version);
+    if (changes?.every(({ drops, replaced }) => !drops && !replaced) !== true) return false;
+    if (this.index !== undefined && this.version !== standing.snapshot.version) return false;
+    await this.takeIn(changes, snapshot, connection, standing);
+    this.keepWithinBudget();
+    if (standing.apart.length < standing.count) {
+      if (this.index === undefined) return false;
+      const apart = new Set(standing.apart);
+      for (let ord = 0; ord < standing.count; ord++) {
+        if (!apart.has(ord)) this.look(this.index, standing, ord);
+      }
+    }
+    for (const ord of standing.apart) {
+      if (standing.knows(ord) && this.files.isDead(standing.found[ord * WORDS + FLAGS]!)) standing.clear(ord);
+    }
+    standing.snapshot = snapshot;
+    return true;
+  }
+
+  /** Makes the index hold the claimed slots as of the snapshot, where that fits its budget. */
+  private async bringTo(
+    snapshot: TableSnapshot,
+    claimed: Slots,
+    connection: DuckDBConnection,
+  ): Promise<void> {
+    if (this.index !== undefined && this.version !== snapshot.version) {
+      const changes = this.table.changes(this.version, snapshot.version);
+      if (snapshot.version < this.version || changes?.every(({ replaced }) => !replaced) !== true)
+        this.forget();
+      else await this.takeIn(changes, snapshot, connection);
+    }
+    this.keepWithinBudget();
+    if (this.index === undefined) {
+      this.forget();
+      if (KeyIndex.bytesFor(keysIn(snapshot, claimed)) > this.budgetBytes) return;
+      this.loads++;
+    }
+    if (!isWithin(this.covered, claimed)) this.drop(without(this.covered, claimed));
+    if (!isWithin(claimed, this.covered) || this.index === undefined)
+      await this.load(snapshot, without(claimed, this.covered), connection);
+    this.version = snapshot.version;
+  }
+
+  /** Reads the entities of slots that the index lacks. */
+  private async load(snapshot: TableSnapshot, slots: Slots, connection: DuckDBConnection): Promise<void> {
+    const index = this.index ?? new KeyIndex(keysIn(snapshot, slots));
+    const files = snapshot.files.filter((file) => overlaps(file.slots, slots));
+    await this.scan(connection, files, (record) => {
+      if (holds(slots, record[SLOT]!)) this.offer(index, record);
+    });
+    this.index = index;
+    this.covered = union(this.covered, slots);
+    this.keepWithinBudget();
+  }
+
+  private drop(slots: Slots): void {
+    const { index } = this;
+    if (index === undefined) return;
+    index.retain((at) => !holds(slots, index.records[at + SLOT]!));
+    this.covered = without(this.covered, slots);
+  }
+
+  /** Takes changes into the index, and into what has been looked up apart from it. */
+  private async takeIn(
+    changes: readonly Change[],
+    snapshot: TableSnapshot,
+    connection: DuckDBConnection,
+    standing?: Standing,
+  ): Promise<void> {
+    const { index, covered } = this;
+    const foreign = changes.filter(({ version }) => !this.own.has(version));
+    for (const { removed } of foreign) for (const path of removed) this.files.kill(path);
+    const apart = standing?.apart ?? [];
+    const wanted = index === undefined || apart.length > 0 ? EVERY_SLOT : covered;
+    const live = filesOf(snapshot);
+    const added = foreign
+      .flatMap((change) => change.added.map(({ path }) => live.get(path)))
+      .filter((file) => file !== undefined && overlaps(file.slots, wanted));
+    await this.scan(connection, added as TableFile[], (record) => {
+      if (index !== undefined && holds(covered, record[SLOT]!)) {
+        this.offer(index, record);
+        return;
+      }
+      const ord = apart.length === 0 ? undefined : standing!.apartOf(record);
+      if (ord === undefined) return;
+      const at = ord * WORDS;
+      const { found } = standing!;
+      if (!standing!.knows(ord) || this.isPassed(found, at, record)) standing!.set(ord, record, 0);
+    });
+    if (index === undefined) return;
+    this.version = snapshot.version;
+    for (const version of this.own) if (version <= this.version) this.own.delete(version);
+    this.buryDead(index);
+  }
+
+  /** Where a record of a live row or of a tombstone comes in, in whatever order they are read. */
+  private offer(index: KeyIndex, record: Uint32Array): void {
+    const at = index.find(record, 0);
+    if (at < 0 || this.isPassed(index.records, at, record)) index.put(record, 0);
+  }
+
+  /** Whether what was known at `at` stands no longer, or stands now where the record says. */
+  private isPassed(known: Uint32Array, at: number, record: Uint32Array): boolean {
+    return this.files.isDead(known[at + FLAGS]!) || compareOrder(record, 0, known, at) >= 0;
+  }
+
+  /** Frees the numbers of files that are gone, once there are so many that a pass over the index is paid for. */
+  private buryDead(index: KeyIndex): void {
+    if (this.files.deadCount < Math.max(MANY_DEAD, index.size / 64)) return;
+    index.retain((at) => !this.files.isDead(index.records[at + FLAGS]!));
+    this.files.reuse();
   }
 
   private place({ records, ords, path, tombstones }: Placement): void {
-    if (this.index === undefined) return;
-    const flags = this.flagsOf(decodeURIComponent(path), tombstones);
+    const index = this.index!;
+    const flags = this.files.flagsOf(decodeURIComponent(path), tombstones);
     const record = new Uint32Array(WORDS);
     for (const [row, ord] of ords.entries()) {
+      if (ord === undefined) continue;
       record.set(records.subarray(ord * WORDS, (ord + 1) * WORDS));
+      if (!holds(this.covered, record[SLOT]!)) continue;
       record[FLAGS] = flags | (record[FLAGS]! & OPERATION_MASK);
       record[ROW] = row;
-      this.index.put(record, 0);
+      index.put(record, 0);
     }
-    if (this.index.bytes > this.budgetBytes) this.forget();
   }
 
   /** Reads the records of a file that is not yet part of the table. Undefined without an index. */
@@ -172,142 +303,75 @@ export class EntityLocator {
     const records = new Uint32Array(file.rows * WORDS);
     let at = 0;
     const path = decodeURIComponent(file.add.path);
-    await this.scan(connection, path, 0, (record) => {
+    const whole = { path, rows: file.rows, place: 0, mask: undefined };
+    await scanKeys(this.table, connection, this.keys, [whole], (record) => {
       records.set(record, at);
       at += WORDS;
     });
     return { path, records };
   }
 
-  private move(relocation: Relocation | undefined, sources: readonly TableFile[]): void {
-    if (this.index === undefined) return;
-    if (relocation === undefined) {
-      // The index was loaded while the new file was written.
-      this.forget();
-      return;
-    }
-    const { path, records } = relocation;
-    const place = this.flagsOf(path, false);
-    const from = new Set(sources.map((source) => this.ordinalOf.get(source.path)));
+  /** False when the new files were not read: then they come in as another writer's would. */
+  private move(relocations: readonly (Relocation | undefined)[], sources: readonly TableFile[]): boolean {
+    const index = this.index!;
+    if (!relocations.every((relocation) => relocation !== undefined)) return false;
+    const paths = sources.map(({ path }) => path);
+    const from = this.files.known(paths);
     const isFrom = (flags: number) => (flags & TOMBSTONE_BIT) === 0 && from.has(flags >>> FILE_SHIFT);
-    for (let at = 0; at < records.length; at += WORDS) {
-      records[at + FLAGS] = place | (records[at + FLAGS]! & OPERATION_MASK);
-      this.index.move(records, at, isFrom);
-    }
-    this.release(sources.map((source) => source.path));
-  }
-
-  private fits(): boolean {
-    const keys = this.table.snapshot.files.reduce((sum, file) => sum + this.keysIn(file), 0);
-    return KeyIndex.bytesFor(keys) <= this.budgetBytes;
-  }
-
-  private keysIn(file: TableFile): number {
-    return file.tombstones ? file.rows : file.rows - file.maskedRows;
-  }
-
-  private async load(connection: DuckDBConnection): Promise<KeyIndex> {
-    const { files } = this.table.snapshot;
-    const index = new KeyIndex(files.reduce((sum, file) => sum + this.keysIn(file), 0));
-    for (const file of files) {
-      const place = this.flagsOf(file.path, file.tombstones);
-      await this.scan(connection, file.path, place, (record) => index.putIfGreater(record, 0));
-    }
-    return index;
-  }
-
-  /** Calls back with the record of every physical row of a file, in row order; the record is reused. */
-  private scan(
-    connection: DuckDBConnection,
-    file: string,
-    place: number,
-    use: (record: Uint32Array) => void,
-  ): Promise<void> {
-    return withFiles(this.table, [{ path: file }], ([path]) => this.scanFile(connection, path!, place, use));
-  }
-
-  private async scanFile(
-    connection: DuckDBConnection,
-    path: string,
-    place: number,
-    use: (record: Uint32Array) => void,
-  ): Promise<void> {
-    const result = await connection.stream(
-      `SELECT ${ORDER_SELECT}, encode(f.tenant_id), encode(f.entity_id)
-       FROM read_parquet(${literal(path)}, file_row_number=true, hive_partitioning=false) f`,
-    );
-    const record = new Uint32Array(WORDS);
-    for await (const chunk of chunksOf(result)) {
-      const order = orderColumns(chunk);
-      const tenants = chunk.getColumnValues(8) as DuckDBBlobValue[];
-      const entities = chunk.getColumnValues(9) as DuckDBBlobValue[];
-      for (let i = 0; i < chunk.rowCount; i++) {
-        fillOrder(record, 0, order, i, place);
-        const tenant = tenants[i]!.bytes;
-        const entity = entities[i]!.bytes;
-        this.keys.put(record, 0, tenant, 0, tenant.length, entity, 0, entity.length);
-        use(record);
+    for (const { path, records } of relocations) {
+      const place = this.files.flagsOf(path, false);
+      for (let at = 0; at < records.length; at += WORDS) {
+        records[at + FLAGS] = place | (records[at + FLAGS]! & OPERATION_MASK);
+        index.move(records, at, isFrom);
       }
     }
+    for (const path of paths) this.files.kill(path);
+    return true;
   }
 
-  private semiJoin(records: Uint32Array, connection: DuckDBConnection, keys: string): Promise<Standing> {
-    const { files } = this.table.snapshot;
-    this.forget();
-    const places = files.map((file) => this.flagsOf(file.path, file.tombstones));
-    return withFiles(this.table, files, (paths) =>
-      this.joinFiles(records, connection, keys, new Map(paths.map((path, i) => [path, places[i]!]))),
-    );
-  }
-
-  /** `placeOf`: FLAGS without the operation, by the local path of each file. */
-  private async joinFiles(
-    records: Uint32Array,
+  private async scan(
     connection: DuckDBConnection,
-    keys: string,
-    placeOf: ReadonlyMap<string, number>,
-  ): Promise<Standing> {
-    const offsets = new Int32Array(records.length / WORDS).fill(-1);
-    if (placeOf.size === 0 || records.length === 0) return { records, offsets };
-    const result = await connection.stream(
-      `SELECT ${ORDER_SELECT}, f.filename, k.ord
-       FROM read_parquet([${[...placeOf.keys()].map(literal).join(", ")}],
-                         filename=true, file_row_number=true, hive_partitioning=false) f
-       JOIN ${keys} k ON f.entity_id = k.entity_id AND f.tenant_id = k.tenant_id`,
+    files: readonly TableFile[],
+    use: (record: Uint32Array) => void,
+  ): Promise<void> {
+    const places = await Promise.all(
+      files.map((file) => scanned(this.table, file, this.files.flagsOf(file.path, file.tombstones))),
     );
-    const found = new Uint32Array(records.length);
-    const record = new Uint32Array(WORDS);
-    for await (const chunk of chunksOf(result)) {
-      const order = orderColumns(chunk);
-      const names = chunk.getColumnValues(8) as string[];
-      const ords = chunk.getColumnValues(9) as number[];
-      for (let i = 0; i < chunk.rowCount; i++) {
-        fillOrder(record, 0, order, i, placeOf.get(names[i]!)!);
-        const ord = ords[i]!;
-        const at = ord * WORDS;
-        if (offsets[ord]! < 0 || compareOrder(record, 0, found, at) > 0) {
-          found.set(record, at);
-          offsets[ord] = at;
-        }
-      }
-    }
-    return { records: found, offsets };
+    await scanKeys(this.table, connection, this.keys, places, use);
+  }
+
+  private async semiJoin(standing: Standing, connection: DuckDBConnection, keys: string): Promise<void> {
+    const { apart, records, snapshot } = standing;
+    const few = apart.length > FEW_KEYS ? undefined : apart;
+    const slots = few === undefined ? EVERY_SLOT : slotsAt(records, few);
+    const files = snapshot.files.filter((file) => overlaps(file.slots, slots));
+    if (files.length === 0) return;
+    const wanted = few === undefined ? keys : `(SELECT * FROM ${keys} WHERE ord IN (${few.join(", ")}))`;
+    const isApart = new Uint8Array(standing.count);
+    for (const ord of apart) isApart[ord] = 1;
+    const places = await Promise.all(
+      files.map((file) => scanned(this.table, file, this.files.flagsOf(file.path, file.tombstones))),
+    );
+    await joinKeys(this.table, connection, wanted, places, (record, ord) => {
+      if (isApart[ord] === 0) return;
+      if (!standing.knows(ord) || compareOrder(record, 0, standing.found, ord * WORDS) > 0)
+        standing.set(ord, record, 0);
+    });
   }
 }
 
-type OrderColumns = (number | null)[][];
+const slotsAt = (records: Uint32Array, ords: readonly number[]): Slots =>
+  normalized(
+    ords.map((ord) => ({ start: records[ord * WORDS + SLOT]!, end: records[ord * WORDS + SLOT]! + 1 })),
+  );
 
-const orderColumns = (chunk: DuckDBDataChunk): OrderColumns =>
-  Array.from({ length: 8 }, (_, column) => chunk.getColumnValues(column) as (number | null)[]);
-
-function fillOrder(record: Uint32Array, at: number, order: OrderColumns, row: number, place: number): void {
-  record[at + VERSION_LO] = order[0]![row]!;
-  record[at + VERSION_HI] = order[1]![row]!;
-  record[at + CONTENT_LO] = order[3]![row]!;
-  record[at + CONTENT_HI] = order[4]![row]!;
-  const occurredHi = order[6]![row];
-  record[at + OCCURRED_LO] = order[5]![row] ?? 0;
-  record[at + OCCURRED_HI] = occurredHi == null ? 0 : occurredHi ^ 0x80000000;
-  record[at + FLAGS] = place | order[2]![row]!;
-  record[at + ROW] = order[7]![row]!;
+/** About how many entities of these slots stand in the table. */
+function keysIn(snapshot: TableSnapshot, slots: Slots): number {
+  let keys = 0;
+  for (const file of snapshot.files) {
+    const rows = file.tombstones ? file.rows : file.rows - file.maskedRows;
+    const shared = isEvery(slots) ? 1 : shareOf(intersection(file.slots, slots)) / shareOf(file.slots);
+    keys += rows * shared;
+  }
+  return Math.ceil(keys);
 }

@@ -4,8 +4,8 @@
  */
 export const WORDS = 12;
 
-/** 96 bits of the entity id's hash, then the tenant's ordinal: together the key. */
-export const HASH0 = 0;
+/** The entity's slot (base/slots.ts), 64 bits of its id's seeded hash, the tenant's ordinal: together the key. */
+export const SLOT = 0;
 export const HASH1 = 1;
 export const HASH2 = 2;
 export const TENANT = 3;

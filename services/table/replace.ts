@@ -1,6 +1,7 @@
 import { removeOf } from "./actions.js";
+import type { CommitResult } from "./commit-request.js";
 import { definition, type TableSpec } from "./definition.js";
-import type { CommitResult, DeltaTable } from "./delta-table.js";
+import type { DeltaTable } from "./delta-table.js";
 import { newestReceived, progressOf, receivedAt, setProgress, withoutTracks } from "./progress.js";
 import { rebased } from "./rebase.js";
 

@@ -1,7 +1,10 @@
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import type { Action, AddAction } from "./actions.js";
-import type { CommitRequest, CommitResult, DeltaTable } from "./delta-table.js";
+import { Elapsed } from "../base/elapsed.js";
+import type { AddAction } from "./actions.js";
+import type { CommitRequest, CommitResult } from "./commit-request.js";
+import { locateVector } from "./deletion-vector.js";
+import type { DeltaTable } from "./delta-table.js";
 
 /** A finished data file that no commit names yet. */
 export interface StagedFile {
@@ -18,8 +21,8 @@ export interface StagedFile {
  */
 export class Staging {
   private readonly local = new Set<string>();
-  /** Published for the commit, each with the path an `add` names it by; undefined: named by vectors. */
-  private readonly published = new Map<string, string | undefined>();
+  /** Keys published for the commit, each with the time since. */
+  private readonly published = new Map<string, Elapsed>();
   private readonly running = new Set<Promise<unknown>>();
 
   private constructor(readonly table: DeltaTable) {}
@@ -50,33 +53,48 @@ export class Staging {
 
   /** Makes staged files durable objects of the store, in one go. */
   async publish(files: readonly StagedFile[]): Promise<void> {
-    for (const { key, add } of files) this.remember(key, add.path);
+    for (const { key } of files) this.remember(key);
     await this.table.store.adopt(files);
     for (const { localPath } of files) this.local.delete(localPath);
   }
 
-  /** A durable object that an action names by something else than its path: a file of vectors. */
+  /** A durable object that is no data file: vectors. */
   async put(key: string, bytes: Uint8Array): Promise<void> {
-    this.remember(key, undefined);
+    this.remember(key);
     await this.table.store.put(key, bytes);
   }
 
-  private remember(key: string, path: string | undefined): void {
-    this.published.set(key, path);
+  private remember(key: string): void {
+    this.published.set(key, new Elapsed());
     this.table.inFlight.add(key);
   }
 
-  /** Commits; published files that the actions name are the commit's from here on. Conflicts as `DeltaTable.commit`. */
-  async commit(request: Omit<CommitRequest, "files">): Promise<CommitResult> {
-    const named = new Set(request.actions.map(({ add }: Action) => add?.path));
-    const files = [...this.published].flatMap(([key, path]) =>
-      path === undefined || named.has(path) ? [key] : [],
+  /**
+   * Commits; published files that the actions name are the commit's from here on, and nobody's any more when it rejects.
+   * After a conflict another commit may name them. Conflicts as `DeltaTable.commit`.
+   */
+  async commit(request: Omit<CommitRequest, "files" | "staged">): Promise<CommitResult> {
+    const { root } = this.table;
+    const named = new Set(
+      request.actions
+        .flatMap(({ add }) => (add === undefined ? [] : namedBy(add)))
+        .map((path) => `${root}/${path}`),
     );
-    for (const key of files) this.published.delete(key);
+    // The oldest comes first.
+    const files = [...this.published].filter(([key]) => named.has(key));
+    const [oldest] = files;
+    for (const [key] of files) this.published.delete(key);
+    let result: CommitResult | undefined;
     try {
-      return await this.table.commit({ ...request, files });
+      result = await this.table.commit({
+        ...request,
+        files: files.map(([key]) => key),
+        ...(oldest === undefined ? {} : { staged: oldest[1] }),
+      });
+      return result;
     } finally {
-      for (const key of files) this.table.inFlight.delete(key);
+      if (result?.kind === "conflict") for (const [key, since] of files) this.published.set(key, since);
+      else for (const [key] of files) this.table.inFlight.delete(key);
     }
   }
 
@@ -87,4 +105,11 @@ export class Staging {
     if (keys.length > 0) await this.table.discard(keys);
     for (const key of keys) this.table.inFlight.delete(key);
   }
+}
+
+/** Paths below the table's folder of the objects that an add stands for. */
+function namedBy({ path, deletionVector }: AddAction): string[] {
+  const vectors = deletionVector === undefined ? undefined : locateVector(deletionVector);
+  const data = decodeURIComponent(path);
+  return vectors !== undefined && "path" in vectors ? [data, vectors.path] : [data];
 }

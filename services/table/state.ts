@@ -8,8 +8,10 @@ import type {
   RemoveAction,
   TxnAction,
 } from "./actions.js";
+import { type Change, changeOf } from "./changes.js";
 import { locateVector } from "./deletion-vector.js";
 import { columnsOf } from "./schema.js";
+import { SLOTS_TAG, slotsOfTag } from "./slot-ranges.js";
 import type { Column, TableFile, TableSnapshot } from "./types.js";
 
 /** Tag of an add whose rows are tombstones (see upsert.ts). */
@@ -51,10 +53,19 @@ export class TableState {
 
   /**
    * Takes in a commit, or nothing of it. Within one commit a remove and an add of one path are an update of its
-   * vector, in whatever order they stand. Errors: TRB-TABLE-CORRUPT, TRB-TABLE-UNSUPPORTED.
+   * vector, in whatever order they stand. Returns what has changed. Errors: TRB-TABLE-CORRUPT,
+   * TRB-TABLE-UNSUPPORTED.
    */
-  apply(version: number, actions: readonly Action[]): void {
-    this.take(version, this.checked(version, actions, true));
+  apply(version: number, actions: readonly Action[]): Change {
+    const checked = this.checked(version, actions, true);
+    this.take(version, checked);
+    return changeOf({
+      version,
+      operation: actions.find((action) => action.commitInfo !== undefined)?.commitInfo?.operation,
+      redefined: checked.metaData !== undefined,
+      adds: checked.adds,
+      removes: checked.removes.map(({ path }) => path),
+    });
   }
 
   /** Takes in the actions of a log checkpoint, as `apply`. */
@@ -201,6 +212,7 @@ function fileOf(add: AddAction): TableFile {
     rows: stats.numRecords ?? Number.NaN,
     maskedRows: add.deletionVector?.cardinality ?? 0,
     tombstones: add.tags?.[KIND_TAG] === TOMBSTONES,
+    slots: slotsOfTag(add.tags?.[SLOTS_TAG]),
     min: texts(stats.minValues),
     max: texts(stats.maxValues),
     add,

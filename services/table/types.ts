@@ -1,4 +1,5 @@
 import type { AddAction } from "./actions.js";
+import type { Slots } from "./slot-ranges.js";
 
 /** A column of a table; `type` is DuckDB's spelling, e.g. "BIGINT", "TIMESTAMP WITH TIME ZONE", "VARCHAR[]". */
 export interface Column {
@@ -19,6 +20,8 @@ export interface TableFile {
   readonly maskedRows: number;
   /** Holds tombstones only; fully masked, so that no reader sees a row. */
   readonly tombstones: boolean;
+  /** Of the keys it can hold, masked rows included. */
+  readonly slots: Slots;
   /** Bounds that are text (times are ISO 8601), by column. */
   readonly min: Readonly<Record<string, string>>;
   readonly max: Readonly<Record<string, string>>;
@@ -37,4 +40,16 @@ export interface TableSnapshot {
   /** Domain metadata: name → configuration string. */
   readonly domains: ReadonlyMap<string, string>;
   readonly description: string | undefined;
+}
+
+const byPath = new WeakMap<TableSnapshot, ReadonlyMap<string, TableFile>>();
+
+/** The files of a snapshot by path. */
+export function filesOf(snapshot: TableSnapshot): ReadonlyMap<string, TableFile> {
+  let files = byPath.get(snapshot);
+  if (files === undefined) {
+    files = new Map(snapshot.files.map((file) => [file.path, file]));
+    byPath.set(snapshot, files);
+  }
+  return files;
 }

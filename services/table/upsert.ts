@@ -1,16 +1,20 @@
 import { INTEGER, LIST, listValue } from "@duckdb/node-api";
 import { AssertionFailure, assert } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
+import type { AddAction } from "./actions.js";
+import type { CommitResult } from "./commit-request.js";
 import { allRows, stageFile } from "./data-file.js";
-import type { CommitResult, DeltaTable } from "./delta-table.js";
+import type { DeltaTable } from "./delta-table.js";
 import type { EntityKeys } from "./entity-keys.js";
 import { EntityLocator } from "./locator.js";
 import { Mask } from "./mask.js";
-import { compareOrder, FILE_SHIFT, FLAGS, ROW, TOMBSTONE_BIT, WORDS } from "./order.js";
-import { advance, newestReceived, type Progress } from "./progress.js";
+import { FLAGS, ROW, SLOT, TOMBSTONE_BIT, WORDS } from "./order.js";
+import { advance, type Progress } from "./progress.js";
 import type { RowSource } from "./row-source.js";
+import { EVERY_SLOT, holds, isEvery, type Slots, spanned } from "./slot-ranges.js";
 import { type StagedFile, Staging } from "./staging.js";
-import type { TableFile } from "./types.js";
+import type { Standing } from "./standing.js";
+import { filesOf, type TableFile } from "./types.js";
 import { stageVectors } from "./vectors.js";
 
 export const SHARED_PARTITION = "~shared";
@@ -30,6 +34,8 @@ export interface Upsert {
   readonly to: Progress;
   /** When the newest event of the batch was received, in ms since the epoch; undefined when it has none. */
   readonly newest: number | undefined;
+  /** The slots whose entities are this writer's to change; all when absent. Others' are right too, but dearer. */
+  readonly slots?: Slots;
   /** Awaited before the commit; false gives the batch up (what it builds on did not come to be). */
   readonly ready: Promise<boolean>;
 }
@@ -40,7 +46,12 @@ export interface UpsertOutcome {
   /** Records that lost against what the table had. */
   readonly lost: number;
   readonly touchedFiles: number;
+  /** Commits of other writers that came first and were settled key by key. */
+  readonly overtaken: number;
 }
+
+/** After so many other writers that came first, a batch is given back: something is wrong, or the table is too busy. */
+const MOST_OVERTAKEN = 100;
 
 export type UpsertResult =
   | (UpsertOutcome & { readonly kind: "committed"; readonly version: number })
@@ -50,6 +61,9 @@ export type UpsertResult =
 /**
  * Last-write-wins upserts into one table, at the cost of min(changed keys, files touched): look up, write winners as
  * a new file, mask what they replace, commit both with the positions. One writer object per table and process.
+ *
+ * Of several processes that write a table, one that is overtaken does not begin again: it compares its keys with those
+ * that others have put in since, masks what of its own has lost, and commits what it has staged.
  */
 export class UpsertWriter {
   private readonly turns = new Turns();
@@ -86,71 +100,59 @@ export class UpsertWriter {
     return this.turns.run(work);
   }
 
-  private async apply({ source, from, to, newest, ready }: Upsert, staging: Staging): Promise<UpsertResult> {
-    const { records } = source;
-    const basedOn = this.table.snapshot.version;
-    const { standing, survivors, staged } = await this.stageFrom(source, staging);
-    const masked = await this.maskReplaced(standing, survivors);
-    const vectors = await stageVectors(
-      staging,
-      masked,
-      // Born fully masked: every reader skips the tombstones, the index rebuild reads them.
-      staged.tombstones === undefined
-        ? []
-        : [{ add: staged.tombstones.add, masked: allRows(staged.tombstones) }],
-    );
-    await staging.publish([staged.rows, staged.tombstones].filter((file) => file !== undefined));
-    if (!(await ready)) return { kind: "given-up" };
+  private async apply(upsert: Upsert, staging: Staging): Promise<UpsertResult> {
+    const { source, from, to, newest, ready } = upsert;
+    const { standing, staged, slots } = await this.stageFrom(upsert, staging);
     const progress = advance(from, to);
-    const result = await staging.commit({
-      operation: "MERGE",
-      actions: [
-        ...(staged.rows === undefined ? [] : [{ add: staged.rows.add }]),
-        ...vectors,
-        ...progress.actions,
-        ...newestReceived(this.table.snapshot, newest),
-      ],
-      expect: progress.expect,
-      basedOn,
-      serializable: true,
-    });
-    if (result.kind === "conflict") return result;
-    this.rememberMasks(masked);
-    const placed = [
-      { file: staged.rows, ords: staged.liveOrds, tombstones: false },
-      { file: staged.tombstones, ords: staged.tombstoneOrds, tombstones: true },
-    ];
-    this.locator.applied({
-      from: basedOn,
-      version: result.version,
-      gone: [...masked].flatMap(([file, mask]) => (mask.count === file.rows ? [file.path] : [])),
-      placed: placed.flatMap(({ file, ords, tombstones }) =>
-        file === undefined ? [] : [{ records, ords, path: file.add.path, tombstones }],
-      ),
-    });
-    return {
-      kind: "committed",
-      version: result.version,
-      live: staged.liveOrds.length,
-      tombstones: staged.tombstoneOrds.length,
-      lost: records.length / WORDS - survivors.length,
-      touchedFiles: masked.size,
-    };
+    let published = false;
+    for (let overtaken = 0; ; overtaken++) {
+      const outcome = await this.outcomeOf(standing, staged);
+      const { masked } = outcome;
+      const vectors = await stageVectors(staging, masked, outcome.born);
+      if (!published) {
+        published = true;
+        await staging.publish([staged.rows, staged.tombstones].filter((file) => file !== undefined));
+        if (!(await ready)) return { kind: "given-up" };
+      }
+      const result = await staging.commit({
+        operation: "MERGE",
+        actions: [...vectors, ...progress.actions],
+        expect: progress.expect,
+        basedOn: standing.snapshot.version,
+        serializable: true,
+        slots,
+        newest,
+      });
+      if (result.kind === "committed") {
+        this.committed(result.version, standing, staged, outcome);
+        return {
+          kind: "committed",
+          version: result.version,
+          live: outcome.live,
+          tombstones: outcome.tombstones,
+          lost: standing.count - outcome.live - outcome.tombstones,
+          touchedFiles: masked.size,
+          overtaken,
+        };
+      }
+      const settles = result.reason === "version" || result.reason === "file";
+      if (!settles || overtaken === MOST_OVERTAKEN) return result;
+      if (!(await this.locator.relocate(standing, source.connection))) return result;
+    }
   }
 
   /** All that the source is needed for: who survives, and files of their rows and tombstones that nothing names yet. */
-  private async stageFrom(source: RowSource, staging: Staging) {
+  private async stageFrom({ source, slots: claimed = EVERY_SLOT }: Upsert, staging: Staging) {
     const { records, connection } = source;
     try {
       const keys = records.length === 0 ? "" : await source.keys();
-      const standing = await this.locator.locate(records, connection, keys);
+      const standing = await this.locator.locate(records, connection, keys, claimed);
+      const slots = slotsOf(records, claimed);
       const survivors: number[] = [];
-      for (let at = 0; at < records.length; at += WORDS) {
-        const before = standing.offsets[at / WORDS]!;
-        if (before < 0 || compareOrder(records, at, standing.records, before) > 0) survivors.push(at / WORDS);
-      }
-      const staged = survivors.length === 0 ? none : await this.stage(staging, source, keys, survivors);
-      return { standing, survivors, staged };
+      for (let ord = 0; ord < standing.count; ord++) if (standing.isBeatenBy(ord)) survivors.push(ord);
+      const staged =
+        survivors.length === 0 ? none : await this.stage(staging, source, keys, survivors, slots);
+      return { standing, staged, slots };
     } finally {
       await source.release();
     }
@@ -161,6 +163,7 @@ export class UpsertWriter {
     source: RowSource,
     keys: string,
     survivors: readonly number[],
+    slots: Slots,
   ): Promise<Staged> {
     const { connection } = source;
     const { relation, ords: liveOrds, failure } = await source.rows(survivors);
@@ -174,7 +177,7 @@ export class UpsertWriter {
             staging,
             connection,
             `SELECT ${columns.map(({ name }) => `"${name}"`).join(", ")} FROM ${relation}`,
-            { partition: SHARED_PARTITION },
+            { partition: SHARED_PARTITION, slots },
           ).catch((error: unknown) => {
             throw failure?.(error) ?? error;
           });
@@ -191,42 +194,98 @@ export class UpsertWriter {
       connection,
       `SELECT ${[...KEY_COLUMNS, ...ORDER_COLUMNS].join(", ")}
        FROM ${keys} JOIN upsert_tombstones USING (ord) ORDER BY tenant_id, entity_id`,
-      { partition: SHARED_PARTITION, tombstones: true },
+      { partition: SHARED_PARTITION, tombstones: true, slots },
     );
     return { rows, liveOrds, tombstones, tombstoneOrds };
   }
 
+  /** What of the staged files is still to be told, after what stands now: others may have been here since. */
+  private async outcomeOf(standing: Standing, staged: Staged): Promise<Outcome> {
+    const { liveOrds, tombstoneOrds, rows, tombstones } = staged;
+    const wins = (ord: number) => standing.isBeatenBy(ord);
+    const lostRows: number[] = [];
+    for (const [row, ord] of liveOrds.entries()) if (!wins(ord)) lostRows.push(row);
+    const winningTombstones = tombstoneOrds.filter(wins).length;
+    const born: { add: AddAction; masked: Uint32Array }[] = [];
+    const live = liveOrds.length - lostRows.length;
+    if (rows !== undefined && live > 0) born.push({ add: rows.add, masked: Uint32Array.from(lostRows) });
+    // Born fully masked: every reader skips the tombstones, the index rebuild reads them.
+    if (tombstones !== undefined && winningTombstones > 0)
+      born.push({ add: tombstones.add, masked: allRows(tombstones) });
+    const masked = await this.maskReplaced(standing, [...liveOrds, ...tombstoneOrds].filter(wins));
+    return { born, masked, live, tombstones: winningTombstones };
+  }
+
   /** New masks of the files whose rows the survivors replace. */
   private async maskReplaced(
-    standing: { records: Uint32Array; offsets: Int32Array },
+    standing: Standing,
     survivors: readonly number[],
   ): Promise<Map<TableFile, Mask>> {
-    const files = new Map(this.table.snapshot.files.map((file) => [file.path, file]));
+    const { snapshot, found } = standing;
+    const files = filesOf(snapshot);
     const masked = new Map<TableFile, Mask>();
     for (const ord of survivors) {
-      const at = standing.offsets[ord]!;
-      if (at < 0) continue;
-      const flags = standing.records[at + FLAGS]!;
+      if (!standing.knows(ord)) continue;
+      const flags = found[ord * WORDS + FLAGS]!;
       if ((flags & TOMBSTONE_BIT) !== 0) continue;
-      const file = files.get(this.locator.fileOf(flags >>> FILE_SHIFT));
+      const file = files.get(this.locator.fileOf(flags));
       assert(file !== undefined, "the index names a file that is not live");
       let mask = masked.get(file);
       if (mask === undefined) {
         mask = (await this.table.mask(file))?.copy() ?? Mask.none(file.rows);
         masked.set(file, mask);
       }
-      assert(mask.set(standing.records[at + ROW]!), "the index names a row that is masked already");
+      assert(mask.set(found[ord * WORDS + ROW]!), "the index names a row that is masked already");
     }
     return masked;
   }
 
-  private rememberMasks(masked: ReadonlyMap<TableFile, Mask>): void {
-    const live = new Map(this.table.snapshot.files.map((file) => [file.path, file]));
+  /** Tells index and masks of a commit, so that nothing of it is read back. */
+  private committed(version: number, standing: Standing, staged: Staged, { masked, born }: Outcome): void {
     for (const [{ path }, mask] of masked) {
-      const file = live.get(path);
+      const file = this.table.file(path);
       if (file !== undefined) this.table.rememberMask(file, mask);
     }
+    const named = new Set(born.map(({ add }) => add.path));
+    const placed = [
+      { file: staged.rows, ords: staged.liveOrds, tombstones: false },
+      { file: staged.tombstones, ords: staged.tombstoneOrds, tombstones: true },
+    ];
+    this.locator.applied({
+      version,
+      gone: [...masked].flatMap(([file, mask]) => (mask.count === file.rows ? [file.path] : [])),
+      placed: placed.flatMap(({ file, ords, tombstones }) =>
+        file === undefined || !named.has(file.add.path)
+          ? []
+          : [
+              {
+                records: standing.records,
+                ords: ords.map((ord) => (standing.isBeatenBy(ord) ? ord : undefined)),
+                path: file.add.path,
+                tombstones,
+              },
+            ],
+      ),
+    });
   }
+}
+
+/** The slots that a batch can be about. */
+function slotsOf(records: Uint32Array, claimed: Slots): Slots {
+  if (isEvery(claimed)) return claimed;
+  const strays: number[] = [];
+  for (let at = SLOT; at < records.length; at += WORDS)
+    if (!holds(claimed, records[at]!)) strays.push(records[at]!);
+  return spanned(claimed, strays);
+}
+
+interface Outcome {
+  /** Staged files, and their rows that are masked from the start. */
+  readonly born: readonly { readonly add: AddAction; readonly masked: Uint32Array }[];
+  readonly masked: ReadonlyMap<TableFile, Mask>;
+  /** Rows and tombstones that win. */
+  readonly live: number;
+  readonly tombstones: number;
 }
 
 interface Staged {

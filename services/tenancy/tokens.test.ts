@@ -134,7 +134,7 @@ describe("a token", () => {
   });
 
   test("is forgotten when others were used since", async () => {
-    const verifier = new TokenVerifier(key, "tributary", 2);
+    const verifier = new TokenVerifier(key, "tributary", { remembered: 2 });
     const [a, b, c] = await Promise.all(["a", "b", "c"].map((subject) => bearer({ ...producer, subject })));
     const first = await verifier.verify(a);
     await verifier.verify(b);
@@ -162,7 +162,7 @@ describe("a token", () => {
   });
 
   test("in unusual spellings is good, and drives no other out", async () => {
-    const verifier = new TokenVerifier(key, "tributary", 2);
+    const verifier = new TokenVerifier(key, "tributary", { remembered: 2 });
     const [a, b] = await Promise.all(["a", "b"].map((subject) => bearer({ ...producer, subject })));
     const grant = await verifier.verify(a);
     for (const scheme of ["bearer ", "BEARER ", "Bearer  ", "bEARER   "]) {

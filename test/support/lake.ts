@@ -85,8 +85,6 @@ export interface LakeOptions {
   readonly rangeEvents?: number;
   /** Wraps the store, to make it fail. */
   readonly store?: (inner: ObjectStore) => ObjectStore;
-  /** What is parked goes through these. */
-  readonly files?: FileOps;
   readonly ingest?: Partial<Config["ingest"]>;
 }
 
@@ -163,7 +161,6 @@ export class Lake {
       config,
       ...(project === undefined ? {} : { project }),
       store: options.store?.(inner) ?? inner,
-      files: options.files ?? unsyncedFiles,
       stream: "test",
       log: pino({ level: "silent" }),
       registry: new Registry(),

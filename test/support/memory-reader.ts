@@ -1,7 +1,9 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { slotsOfRange } from "../../services/base/slots.js";
 import type {
   ChangeStreamReader,
   Checkpoint,
+  PartitionHolder,
   StreamBatch,
   StreamConsumer,
   StreamFollower,
@@ -46,7 +48,9 @@ export class MemoryReader implements ChangeStreamReader {
     return this.events.every(({ partition, position }) => position <= (this.done.get(partition) ?? ""));
   }
 
-  consume(): Promise<StreamConsumer> {
+  consume(_consumer: string, holder?: PartitionHolder): Promise<StreamConsumer> {
+    const { partitions } = this;
+    holder?.assigned(partitions.map((name, i) => ({ name, slots: slotsOfRange(i, partitions.length) })));
     return this.readAfter(new Map(this.done));
   }
 
@@ -85,7 +89,7 @@ export class MemoryReader implements ChangeStreamReader {
   }
 
   async *waiting(): AsyncGenerator<StreamBatch> {
-    const looking = await this.consume();
+    const looking = await this.consume("looks");
     for (;;) {
       const batch = await looking.read({ maxEvents: 100, maxBytes: 1e6, waitMs: 0 });
       if (batch === undefined) return;

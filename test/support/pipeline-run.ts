@@ -17,7 +17,6 @@ export const pipelineLake = (options: LakeOptions): Promise<Lake> =>
 export function startPipeline(lake: Lake, reader: MemoryReader) {
   lake.context.health.start();
   const pipeline = new Pipeline(lake.context, reader);
-  pipeline.openLanes([THING]);
   const done = pipeline.run();
   done.catch(() => undefined);
   const stop = async () => {

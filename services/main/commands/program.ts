@@ -9,6 +9,7 @@ import { reportFailure } from "./report.js";
 import { addServerCommands } from "./servers.js";
 import { addSqlCommand } from "./sql.js";
 import { addTableCommands } from "./tables.js";
+import { addTailCommand } from "./tail.js";
 import { addTokenCommand } from "./token.js";
 
 /** Runs one command line, without the program's own name. Resolves to the exit code; never throws. */
@@ -37,6 +38,7 @@ function program(json: boolean): Command {
   addServerCommands(root);
   addPublishCommand(root);
   addSqlCommand(root);
+  addTailCommand(root);
   addTokenCommand(root);
   addTableCommands(root);
   addRepairCommand(root);

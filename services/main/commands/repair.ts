@@ -3,8 +3,6 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Command } from "commander";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
-import { nodeFiles } from "../../base/files.js";
-import { layout } from "../../base/paths.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
 import { repairTable } from "../../ingest/repair.js";
 import { loadModels } from "../../models/project.js";
@@ -76,8 +74,6 @@ async function repairHere(
   try {
     const parts = {
       store,
-      files: nodeFiles,
-      parked: layout(config.data).parked,
       duck,
       tableOptions: { checkpointEvery: config.table.checkpointEvery },
       models: loadModels(config.transformsDir),

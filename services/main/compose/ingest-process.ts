@@ -41,7 +41,7 @@ export async function runIngest(config: Config, project: Project): Promise<Runni
       registry: metrics,
       project,
     });
-    const ingest = await startIngest(context, reader);
+    const ingest = startIngest(context, reader);
     const done = ingest.done.finally(async () => {
       await reader.close();
       await lock.release();

@@ -13,6 +13,7 @@ import { type IngestStatus, readIngestStatus } from "../../status/ingest-status.
 import type { ObjectStore } from "../../storage/object-store.js";
 import type { Role } from "../../tenancy/grant.js";
 import { requireRole } from "../../tenancy/http-auth.js";
+import { KeySet } from "../../tenancy/key-sets.js";
 import { signToken, TokenVerifier } from "../../tenancy/tokens.js";
 import { IngestSupervisor } from "./ingest-supervisor.js";
 import { openStore } from "./lake-store.js";
@@ -46,8 +47,13 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
   await makeDataFolder(config);
   await openData(nodeFiles, config.data);
   const key = await openKey(config);
-  const verifier = new TokenVerifier(key, config.auth.audience);
   const closers: (() => Promise<unknown>)[] = [];
+  const keySets = config.auth.jwks.map((settings) => new KeySet(settings, log, () => verifier.forget()));
+  const verifier = new TokenVerifier(key, config.auth.audience, { keySets });
+  for (const set of keySets) set.start();
+  closers.push(async () => {
+    for (const set of keySets) set.stop();
+  });
   const store = await openStore(config, parts.query ? "query" : "bus", metrics);
   const project = await ProjectKeeper.open({ config, log, metrics, models: parts.query || parts.ingest });
   closers.push(() => project.close());

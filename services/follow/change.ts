@@ -1,0 +1,133 @@
+import { fromBinary, type JsonValue, toJson } from "@bufbuild/protobuf";
+import type { Code } from "../base/codes.js";
+import { contentHash } from "../contracts/content-hash.js";
+import { COMPRESSION_NONE, Envelope, OPERATION_DELETED } from "../contracts/envelope.js";
+import type { ProtoRegistry } from "../contracts/registry.js";
+import { unpackPayload } from "../contracts/unpack.js";
+
+const OPERATIONS = { 1: "CREATED", 2: "UPDATED", 3: "DELETED" } as const;
+
+/** One change event as an object, for those who look at events one by one. */
+export interface Change {
+  readonly tenantId: string;
+  readonly entityType: string;
+  readonly entityId: string;
+  readonly operation: (typeof OPERATIONS)[keyof typeof OPERATIONS];
+  readonly version: bigint;
+  /** RFC 3339, microseconds; undefined when the event has none. */
+  readonly occurredAt: string | undefined;
+  /** The payload in proto3 JSON, as its descriptor has it now; undefined without one. */
+  readonly payload: JsonValue | undefined;
+  /** The payload's bytes, unpacked, for generated code; undefined without one. */
+  readonly payloadBytes: Buffer | undefined;
+  /** The producer's own. */
+  readonly attributes: ReadonlyMap<string, string>;
+  readonly eventId: string | undefined;
+  /**
+   * Last write wins: of two changes of one entity the one with the greater text stands, whatever order they came in. A
+   * consumer that keeps it with what it derives, deletes included, ends where the lake does.
+   */
+  readonly order: string;
+  readonly partition: string;
+  readonly position: string;
+  /** When the bus took it, in ms since the epoch. */
+  readonly receivedAt: number;
+}
+
+/** Where an event stood in the stream. */
+export type Place = Pick<Change, "partition" | "position" | "receivedAt">;
+
+/** Who the event is about, before anything is built from it. */
+export type About = Pick<Change, "tenantId" | "entityType">;
+
+/** Reads events as changes. */
+export class Changes {
+  private readonly envelope = new Envelope();
+
+  /** `maxPayloadBytes` bounds what a packed payload may become. */
+  constructor(
+    private readonly registry: ProtoRegistry,
+    private readonly maxPayloadBytes: number,
+  ) {}
+
+  /**
+   * bytes[start, end) as a change, undefined when `wanted` says no; the code where the bytes are no event, or hold
+   * a payload that no descriptor reads.
+   */
+  read(
+    bytes: Buffer,
+    start: number,
+    end: number,
+    place: Place,
+    wanted: (about: About) => boolean,
+  ): Change | Code | undefined {
+    const { envelope } = this;
+    const code = envelope.read(bytes, start, end);
+    if (code !== undefined) return code;
+    const about = { tenantId: envelope.tenantId(), entityType: envelope.entityType() };
+    if (!wanted(about)) return undefined;
+    const packed = envelope.payload();
+    const unpacked =
+      packed === undefined || envelope.compression === COMPRESSION_NONE
+        ? packed
+        : unpackPayload(envelope.compression, packed, this.maxPayloadBytes);
+    if (typeof unpacked === "string") return unpacked;
+    // A copy: the slices belong to the stream's buffers, which a consumer that keeps changes would keep alive.
+    const payloadBytes = unpacked === undefined ? undefined : Buffer.from(unpacked);
+    const payload = this.decode(about.entityType, payloadBytes);
+    if (payload instanceof Undecoded) return "TRB-EVENT-PAYLOAD-DECODE";
+    return {
+      ...about,
+      entityId: envelope.entityId(),
+      operation: OPERATIONS[envelope.operation as keyof typeof OPERATIONS],
+      version: envelope.version(),
+      occurredAt: occurredAt(envelope),
+      payload,
+      payloadBytes,
+      attributes: envelope.attributeMap(),
+      eventId: envelope.eventIdEnd > envelope.eventIdStart ? envelope.eventId() : undefined,
+      order: orderOf(envelope, payloadBytes),
+      ...place,
+    };
+  }
+
+  private decode(entityType: string, bytes: Buffer | undefined): JsonValue | undefined | Undecoded {
+    if (bytes === undefined) return undefined;
+    const type = this.registry.entityType(entityType);
+    if (type === undefined) return new Undecoded();
+    try {
+      return toJson(type, fromBinary(type, bytes), { registry: this.registry.types });
+    } catch {
+      return new Undecoded();
+    }
+  }
+}
+
+class Undecoded {}
+
+function occurredAt({ occurredSeconds, occurredNanos }: Envelope): string | undefined {
+  if (Number.isNaN(occurredSeconds)) return undefined;
+  const whole = new Date(occurredSeconds * 1000).toISOString().slice(0, 19);
+  const micros = Math.floor(occurredNanos / 1000);
+  return `${whole}.${String(micros).padStart(6, "0")}Z`;
+}
+
+const hex = (value: bigint): string => BigInt.asUintN(64, value).toString(16).padStart(16, "0");
+
+/** The tuple of last-write-wins (docs/architecture.md) in digits: greater means later, compared as text. */
+function orderOf(envelope: Envelope, payload: Buffer | undefined): string {
+  const { bytes, operation, typeUrlStart, typeUrlEnd } = envelope;
+  const nothing = Buffer.alloc(0);
+  const hash =
+    payload === undefined
+      ? contentHash(nothing, 0, 0, nothing, 0, 0)
+      : contentHash(bytes, typeUrlStart, typeUrlEnd, payload, 0, payload.length);
+  const deleted = operation === OPERATION_DELETED ? 1 : 0;
+  return `${hex(envelope.version())}${deleted}${hex(hash)}${hex(occurredOrder(envelope))}${operation}`;
+}
+
+/** Microseconds, shifted so that they order unsigned; 0 when absent. */
+function occurredOrder({ occurredSeconds, occurredNanos }: Envelope): bigint {
+  if (Number.isNaN(occurredSeconds)) return 0n;
+  return BigInt(occurredSeconds) * 1_000_000n + BigInt(Math.floor(occurredNanos / 1000)) + (1n << 63n);
+}

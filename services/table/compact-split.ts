@@ -1,0 +1,68 @@
+import { type DuckDBConnection, DuckDBDataChunk, INTEGER, UINTEGER } from "@duckdb/node-api";
+import { literal } from "../base/duckdb.js";
+import type { DeltaTable } from "./delta-table.js";
+import type { EntityKeys } from "./entity-keys.js";
+import { scanKeys, scanned } from "./key-scan.js";
+import { FILE_SHIFT, FLAGS, ROW, SLOT } from "./order.js";
+import { withFiles } from "./scan.js";
+import { holds, type Slots } from "./slot-ranges.js";
+import type { TableFile } from "./types.js";
+
+const CHUNK_ROWS = 2048;
+
+/** SQL for the stored rows of one piece that are live, tombstones for tombstone files. */
+export type PieceSql = (piece: number, columns: readonly string[]) => string;
+
+/**
+ * Divides the rows of some files by slots. `use` is given SQL for each of `pieces`, which can be run until it ends. The
+ * engine does not know slots: keys are read once, and which row goes where is handed over as a table.
+ */
+export async function withPieces<T>(
+  table: DeltaTable,
+  connection: DuckDBConnection,
+  keys: EntityKeys,
+  sources: readonly TableFile[],
+  pieces: readonly Slots[],
+  use: (sql: PieceSql) => Promise<T>,
+): Promise<T> {
+  await connection.run(
+    "CREATE OR REPLACE TEMP TABLE compact_pieces (file INTEGER, row UINTEGER, piece INTEGER)",
+  );
+  try {
+    const appender = await connection.createAppender("compact_pieces", null, "temp");
+    try {
+      let columns: [number[], number[], number[]] = [[], [], []];
+      const flush = () => {
+        const chunk = DuckDBDataChunk.create([INTEGER, UINTEGER, INTEGER], columns[0].length);
+        chunk.setColumns(columns);
+        appender.appendDataChunk(chunk);
+        columns = [[], [], []];
+      };
+      const places = await Promise.all(sources.map((file, i) => scanned(table, file, i << FILE_SHIFT)));
+      await scanKeys(table, connection, keys, places, (record) => {
+        const piece = pieces.findIndex((slots) => holds(slots, record[SLOT]!));
+        columns[0].push(record[FLAGS]! >>> FILE_SHIFT);
+        columns[1].push(record[ROW]!);
+        columns[2].push(piece);
+        if (columns[0].length === CHUNK_ROWS) flush();
+      });
+      if (columns[0].length > 0) flush();
+    } finally {
+      appender.closeSync();
+    }
+    return await withFiles(table, sources, (paths) =>
+      use((piece, columns) =>
+        paths
+          .map(
+            (path, file) =>
+              `SELECT ${columns.join(", ")}
+               FROM read_parquet(${literal(path)}, file_row_number=true, hive_partitioning=false)
+               WHERE file_row_number IN (SELECT row FROM compact_pieces WHERE file = ${file} AND piece = ${piece})`,
+          )
+          .join("\nUNION ALL\n"),
+      ),
+    );
+  } finally {
+    await connection.run("DROP TABLE IF EXISTS compact_pieces");
+  }
+}

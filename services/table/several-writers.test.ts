@@ -1,0 +1,194 @@
+import { afterEach, expect, test } from "vitest";
+import { overriding } from "../../test/support/faulty-store.js";
+import { claimOf, expectedRows, TableWriter, type Write } from "../../test/support/table-writers.js";
+import { NEVER, openWorkbench } from "../../test/support/tables.js";
+import type { ObjectStore } from "../storage/object-store.js";
+import { compactUpserted } from "./compact.js";
+import { verifyTable } from "./verify.js";
+
+const { store, duck, freshRoot } = await openWorkbench();
+
+const writers: TableWriter[] = [];
+afterEach(async () => {
+  for (const writer of writers.splice(0)) await writer.close();
+});
+
+async function open(root: string, options: { store?: ObjectStore; indexBytes?: number } = {}) {
+  const { indexBytes } = options;
+  const more = indexBytes === undefined ? {} : { indexBytes };
+  // A store object of its own: what a process remembers of a table hangs on it.
+  const own = overriding(options.store ?? store, {});
+  const writer = await TableWriter.open(own, duck, root, { ...NEVER, ...more });
+  writers.push(writer);
+  return writer;
+}
+
+const write = (id: string, version: number, more: Partial<Write> = {}): Write => ({
+  tenant: "acme",
+  id,
+  version,
+  operation: 2,
+  content: 1n,
+  ...more,
+});
+
+/** A store that lets the first commit of its writer wait until another writer has been here. */
+function interrupted(meanwhile: () => Promise<unknown>, commits = 1): ObjectStore {
+  let left = commits;
+  return overriding(store, {
+    putIfAbsent: async (key, bytes) => {
+      if (left > 0 && key.endsWith(".json") && !key.endsWith("00000.json")) {
+        left--;
+        await meanwhile();
+      }
+      return store.putIfAbsent(key, bytes);
+    },
+  });
+}
+
+async function expectSound(
+  all: readonly TableWriter[],
+  writes: readonly Write[],
+  indexed = true,
+): Promise<void> {
+  for (const writer of all) {
+    expect(await writer.rows()).toEqual(expectedRows(writes));
+    if (indexed) expect(await writer.checkIndex()).toEqual([]);
+  }
+  expect((await verifyTable(all[0]!.table)).problems).toEqual([]);
+}
+
+/** Of one entity: what comes first, and what the overtaken writer has. */
+const PAIRS: readonly [string, Partial<Write>, Partial<Write>][] = [
+  ["two first writes", { version: 1 }, { version: 2 }],
+  ["a first write and a delete", { version: 1 }, { version: 2, operation: 3 }],
+  ["a first write and a filtered one", { version: 1 }, { version: 2, content: 5n }],
+  ["writes of one version", { content: 1n }, { content: 2n }],
+  ["a delete and a write of one version", { content: 7n }, { operation: 3 }],
+  ["the same write", {}, {}],
+  ["the same delete", { operation: 3 }, { operation: 3 }],
+];
+const BEFORE: readonly [string, Partial<Write> | undefined][] = [
+  ["nothing", undefined],
+  ["a row", { content: 9n }],
+  ["a delete", { operation: 3 }],
+];
+
+test.each([1 << 26, 0])(
+  "of two writes of one entity never both stay, whoever comes first (index of %i bytes)",
+  async (indexBytes) => {
+    const before: Write[] = [];
+    const early: Write[] = [];
+    const late: Write[] = [];
+    for (const [name, ...pair] of PAIRS) {
+      for (const [then, standing] of BEFORE) {
+        for (const [first, second] of [pair, [pair[1], pair[0]]] as const) {
+          const id = `${name}, ${before.length} ${early.length}, after ${then}`;
+          if (standing !== undefined) before.push(write(id, 0, standing));
+          early.push(write(id, 1, first));
+          late.push(write(id, 1, second));
+        }
+      }
+    }
+    const root = freshRoot();
+    const other = await open(root, { indexBytes });
+    await other.upsert([...before, write("other", 1)]);
+    const mine = await open(root, {
+      indexBytes,
+      store: interrupted(() => other.upsert([...early, write("y", 1)])),
+    });
+    const result = await mine.upsert([...late, write("z", 1)]);
+    expect(result).toMatchObject({ kind: "committed", overtaken: 1 });
+    const all = [...before, ...early, ...late, ...["other", "y", "z"].map((id) => write(id, 1))];
+    await expectSound([mine, other], all, indexBytes > 0);
+    // And each knows what stands now.
+    for (const [version, writer] of [mine, other].entries()) {
+      const next = late.map(({ id }) => write(id, version + 3));
+      all.push(...next);
+      await writer.table.refresh();
+      expect(await writer.upsert(next)).toMatchObject({ live: next.length, overtaken: 0 });
+      await expectSound([mine, other], all, indexBytes > 0);
+    }
+  },
+);
+
+test("a batch all of which has lost meanwhile moves positions and leaves no file", async () => {
+  const root = freshRoot();
+  const other = await open(root);
+  await other.upsert([write("a", 1)]);
+  const files = other.table.snapshot.files.length;
+  const mine = await open(root, {
+    store: interrupted(() => other.upsert([write("x", 5), write("y", 5, { operation: 3 })])),
+  });
+  const to = new Map([["s.0", "1"]]);
+  const result = await mine.upsert([write("x", 1), write("y", 1, { operation: 3 })], { to });
+  expect(result).toMatchObject({ kind: "committed", live: 0, tombstones: 0, lost: 2 });
+  expect(mine.table.snapshot.files).toHaveLength(files + 2);
+  const keys: string[] = [];
+  for await (const { key } of store.list(`${root}/`)) if (key.endsWith(".parquet")) keys.push(key);
+  expect(keys).toHaveLength(files + 2);
+  await expectSound([mine, other], [write("a", 1), write("x", 5), write("y", 5, { operation: 3 })]);
+});
+
+test("commits about other slots are stepped over, and nothing of them is read", async () => {
+  const root = freshRoot();
+  const other = await open(root);
+  const [low, high] = [claimOf(0, 2), claimOf(1, 2)];
+  const ids = Array.from({ length: 40 }, (_, i) => `e${i}`);
+  const isLow = (id: string) => other.slotOf(write(id, 1)) < low[0]!.end;
+  const lows = ids.filter(isLow).map((id) => write(id, 1));
+  const highs = ids.filter((id) => !isLow(id)).map((id) => write(id, 1));
+  const mine = await open(root, {
+    store: interrupted(() => other.upsert(highs, { slots: high })),
+  });
+  expect(await mine.upsert(lows, { slots: low })).toMatchObject({ kind: "committed", overtaken: 0 });
+  expect(await mine.checkIndex(low)).toEqual([]);
+  expect(mine.writer.locator.indexedKeys).toBe(lows.length);
+  expect(await mine.rows()).toEqual(expectedRows([...lows, ...highs]));
+  // Claims change hands: what is lacking is read, what was lost is dropped.
+  const next = ids.map((id) => write(id, 2));
+  await mine.upsert(next, { slots: high });
+  expect(mine.writer.locator.indexedKeys).toBe(highs.length);
+  expect(mine.writer.locator.loads).toBe(1);
+  expect(await mine.rows()).toEqual(expectedRows(next));
+  expect(await mine.checkIndex(high)).toEqual([]);
+  expect((await verifyTable(mine.table)).problems).toEqual([]);
+});
+
+test("six writers with alternating rows never read the index anew, whatever the others do", async () => {
+  const root = freshRoot();
+  const all: TableWriter[] = [];
+  for (let i = 0; i < 6; i++) all.push(await open(root));
+  const done: Write[] = [];
+  for (let round = 0; round < 10; round++) {
+    for (const [i, writer] of all.entries()) {
+      const some = [write("shared", round * 6 + i), write(`own-${i}`, round)];
+      if (i % 3 === 2) some.push(write(`gone-${round}`, 1, { operation: 3 }));
+      done.push(...some);
+      // Of a change of metadata a writer learns by a conflict.
+      if (round === 6) await writer.table.refresh();
+      expect(await writer.upsert(some)).toMatchObject({ kind: "committed" });
+    }
+    const writer = all[round % 6]!;
+    await writer.table.refresh();
+    for (const tombstones of [false, true]) {
+      const files = writer.table.snapshot.files.filter((file) => file.tombstones === tombstones);
+      if (round % 3 === 2 && files.length > 1) {
+        const { kind } = await compactUpserted(writer.writer, writer.connection, files);
+        expect(kind).toBe("compacted");
+      }
+    }
+    if (round === 5) await redefine(all[0]!);
+  }
+  await expectSound(all, done);
+  expect(all.map(({ writer }) => writer.locator.loads)).toEqual([1, 1, 1, 1, 1, 1]);
+});
+
+/** A commit that changes metadata alone. */
+async function redefine({ table }: TableWriter): Promise<void> {
+  const { version } = await table.refresh();
+  const configuration = { ...table.metaData.configuration, "tributary.note": "x" };
+  const actions = [{ metaData: { ...table.metaData, configuration } }];
+  const request = { operation: "REPAIR", actions, expect: new Map(), basedOn: version } as const;
+  expect(await table.commit({ ...request, serializable: false })).toMatchObject({ kind: "committed" });
+}
