@@ -199,7 +199,7 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
       let count = 0;
       const seen = new Set<number>();
       while (count < 68) {
-        const batch = await consumer.read({ ...PLENTY, maxBytes: 5 * 1024 * 1024 });
+        const batch = await consumer.read({ ...PLENTY, maxBytes: 5 * 1024 * 1024, waitMs: 120_000 });
         let size = 0;
         for (let i = 0; i < batch!.count; i++) {
           const event = batch!.bytes.subarray(batch!.starts[i]!, batch!.ends[i]!);

@@ -41,6 +41,7 @@ export async function startKinesis(kind: "local" | "lite" = "local"): Promise<Ki
       KINESIS_MOCK_TLS_PORT: String(await freePort()),
       KINESIS_MOCK_CERT_PATH: join(folder, "server.json"),
       LOG_LEVEL: "WARN",
+      SHARD_LIMIT: "1000",
       ...Object.fromEntries(SLOW.map((name) => [`${name}_DURATION`, "50ms"])),
     };
     return startTool({ program: process.execPath, args: [join(folder, "main.js")], env, log, ready });

@@ -1,0 +1,103 @@
+import type { Checkpoint, StreamBatch, StreamFollower } from "../change-stream.js";
+import { FeedSet } from "./feed-set.js";
+import { LossGuard } from "./loss-guard.js";
+import { sequenceOf } from "./positions.js";
+import { ShardFeed } from "./shard-feed.js";
+import { PollSource } from "./shard-source.js";
+import { type ShardInfo, type ShardPlace, type StreamApi, streamDown } from "./stream-api.js";
+
+/** Reads all shards, a child after its parents, for somebody who keeps count himself. */
+export class KinesisFollower implements StreamFollower {
+  private readonly feeds = new FeedSet();
+  /** Shards that were read to their end, or that are no concern of ours. */
+  private readonly over = new Set<string>();
+  private looking: Promise<void> | undefined;
+  private closed = false;
+
+  /** Where it begins is settled when this resolves. Errors: TRB-BUS-STREAM-DOWN. */
+  static async open(
+    api: StreamApi,
+    from: Checkpoint | "oldest" | "next",
+    onClose: () => void,
+  ): Promise<KinesisFollower> {
+    const follower = new KinesisFollower(api, typeof from === "string" ? new Map() : from, onClose);
+    const shards = await api.shards();
+    if (from === "next") {
+      for (const { id, open } of shards) if (!open) follower.over.add(id);
+      await Promise.all(shards.filter(({ open }) => open).map(({ id }) => follower.begin(id, "next")));
+    } else await follower.advance(shards);
+    return follower;
+  }
+
+  private constructor(
+    private readonly api: StreamApi,
+    private readonly from: Checkpoint,
+    private readonly onClose: () => void,
+  ) {}
+
+  async read(limit: Parameters<StreamFollower["read"]>[0]): Promise<StreamBatch | undefined> {
+    const until = performance.now() + limit.waitMs;
+    try {
+      for (;;) {
+        if (this.closed) throw streamDown("the follower is closed");
+        if (limit.signal?.aborted === true) return undefined;
+        const { version } = this.feeds;
+        const batch = this.feeds.take(limit, () => true);
+        if (batch !== undefined) return batch;
+        const ended = this.feeds.all().filter((feed) => feed.ended);
+        if (ended.length > 0) {
+          for (const { name } of ended) {
+            this.feeds.remove(name);
+            this.over.add(name);
+          }
+          this.looking ??= this.lookOn().finally(() => {
+            this.looking = undefined;
+          });
+          await this.looking;
+          continue;
+        }
+        const left = until - performance.now();
+        if (left <= 0) return undefined;
+        await this.feeds.wait(version, left, limit.signal);
+      }
+    } catch (error) {
+      throw streamDown("the stream could not be read", error);
+    }
+  }
+
+  private async lookOn(): Promise<void> {
+    await this.advance(await this.api.shards());
+  }
+
+  /** Begins with those whose parents are over. */
+  private async advance(shards: readonly ShardInfo[]): Promise<void> {
+    const ready = shards.filter(
+      ({ id, parents }) =>
+        !this.over.has(id) &&
+        this.feeds.get(id) === undefined &&
+        parents.every((parent) => this.over.has(parent)),
+    );
+    await Promise.all(ready.map(({ id }) => this.begin(id, "oldest")));
+  }
+
+  private async begin(id: string, otherwise: "oldest" | "next"): Promise<void> {
+    const { api } = this;
+    const position = this.from.get(id);
+    const place: ShardPlace = position === undefined ? otherwise : { sequence: sequenceOf(position) };
+    // Who keeps a position cannot tell what came after it: it has to be there.
+    const guard = new LossGuard(api.retentionMs, position === undefined ? undefined : 0);
+    const feed = new ShardFeed(id, position, this.feeds);
+    const source = new PollSource({ api, shard: id, place, guard, signal: feed.signal, metrics: undefined });
+    if (place === "next") await source.begin();
+    this.feeds.add(feed);
+    feed.start(source);
+  }
+
+  async close(): Promise<void> {
+    if (this.closed) return;
+    this.closed = true;
+    for (const { name } of this.feeds.all()) this.feeds.remove(name);
+    this.feeds.wake();
+    this.onClose();
+  }
+}

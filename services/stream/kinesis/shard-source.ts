@@ -1,0 +1,124 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { TributaryError } from "../../base/errors.js";
+import { pauseAfter } from "../../base/retry.js";
+import { forgotten, type LossGuard } from "./loss-guard.js";
+import type { KinesisMetrics } from "./metrics.js";
+import {
+  ExpiredIteratorException,
+  InvalidArgumentException,
+  isThrottled,
+  ResourceNotFoundException,
+  type ShardPlace,
+  type StreamApi,
+  streamDown,
+} from "./stream-api.js";
+
+export interface FetchedRecord {
+  readonly sequence: string;
+  readonly data: Uint8Array;
+  /** ms since the epoch. */
+  readonly arrivedAt: number;
+}
+
+export interface Fetched {
+  readonly records: readonly FetchedRecord[];
+  /** How far behind the newest record reading is after these; 0: there. */
+  readonly behindMs: number;
+  /** The shard is closed, and these were its last. */
+  readonly ended: boolean;
+}
+
+/** The records of one shard, one piece after the other. */
+export interface ShardSource {
+  /** Errors: TRB-BUS-STREAM-DOWN, TRB-STREAM-FORGOTTEN; whatever is thrown after an abort means nothing. */
+  next(): Promise<Fetched>;
+}
+
+export interface SourceOptions {
+  readonly api: StreamApi;
+  readonly shard: string;
+  readonly place: ShardPlace;
+  readonly guard: LossGuard;
+  readonly signal: AbortSignal;
+  readonly metrics: KinesisMetrics | undefined;
+}
+
+/** A shard answers five reads a second, of all its readers together. */
+const READ_GAP_MS = 200;
+/** Failures in a row; throttling is none. */
+const TRIES = 8;
+
+/** Reads a shard by asking it: at its place, then on from answer to answer. */
+export class PollSource implements ShardSource {
+  private iterator: string | undefined;
+  private place: ShardPlace;
+  private readAt = Number.NEGATIVE_INFINITY;
+  private failures = 0;
+
+  constructor(private readonly options: SourceOptions) {
+    this.place = options.place;
+  }
+
+  /** Takes its place now rather than at the first read. */
+  async begin(): Promise<void> {
+    this.iterator ??= await this.findPlace();
+  }
+
+  async next(): Promise<Fetched> {
+    const { api, shard, guard, signal, metrics } = this.options;
+    for (;;) {
+      signal.throwIfAborted();
+      if (guard.doubts) this.iterator = undefined;
+      this.iterator ??= await this.findPlace();
+      await sleep(Math.max(0, this.readAt + READ_GAP_MS - performance.now()), undefined, { signal });
+      this.readAt = performance.now();
+      try {
+        const answer = await api.records(this.iterator, signal);
+        this.failures = 0;
+        this.iterator = answer.NextShardIterator;
+        const fetched: Fetched = {
+          records: (answer.Records ?? []).map((record) => ({
+            sequence: record.SequenceNumber!,
+            data: record.Data!,
+            arrivedAt: record.ApproximateArrivalTimestamp?.getTime() ?? Date.now(),
+          })),
+          behindMs: answer.MillisBehindLatest ?? 0,
+          ended: answer.NextShardIterator === undefined,
+        };
+        guard.check(fetched, shard);
+        const last = fetched.records.at(-1);
+        if (last !== undefined) this.place = { sequence: last.sequence };
+        return fetched;
+      } catch (error) {
+        if (signal.aborted || error instanceof TributaryError) throw error;
+        if (error instanceof ExpiredIteratorException) {
+          this.iterator = undefined;
+          continue;
+        }
+        this.failures++;
+        if (isThrottled(error)) metrics?.countThrottled(api.streamName, "read");
+        else if (this.failures >= TRIES) throw streamDown("a shard cannot be read", error);
+        await sleep(pauseAfter(this.failures), undefined, { signal });
+      }
+    }
+  }
+
+  private async findPlace(): Promise<string> {
+    const { api, shard, guard } = this.options;
+    const { place } = this;
+    const sequence = typeof place === "object" && "sequence" in place ? place.sequence : undefined;
+    guard.placed(sequence);
+    try {
+      return await api.iterator(shard, place);
+    } catch (error) {
+      const { cause } = error as Error;
+      if (cause instanceof ResourceNotFoundException) {
+        // The stream is there, and the shard is not: it was trimmed with all that it held.
+        if (!(await api.shards()).some(({ id }) => id === shard)) throw forgotten(shard);
+      }
+      if (!(cause instanceof InvalidArgumentException) || sequence === undefined) throw error;
+      // A number that the shard does not know any more: the guard says whether anything can be missing.
+      return api.iterator(shard, "oldest");
+    }
+  }
+}
