@@ -147,6 +147,7 @@ export class CatchUp {
     return takeIn(this.refiner, this.writer, slice, {
       from,
       to,
+      slots: this.context.ours.slots,
       landed: Promise.resolve(true),
       suspects: this.context.suspects,
       setAside: (events, poison) =>

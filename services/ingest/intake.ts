@@ -3,11 +3,13 @@ import { engineErrorOf, isEngineFault } from "../base/engine-error.js";
 import { KeyIndex } from "../table/key-index.js";
 import { WORDS } from "../table/order.js";
 import type { Progress } from "../table/progress.js";
+import type { Slots } from "../table/slot-ranges.js";
 import type { UpsertResult, UpsertWriter } from "../table/upsert.js";
 import type { EventBatch } from "./event-batch.js";
 import { ModelFailure, type Poison } from "./model-failure.js";
 import { partOf, type Slice } from "./payloads.js";
 import type { Refiner } from "./refine.js";
+import { isOf } from "./refined-table.js";
 import type { Part, Suspects } from "./suspects.js";
 import { type Winners, winnersOf } from "./winners.js";
 
@@ -16,6 +18,8 @@ export interface Taking {
   readonly from: Progress;
   /** Where the table stands when all of the slice is in; nothing for a slice in the middle of its range. */
   readonly to: Progress;
+  /** As `Upsert.slots`. */
+  readonly slots?: Slots | undefined;
   /** Whether raw has the events; without it nothing is committed. */
   readonly landed: Promise<boolean>;
   /** Keeps in mind what the model runs on, where the process may end of it. */
@@ -67,7 +71,7 @@ async function takePart(
   writer: UpsertWriter,
   part: Part,
   left: Part[],
-  { from, to, landed, setAside }: Taking,
+  { from, to, slots, landed, setAside }: Taking,
 ): Promise<Exclude<Taken, { kind: "taken" }> | undefined> {
   const { slice } = part;
   const instead = (slices: readonly Slice[]) => {
@@ -86,6 +90,8 @@ async function takePart(
       from,
       to: left.length === 0 ? to : NOWHERE,
       ready: landed,
+      fits: (table) => isOf(table, refiner.model),
+      ...(slots === undefined ? {} : { slots }),
       newest: slice.events.newest(),
     });
     return result.kind === "committed" ? undefined : result;

@@ -51,23 +51,30 @@ export function encode(
   return object;
 }
 
-/** What objects of one stream hold, one after the other. Errors: TRB-STREAM-CORRUPT, naming the one that is damaged. */
+/**
+ * What objects of one stream hold, one after the other; what a later one repeats of an earlier one's partition is left
+ * out. Errors: TRB-STREAM-CORRUPT, naming the one that is damaged.
+ */
 export function decode(objects: readonly { readonly key: string; readonly bytes: Buffer }[]): ParkedChunk {
   const partitions: string[] = [];
   const positions: string[] = [];
   const receivedAt: number[] = [];
   const events: Buffer[] = [];
+  const last = new Map<string, string>();
   let stream = "";
   for (const { key, bytes } of objects) {
     const head = headOf(key, bytes);
     stream = head.stream;
     let at = HEAD_AT + bytes.readUInt32LE(LENGTH_AT);
     for (const [position, received, length] of head.rows) {
+      const event = bytes.subarray(at, at + length);
+      at += length;
+      if (position <= (last.get(head.partition) ?? "")) continue;
+      last.set(head.partition, position);
       partitions.push(head.partition);
       positions.push(position);
       receivedAt.push(received);
-      events.push(bytes.subarray(at, at + length));
-      at += length;
+      events.push(event);
     }
   }
   return {

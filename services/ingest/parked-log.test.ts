@@ -159,6 +159,8 @@ describe("parked events", () => {
     await one.append("s", even(6, 5));
     await other.append("s", even(1, 6));
     await one.append("s", even(11, 2));
+    const whole = await (await openLog("0")).peek(99, 99_999);
+    expect(whole?.positions.map(Number)).toEqual(numbers(1, 12));
     let last = 0;
     for (const n of await drain(await openLog("0"), 1)) {
       expect(n).toBeLessThanOrEqual(last + 1);

@@ -45,6 +45,8 @@ export class Pipeline implements PartitionHolder {
   private readonly compactor: Compactor;
   private readonly budget: CommitBudget;
   private readonly unreadables: Unreadables;
+  /** Partition → the last position that was read: a stream may deliver an event again. */
+  private readonly reached = new Map<string, string>();
   private pendingBytes = 0;
   private lowWaterWrite: Promise<void> = Promise.resolve();
   /** Ends a wait for events: something has landed, or it is time to stop. */
@@ -60,9 +62,9 @@ export class Pipeline implements PartitionHolder {
     context: IngestContext,
     private readonly reader: ChangeStreamReader,
   ) {
-    this.holdings = new Holdings(context.stream, context.ours);
-    this.context = { ...context, ours: this.holdings };
-    this.compactor = new Compactor(context);
+    this.holdings = new Holdings(reader.name, context.ours);
+    this.context = { ...context, stream: reader.name, ours: this.holdings };
+    this.compactor = new Compactor(this.context);
     this.budget = new CommitBudget(context.config.ingest.commitsPerSecond);
     this.unreadables = new Unreadables(this.context, this.host.fatal);
   }
@@ -120,6 +122,8 @@ export class Pipeline implements PartitionHolder {
   }
 
   assigned(partitions: readonly Partition[]): void {
+    // Their reading begins anew, also of one that comes back before it was handed over.
+    this.forget(partitions.map(({ name }) => name));
     this.holdings.assigned(partitions);
     for (const keeper of this.keepers.values()) keeper.assigned();
     this.unreadables.assigned();
@@ -128,6 +132,7 @@ export class Pipeline implements PartitionHolder {
 
   async revoked(names: readonly string[]): Promise<void> {
     if (this.ended) return;
+    const gone = this.holdings.leaving(names);
     const isDone = () => !this.progress.awaits(names);
     await this.settle(HAND_OVER_MS, isDone);
     if (!isDone()) {
@@ -135,9 +140,15 @@ export class Pipeline implements PartitionHolder {
       await this.settle(HAND_OVER_MS, isDone);
     }
     await within(HAND_OVER_MS, this.lowWaterWrite);
-    this.holdings.left(names);
-    this.progress.forget(names);
     // What did not land in time is read by whoever has them now.
+    this.forget(gone());
+    this.holdings.left(gone());
+  }
+
+  /** What is in memory of these partitions is nobody's business any more. */
+  private forget(names: readonly string[]): void {
+    this.progress.forget(names);
+    for (const name of names) this.reached.delete(name);
     const gone = new Set(names);
     for (const keeper of this.keepers.values()) keeper.forget(gone);
   }
@@ -160,11 +171,9 @@ export class Pipeline implements PartitionHolder {
     this.flushDue();
   }
 
-  private take(read: StreamBatch): void {
-    const end = new Map<string, string>();
-    for (let i = 0; i < read.count; i++) {
-      end.set(read.names[read.partitions[i]!]!, read.positions[i]!);
-    }
+  private take(delivered: StreamBatch): void {
+    const { read, end } = fresh(delivered, this.reached);
+    for (const [partition, position] of end) this.reached.set(partition, position);
     const number = this.progress.begin(end);
     const unreadable: Unreadable[] = [];
     route(
@@ -306,6 +315,39 @@ export class Pipeline implements PartitionHolder {
       await within(left, Promise.race(flushes));
     }
   }
+}
+
+/** What of a read is new, and where it ends in each partition. */
+function fresh(
+  read: StreamBatch,
+  reached: ReadonlyMap<string, string>,
+): { readonly read: StreamBatch; readonly end: ReadonlyMap<string, string> } {
+  const { names, partitions, positions } = read;
+  const last = names.map((name) => reached.get(name) ?? "");
+  const kept: number[] = [];
+  for (let i = 0; i < read.count; i++) {
+    const partition = partitions[i]!;
+    if (positions[i]! <= last[partition]!) continue;
+    last[partition] = positions[i]!;
+    kept.push(i);
+  }
+  const end = new Map<string, string>();
+  for (const [partition, name] of names.entries()) {
+    if (last[partition] !== (reached.get(name) ?? "")) end.set(name, last[partition]!);
+  }
+  if (kept.length === read.count) return { read, end };
+  return {
+    read: {
+      ...read,
+      count: kept.length,
+      starts: Uint32Array.from(kept, (i) => read.starts[i]!),
+      ends: Uint32Array.from(kept, (i) => read.ends[i]!),
+      partitions: Uint16Array.from(kept, (i) => partitions[i]!),
+      receivedAt: Float64Array.from(kept, (i) => read.receivedAt[i]!),
+      positions: kept.map((i) => positions[i]!),
+    },
+    end,
+  };
 }
 
 /** Entity types that have a raw table or parked events. Errors: TRB-STORE-FAILED. */

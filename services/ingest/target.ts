@@ -101,6 +101,7 @@ export class Target {
       const taken = await takeIn(this.refiner, this.upserts, slice, {
         from,
         to,
+        slots: this.context.ours.slots,
         landed,
         suspects: this.context.suspects,
         setAside: (events, poison) => bury(this.context, this.model, events, poison),

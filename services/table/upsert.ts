@@ -14,7 +14,7 @@ import type { RowSource } from "./row-source.js";
 import { EVERY_SLOT, holds, isEvery, type Slots, spanned } from "./slot-ranges.js";
 import { type StagedFile, Staging } from "./staging.js";
 import type { Standing } from "./standing.js";
-import { filesOf, type TableFile } from "./types.js";
+import { filesOf, type TableFile, type TableSnapshot } from "./types.js";
 import { stageVectors } from "./vectors.js";
 
 export const SHARED_PARTITION = "~shared";
@@ -36,6 +36,8 @@ export interface Upsert {
   readonly newest: number | undefined;
   /** The slots whose entities are this writer's to change; all when absent. Others' are right too, but dearer. */
   readonly slots?: Slots;
+  /** Whether the table as it is now is the one that the batch was made for; if not, the batch is given up. */
+  readonly fits?: (table: TableSnapshot) => boolean;
   /** Awaited before the commit; false gives the batch up (what it builds on did not come to be). */
   readonly ready: Promise<boolean>;
 }
@@ -114,6 +116,7 @@ export class UpsertWriter {
         await staging.publish([staged.rows, staged.tombstones].filter((file) => file !== undefined));
         if (!(await ready)) return { kind: "given-up" };
       }
+      if (upsert.fits?.(standing.snapshot) === false) return { kind: "given-up" };
       const result = await staging.commit({
         operation: "MERGE",
         actions: [...vectors, ...progress.actions],

@@ -132,8 +132,9 @@ export class Lake {
   }
 
   /** A second process, as it were, on the same data. */
-  async twin(): Promise<Lake> {
-    return new Lake(this.folder, this.options, await Lake.contextOf(this.folder, this.options));
+  async twin(store?: (inner: ObjectStore) => ObjectStore): Promise<Lake> {
+    const options = store === undefined ? this.options : { ...this.options, store };
+    return new Lake(this.folder, options, await Lake.contextOf(this.folder, options));
   }
 
   private static async contextOf(folder: string, options: LakeOptions): Promise<IngestContext> {
