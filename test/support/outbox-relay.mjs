@@ -6,7 +6,7 @@ import { PostgresOutbox } from "../../dist/clients/producer/src/postgres.js";
 const [url, token, database] = process.argv.slice(2);
 const pool = new pg.Pool({ connectionString: database });
 pool.on("error", () => undefined);
-const producer = new Producer({ url, token, deadlineMs: 3_000, requestTimeoutMs: 2_000 });
+const producer = new Producer({ url, token, deadlineMs: 3_000, silenceMs: 2_000 });
 const relay = new OutboxRelay({
   outbox: new PostgresOutbox(pool),
   producer,

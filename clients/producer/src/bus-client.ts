@@ -12,8 +12,8 @@ export interface BusOptions {
   readonly token: TokenSource;
   /** Connections that are kept. */
   readonly connections: number;
-  /** Milliseconds for a request with its answer. */
-  readonly requestTimeoutMs: number;
+  /** A bus that says and takes nothing for so many milliseconds is taken for dead. */
+  readonly silenceMs: number;
   readonly gzip?: boolean;
 }
 
@@ -103,7 +103,7 @@ export class BusClient {
       let answer: Answer;
       try {
         const authorization = `Bearer ${token}`;
-        const options = { timeoutMs: this.options.requestTimeoutMs, signal };
+        const options = { silenceMs: this.options.silenceMs, signal };
         answer = await this.connection.post(path, { ...headers, authorization }, body, options);
       } catch (cause) {
         return unreachable(reasonOf(cause), cause);
@@ -119,14 +119,11 @@ export class BusClient {
   }
 
   private async fetchToken(): Promise<string> {
-    const { token, requestTimeoutMs } = this.options;
+    const { token, silenceMs } = this.options;
     if (typeof token === "string") return token;
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<never>((_, reject) => {
-      timer = setTimeout(
-        () => reject(new Error("the token provider did not answer in time")),
-        requestTimeoutMs,
-      );
+      timer = setTimeout(() => reject(new Error("the token provider did not answer in time")), silenceMs);
     });
     try {
       return await Promise.race([token(), late]);

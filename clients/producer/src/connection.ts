@@ -8,8 +8,8 @@ export interface Answer {
 }
 
 export interface PostOptions {
-  /** Milliseconds from the start to the end of the answer. */
-  readonly timeoutMs: number;
+  /** A server that says and takes nothing for so many milliseconds is taken for dead. */
+  readonly silenceMs: number;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -55,7 +55,7 @@ export class Connection {
     path: string,
     headers: http.OutgoingHttpHeaders,
     body: Uint8Array,
-    { timeoutMs, signal }: PostOptions,
+    { silenceMs, signal }: PostOptions,
     stale: { reused: boolean },
   ): Promise<Answer> {
     const { request: start } = this.base.protocol === "https:" ? https : http;
@@ -72,15 +72,11 @@ export class Connection {
           resolve({ status, headers, body: Buffer.concat(chunks) });
         });
       });
-      const silence = setTimeout(
-        () => request.destroy(Object.assign(new Error("no answer in time"), { code: "ETIMEDOUT" })),
-        timeoutMs,
+      request.setTimeout(silenceMs, () =>
+        request.destroy(Object.assign(new Error("no answer in time"), { code: "ETIMEDOUT" })),
       );
       const abort = () => request.destroy(signal?.reason as Error);
-      const done = () => {
-        clearTimeout(silence);
-        signal?.removeEventListener("abort", abort);
-      };
+      const done = () => signal?.removeEventListener("abort", abort);
       const fail = (error: unknown) => {
         done();
         reject(error);

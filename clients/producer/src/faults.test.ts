@@ -64,7 +64,7 @@ describe(`a bus that misbehaves at random (seed ${SEED})`, () => {
         maxBatchEvents: between(1, 40),
         maxInFlight: between(1, 6),
         maxBufferedBytes: between(1, 60) * 1000,
-        requestTimeoutMs: 60,
+        silenceMs: 60,
         gzip: random() < 0.5,
         deadlineMs: 60_000,
       });

@@ -21,8 +21,8 @@ export interface ProducerOptions {
   readonly whenFull?: "wait" | "reject";
   /** From `send` until an event is accepted or given up, in ms; two minutes by default. */
   readonly deadlineMs?: number;
-  /** For one request with its answer, in ms; 30 seconds by default. */
-  readonly requestTimeoutMs?: number;
+  /** A bus that says and takes nothing for so many ms is taken for dead; 30 seconds by default. */
+  readonly silenceMs?: number;
 }
 
 const DEFAULTS = {
@@ -32,7 +32,7 @@ const DEFAULTS = {
   maxInFlight: 4,
   maxBufferedBytes: 16 * 1024 * 1024,
   deadlineMs: 120_000,
-  requestTimeoutMs: 30_000,
+  silenceMs: 30_000,
 } as const;
 
 export type Settings = Required<ProducerOptions>;

@@ -47,8 +47,8 @@ export class Producer {
   /** Errors: TRB-PRODUCER-OPTIONS. */
   constructor(options: ProducerOptions) {
     this.settings = settingsOf(options);
-    const { url, token, gzip, requestTimeoutMs, maxInFlight } = this.settings;
-    this.bus = new BusClient({ url, token, gzip, requestTimeoutMs, connections: maxInFlight });
+    const { url, token, gzip, silenceMs, maxInFlight } = this.settings;
+    this.bus = new BusClient({ url, token, gzip, silenceMs, connections: maxInFlight });
   }
 
   /**
@@ -65,7 +65,11 @@ export class Producer {
     } else this.outside.push(entry);
     this.open.add(entry);
     this.watchDeadline();
-    if (this.pumpTimer === undefined || this.waitMs() <= 0) this.pump();
+    if (this.isFull()) this.pump();
+    else if (this.ready.count > 0) {
+      // Not before the caller has had its turn: what it sends in a row goes together.
+      this.pumpTimer ??= setTimeout(() => this.pump(), Math.max(0, Math.ceil(this.waitMs())));
+    }
     return entry.receipt;
   }
 
@@ -149,9 +153,13 @@ export class Producer {
     const now = performance.now();
     const held = this.holdUntil - now;
     if (held > 0 || this.hurried > 0 || this.halves.length > 0) return held;
-    const { maxBatchEvents, maxBatchBytes, lingerMs } = this.settings;
-    if (this.ready.count >= maxBatchEvents || this.ready.bytes >= maxBatchBytes) return 0;
-    return this.ready.since + lingerMs - now;
+    return this.isFull() ? 0 : this.ready.since + this.settings.lingerMs - now;
+  }
+
+  /** Whether a whole batch is ready. */
+  private isFull(): boolean {
+    const { maxBatchEvents, maxBatchBytes } = this.settings;
+    return this.ready.count >= maxBatchEvents || this.ready.bytes >= maxBatchBytes;
   }
 
   private async publish(batch: readonly Entry[]): Promise<void> {

@@ -20,6 +20,7 @@ export interface SeenRequest {
 }
 
 export interface Refusal {
+  readonly message?: string;
   readonly code: string;
   readonly retryable: boolean;
 }
@@ -105,12 +106,10 @@ export class FakeBus {
     const results = seen.events.map((event, i) => {
       const refusal = refuse?.(event, i);
       if (refusal === undefined) this.taken.push(event);
-      return resultOf(refusal, this.taken.length);
+      return encodeResult(refusal, this.taken.length);
     });
     if (behaviour.kind === "silence") return;
-    const out = new BinaryWriter();
-    for (const result of results) out.tag(1, WireType.LengthDelimited).bytes(result);
-    const bytes = Buffer.from(out.finish());
+    const bytes = encodeAnswer(results);
     response.writeHead(200, { "content-type": "application/x-protobuf", "content-length": bytes.length });
     if (behaviour.kind === "take") response.end(bytes);
     else if (behaviour.when === "after") response.destroy();
@@ -118,14 +117,30 @@ export class FakeBus {
   }
 }
 
-function resultOf(refusal: Refusal | undefined, position: number): Uint8Array {
+/** A PublishResponse of such results. */
+export function encodeAnswer(results: readonly Uint8Array[]): Buffer {
+  const out = new BinaryWriter();
+  for (const result of results) out.tag(1, WireType.LengthDelimited).bytes(result);
+  // The first byte of an accepted one is its field 1.
+  const accepted = results.filter((result) => result[0] === 8).length;
+  out.tag(2, WireType.Varint).int32(accepted);
+  return Buffer.from(
+    out
+      .tag(3, WireType.Varint)
+      .int32(results.length - accepted)
+      .finish(),
+  );
+}
+
+/** An EventResult: of an accepted event, or of a refusal. */
+export function encodeResult(refusal: Refusal | undefined, position: number): Uint8Array {
   const out = new BinaryWriter();
   if (refusal === undefined) {
     out.tag(1, WireType.Varint).bool(true).tag(2, WireType.LengthDelimited).string("p0");
     return out.tag(3, WireType.LengthDelimited).string(String(position).padStart(6, "0")).finish();
   }
   out.tag(4, WireType.LengthDelimited).string(refusal.code);
-  out.tag(5, WireType.LengthDelimited).string("words");
+  out.tag(5, WireType.LengthDelimited).string(refusal.message ?? "words");
   return out.tag(6, WireType.Varint).bool(refusal.retryable).finish();
 }
 

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { PassThrough, Readable } from "node:stream";
 import { gzipSync } from "node:zlib";
 import { afterAll, afterEach, beforeEach, describe, expect, it } from "vitest";
+import { encodeAnswer, encodeResult } from "../../../clients/producer/test/fake-bus.js";
 import { encodeEvent, encodeRequest } from "../../contracts/encode-event.js";
 import { frames } from "../../contracts/envelope.js";
 import { type PublishOptions, publishBodies, publishFile } from "./publish.js";
@@ -59,17 +60,14 @@ class FakeBus {
     }
     const lines = body.toString("utf8").split("\n").slice(0, -1);
     const results = lines.map((line) => {
-      if (this.holds(line)) {
-        return { accepted: false, code: "TRB-BUS-TABLE-HELD", message: "later", retryable: true };
-      }
+      if (this.holds(line)) return { code: "TRB-BUS-TABLE-HELD", message: "later", retryable: true };
       this.lines.push(line);
       return line.includes("bad")
-        ? { accepted: false, code: "TRB-EVENT-MALFORMED", message: "no" }
-        : { accepted: true };
+        ? { code: "TRB-EVENT-MALFORMED", message: "no", retryable: false }
+        : undefined;
     });
-    const rejected = results.filter(({ accepted }) => !accepted).length;
-    response.setHeader("content-type", "application/json; charset=utf-8");
-    response.end(JSON.stringify({ results, accepted: lines.length - rejected, rejected }));
+    response.setHeader("content-type", "application/x-protobuf");
+    response.end(encodeAnswer(results.map((refusal) => encodeResult(refusal, 1))));
   }
 }
 

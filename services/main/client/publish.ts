@@ -1,7 +1,7 @@
 import type { Readable } from "node:stream";
+import { PROTOBUF } from "../../../clients/producer/src/bus-client.js";
 import { TributaryError } from "../../base/errors.js";
-import { EventSender, inParallel, NDJSON, PROTOBUF, type Receipt } from "./event-sender.js";
-import { HttpClient } from "./http-client.js";
+import { EventSender, inParallel, NDJSON, type Receipt } from "./event-sender.js";
 import { describeInput, fileBatches, type LineBatch, streamBatches } from "./ndjson-batches.js";
 import { ResumeFile, type ResumePoint } from "./resume-point.js";
 
@@ -72,17 +72,16 @@ const SHOWN_REJECTIONS = 20;
  * Errors before anything was sent: TRB-CLI-SOURCE, TRB-CLI-USAGE. Later ones are in the summary.
  */
 export async function publishFile(options: PublishOptions): Promise<PublishSummary> {
-  const client = clientOf(options);
+  const sender = senderOf(options);
   try {
-    return await new FilePublisher(options, client).run();
+    return await new FilePublisher(options, sender).run();
   } finally {
-    client.close();
+    sender.close();
   }
 }
 
 class FilePublisher {
   private readonly options: PublishOptions;
-  private readonly client: HttpClient;
   private readonly sender: EventSender;
   private readonly rejections: LineRejection[] = [];
   /** Receipts of batches that wait for an earlier one, by number. */
@@ -98,10 +97,9 @@ class FilePublisher {
   private totalBytes: number | undefined;
   private bytes = 0;
 
-  constructor(options: PublishOptions, client: HttpClient) {
+  constructor(options: PublishOptions, sender: EventSender) {
     this.options = options;
-    this.client = client;
-    this.sender = senderOf(options, client);
+    this.sender = sender;
   }
 
   async run(): Promise<PublishSummary> {
@@ -150,7 +148,7 @@ class FilePublisher {
     const file = await describeInput(input);
     this.totalBytes = file.size;
     const path = this.options.resumeFile ?? `${input}.tributary-resume`;
-    this.resume = new ResumeFile(path, file, this.client.origin);
+    this.resume = new ResumeFile(path, file, this.sender.origin);
     if (resume) this.point = (await this.resume.load()) ?? this.point;
     return fileBatches(file, this.point.offset, limits);
   }
@@ -251,8 +249,7 @@ export async function publishBodies(
     readonly onAnswer?: (receipt: Receipt) => void;
   },
 ): Promise<BodiesSummary> {
-  const client = clientOf(target);
-  const sender = senderOf(target, client);
+  const sender = senderOf(target);
   const rejectedByCode: Record<string, number> = {};
   const sum = { accepted: 0, rejected: 0, requests: 0, bytes: 0 };
   const started = performance.now();
@@ -268,16 +265,13 @@ export async function publishBodies(
       target.onAnswer?.(receipt);
     });
   } finally {
-    client.close();
+    sender.close();
   }
   return { ...sum, elapsedMs: performance.now() - started, rejectedByCode };
 }
 
-const clientOf = ({ url, token, concurrency = CONCURRENCY }: PublishTarget): HttpClient =>
-  new HttpClient({ url, token, connections: Math.max(1, concurrency) });
-
-const senderOf = ({ signal, patienceMs }: PublishTarget, client: HttpClient): EventSender =>
-  new EventSender(client, { signal, ...(patienceMs === undefined ? {} : { patienceMs }) });
+const senderOf = ({ concurrency = CONCURRENCY, ...target }: PublishTarget): EventSender =>
+  new EventSender({ ...target, connections: Math.max(1, concurrency) });
 
 async function* untilAborted<T>(items: AsyncIterable<T>, signal: AbortSignal | undefined): AsyncGenerator<T> {
   for await (const item of items) {
