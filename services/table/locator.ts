@@ -92,7 +92,9 @@ export class EntityLocator {
   /** Takes in a commit of this process's own, which need not be read back. */
   applied({ version, gone = [], placed = [], moved }: Applied): void {
     if (this.index === undefined || version <= this.version) return;
-    if (moved !== undefined && !this.move(moved.relocations, moved.sources)) return;
+    // With sources that the index has not seen yet, as with new files that were not read, it is taken in as another's.
+    if (moved !== undefined && (this.version !== version - 1 || !this.move(moved.relocations, moved.sources)))
+      return;
     for (const path of gone) this.files.kill(path);
     for (const placement of placed) this.place(placement);
     this.own.add(version);

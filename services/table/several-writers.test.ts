@@ -1,7 +1,9 @@
 import { afterEach, expect, test } from "vitest";
 import { overriding } from "../../test/support/faulty-store.js";
+import { seeds } from "../../test/support/lake.js";
 import { claimOf, expectedRows, TableWriter, type Write } from "../../test/support/table-writers.js";
 import { NEVER, openWorkbench } from "../../test/support/tables.js";
+import { writersRound } from "../../test/support/writers-round.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { compactUpserted } from "./compact.js";
 import { verifyTable } from "./verify.js";
@@ -192,3 +194,11 @@ async function redefine({ table }: TableWriter): Promise<void> {
   const request = { operation: "REPAIR", actions, expect: new Map(), basedOn: version } as const;
   expect(await table.commit({ ...request, serializable: false })).toMatchObject({ kind: "committed" });
 }
+
+test("in any interleaving the table is what the writes say, and every index what the table says", async () => {
+  for (const seed of seeds(4)) {
+    console.info(`several writers: TRIBUTARY_SEED=${seed}`);
+    const report = await writersRound(seed, store, duck, freshRoot());
+    console.info(JSON.stringify({ ...report, conflicts: [...report.conflicts] }));
+  }
+}, 120_000);

@@ -27,8 +27,7 @@ export class TurnScheduler {
     const actor = new Actor(name);
     this.actors.add(actor);
     const ended = work(actor.over(inner)).finally(() => {
-      actor.ended = true;
-      actor.changed();
+      actor.end();
     });
     return Promise.race([ended, actor.killed.then(() => undefined)]);
   }
@@ -74,7 +73,10 @@ class Actor {
     return this.queue[0]!.name;
   }
 
-  changed(): void {
+  /** What it has left running goes on unscheduled. */
+  end(): void {
+    this.ended = true;
+    for (const { go } of this.queue.splice(0)) void go(true);
     this.notify();
   }
 
@@ -97,6 +99,7 @@ class Actor {
 
   private gated(name: string, operation: () => Promise<unknown>): Promise<unknown> {
     if (this.dead) return new Promise(() => undefined);
+    if (this.ended) return operation();
     return new Promise((resolve, reject) => {
       this.queue.push({
         name,
@@ -108,7 +111,7 @@ class Actor {
           else reject(result.error);
         },
       });
-      this.changed();
+      this.notify();
     });
   }
 
