@@ -53,8 +53,10 @@ export interface Placement {
   readonly tombstones: boolean;
 }
 
-/** Files are looked through for fewer keys than this by these keys' slots alone. */
+/** So many keys of a batch are looked up by themselves, and only in files that can hold them. */
 const FEW_KEYS = 1000;
+/** What is not claimed any more is kept for so many batches. */
+const LINGER = 16;
 /** So many files must be gone before the index is searched for records that still name them. */
 const MANY_DEAD = 4096;
 
@@ -72,6 +74,8 @@ export class EntityLocator {
   /** Later versions that it has taken in: commits of this process's own. */
   private readonly own = new Set<number>();
   private files = new FileOrdinals();
+  /** Batches in a row that claimed less than is covered. */
+  private wide = 0;
   /** How many times the index was read from nothing. */
   loads = 0;
 
@@ -144,7 +148,7 @@ export class EntityLocator {
     claimed: Slots = EVERY_SLOT,
   ): Promise<Standing> {
     const { snapshot } = this.table;
-    await this.bringTo(snapshot, claimed, connection);
+    await this.bringTo(snapshot, hasMany(records, claimed) ? EVERY_SLOT : claimed, connection);
     const standing = new Standing(records, snapshot);
     const { index } = this;
     if (index === undefined) {
@@ -209,7 +213,9 @@ export class EntityLocator {
       if (KeyIndex.bytesFor(keysIn(snapshot, claimed)) > this.budgetBytes) return;
       this.loads++;
     }
-    if (!isWithin(this.covered, claimed)) this.drop(without(this.covered, claimed));
+    this.wide = isWithin(this.covered, claimed) ? 0 : this.wide + 1;
+    // What a single batch was about may come back: it was read at some cost.
+    if (this.wide > LINGER) this.drop(without(this.covered, claimed));
     if (!isWithin(claimed, this.covered) || this.index === undefined)
       await this.load(snapshot, without(claimed, this.covered), connection);
     this.version = snapshot.version;
@@ -360,6 +366,14 @@ export class EntityLocator {
         standing.set(ord, record, 0);
     });
   }
+}
+
+/** Whether too many of a batch's keys are beyond the claim to be looked up by themselves. */
+function hasMany(records: Uint32Array, claimed: Slots): boolean {
+  if (isEvery(claimed)) return false;
+  let beyond = 0;
+  for (let at = SLOT; at < records.length; at += WORDS) if (!holds(claimed, records[at]!)) beyond++;
+  return beyond > FEW_KEYS;
 }
 
 const slotsAt = (records: Uint32Array, ords: readonly number[]): Slots =>
