@@ -20,6 +20,7 @@ const FLOORS: Readonly<Record<string, number>> = {
   bus: 5,
   ingest: 5,
   follow: 5,
+  operate: 5,
   query: 5,
   main: 6,
 };

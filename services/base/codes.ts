@@ -227,6 +227,18 @@ export const CODES = {
     "use a version that knows it",
   ),
   "TRB-TABLE-NOT-FOUND": entry(404, false, "no such table", "see `tributary table ls` or GET /v1/tables"),
+  "TRB-LAKE-CLOSED": entry(
+    503,
+    true,
+    "this lake was closed because it moves; it can be read, not written",
+    "start ingest with the configuration of the lake that it has moved to",
+  ),
+  "TRB-LAKE-DIVERGED": entry(
+    409,
+    false,
+    "the lake to be copied to holds something else, or has gone on by itself",
+    "choose an empty place; if the move is done already, there is nothing left to copy",
+  ),
   "TRB-STORE-FAILED": entry(
     503,
     true,

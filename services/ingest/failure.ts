@@ -37,11 +37,19 @@ const isFileError = ({ type, message }: EngineError): boolean =>
   type === "Invalid" ||
   (type === "Invalid Input" && /^Failed to read file|magic bytes|Parquet file/i.test(message));
 
+const ENDS: ReadonlySet<Code> = new Set(["TRB-STREAM-FENCED", "TRB-LAKE-CLOSED"]);
+
+/** True of what `isFatal` says yes to because this lake has moved. */
+export function isLakeClosed(error: unknown): boolean {
+  if (error instanceof TributaryError && error.code === "TRB-LAKE-CLOSED") return true;
+  return error instanceof Error && isLakeClosed(error.cause);
+}
+
 /** After such an error, or what it has caused, only a new process helps. */
 export function isFatal(error: unknown): boolean {
   const engine = engineErrorOf(error);
   if (engine !== undefined && isEngineGone(engine)) return true;
-  // Another process does what this one did.
-  if (error instanceof TributaryError && error.code === "TRB-STREAM-FENCED") return true;
+  // Another process does what this one did, or another lake takes what this one took.
+  if (error instanceof TributaryError && ENDS.has(error.code)) return true;
   return error instanceof Error && error.cause !== undefined && isFatal(error.cause);
 }

@@ -14,6 +14,7 @@ import { CommitBudget } from "./commit-budget.js";
 import { Compactor } from "./compactor.js";
 import type { IngestContext } from "./context.js";
 import { ENTITY_TYPE, route, type Unreadable } from "./event-batch.js";
+import { isLakeClosed } from "./failure.js";
 import { Holdings } from "./holdings.js";
 import { type KeeperHost, LaneKeeper } from "./lane-keeper.js";
 import { foldersOf, parkedTables } from "./parked-log.js";
@@ -236,6 +237,8 @@ export class Pipeline implements PartitionHolder {
     const end = this.progress.advance();
     const { consumer } = this;
     if (end === undefined || consumer === undefined) return;
+    // The other lake begins at the record: what is parked here from now on has to come again there.
+    if (isLakeClosed(this.failure)) return;
     this.lowWaterWrite = this.lowWaterWrite
       .then(() => consumer.commit(end))
       .catch((error: unknown) =>

@@ -15,6 +15,7 @@ const PARAMETERS = {
   MERGE: { predicate: '["entities of the batch, greatest order first"]' },
   DELETE: { predicate: '["letters that were redriven"]' },
   REPAIR: {},
+  CLOSE: {},
   "VACUUM START": {},
   OPTIMIZE: { predicate: "[]", auto: "true" },
 } satisfies Readonly<Record<string, Readonly<Record<string, string>>>>;

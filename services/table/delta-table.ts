@@ -3,8 +3,9 @@ import type { Duck } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
 import type { ObjectStore } from "../storage/object-store.js";
-import { commitKey, encodeCommit, type MetaDataAction } from "./actions.js";
+import { commitKey, encodeCommit, type MetaDataAction, type ProtocolAction } from "./actions.js";
 import { type Change, concerns, RecentChanges } from "./changes.js";
+import { isClosed, requireOpen } from "./closing.js";
 import { commitInfo, stamped } from "./commit-info.js";
 import type { CommitRequest, CommitResult, ConflictReason } from "./commit-request.js";
 import { definition, mended, type TableSpec } from "./definition.js";
@@ -88,7 +89,7 @@ export class DeltaTable {
   /**
    * Opens the table at `root`, or makes it as its version 0; of two makers one wins and both get the winner's. A table
    * that an older Tributary made is brought up to its spec by one commit. Writers open tables this way.
-   * Errors: as `open`.
+   * Errors: as `open`; TRB-LAKE-CLOSED.
    */
   static async openOrCreate(
     store: ObjectStore,
@@ -101,6 +102,7 @@ export class DeltaTable {
     const existing = await DeltaTable.open(store, root, duck, options);
     if (existing !== undefined) {
       await requireNoGap(existing.place, existing.state);
+      existing.requireOpen();
       await existing.mend(spec);
       return existing;
     }
@@ -114,6 +116,7 @@ export class DeltaTable {
     const created = await DeltaTable.open(store, root, duck, options);
     if (created === undefined)
       throw new TributaryError("TRB-STORE-FAILED", "a new table's log is not readable");
+    await requireOpen(store);
     return created;
   }
 
@@ -139,6 +142,10 @@ export class DeltaTable {
   /** The table's own id in its metaData; stays with it for life. */
   get id(): string {
     return this.state.metaData!.id;
+  }
+
+  get protocol(): ProtocolAction {
+    return this.state.protocol!;
   }
 
   /** As of the last refresh or commit of this object. */
@@ -240,7 +247,7 @@ export class DeltaTable {
   /**
    * Publishes the actions as the next version, if everything in `expect` and every file they remove is still in
    * force. A concurrent commit that touches neither is stepped over. Files the actions name must be durable before.
-   * Errors: TRB-STORE-FAILED when the store's answer stays ambiguous.
+   * Errors: TRB-STORE-FAILED when the store's answer stays ambiguous; TRB-LAKE-CLOSED.
    */
   async commit(request: CommitRequest): Promise<CommitResult> {
     const result = await this.turns.run(() => this.tryCommit(request));
@@ -270,6 +277,7 @@ export class DeltaTable {
       // A put that failed may have happened, at once or late (I11): what stands there now decides.
       await this.advance(attempt);
       if (attempt.stands !== undefined) return { kind: "committed", version: attempt.stands };
+      this.requireOpen();
       if (failures >= PUT_ATTEMPTS) throw failure;
       const reason = this.conflict(request);
       if (reason !== undefined) return { kind: "conflict", reason };
@@ -295,6 +303,10 @@ export class DeltaTable {
       this.recent.push(this.state.apply(version, attempt.actions));
       return { kind: "committed", version };
     }
+  }
+
+  private requireOpen(): void {
+    if (isClosed(this.state.domains)) throw new TributaryError("TRB-LAKE-CLOSED");
   }
 
   private conflict(request: CommitRequest): ConflictReason | undefined {

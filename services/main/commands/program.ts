@@ -2,6 +2,7 @@ import { Command } from "commander";
 import { packageVersion } from "../../base/paths.js";
 import { addDeadLetterCommands } from "./dead-letters.js";
 import { addDemoCommand } from "./demo.js";
+import { addLakeCommands } from "./lake.js";
 import { addModelCommands } from "./models.js";
 import { addPublishCommand } from "./publish.js";
 import { addRepairCommand } from "./repair.js";
@@ -41,6 +42,7 @@ function program(json: boolean): Command {
   addTailCommand(root);
   addTokenCommand(root);
   addTableCommands(root);
+  addLakeCommands(root);
   addRepairCommand(root);
   addModelCommands(root);
   addDeadLetterCommands(root);

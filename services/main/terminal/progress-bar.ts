@@ -4,7 +4,7 @@ import { duration, grouped } from "./text-table.js";
 export interface Progress {
   /** From 0 to 1; undefined when the end is not known. */
   readonly fraction?: number | undefined;
-  /** Events so far, of this run. */
+  /** So far, of this run. */
   readonly count: number;
 }
 
@@ -29,7 +29,13 @@ export class ProgressBar {
   private shown: number;
   private last: Progress = { count: 0 };
 
-  constructor(stream: ProgressStream, label: string, now: () => number = () => performance.now()) {
+  /** `unit` is what is counted. */
+  constructor(
+    stream: ProgressStream,
+    label: string,
+    private readonly unit = "events",
+    now: () => number = () => performance.now(),
+  ) {
     this.stream = stream;
     this.label = label;
     this.now = now;
@@ -57,7 +63,7 @@ export class ProgressBar {
     const { fraction, count } = this.last;
     const elapsed = now - this.started;
     const rate = elapsed > 0 ? Math.round((count / elapsed) * 1000) : 0;
-    const parts = [`${grouped(count)} events`, `${grouped(rate)}/s`];
+    const parts = [`${grouped(count)} ${this.unit}`, `${grouped(rate)}/s`];
     if (fraction !== undefined && fraction < 1) {
       if (fraction > 0 && elapsed > 1000)
         parts.push(`${duration((elapsed / fraction) * (1 - fraction))} left`);

@@ -86,7 +86,7 @@ describe("a progress bar", () => {
   const bar = (isTTY: boolean, columns = 80) => {
     const state = { now: 0, text: "" };
     const stream = { isTTY, columns, write: (part: string) => (state.text += part) };
-    return { state, bar: new ProgressBar(stream, "publishing", () => state.now) };
+    return { state, bar: new ProgressBar(stream, "publishing", "events", () => state.now) };
   };
 
   it("draws over itself on a terminal, with share, rate and time left, within the line", () => {
