@@ -1,5 +1,6 @@
 import { type Failure, Retry } from "../base/retry.js";
 import type { TableStatus } from "../status/ingest-status.js";
+import { requireOpen } from "../table/closing.js";
 import type { IngestContext } from "./context.js";
 import { isFatal, tell } from "./failure.js";
 import type { ParkedChunk, ParkedEvents } from "./parked-format.js";
@@ -65,7 +66,11 @@ export class Parking {
   /** Resolves when the events are parked, however often that has to be tried. Rejects only after the signal. */
   async append(events: ParkedEvents): Promise<void> {
     await new Retry(this.signal).run(
-      () => this.log.append(this.context.stream, events),
+      async () => {
+        await this.log.append(this.context.stream, events);
+        // A lake that is closed since may have been copied without them: then they are to be read again elsewhere.
+        await requireOpen(this.context.store);
+      },
       (failure) => this.failed(failure),
     );
     this.tellBytes();

@@ -22,7 +22,8 @@ export const isMarkedClosed = async (store: ObjectStore): Promise<boolean> =>
   (await store.get(MARKER)) !== undefined;
 
 /**
- * For who has made a table, before it writes rows: whoever closes the lake after this look finds the table.
+ * For who has made a table, before it writes rows, or has put aside events, before they are forgotten elsewhere: whoever
+ * closes the lake after this look finds what was made.
  * Errors: TRB-LAKE-CLOSED.
  */
 export async function requireOpen(store: ObjectStore): Promise<void> {

@@ -1,9 +1,7 @@
 import type { Command } from "commander";
 import { loadConfig } from "../../base/config.js";
-import { openData } from "../../base/data-format.js";
-import { nodeFiles } from "../../base/files.js";
 import { copyLake, type LakeCopied, type LakeCopyProgress } from "../../operate/lake-copy.js";
-import { makeDataFolder, openStore, readingDuck, withStore } from "../compose/runtime.js";
+import { readingDuck, withNewStore, withStore } from "../compose/runtime.js";
 import { ProgressBar } from "../terminal/progress-bar.js";
 import { textTable } from "../terminal/text-table.js";
 import { configOf, type DataOptions, withData } from "./options.js";
@@ -38,12 +36,11 @@ async function copy({ to, close = false, ...options }: CopyOptions): Promise<Lak
   };
   const duck = await readingDuck();
   try {
-    return await withStore(configOf(options), async (source) => {
-      await makeDataFolder(destination);
-      await openData(nodeFiles, destination.data);
-      const target = await openStore(destination, `copy-${process.pid}`);
-      return copyLake({ source, target, duck, close, progress, signal: stopSignal() });
-    });
+    return await withStore(configOf(options), (source) =>
+      withNewStore(destination, (target) =>
+        copyLake({ source, target, duck, close, progress, signal: stopSignal() }),
+      ),
+    );
   } finally {
     for (const bar of bars.values()) bar.end();
     duck.close();

@@ -3,7 +3,7 @@ import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import pino, { type Logger } from "pino";
 import type { Config } from "../../base/config.js";
-import { checkData } from "../../base/data-format.js";
+import { checkData, openData } from "../../base/data-format.js";
 import { Duck } from "../../base/duckdb.js";
 import { TributaryError } from "../../base/errors.js";
 import { nodeFiles } from "../../base/files.js";
@@ -37,7 +37,21 @@ export async function withStore<T>(config: Config, use: (store: ObjectStore) => 
   }
   await checkData(nodeFiles, config.data);
   await makeDataFolder(config);
-  const user = `cli-${process.pid}`;
+  return withOpened(config, `cli-${process.pid}`, use);
+}
+
+/** As `withStore`, of a lake that need not be there yet. */
+export async function withNewStore<T>(config: Config, use: (store: ObjectStore) => Promise<T>): Promise<T> {
+  await makeDataFolder(config);
+  await openData(nodeFiles, config.data);
+  return withOpened(config, `cli-${process.pid}-new`, use);
+}
+
+async function withOpened<T>(
+  config: Config,
+  user: string,
+  use: (store: ObjectStore) => Promise<T>,
+): Promise<T> {
   const store = await openStore(config, user);
   const clear = () => {
     rmSync(store.staging, { recursive: true, force: true });
