@@ -70,6 +70,31 @@ const kafka = z.strictObject({
     .optional(),
 });
 
+const streamName = z.string().regex(/^[A-Za-z0-9._-]{1,128}$/, "expected 1 to 128 of A-Z a-z 0-9 . _ -");
+
+const kinesis = z.strictObject({
+  /** As AWS tools find it when not set; so are credentials. */
+  region: z.string().min(1).optional(),
+  /** A server that is not AWS's. */
+  endpoint: z.url().optional(),
+  /** A product domain's events have a stream of their own: this and the domain's name. Streams are made by operators. */
+  streamPrefix: streamName.default("tributary-"),
+  /** Streams by domain, where they are called otherwise; several domains may share one. */
+  streams: z.record(z.string(), streamName).default({}),
+  /** One stream for all domains. */
+  stream: streamName.optional(),
+  /** The DynamoDB table by which workers share shards; made where there is none. */
+  leaseTable: z
+    .string()
+    .regex(/^[A-Za-z0-9._-]{3,255}$/, "expected a table name")
+    .default("tributary-leases"),
+  leaseEndpoint: z.url().optional(),
+  /** A worker that is not heard of for so long is replaced. */
+  leaseMs: count(10_000, 1_000),
+  /** A throughput of its own for ingest in each shard (enhanced fan-out), which AWS bills by itself. */
+  fanOut: flag.default(false),
+});
+
 /** A JWKS is fetched over TLS; only from this machine may it come without. */
 const isKeyUrl = (text: string): boolean => {
   if (!URL.canParse(text)) return false;
@@ -154,9 +179,10 @@ export const configSchema = z.strictObject({
     .prefault({}),
   stream: z
     .strictObject({
-      /** A log on this machine's disk, or Kafka's topics. */
-      kind: z.enum(["embedded", "kafka"]).default("embedded"),
+      /** A log on this machine's disk, Kafka's topics, or streams of Amazon Kinesis. */
+      kind: z.enum(["embedded", "kafka", "kinesis"]).default("embedded"),
       kafka: kafka.prefault({}),
+      kinesis: kinesis.prefault({}),
       partitions: count(4),
       segmentBytes: count(64 * MiB),
     })

@@ -32,7 +32,7 @@ export async function runIngest(config: Config, project: Project): Promise<Runni
     await cleanUp(config);
     const metrics = new Registry();
     const store = await openStore(config, "ingest", metrics);
-    const reader = await openReader(config);
+    const reader = await openReader(config, metrics);
     const context = await openContext({
       config,
       store,

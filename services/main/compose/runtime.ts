@@ -2,6 +2,7 @@ import { existsSync, rmSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import pino, { type Logger } from "pino";
+import type { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
 import { checkData, openData } from "../../base/data-format.js";
 import { Duck } from "../../base/duckdb.js";
@@ -72,15 +73,13 @@ async function withOpened<T>(
 }
 
 /** The one stream for all domains. Errors: TRB-CONFIG where each domain has its own. */
-export async function openReader(config: Config): Promise<ChangeStreamReader> {
-  const { kind, kafka } = config.stream;
-  if (kind === "kafka" && kafka.topic === undefined) {
-    throw new TributaryError(
-      "TRB-CONFIG",
-      "stream.kafka.topic: expected one topic for all domains, found none",
-    );
-  }
-  const streams = await streamKind(config);
+export async function openReader(config: Config, metrics?: Registry): Promise<ChangeStreamReader> {
+  const { kind, kafka, kinesis } = config.stream;
+  const lacks = (setting: string) =>
+    new TributaryError("TRB-CONFIG", `stream.${setting}: expected one for all domains, found none`);
+  if (kind === "kafka" && kafka.topic === undefined) throw lacks("kafka.topic");
+  if (kind === "kinesis" && kinesis.stream === undefined) throw lacks("kinesis.stream");
+  const streams = await streamKind(config, metrics);
   return streams.reader(streams.nameOf(""));
 }
 

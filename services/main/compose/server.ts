@@ -167,8 +167,8 @@ interface ServiceParts {
 
 /** Resolves to what closes it. */
 async function addBus({ server, project, store, ...rest }: ServiceParts): Promise<() => Promise<void>> {
-  const { log, config } = rest;
-  const kind = await streamKind(config);
+  const { log, config, metrics } = rest;
+  const kind = await streamKind(config, metrics);
   const streams = new OpenStreams(kind, (name) => kind.writer(name), log);
   const registry = () => project.current.registry;
   await streams.want(registry().entityTypes());
@@ -179,9 +179,9 @@ async function addBus({ server, project, store, ...rest }: ServiceParts): Promis
 
 /** Resolves to what closes it. */
 async function addQuery({ server, project, store, ...rest }: ServiceParts): Promise<() => Promise<void>> {
-  const { config, log } = rest;
+  const { config, log, metrics } = rest;
   const duck = await readingDuck();
-  const kind = await streamKind(config);
+  const kind = await streamKind(config, metrics);
   const streams = new OpenStreams(kind, (name) => kind.reader(name), log);
   await streams.want(project.current.registry.entityTypes());
   project.onChange(({ registry }) => streams.wantSoon(registry.entityTypes()));

@@ -1,4 +1,5 @@
 import type { Logger } from "pino";
+import type { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
 import { layout } from "../../base/paths.js";
@@ -18,8 +19,12 @@ export interface StreamKind {
 }
 
 /** Clients of remote streams are loaded where they are configured, and nowhere else. */
-export async function streamKind(config: Config): Promise<StreamKind> {
+export async function streamKind(config: Config, metrics?: Registry): Promise<StreamKind> {
   if (config.stream.kind === "embedded") return embedded(config);
+  if (config.stream.kind === "kinesis") {
+    const { kinesisStreams } = await import("./kinesis-streams.js");
+    return kinesisStreams(config, metrics);
+  }
   const { kafkaStreams } = await import("./kafka-streams.js");
   return kafkaStreams(config);
 }

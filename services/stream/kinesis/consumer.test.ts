@@ -249,7 +249,7 @@ test("a consumer that slept longer than its lease delivers nothing before it has
 
 test("a shard's lag is a metric, and so are refused reads", async () => {
   const registry = new Registry();
-  const metrics = new KinesisMetrics(registry);
+  const metrics = KinesisMetrics.of(registry);
   let refuse = 1;
   kinesis.before = (command) => {
     if (command instanceof GetRecordsCommand && refuse-- > 0) throw throttled();

@@ -1,11 +1,22 @@
 import { Counter, Gauge, type Registry } from "prom-client";
 
+const all = new WeakMap<Registry, KinesisMetrics>();
+
 /** What Kinesis streams tell of themselves; one for all streams of a process. */
 export class KinesisMetrics {
   private readonly behind: Gauge<"stream" | "partition">;
   private readonly throttled: Counter<"stream" | "operation">;
 
-  constructor(registry: Registry) {
+  static of(registry: Registry): KinesisMetrics {
+    let metrics = all.get(registry);
+    if (metrics === undefined) {
+      metrics = new KinesisMetrics(registry);
+      all.set(registry, metrics);
+    }
+    return metrics;
+  }
+
+  private constructor(registry: Registry) {
     this.behind = new Gauge({
       name: "tributary_stream_behind_seconds",
       help: "How far behind its newest record a shard is read, as Kinesis tells, by the process that holds it.",
