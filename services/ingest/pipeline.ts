@@ -50,6 +50,8 @@ export class Pipeline implements PartitionHolder {
   private readonly reached = new Map<string, string>();
   private pendingBytes = 0;
   private lowWaterWrite: Promise<void> = Promise.resolve();
+  /** What the next low-water record will say, beside what stands there. */
+  private nextLowWater = new Map<string, string>();
   /** Ends a wait for events: something has landed, or it is time to stop. */
   private wake = new AbortController();
   private failure: unknown;
@@ -239,8 +241,16 @@ export class Pipeline implements PartitionHolder {
     if (end === undefined || consumer === undefined) return;
     // The other lake begins at the record: what is parked here from now on has to come again there.
     if (isLakeClosed(this.failure)) return;
+    const waits = this.nextLowWater.size > 0;
+    for (const [partition, position] of end) this.nextLowWater.set(partition, position);
+    // A record may cost a request and the time of one: what comes meanwhile shares the next.
+    if (waits) return;
     this.lowWaterWrite = this.lowWaterWrite
-      .then(() => consumer.commit(end))
+      .then(() => {
+        const next = this.nextLowWater;
+        this.nextLowWater = new Map();
+        return consumer.commit(next);
+      })
       .catch((error: unknown) =>
         this.context.log.warn({ err: error }, "the low-water record was not written"),
       );

@@ -56,6 +56,7 @@ export class KinesisConsumer implements StreamConsumer {
   private writing: Promise<void> | undefined;
   private wroteAt = Number.NEGATIVE_INFINITY;
   private hurry = new AbortController();
+  private leaving = 0;
   private readonly closing = new AbortController();
   private tending: Promise<void> = Promise.resolve();
 
@@ -122,7 +123,8 @@ export class KinesisConsumer implements StreamConsumer {
   private write(): Promise<void> {
     this.writing ??= this.writes.run(async () => {
       const pause = this.wroteAt + COMMIT_GAP_MS - performance.now();
-      if (pause > 0) await sleep(pause, undefined, { signal: this.hurry.signal }).catch(() => undefined);
+      if (pause > 0 && this.leaving === 0)
+        await sleep(pause, undefined, { signal: this.hurry.signal }).catch(() => undefined);
       // What is wanted from here on is for the next one.
       this.writing = undefined;
       await this.writeNow();
@@ -267,8 +269,15 @@ export class KinesisConsumer implements StreamConsumer {
   /** Delivers no more of them, and waits until what was delivered is done and written. */
   private async leave(shards: readonly string[]): Promise<void> {
     for (const shard of shards) this.feeds.remove(shard);
-    await this.options.holder?.revoked(shards);
-    await this.flush();
+    // Another waits for them: what is done is written at once.
+    this.leaving++;
+    this.hurry.abort();
+    try {
+      await this.options.holder?.revoked(shards);
+      await this.flush();
+    } finally {
+      this.leaving--;
+    }
   }
 
   private drop(shards: readonly string[]): void {
