@@ -1,6 +1,6 @@
-import { DynamoDBClient } from "@aws-sdk/client-dynamodb";
 import type { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
+import { connectDynamo } from "../../lease/connect-dynamo.js";
 import { DynamoLeaseStore } from "../../lease/dynamo-lease-store.js";
 import type { LeaseStore } from "../../lease/lease-store.js";
 import { domainOf } from "../../stream/domains.js";
@@ -18,10 +18,7 @@ export function kinesisStreams(config: Config, registry: Registry | undefined): 
   const log = openLog(config);
   const metrics = registry === undefined ? {} : { metrics: KinesisMetrics.of(registry) };
   const client = connectKinesis({ region, endpoint, fanOut });
-  const dynamo = new DynamoDBClient({
-    ...(region === undefined ? {} : { region }),
-    ...(leaseEndpoint === undefined ? {} : { endpoint: leaseEndpoint }),
-  });
+  const dynamo = connectDynamo({ region, endpoint: leaseEndpoint });
   const leases = (stream: string): Promise<LeaseStore> =>
     DynamoLeaseStore.open({ client: dynamo, table: leaseTable, group: stream });
   return {
