@@ -17,6 +17,7 @@ const FLOORS: Readonly<Record<string, number>> = {
   tenancy: 4,
   models: 4,
   status: 4,
+  offload: 4,
   bus: 5,
   ingest: 5,
   follow: 5,

@@ -160,10 +160,22 @@ export const CODES = {
   "TRB-EVENT-REFERENCE": entry(
     400,
     false,
-    "offloaded payloads cannot be taken yet",
-    "send the payload inline",
+    "payload_reference does not name a payload of this tenant and type",
+    "use the uri, sha256 and size that POST /v1/uploads was asked with",
   ),
   // --- the bus and its stream ---------------------------------------------------------------------------
+  "TRB-EVENT-PAYLOAD-MISSING": entry(
+    400,
+    false,
+    "the payload that the event refers to is not in the object store, or is of another size",
+    "upload it (POST /v1/uploads), then publish the event again; of a dead letter, restore the object and redrive",
+  ),
+  "TRB-EVENT-PAYLOAD-CORRUPT": entry(
+    500,
+    false,
+    "the payload that the event refers to is not what it was",
+    "restore the object from a copy, then `tributary deadletter redrive`",
+  ),
   "TRB-BUS-BUSY": entry(
     429,
     true,

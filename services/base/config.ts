@@ -167,14 +167,22 @@ export const configSchema = z.strictObject({
     .strictObject({
       maxBodyBytes: count(64 * MiB),
       maxEventsPerRequest: count(50_000),
-      /** Packed and unpacked size of one inline payload. */
+      /** A payload of more bytes goes to the object store, and its event refers to it. */
       maxPayloadBytes: count(1_000_000),
+      /** The most bytes of a payload, packed and unpacked. */
+      maxOffloadBytes: whole(0, 64_000_000).default(64_000_000),
       /** What one request may ask for in all: its body, inflated, and its payloads, unpacked. */
       maxDecodedBytes: count(256 * MiB),
       /** Requests being read or waiting for their sync, by what has arrived; more is answered with 429. */
       maxInFlightBytes: count(256 * MiB),
       /** Accepted bytes that ingest has not landed yet; more is answered with 429, a producer that floods sooner than others. */
       maxLagBytes: count(512 * MiB),
+    })
+    .prefault({}),
+  offload: z
+    .strictObject({
+      /** Payloads in the object store that no event refers to are kept so long: longer than any stream and parking. */
+      keepMs: count(14 * 24 * 3600_000),
     })
     .prefault({}),
   stream: z

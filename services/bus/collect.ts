@@ -3,8 +3,10 @@ import { TributaryError } from "../base/errors.js";
 import { Frames } from "../contracts/envelope.js";
 import type { JsonEvent, JsonEvents } from "../contracts/json.js";
 import { elements, type Found, lines } from "../contracts/json-body.js";
+import { withReference } from "../contracts/payload-reference.js";
+import type { Offloaded } from "../offload/offloaded.js";
 import type { Grant } from "../tenancy/grant.js";
-import { ENVELOPE_BYTES, type EventGate, type Packed } from "./event-gate.js";
+import { ENVELOPE_BYTES, type EventGate, type Pending } from "./event-gate.js";
 import type { RoutedEvents } from "./outlets.js";
 import { Results } from "./response.js";
 import type { Work } from "./work.js";
@@ -27,6 +29,8 @@ export interface Collecting {
   readonly work: Work;
   readonly maxEvents: number;
   readonly maxPayloadBytes: number;
+  /** Where payloads of more bytes go. */
+  readonly offloaded: Offloaded;
   /** Notes bytes that are kept beside the body. */
   readonly grow: (bytes: number) => void;
 }
@@ -51,9 +55,9 @@ export async function collectProtobuf(body: Buffer, order: Collecting): Promise<
   order.grow(count * ANSWER_BYTES);
   const collector = new Collector(count, order);
   for (let i = 0; i < count; ) {
-    const run = collector.takeRun(i, body, starts, ends);
-    i = run.next;
-    if (run.packed) await collector.unpack(i - 1, run.packed, starts[i - 1]!, ends[i - 1]! - starts[i - 1]!);
+    const { next, pending } = collector.takeRun(i, body, starts, ends);
+    i = next;
+    if (pending) await collector.settle(i - 1, pending, body, starts[i - 1]!, ends[i - 1]!, starts[i - 1]!);
     else if (i < count) await work.rest();
   }
   return collector.finish(body);
@@ -99,12 +103,12 @@ async function collectText(
       collector.reject(i, event.code, event.message);
       continue;
     }
-    const packed = collector.take(i, event, 0, event.length, at);
-    if (packed) await collector.unpack(i, packed, at, event.length);
+    const pending = collector.take(i, event, 0, event.length, at);
+    const length = pending ? await collector.settle(i, pending, event, 0, event.length, at) : event.length;
     if (collector.refused(i)) continue;
-    grow(event.length);
-    converted.push(event);
-    at += event.length;
+    grow(length);
+    converted.push(event.subarray(0, length));
+    at += length;
   }
   return collector.finish(Buffer.concat(converted, at));
 }
@@ -126,8 +130,8 @@ class Collector {
     this.routes = new Uint16Array(count);
   }
 
-  /** Checks event `i`; where it is accepted, it will lie at `at` of the appended buffer. A packed payload is returned. */
-  take(i: number, bytes: Buffer, start: number, end: number, at: number): Packed | undefined {
+  /** Checks event `i`; where it is accepted, it will lie at `at` of the appended buffer. What is left to do is returned. */
+  take(i: number, bytes: Buffer, start: number, end: number, at: number): Pending | undefined {
     const { gate, grant } = this.order;
     const verdict = gate.check(bytes, start, end, grant);
     if (verdict === undefined) this.accept(gate.slot(), gate.route, at, end - start);
@@ -137,38 +141,88 @@ class Collector {
   }
 
   /**
-   * Takes events that stay where they are, from event `i` on, until it is time to rest or after one that is packed. A
-   * loop that may wait costs a third more for each event, so this one does not.
+   * Takes events that stay where they are, from event `i` on, until it is time to rest or after one with which there is
+   * more to do. A loop that may wait costs a third more for each event, so this one does not.
    */
   takeRun(
     i: number,
     bytes: Buffer,
     starts: readonly number[],
     ends: readonly number[],
-  ): { readonly next: number; readonly packed: Packed | undefined } {
+  ): { readonly next: number; readonly pending: Pending | undefined } {
     const { work } = this.order;
     const { count } = this.results;
     let next = i;
     while (next < count) {
       const start = starts[next]!;
       const end = ends[next]!;
-      const packed = this.take(next++, bytes, start, end, start);
-      if (packed || work.tired(end - start)) return { next, packed };
+      const pending = this.take(next++, bytes, start, end, start);
+      if (pending || work.tired(end - start)) return { next, pending };
     }
-    return { next, packed: undefined };
+    return { next, pending: undefined };
   }
 
-  /** Ends what `take` began, for an event of `length` bytes. Errors: TRB-REQ-TOO-LARGE. */
-  async unpack(i: number, packed: Packed, at: number, length: number): Promise<void> {
-    const { work, gate, maxPayloadBytes } = this.order;
+  /**
+   * Ends what `take` began, for the event bytes[start, end), which may become shorter where it stands. Resolves to its
+   * length, if it is accepted. Errors: TRB-REQ-TOO-LARGE.
+   */
+  async settle(
+    i: number,
+    pending: Pending,
+    bytes: Buffer,
+    start: number,
+    end: number,
+    at: number,
+  ): Promise<number> {
     // The gate looks at other requests' events meanwhile.
+    const { gate, work } = this.order;
     const slot = gate.slot();
     const { route } = gate;
-    const plain = await work.unpack(packed.compression, packed.bytes, maxPayloadBytes);
-    if (typeof plain === "string") this.results.codes[i] = plain;
-    else if (packed.checker.check(plain, 0, plain.length)) this.accept(slot, route, at, length);
-    else this.results.codes[i] = "TRB-EVENT-PAYLOAD-DECODE";
+    let length: number | Code;
+    if (pending.kind === "packed") length = (await this.unpack(pending)) ?? end - start;
+    else {
+      // What is referred to has to be taken in, and counts like what was sent.
+      if (pending.kind === "referring") work.decode(pending.reference.sizeBytes);
+      work.pause();
+      length = await this.elsewhere(pending, bytes, start, end).catch(storeFailed);
+      await work.begin();
+    }
+    if (typeof length === "string") {
+      this.results.codes[i] = length;
+      return 0;
+    }
+    this.accept(slot, route, at, length);
+    return length;
+  }
+
+  /** The code with which a packed payload is refused. Errors: TRB-REQ-TOO-LARGE. */
+  private async unpack({
+    compression,
+    bytes,
+    checker,
+  }: Pending & { kind: "packed" }): Promise<Code | undefined> {
+    const { work, maxPayloadBytes } = this.order;
+    const plain = await work.unpack(compression, bytes, maxPayloadBytes);
+    if (typeof plain === "string") return plain;
+    const fits = checker.check(plain, 0, plain.length);
     if (work.tired(plain.length)) await work.rest();
+    return fits ? undefined : "TRB-EVENT-PAYLOAD-DECODE";
+  }
+
+  /** Length or code of an event whose payload is, or is put, into the object store. Errors: TRB-STORE-FAILED. */
+  private async elsewhere(
+    pending: Exclude<Pending, { kind: "packed" }>,
+    bytes: Buffer,
+    start: number,
+    end: number,
+  ): Promise<number | Code> {
+    const { offloaded } = this.order;
+    if (pending.kind === "referring") {
+      return (await offloaded.holds(pending.reference)) ? end - start : "TRB-EVENT-PAYLOAD-MISSING";
+    }
+    const reference = await offloaded.put(pending.tenant, pending.typeUrl, pending.bytes);
+    // In the place of the payload, which is not looked at any more.
+    return withReference(bytes, start, end, reference).copy(bytes, start);
   }
 
   refused(i: number): boolean {
@@ -202,6 +256,12 @@ class Collector {
     this.slots[next] = slot;
     this.routes[next] = route;
   }
+}
+
+/** Of a store that fails: the event may be sent again, and others are none the worse. */
+function storeFailed(error: unknown): Code {
+  if (error instanceof TributaryError) return error.code;
+  throw error;
 }
 
 const tooMany = (maxEvents: number) =>

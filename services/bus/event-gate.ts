@@ -1,7 +1,9 @@
 import type { Code } from "../base/codes.js";
+import type { Config } from "../base/config.js";
 import { ByteTable } from "../contracts/byte-table.js";
 import { COMPRESSION_NONE, Envelope } from "../contracts/envelope.js";
 import { PayloadChecker } from "../contracts/payload.js";
+import { type PayloadReference, referenceOf } from "../contracts/payload-reference.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
 import { slotOf } from "../contracts/slot.js";
 import type { Grant } from "../tenancy/grant.js";
@@ -16,26 +18,47 @@ interface PayloadType {
   readonly route: number;
 }
 
-/** A payload that still has to be unpacked; all else about its event is well. */
-export interface Packed {
+/** What is still to be done about an event with which all else is well. */
+export type Pending = Packed | Large | Referring;
+
+/** Its payload has to be unpacked and looked at. */
+interface Packed {
+  readonly kind: "packed";
   readonly compression: number;
   readonly bytes: Buffer;
   readonly checker: PayloadChecker;
 }
 
+/** Its payload goes to the object store. Whether it decodes is found out where it lands. */
+interface Large {
+  readonly kind: "large";
+  readonly tenant: string;
+  readonly typeUrl: string;
+  readonly bytes: Buffer;
+}
+
+/** Its producer says that the payload is in the object store. */
+interface Referring {
+  readonly kind: "referring";
+  readonly reference: PayloadReference;
+}
+
+type Sizes = Pick<Config["bus"], "maxPayloadBytes" | "maxOffloadBytes">;
+
 /** Everything one event is checked for before it enters the stream, without making objects for it. */
 export class EventGate {
   private readonly envelope = new Envelope();
   private readonly types: ByteTable<PayloadType>;
-  private readonly maxPayloadBytes: number;
+  private readonly sizes: Sizes;
+  private readonly mostBytes: number;
   private readonly held: Pick<HeldTypes, "has">;
   /** The outlet of the event that was checked last. */
   route = 0;
 
-  /** Payloads may have `maxPayloadBytes`, packed and unpacked. `routeOf` tells a type's outlet. */
+  /** `routeOf` tells a type's outlet. */
   constructor(
     registry: ProtoRegistry,
-    maxPayloadBytes: number,
+    sizes: Sizes,
     held: Pick<HeldTypes, "has">,
     routeOf: (entityType: string) => number,
   ) {
@@ -46,16 +69,18 @@ export class EventGate {
       const checker = new PayloadChecker(registry.entityType(name)!);
       this.types.add(bytes, 0, bytes.length, { name, checker, route: routeOf(name) });
     }
-    this.maxPayloadBytes = maxPayloadBytes;
+    this.sizes = sizes;
+    this.mostBytes = Math.max(sizes.maxPayloadBytes, sizes.maxOffloadBytes);
     this.held = held;
   }
 
   /**
-   * The code with which bytes[start, end) are refused; undefined when they are an event this grant may publish; its
-   * payload when only that is left to look at.
+   * The code with which bytes[start, end) are refused; undefined when they are an event this grant may publish; what is
+   * left to do when only its payload is.
    */
-  check(bytes: Buffer, start: number, end: number, grant: Grant): Code | Packed | undefined {
-    if (end - start > this.maxPayloadBytes + ENVELOPE_BYTES) return "TRB-EVENT-PAYLOAD-SIZE";
+  check(bytes: Buffer, start: number, end: number, grant: Grant): Code | Pending | undefined {
+    const { maxPayloadBytes } = this.sizes;
+    if (end - start > this.mostBytes + ENVELOPE_BYTES) return "TRB-EVENT-PAYLOAD-SIZE";
     const envelope = this.envelope;
     const code = envelope.read(bytes, start, end);
     if (code !== undefined) return code;
@@ -64,15 +89,33 @@ export class EventGate {
     if (type === undefined) return "TRB-EVENT-ENTITY-TYPE";
     if (!grant.allowsEntityType(type.name)) return "TRB-AUTH-ENTITY-TYPE";
     this.route = type.route;
-    if (envelope.referenceStart >= 0) return "TRB-EVENT-REFERENCE";
     const { payloadStart, payloadEnd, compression } = envelope;
-    if (payloadEnd - payloadStart > this.maxPayloadBytes) return "TRB-EVENT-PAYLOAD-SIZE";
+    const payloadBytes = payloadEnd - payloadStart;
+    if (payloadBytes > maxPayloadBytes || envelope.referenceStart >= 0) return this.elsewhere(type.name);
+    if (end - start > maxPayloadBytes + ENVELOPE_BYTES) return "TRB-EVENT-PAYLOAD-SIZE";
     if (payloadStart >= 0 && compression === COMPRESSION_NONE) {
       if (!type.checker.check(bytes, payloadStart, payloadEnd)) return "TRB-EVENT-PAYLOAD-DECODE";
     }
     if (this.held.has(type.name)) return "TRB-BUS-TABLE-HELD";
     if (payloadStart < 0 || compression === COMPRESSION_NONE) return undefined;
-    return { compression, bytes: bytes.subarray(payloadStart, payloadEnd), checker: type.checker };
+    const payload = bytes.subarray(payloadStart, payloadEnd);
+    return { kind: "packed", compression, bytes: payload, checker: type.checker };
+  }
+
+  /** An event whose payload does not travel with it. */
+  private elsewhere(typeName: string): Code | Pending {
+    const { envelope } = this;
+    const { maxOffloadBytes } = this.sizes;
+    if (this.held.has(typeName)) return "TRB-BUS-TABLE-HELD";
+    const payload = envelope.payload();
+    if (payload === undefined) {
+      const reference = referenceOf(envelope);
+      if (reference === undefined) return "TRB-EVENT-REFERENCE";
+      if (reference.sizeBytes > maxOffloadBytes) return "TRB-EVENT-PAYLOAD-SIZE";
+      return { kind: "referring", reference };
+    }
+    if (payload.length > maxOffloadBytes) return "TRB-EVENT-PAYLOAD-SIZE";
+    return { kind: "large", tenant: envelope.tenantId(), typeUrl: envelope.typeUrl(), bytes: payload };
   }
 
   /** The slot of the event that was checked last. */

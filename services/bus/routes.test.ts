@@ -51,7 +51,7 @@ interface Answer {
 let bus: TestBus;
 let authorization: string;
 beforeEach(async () => {
-  bus = await startTestBus({ maxPayloadBytes: 2000, maxEventsPerRequest: 20 });
+  bus = await startTestBus({ maxPayloadBytes: 2000, maxOffloadBytes: 2000, maxEventsPerRequest: 20 });
   authorization = await bus.bearer();
 });
 afterEach(() => bus.close());

@@ -3,11 +3,13 @@ import type { Registry } from "prom-client";
 import { Admission, type Reservation } from "../base/admission.js";
 import { giveUpUnread, onceAnswered, sendPieces } from "../base/answers.js";
 import { BodyReader, isGzip } from "../base/body-reader.js";
+import type { Code } from "../base/codes.js";
 import type { Config } from "../base/config.js";
 import { TributaryError } from "../base/errors.js";
 import { errorResponses } from "../base/http.js";
 import { JsonEvents } from "../contracts/json.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
+import type { Offloaded } from "../offload/offloaded.js";
 import type { IngestStatus } from "../status/ingest-status.js";
 import type { ChangeStreamWriter } from "../stream/change-stream.js";
 import type { Streams } from "../stream/domains.js";
@@ -24,6 +26,8 @@ import { Work, Workshop } from "./work.js";
 
 export interface BusOptions {
   readonly streams: Streams<ChangeStreamWriter>;
+  /** Where payloads lie that are too large for a stream. */
+  readonly offloaded: Offloaded;
   /** The descriptors now in force; asked with every request. */
   readonly registry: () => ProtoRegistry;
   readonly verifier: TokenVerifier;
@@ -63,6 +67,9 @@ export async function registerBus(app: FastifyInstance, options: BusOptions): Pr
   options.log.info({ entityTypes }, "bus takes events");
 }
 
+/** What keeps events from being taken that are well. */
+const UNABLE: readonly Code[] = ["TRB-BUS-TABLE-HELD", "TRB-STORE-FAILED"];
+
 /** What events are checked by; a request keeps what it began with. */
 interface Contracts {
   readonly registry: ProtoRegistry;
@@ -72,6 +79,7 @@ interface Contracts {
 
 class Publisher {
   private readonly limits: Config["bus"];
+  private readonly offloaded: Offloaded;
   private readonly admission: Admission;
   private readonly outlets: Outlets;
   private readonly workshop = new Workshop();
@@ -79,8 +87,9 @@ class Publisher {
   private readonly writer = new ResponseWriter();
   private readonly metrics: BusMetrics;
 
-  constructor({ streams, registry, config, metrics }: BusOptions, held: HeldTypes) {
+  constructor({ streams, offloaded, registry, config, metrics }: BusOptions, held: HeldTypes) {
     this.limits = config.bus;
+    this.offloaded = offloaded;
     this.admission = new Admission(
       config.bus.maxInFlightBytes,
       () => new TributaryError("TRB-BUS-BUSY", "too much is in flight; nothing was accepted"),
@@ -96,7 +105,7 @@ class Publisher {
     this.contracts = () => {
       const now = registry();
       if (known?.registry === now) return known;
-      const gate = new EventGate(now, config.bus.maxPayloadBytes, held, (type) => outlets.routeOf(type));
+      const gate = new EventGate(now, config.bus, held, (type) => outlets.routeOf(type));
       known = { registry: now, gate, json: new JsonEvents(now) };
       return known;
     };
@@ -117,9 +126,8 @@ class Publisher {
       const pieces = await reader.read(reservation);
       const { results, events } = await this.collect(type, pieces, contracts, grant, reservation);
       // Nothing is accepted that could not land: the producer is told by the status, too.
-      if (results.accepted === 0 && results.codes.includes("TRB-BUS-TABLE-HELD")) {
-        throw new TributaryError("TRB-BUS-TABLE-HELD");
-      }
+      const unable = UNABLE.find((code) => results.codes.includes(code));
+      if (results.accepted === 0 && unable !== undefined) throw new TributaryError(unable);
       const stored = await this.outlets.append(results, events, grant.bearerShare);
       this.metrics.count(results);
       status = 200;
@@ -152,6 +160,7 @@ class Publisher {
         work,
         maxEvents: maxEventsPerRequest,
         maxPayloadBytes,
+        offloaded: this.offloaded,
         grow: reservation.grow,
       };
       if (type === PROTOBUF) return await collectProtobuf(body, order);
@@ -303,6 +312,7 @@ const publishSchema = {
       "TRB-BUS-BUSY",
       "TRB-BUS-TABLE-HELD",
       "TRB-BUS-STREAM-DOWN",
+      "TRB-STORE-FAILED",
       "TRB-BUS-DRAINING",
     ),
   },

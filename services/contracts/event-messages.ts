@@ -21,7 +21,10 @@ const MESSAGES: Partial<Record<Code, string>> = {
   "TRB-EVENT-PAYLOAD-SIZE": "payload: expected fewer bytes, packed and unpacked",
   "TRB-EVENT-COMPRESSION":
     "payload_compression: expected COMPRESSION_GZIP, COMPRESSION_ZSTD or none, and bytes packed that way",
-  "TRB-EVENT-REFERENCE": "payload_reference: expected an inline payload",
+  "TRB-EVENT-REFERENCE":
+    "payload_reference: expected uri offload/<tenant_id>/<sha256 hex>, the 32 bytes of sha256, a type_url that ends in /<entity_type> and size_bytes of at least 1",
+  "TRB-EVENT-PAYLOAD-MISSING":
+    "payload_reference: expected an object at uri that has size_bytes; upload it, then publish the event again",
   "TRB-BUS-BUSY":
     "entity_type: expected one whose stream takes events now; this event was not accepted: send it again later",
   "TRB-BUS-STREAM-DOWN":

@@ -8,7 +8,10 @@ import { buildServer, type HttpServer } from "../../services/base/http.js";
 import { packageRoot } from "../../services/base/paths.js";
 import { registerBus } from "../../services/bus/routes.js";
 import { ProtoRegistry } from "../../services/contracts/registry.js";
+import { Offloaded } from "../../services/offload/offloaded.js";
 import type { IngestStatus } from "../../services/status/ingest-status.js";
+import { FileStore } from "../../services/storage/file-store.js";
+import type { ObjectStore } from "../../services/storage/object-store.js";
 import type { ChangeStreamWriter } from "../../services/stream/change-stream.js";
 import type { Streams } from "../../services/stream/domains.js";
 import { requireRole } from "../../services/tenancy/http-auth.js";
@@ -21,6 +24,8 @@ export const testRegistry = ProtoRegistry.load([join(packageRoot, "proto")]);
 export interface TestBus {
   readonly server: HttpServer;
   readonly stream: MemoryStream;
+  /** Where large payloads go. */
+  readonly store: ObjectStore;
   readonly key: SigningKey;
   /** An Authorization header; by default of a producer for all tenants. */
   bearer(token?: Partial<TokenInit>): Promise<string>;
@@ -31,6 +36,8 @@ export interface TestBusOptions {
   readonly notReady?: () => string | undefined;
   readonly http?: Partial<Config["http"]>;
   readonly status?: () => Promise<IngestStatus | undefined>;
+  /** Wraps the store of large payloads. */
+  readonly store?: (inner: ObjectStore) => ObjectStore;
   /** By domain, instead of one for all. */
   readonly streams?: Streams<ChangeStreamWriter>;
 }
@@ -38,7 +45,7 @@ export interface TestBusOptions {
 /** A bus on a stream in memory, with everything else real. */
 export async function startTestBus(
   limits: Partial<Config["bus"]> = {},
-  { notReady, http = {}, status = async () => undefined, streams }: TestBusOptions = {},
+  { notReady, http = {}, status = async () => undefined, streams, store: wrap }: TestBusOptions = {},
 ): Promise<TestBus> {
   const folder = mkdtempSync(join(tmpdir(), "bus-"));
   const key = await SigningKey.openOrCreate(join(folder, "keys"));
@@ -46,6 +53,8 @@ export async function startTestBus(
   const metrics = new Registry();
   const log = pino({ level: "silent" });
   const stream = new MemoryStream();
+  const inner = await FileStore.open({ folder: join(folder, "lake"), staging: join(folder, "staging") });
+  const store = wrap?.(inner) ?? inner;
   const config = loadConfig({ bus: limits, http }, { env: {} });
   const server = await buildServer({
     log,
@@ -55,6 +64,7 @@ export async function startTestBus(
     ...(notReady && { notReady }),
   });
   await registerBus(server.app, {
+    offloaded: new Offloaded(store, 2 * 3600_000),
     streams: streams ?? { nameOf: () => stream.name, stream: () => stream },
     registry: () => testRegistry,
     verifier,
@@ -66,6 +76,7 @@ export async function startTestBus(
   return {
     server,
     stream,
+    store,
     key,
     bearer: async (token = {}) =>
       `Bearer ${await signToken(key, "tributary", { role: "producer", tenants: "*", subject: "test", expiresIn: 60, ...token })}`,

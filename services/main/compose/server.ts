@@ -9,6 +9,7 @@ import { registerBus } from "../../bus/routes.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
 import { LakeCatalog } from "../../query/lake-catalog.js";
 import { registerQuery } from "../../query/routes.js";
+import { Offloaded } from "../../offload/offloaded.js";
 import { type IngestStatus, readIngestStatus } from "../../status/ingest-status.js";
 import type { ObjectStore } from "../../storage/object-store.js";
 import type { Role } from "../../tenancy/grant.js";
@@ -18,7 +19,11 @@ import { signToken, TokenVerifier } from "../../tenancy/tokens.js";
 import { IngestSupervisor } from "./ingest-supervisor.js";
 import { openStore } from "./lake-store.js";
 import { ProjectKeeper } from "./project-keeper.js";
+<<<<<<< HEAD
 import { makeDataFolder, openKey, openLog, readingDuck } from "./runtime.js";
+=======
+import { makeDataFolder, openKey, openLog, openStore, readingDuck } from "./runtime.js";
+>>>>>>> 7b0904e (feat(offload): payloads beyond a megabyte go to the object store before their events go to the stream)
 import { OpenStreams, streamKind } from "./streams.js";
 
 export interface ServerParts {
@@ -173,7 +178,14 @@ async function addBus({ server, project, store, ...rest }: ServiceParts): Promis
   const registry = () => project.current.registry;
   await streams.want(registry().entityTypes());
   project.onChange(({ registry: changed }) => streams.wantSoon(changed.entityTypes()));
-  await registerBus(server.app, { ...rest, streams, registry, status: () => readIngestStatus(store) });
+  const offloaded = new Offloaded(store, config.offload.keepMs);
+  await registerBus(server.app, {
+    ...rest,
+    streams,
+    offloaded,
+    registry,
+    status: () => readIngestStatus(store),
+  });
   return () => streams.close();
 }
 

@@ -1,0 +1,221 @@
+import { createHash, randomBytes } from "node:crypto";
+import { utimesSync } from "node:fs";
+import { join } from "node:path";
+import { gzipSync } from "node:zlib";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { startTestBus, type TestBus, testRegistry } from "../../test/support/bus-server.js";
+import { overriding } from "../../test/support/faulty-store.js";
+import { TributaryError } from "../base/errors.js";
+import { type EventInit, encodeEvent, encodeRequest } from "../contracts/encode-event.js";
+import { Envelope } from "../contracts/envelope.js";
+import { referenceOf, uriOf } from "../contracts/payload-reference.js";
+
+/** Payloads that are too large for a stream. */
+
+const PublishResponse = testRegistry.codec("tributary.v1.PublishResponse");
+const File = testRegistry.codec("scm.v1.File");
+const payloadOf = (bytes: number): Buffer =>
+  Buffer.from(File.encode(File.create({ path: randomBytes(bytes).toString("hex") })).finish());
+const sha256 = (bytes: Uint8Array): Buffer => createHash("sha256").update(bytes).digest();
+const eventOf = (value: Buffer, more: Partial<EventInit> = {}): EventInit => ({
+  tenantId: "acme",
+  entityType: "scm.v1.File",
+  entityId: "large",
+  operation: 2,
+  version: 7,
+  occurredAt: { seconds: 5 },
+  payload: { value },
+  attributes: { producer: "test" },
+  eventId: "e-1",
+  ...more,
+});
+const referring = (payload: Uint8Array, more: Partial<EventInit> = {}): EventInit => {
+  const { payload: _, ...event } = eventOf(Buffer.alloc(0), more);
+  const reference = {
+    uri: uriOf(event.tenantId!, sha256(payload)),
+    typeUrl: "type.googleapis.com/scm.v1.File",
+    sizeBytes: payload.length,
+    sha256: sha256(payload),
+  };
+  return { reference, ...event };
+};
+
+let bus: TestBus;
+let authorization: string;
+let failing: boolean;
+beforeEach(async () => {
+  failing = false;
+  bus = await startTestBus(
+    { maxPayloadBytes: 1000, maxOffloadBytes: 20_000, maxDecodedBytes: 100_000 },
+    {
+      store: (inner) =>
+        overriding(inner, {
+          putIfAbsent: async (key, bytes) => {
+            if (failing) throw new TributaryError("TRB-STORE-FAILED");
+            return inner.putIfAbsent(key, bytes);
+          },
+        }),
+    },
+  );
+  authorization = await bus.bearer();
+});
+afterEach(() => bus.close());
+
+async function publish(...events: EventInit[]) {
+  const reply = await bus.server.app.inject({
+    method: "POST",
+    url: "/v1/events",
+    headers: { authorization, "content-type": "application/x-protobuf" },
+    payload: encodeRequest(events.map(encodeEvent)),
+  });
+  if (reply.statusCode !== 200)
+    return { status: reply.statusCode, results: [], error: reply.json() as unknown };
+  const { results } = PublishResponse.toObject(PublishResponse.decode(reply.rawPayload)) as {
+    results: { accepted?: boolean; code?: string; message?: string; retryable?: boolean }[];
+  };
+  return { status: 200, results, error: undefined };
+}
+const codes = async (...events: EventInit[]) => (await publish(...events)).results.map(({ code }) => code);
+
+function storedEvents() {
+  return bus.stream.stored.map(({ bytes }) => {
+    const envelope = new Envelope();
+    expect(envelope.read(bytes, 0, bytes.length)).toBeUndefined();
+    return { envelope, reference: referenceOf(envelope) };
+  });
+}
+
+test("a large payload lies in the store before its event, which refers to it, is on the stream", async () => {
+  const release = bus.stream.hold();
+  const large = payloadOf(4000);
+  const answer = publish(
+    eventOf(payloadOf(10), { entityId: "before" }),
+    eventOf(large),
+    eventOf(payloadOf(10)),
+  );
+  while (bus.stream.appends === 0) await new Promise((resolve) => setTimeout(resolve, 1));
+  const key = uriOf("acme", sha256(large));
+  expect((await bus.store.get(key))?.equals(large)).toBe(true);
+  release();
+  expect((await answer).results.map(({ accepted }) => accepted)).toEqual([true, true, true]);
+  const [found, ...others] = storedEvents().filter(({ reference }) => reference !== undefined);
+  expect(others).toEqual([]);
+  const { envelope, reference } = found!;
+  expect(reference).toEqual({
+    uri: key,
+    typeUrl: "type.googleapis.com/scm.v1.File",
+    sizeBytes: large.length,
+    sha256: sha256(large),
+  });
+  // All else is as it was published.
+  expect([envelope.entityId(), envelope.version(), envelope.eventId(), envelope.occurredSeconds]).toEqual([
+    "large",
+    7n,
+    "e-1",
+    5,
+  ]);
+  expect(envelope.attributeMap()).toEqual(new Map([["producer", "test"]]));
+});
+
+test("the limits: what is not over the one stays inline, what is over the other is refused", async () => {
+  const framed = (bytes: number) => payloadOf(bytes / 2 - 10);
+  expect(
+    await codes(
+      eventOf(framed(900)),
+      eventOf(framed(1100)),
+      eventOf(framed(19_000)),
+      eventOf(framed(21_000)),
+    ),
+  ).toEqual([undefined, undefined, undefined, "TRB-EVENT-PAYLOAD-SIZE"]);
+  expect(storedEvents().filter(({ reference }) => reference !== undefined).length).toBe(2);
+});
+
+test("a packed payload is offloaded as it is", async () => {
+  const packed = gzipSync(payloadOf(4000));
+  expect(await codes(eventOf(packed, { compression: 1 }))).toEqual([undefined]);
+  const [stored] = storedEvents();
+  expect(stored?.envelope.compression).toBe(1);
+  expect((await bus.store.get(stored!.reference!.uri))?.equals(packed)).toBe(true);
+});
+
+test("the same payload twice is one object; a damaged one is mended by it", async () => {
+  const large = payloadOf(2000);
+  await publish(eventOf(large), eventOf(large, { entityId: "other" }));
+  const key = uriOf("acme", sha256(large));
+  await bus.store.put(key, large.subarray(5));
+  await publish(eventOf(large));
+  expect((await bus.store.get(key))?.equals(large)).toBe(true);
+});
+
+test("while the store fails, its events alone may be sent again", async () => {
+  failing = true;
+  const { results } = await publish(eventOf(payloadOf(10)), eventOf(payloadOf(4000)));
+  expect(results.map(({ code, retryable }) => [code, retryable])).toEqual([
+    [undefined, undefined],
+    ["TRB-STORE-FAILED", true],
+  ]);
+  expect((await publish(eventOf(payloadOf(4000)))).status).toBe(503);
+  failing = false;
+  expect(await codes(eventOf(payloadOf(4000)))).toEqual([undefined]);
+});
+
+describe("a reference that a producer makes", () => {
+  test("is accepted once its payload is there", async () => {
+    const payload = payloadOf(5000);
+    expect(await codes(referring(payload))).toEqual(["TRB-EVENT-PAYLOAD-MISSING"]);
+    await bus.store.put(uriOf("acme", sha256(payload)), payload.subarray(1));
+    expect(await codes(referring(payload))).toEqual(["TRB-EVENT-PAYLOAD-MISSING"]);
+    await bus.store.put(uriOf("acme", sha256(payload)), payload);
+    expect(await codes(referring(payload))).toEqual([undefined]);
+    expect(bus.stream.stored[0]?.bytes.equals(encodeEvent(referring(payload)))).toBe(true);
+  });
+
+  test("names its own tenant's payloads only; of others it learns nothing", async () => {
+    const payload = payloadOf(5000);
+    await bus.store.put(uriOf("umbrella", sha256(payload)), payload);
+    authorization = await bus.bearer({ tenants: ["acme"] });
+    const foreign = referring(payload);
+    const own = { ...foreign.reference!, uri: uriOf("umbrella", sha256(payload)) };
+    const [there, missing] = [payload, payloadOf(5000)].map((bytes) => referring(bytes));
+    // By its own name for it: the same answer whether the other tenant has it or nobody does.
+    expect(await codes(there!)).toEqual(await codes(missing!));
+    expect(await codes({ ...foreign, reference: own })).toEqual(["TRB-EVENT-REFERENCE"]);
+  });
+
+  test.each<readonly [string, Partial<NonNullable<EventInit["reference"]>>, string]>([
+    ["another hash", { sha256: Buffer.alloc(32) }, "TRB-EVENT-REFERENCE"],
+    ["no hash", { sha256: Buffer.alloc(0) }, "TRB-EVENT-REFERENCE"],
+    ["a path", { uri: "offload/acme/../umbrella/x" }, "TRB-EVENT-REFERENCE"],
+    ["another type", { typeUrl: "type.googleapis.com/scm.v1.Commit" }, "TRB-EVENT-REFERENCE"],
+    ["no size", { sizeBytes: 0 }, "TRB-EVENT-REFERENCE"],
+    ["a negative size", { sizeBytes: -1 }, "TRB-EVENT-REFERENCE"],
+    ["too large a size", { sizeBytes: 20_001 }, "TRB-EVENT-PAYLOAD-SIZE"],
+  ])("with %s is refused", async (_what, change, code) => {
+    const good = referring(payloadOf(3000));
+    expect(await codes({ ...good, reference: { ...good.reference!, ...change } })).toEqual([code]);
+  });
+
+  test("costs what it refers to: a request may ask for so much alone", async () => {
+    const payload = payloadOf(9000);
+    await bus.store.put(uriOf("acme", sha256(payload)), payload);
+    const many = Array.from({ length: 7 }, (_, i) => referring(payload, { entityId: `e${i}` }));
+    expect(await publish(...many)).toMatchObject({ status: 413 });
+    expect((await publish(...many.slice(0, 4))).status).toBe(200);
+  });
+
+  test("to an old payload renews it, so that nobody collects it meanwhile", async () => {
+    const payload = payloadOf(3000);
+    const key = uriOf("acme", sha256(payload));
+    await bus.store.put(key, payload);
+    const age = () => bus.store.withLocal([key], async ([path]) => path!);
+    const old = new Date(Date.now() - 2 * 3600_000);
+    utimesSync(join(await age()), old, old);
+    expect(await codes(referring(payload))).toEqual([undefined]);
+    for await (const { modifiedAt } of bus.store.list(key))
+      expect(modifiedAt).toBeGreaterThan(Date.now() - 60_000);
+    utimesSync(join(await age()), old, old);
+    expect(await codes(eventOf(payload))).toEqual([undefined]);
+    for await (const { modifiedAt } of bus.store.list(key))
+      expect(modifiedAt).toBeGreaterThan(Date.now() - 60_000);
+  });
+});
