@@ -1,5 +1,13 @@
 import protobuf from "protobufjs";
 
+/** A PayloadReference to be written. */
+export interface ReferenceInit {
+  readonly uri: string;
+  readonly typeUrl: string;
+  readonly sizeBytes: bigint | number | string;
+  readonly sha256: Uint8Array;
+}
+
 /** A ChangeEvent to be written; int64 values as bigint, number or decimal string. Absent fields are left out. */
 export interface EventInit {
   readonly tenantId?: string;
@@ -10,12 +18,7 @@ export interface EventInit {
   readonly occurredAt?: { readonly seconds: bigint | number | string; readonly nanos?: number };
   /** typeUrl defaults to type.googleapis.com/<entityType>. */
   readonly payload?: { readonly typeUrl?: string; readonly value: Uint8Array };
-  readonly reference?: {
-    readonly uri: string;
-    readonly typeUrl: string;
-    readonly sizeBytes: bigint | number | string;
-    readonly sha256: Uint8Array;
-  };
+  readonly reference?: ReferenceInit;
   readonly compression?: number;
   readonly attributes?: Readonly<Record<string, string>>;
   readonly eventId?: string;
@@ -39,15 +42,21 @@ export function encodeEvent(event: EventInit): Buffer {
     out.uint32(58).fork().uint32(10).string(typeUrl).uint32(18).bytes(event.payload.value).ldelim();
   }
   if (event.reference !== undefined) {
-    const { uri, typeUrl, sizeBytes, sha256 } = event.reference;
-    out.uint32(66).fork().uint32(10).string(uri).uint32(18).string(typeUrl);
-    out.uint32(24).int64(int64(sizeBytes)).uint32(34).bytes(sha256).ldelim();
+    out.uint32(66).bytes(encodeReference(event.reference));
   }
   if (event.compression) out.uint32(72).int32(event.compression);
   for (const [key, value] of Object.entries(event.attributes ?? {})) {
     out.uint32(82).fork().uint32(10).string(key).uint32(18).string(value).ldelim();
   }
   if (event.eventId !== undefined) out.uint32(90).string(event.eventId);
+  return Buffer.from(out.finish());
+}
+
+/** The reference in the wire format, without its tag. */
+export function encodeReference({ uri, typeUrl, sizeBytes, sha256 }: ReferenceInit): Buffer {
+  const out = new protobuf.BufferWriter();
+  out.uint32(10).string(uri).uint32(18).string(typeUrl);
+  out.uint32(24).int64(int64(sizeBytes)).uint32(34).bytes(sha256);
   return Buffer.from(out.finish());
 }
 

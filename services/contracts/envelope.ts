@@ -59,7 +59,7 @@ export class Envelope {
   occurredSeconds = Number.NaN;
   /** 0 to 999,999,999, counted forward from occurredSeconds. */
   occurredNanos = 0;
-  /** The Any's type_url; 0, 0 when there is no payload. */
+  /** The type_url of the Any, or of the reference; 0, 0 when there is no payload. */
   typeUrlStart = 0;
   typeUrlEnd = 0;
   /** The Any's value, as packed; -1 when there is no payload. An empty value has start === end >= 0. */
@@ -147,9 +147,7 @@ export class Envelope {
           if (this.payloadStart >= 0 || !this.any(bytes, from, pos)) return false;
           break;
         case 8:
-          if (this.referenceStart >= 0 || !isMessage(bytes, from, pos)) return false;
-          this.referenceStart = from;
-          this.referenceEnd = pos;
+          if (this.referenceStart >= 0 || !this.refer(bytes, from, pos)) return false;
           break;
         case 10:
           if (!this.attribute(bytes, from, pos)) return false;
@@ -234,6 +232,23 @@ export class Envelope {
         this.payloadStart = pos - wire.low;
         this.payloadEnd = pos;
       } else if (tag < 24) return false;
+    }
+    return true;
+  }
+
+  /** Reads bytes[start, end) as the event's PayloadReference; false when they are no message. */
+  refer(bytes: Buffer, start: number, end: number): boolean {
+    this.referenceStart = start;
+    this.referenceEnd = end;
+    for (let pos = start; pos < end; ) {
+      pos = wire.readTag(bytes, pos, end);
+      if (pos < 0) return false;
+      const tag = wire.low;
+      pos = wire.skipValue(bytes, pos, end, tag & 7);
+      if (pos < 0) return false;
+      if (tag !== 18) continue;
+      this.typeUrlStart = pos - wire.low;
+      this.typeUrlEnd = pos;
     }
     return true;
   }
@@ -325,16 +340,6 @@ export class Envelope {
 /** A string that a later occurrence replaces must be one all the same: other decoders look at it. */
 const overwritable = (bytes: Uint8Array, start: number, end: number): boolean =>
   start === end || wire.isUtf8(bytes, start, end);
-
-function isMessage(bytes: Uint8Array, start: number, end: number): boolean {
-  for (let pos = start; pos < end; ) {
-    pos = wire.readTag(bytes, pos, end);
-    if (pos < 0) return false;
-    pos = wire.skipValue(bytes, pos, end, wire.low & 7);
-    if (pos < 0) return false;
-  }
-  return true;
-}
 
 /** How many fields are walked between two signs of life. */
 const FIELDS = 8192;

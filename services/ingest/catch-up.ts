@@ -107,8 +107,7 @@ export class CatchUp {
   }
 
   private async takeBatch(view: RawView, batch: EventBatch): Promise<boolean> {
-    const { sliceBytes, permits } = this.context.decoding;
-    for await (const slice of slicesOf(batch, sliceBytes, permits)) {
+    for await (const slice of slicesOf(batch, this.context.decoding)) {
       this.options.signal.throwIfAborted();
       if (!isTaken(await this.take(view, slice, NOWHERE, NOWHERE))) return false;
       // A permit is given back before another one is asked for.
@@ -131,7 +130,7 @@ export class CatchUp {
         const limits = { events: BATCH_EVENTS, bytes: decoding.sliceBytes };
         await readRange(view, this.expressed, to, limits, async (batch) => {
           const light = lightOf(batch, EXPRESS_BYTES);
-          for await (const slice of slicesOf(light, decoding.sliceBytes, decoding.permits)) {
+          for await (const slice of slicesOf(light, decoding)) {
             await this.take(view, slice, NOWHERE, NOWHERE);
             slice.release();
           }

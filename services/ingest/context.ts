@@ -2,7 +2,6 @@ import type { Logger } from "pino";
 import type { Counter, Gauge, Histogram } from "prom-client";
 import type { Config } from "../base/config.js";
 import type { Duck } from "../base/duckdb.js";
-import type { Permits } from "../base/permits.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
 import type { BoundModel } from "../models/bind.js";
 import type { ObjectStore } from "../storage/object-store.js";
@@ -12,6 +11,7 @@ import type { UpsertWriter } from "../table/upsert.js";
 import type { DeadLetterBox } from "./dead-letter-box.js";
 import type { Health } from "./health.js";
 import type { Ours } from "./holdings.js";
+import type { Slicing } from "./payloads.js";
 import type { Suspects } from "./suspects.js";
 
 /** What every part of ingest works with. */
@@ -37,14 +37,10 @@ export interface IngestContext {
   writerFor(table: DeltaTable, entityType: string): UpsertWriter;
 }
 
-/** How much may be decoded at once. */
-export interface Decoding {
-  /** Payload bytes that one upsert decodes, or those of one event. */
-  readonly sliceBytes: number;
+/** How much may be decoded at once: a slice is what one upsert decodes. */
+export interface Decoding extends Slicing {
   /** Events after which a replay moves positions; a crash repeats so many at most. */
   readonly rangeEvents: number;
-  /** Held while more than a little is unpacked. */
-  readonly permits: Permits;
 }
 
 export interface IngestMetrics {

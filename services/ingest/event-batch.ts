@@ -23,6 +23,8 @@ export class EventBatch {
   byteCount = 0;
   /** How many of the payloads are packed. */
   packedCount = 0;
+  /** Where the references of those lie whose payload did not travel with them. */
+  private readonly references = new Map<number, readonly [start: number, end: number]>();
   /** What `Envelope.read` found, FIELDS words an event, so that it is found once. */
   private fields = new Int32Array(64 * FIELDS);
   private readonly occurredSeconds: number[] = [];
@@ -58,7 +60,14 @@ export class EventBatch {
     if (read.compression !== 0) this.packedCount++;
   }
 
+  /** How many payloads are elsewhere. */
+  get offloadedCount(): number {
+    return this.references.size;
+  }
+
   private keep(envelope: Envelope): void {
+    const { referenceStart, referenceEnd } = envelope;
+    if (referenceStart >= 0) this.references.set(this.count, [referenceStart, referenceEnd]);
     let at = this.count * FIELDS;
     if (at === this.fields.length) {
       const grown = new Int32Array(at * 2);
@@ -111,8 +120,9 @@ export class EventBatch {
     envelope.eventIdStart = fields[at++]!;
     envelope.eventIdEnd = fields[at]!;
     envelope.occurredSeconds = this.occurredSeconds[i]!;
-    envelope.referenceStart = -1;
-    envelope.referenceEnd = -1;
+    const reference = this.references.size === 0 ? undefined : this.references.get(i);
+    envelope.referenceStart = reference?.[0] ?? -1;
+    envelope.referenceEnd = reference?.[1] ?? -1;
     envelope.attributeCount = 0;
   }
 

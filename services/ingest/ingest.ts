@@ -5,6 +5,7 @@ import type { Config } from "../base/config.js";
 import { Duck } from "../base/duckdb.js";
 import { layout } from "../base/paths.js";
 import { Permits } from "../base/permits.js";
+import { Offloaded } from "../offload/offloaded.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
 import { CompactionPlanner } from "../table/compaction-plan.js";
@@ -72,6 +73,7 @@ export async function openContext(options: {
       sliceBytes: Math.max(1, Math.floor(config.ingest.duckdbMemoryBytes / SLICES_IN_MEMORY)),
       rangeEvents: RANGE_EVENTS,
       permits: new Permits(SLICES_AT_ONCE),
+      offloaded: new Offloaded(store, config.offload.keepMs),
     },
     planner,
     ours: options.ours ?? EVERYTHING,

@@ -3,6 +3,8 @@ import { engineErrorOf, isDataError, isInterrupt, isMemoryError } from "../base/
 export type PoisonCode =
   | "TRB-MODEL-FAILED"
   | "TRB-EVENT-PAYLOAD-DECODE"
+  | "TRB-EVENT-PAYLOAD-MISSING"
+  | "TRB-EVENT-PAYLOAD-CORRUPT"
   | "TRB-INGEST-MEMORY"
   | "TRB-INGEST-TIME";
 

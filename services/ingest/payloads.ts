@@ -1,7 +1,10 @@
 import type { Permits } from "../base/permits.js";
 import { Envelope } from "../contracts/envelope.js";
+import { type PayloadReference, referenceOf } from "../contracts/payload-reference.js";
 import { unpackPayload } from "../contracts/unpack.js";
+import type { Offloaded, Unusable } from "../offload/offloaded.js";
 import { EventBatch } from "./event-batch.js";
+import type { PoisonCode } from "./model-failure.js";
 
 /** Unpacked payloads beyond this are a fault of the event. */
 const MAX_UNPACKED_BYTES = 64 * 1024 * 1024;
@@ -11,22 +14,39 @@ const FREE_BYTES = 2 * 1024 * 1024;
 /** An unpacked payload lies beside the packed one; and who sends much of it gives others a turn more often. */
 const UNPACKED_WEIGHT = 2;
 
-/** Part of a batch that is decoded at once, its packed payloads unpacked, each of them once. */
+/** Why there is no payload for an event: a fault that is its own. */
+export interface PayloadFault {
+  readonly code: PoisonCode;
+  readonly reason: string;
+}
+
+/** Part of a batch that is decoded at once, its packed payloads unpacked and offloaded ones fetched, each once. */
 export interface Slice {
   readonly events: EventBatch;
-  /** Undefined for a payload that does not unpack; not there for one that is not packed. */
-  readonly unpacked: ReadonlyMap<number, Buffer | undefined>;
+  /** Of those that do not lie plainly in their event, the payloads, or why there is none. */
+  readonly unpacked: ReadonlyMap<number, Buffer | PayloadFault>;
   /** Says that its payloads are not needed any more; may be said twice. */
   readonly release: () => void;
 }
 
+/** What slices are cut by. */
+export interface Slicing {
+  /** Bytes of decoded payloads that one slice has at most, or those of one event. */
+  readonly sliceBytes: number;
+  /** Held while more than a little is unpacked. */
+  readonly permits: Permits;
+  /** Where payloads are that do not travel with their events. */
+  readonly offloaded: Offloaded;
+}
+
 /**
- * Cuts a batch, in its order, into slices of at most `budget` bytes of decoded payloads, or of one event. A slice is
- * unpacked when it is asked for, so that memory holds one of this batch at a time, whatever the payloads announce; and
- * as many of all batches together as there are `permits`.
+ * Cuts a batch, in its order, into slices. A slice is unpacked when it is asked for, so that memory holds one of this
+ * batch at a time, whatever the payloads announce; and as many of all batches together as there are permits.
+ * Errors: TRB-STORE-FAILED, when an offloaded payload cannot be fetched now.
  */
-export async function* slicesOf(batch: EventBatch, budget: number, permits: Permits): AsyncGenerator<Slice> {
-  if (batch.packedCount === 0 && batch.byteCount <= budget) {
+export async function* slicesOf(batch: EventBatch, slicing: Slicing): AsyncGenerator<Slice> {
+  const { sliceBytes: budget, permits, offloaded } = slicing;
+  if (batch.packedCount === 0 && batch.offloadedCount === 0 && batch.byteCount <= budget) {
     yield whole(batch);
     return;
   }
@@ -34,14 +54,26 @@ export async function* slicesOf(batch: EventBatch, budget: number, permits: Perm
   let slice = new Growing(batch);
   try {
     for (let i = 0; i < batch.count; i++) {
-      if (slice.unpackedBytes > FREE_BYTES) await slice.permit(permits);
       batch.read(i, envelope);
-      const payload = envelope.compression === 0 ? undefined : unpack(envelope);
-      const bytes = payload === undefined ? envelope.end - envelope.start : UNPACKED_WEIGHT * payload.length;
+      const elsewhere = envelope.referenceStart >= 0;
+      const reference = elsewhere ? referenceOf(envelope) : undefined;
+      const coming = reference?.sizeBytes ?? 0;
+      if (slice.events.count > 0 && slice.decodedBytes + UNPACKED_WEIGHT * coming > budget) {
+        yield slice;
+        slice.release();
+        slice = new Growing(batch);
+      }
+      if (slice.unpackedBytes + coming > FREE_BYTES) await slice.permit(permits);
+      let payload: Buffer | PayloadFault | undefined;
+      if (elsewhere) payload = await fetched(reference, envelope.compression, offloaded);
+      else if (envelope.compression !== 0) payload = unpack(envelope.compression, envelope.payload());
+      const bytes =
+        payload === undefined ? envelope.end - envelope.start : UNPACKED_WEIGHT * lengthOf(payload);
       if (slice.events.count > 0 && slice.decodedBytes + bytes > budget) {
         yield slice;
         slice.release();
         slice = new Growing(batch);
+        if (lengthOf(payload) > FREE_BYTES) await slice.permit(permits);
       }
       slice.take(batch, i, envelope, payload, bytes);
     }
@@ -60,7 +92,7 @@ export const whole = (events: EventBatch): Slice => ({
 
 class Growing implements Slice {
   readonly events: EventBatch;
-  readonly unpacked = new Map<number, Buffer | undefined>();
+  readonly unpacked = new Map<number, Buffer | PayloadFault>();
   decodedBytes = 0;
   unpackedBytes = 0;
   private giveBack: (() => void) | undefined;
@@ -73,30 +105,69 @@ class Growing implements Slice {
     this.giveBack ??= await permits.acquire();
   }
 
-  take(batch: EventBatch, i: number, envelope: Envelope, payload: Buffer | undefined, bytes: number): void {
-    if (envelope.compression !== 0) this.unpacked.set(this.events.count, payload);
+  take(
+    batch: EventBatch,
+    i: number,
+    envelope: Envelope,
+    payload: Buffer | PayloadFault | undefined,
+    bytes: number,
+  ): void {
+    if (payload !== undefined) this.unpacked.set(this.events.count, payload);
     this.events.take(batch, i, envelope);
     this.decodedBytes += bytes;
-    this.unpackedBytes += payload?.length ?? 0;
+    this.unpackedBytes += lengthOf(payload);
   }
 
   readonly release = (): void => this.giveBack?.();
 }
 
-function unpack(envelope: Envelope): Buffer | undefined {
-  const packed = envelope.bytes.subarray(envelope.payloadStart, envelope.payloadEnd);
-  const unpacked = unpackPayload(envelope.compression, packed, MAX_UNPACKED_BYTES);
-  if (typeof unpacked === "string") return undefined;
+export const UNDECODABLE: PayloadFault = {
+  code: "TRB-EVENT-PAYLOAD-DECODE",
+  reason: "the payload does not decode",
+};
+const FAULTS: Readonly<Record<Unusable, PayloadFault>> = {
+  missing: { code: "TRB-EVENT-PAYLOAD-MISSING", reason: "the object store does not hold the payload" },
+  corrupt: {
+    code: "TRB-EVENT-PAYLOAD-CORRUPT",
+    reason: "the object that holds the payload has another size or SHA-256 than the event says",
+  },
+};
+/** A producer past the bus may have written anything. */
+const NO_REFERENCE: PayloadFault = {
+  code: "TRB-EVENT-PAYLOAD-MISSING",
+  reason: "payload_reference names no payload of the event's own tenant and type",
+};
+
+async function fetched(
+  reference: PayloadReference | undefined,
+  compression: number,
+  offloaded: Offloaded,
+): Promise<Buffer | PayloadFault> {
+  if (reference === undefined) return NO_REFERENCE;
+  if (reference.sizeBytes > MAX_UNPACKED_BYTES) return UNDECODABLE;
+  const payload = await offloaded.fetch(reference);
+  if (typeof payload === "string") return FAULTS[payload];
+  return compression === 0 ? payload : unpack(compression, payload);
+}
+
+/** Deletes have no payload, whatever they say it is packed by. */
+function unpack(compression: number, packed: Buffer | undefined): Buffer | PayloadFault {
+  const unpacked = unpackPayload(compression, packed ?? Buffer.alloc(0), MAX_UNPACKED_BYTES);
+  if (typeof unpacked === "string") return UNDECODABLE;
   return Buffer.from(unpacked.buffer, unpacked.byteOffset, unpacked.byteLength);
 }
 
+const lengthOf = (payload: Buffer | PayloadFault | undefined): number =>
+  Buffer.isBuffer(payload) ? payload.length : 0;
+
 /** The events of a slice that `keep` says yes to. */
 export function partOf(slice: Slice, keep: (i: number) => boolean): Slice {
-  const unpacked = new Map<number, Buffer | undefined>();
+  const unpacked = new Map<number, Buffer | PayloadFault>();
   const events = slice.events.filter(keep);
   for (let i = 0, at = 0; i < slice.events.count; i++) {
     if (!keep(i)) continue;
-    if (slice.unpacked.has(i)) unpacked.set(at, slice.unpacked.get(i));
+    const payload = slice.unpacked.get(i);
+    if (payload !== undefined) unpacked.set(at, payload);
     at++;
   }
   return { events, unpacked, release: slice.release };
@@ -104,18 +175,21 @@ export function partOf(slice: Slice, keep: (i: number) => boolean): Slice {
 
 /**
  * What every tenant may have taken in before heavy events of whomever: a share of decoded bytes each, so that nobody
- * waits for another tenant's large payloads.
+ * waits for another tenant's large payloads. Offloaded ones are never light.
  */
 export function lightOf(batch: EventBatch, shareBytes: number): EventBatch {
   const envelope = new Envelope();
   const spent = new Map<string, number>();
   return batch.filter((i) => {
     batch.read(i, envelope);
+    if (envelope.referenceStart >= 0) return false;
     const tenant = envelope.bytes.toString("latin1", envelope.tenantStart, envelope.tenantEnd);
     const before = spent.get(tenant) ?? 0;
     if (before >= shareBytes) return false;
-    const bytes = envelope.compression === 0 ? envelope.end - envelope.start : unpack(envelope)?.length;
-    spent.set(tenant, before + (bytes ?? 0));
+    const { compression } = envelope;
+    const bytes =
+      compression === 0 ? envelope.end - envelope.start : lengthOf(unpack(compression, envelope.payload()));
+    spent.set(tenant, before + bytes);
     return true;
   });
 }

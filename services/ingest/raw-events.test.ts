@@ -12,6 +12,9 @@ const VERSIONS = [1n, 127n, 128n, (1n << 31n) + 5n, 1n << 32n, 1n << 53n, (1n <<
 const IDS = ["x", "päth/ключ/🗝", "i".repeat(127), "i".repeat(128), "i".repeat(1024)];
 const SIZES = [0, 1, 127, 128, 300, 16_383, 16_384];
 
+/** What a reference says is not judged on the way. */
+const REFERENCE = { uri: 'offload/a b/\n"é', typeUrl: "x/t.v1.Thing", sha256: Buffer.alloc(32, 0xab) };
+
 function randomEvent(random: Random): EventInit {
   const pick = <T>(some: readonly T[]): T => some[random.below(some.length)]!;
   const maybe = <T extends object>(value: T): T | object => (random.below(2) === 0 ? value : {});
@@ -22,7 +25,11 @@ function randomEvent(random: Random): EventInit {
     operation: 1 + random.below(3),
     version: pick(VERSIONS),
     ...maybe({ occurredAt: { seconds: pick(SECONDS), nanos: pick(NANOS) } }),
-    ...maybe({ payload: { value: Buffer.alloc(pick(SIZES), 7) }, compression: random.below(3) }),
+    ...pick<Partial<EventInit>>([
+      {},
+      { payload: { value: Buffer.alloc(pick(SIZES), 7) }, compression: random.below(3) },
+      { reference: { ...REFERENCE, sizeBytes: pick(VERSIONS) }, compression: random.below(3) },
+    ]),
     ...maybe({ attributes: { traceparent: "00-ä", producer: "" } }),
     ...maybe({ eventId: pick(["e1", "é".repeat(100)]) }),
   };
@@ -41,6 +48,7 @@ function told(envelope: Envelope) {
     occurred: [envelope.occurredSeconds, envelope.occurredNanos],
     url: text(envelope.typeUrlStart, envelope.typeUrlEnd),
     payload: envelope.payloadStart < 0 ? undefined : text(envelope.payloadStart, envelope.payloadEnd),
+    reference: envelope.referenceStart < 0 ? undefined : text(envelope.referenceStart, envelope.referenceEnd),
     compression: envelope.compression,
   };
 }

@@ -1,4 +1,5 @@
 import type { DuckDBBlobValue, DuckDBDataChunk } from "@duckdb/node-api";
+import { encodeReference } from "../contracts/encode-event.js";
 import { Envelope } from "../contracts/envelope.js";
 import { WireWriter } from "../contracts/wire-writer.js";
 import { type EventBatch, OPERATIONS } from "./event-batch.js";
@@ -25,6 +26,8 @@ const COLUMNS = {
   seconds: `((${MICROS} - ${FRACTION}) // 1000000)::DOUBLE`,
   nanos: `(${FRACTION} * 1000)::INTEGER`,
   compression: "CASE payload_compression WHEN 'GZIP' THEN 1 WHEN 'ZSTD' THEN 2 ELSE 0 END::INTEGER",
+  reference: `CASE WHEN payload_uri IS NULL THEN NULL ELSE
+    json_array(payload_uri, payload_type_url, payload_size::VARCHAR, hex(payload_sha256))::VARCHAR END`,
   stream: "stream",
   partition: "partition",
   position: "position",
@@ -67,13 +70,15 @@ export class RawEventReader {
     const seconds = column<number | null>("seconds");
     const nanos = column<number | null>("nanos");
     const compressions = column<number>("compression");
+    const references = column<string | null>("reference").map(referenceBytes);
     const streams = column<string>("stream");
     const partitions = column<string>("partition");
     const positions = column<string>("position");
     const received = column<number>("received");
     const { envelope, type } = this;
     const frames = chunk.rowCount * (type.length + FRAME_BYTES);
-    const out = new WireWriter(bytes.reduce((sum, one) => sum + one.bytes.length, frames));
+    const texts = bytes.reduce((sum, one) => sum + one.bytes.length, frames);
+    const out = new WireWriter(references.reduce((sum, one) => sum + (one?.length ?? 0), texts));
     for (let row = 0; row < chunk.rowCount; row++) {
       const text = bytes[row]!.bytes;
       const tenantEnd = tenants[row]!;
@@ -96,6 +101,7 @@ export class RawEventReader {
       envelope.occurredNanos = nanos[row] ?? 0;
       if (seconds[row] !== null) out.time(6, envelope.occurredSeconds, envelope.occurredNanos);
       this.putPayload(out, text, idEnd, urls[row]!);
+      this.putReference(out, references[row]);
       envelope.compression = compressions[row]!;
       if (envelope.compression !== 0) out.number(9, envelope.compression);
       const batch = batchOf(streams[row]!);
@@ -103,6 +109,14 @@ export class RawEventReader {
       batch.add(out.buffer, envelope.start, out.length, partitions[row]!, positions[row]!, at, envelope);
       added(batch, row);
     }
+  }
+
+  private putReference(out: WireWriter, reference: Buffer | undefined): void {
+    const { envelope } = this;
+    envelope.referenceStart = envelope.referenceEnd = -1;
+    if (reference === undefined) return;
+    const end = out.bytes(8, reference).length;
+    envelope.refer(out.buffer, end - reference.length, end);
   }
 
   /** The Any of a type URL of `url` bytes and of what follows it; nothing for -1. */
@@ -118,6 +132,18 @@ export class RawEventReader {
     envelope.payloadEnd = out.bytes(2, text, start + url).length;
     envelope.payloadStart = envelope.payloadEnd - value;
   }
+}
+
+/** A reference on the wire, of what the query says of it. */
+function referenceBytes(told: string | null): Buffer | undefined {
+  if (told === null) return undefined;
+  const [uri, typeUrl, size, sha256] = JSON.parse(told) as [string, string | null, string, string];
+  return encodeReference({
+    uri,
+    typeUrl: typeUrl ?? "",
+    sizeBytes: BigInt(size),
+    sha256: Buffer.from(sha256, "hex"),
+  });
 }
 
 /** Bytes of a length as a varint. */

@@ -3,6 +3,7 @@ import { FixedColumn, TextColumn } from "../columns/column-writers.js";
 import type { FeedColumn, FeedSource } from "../columns/feed.js";
 import { ListColumn } from "../columns/nested-columns.js";
 import { Envelope } from "../contracts/envelope.js";
+import { writtenReference } from "../contracts/payload-reference.js";
 import { BOUNDED } from "../table/data-file.js";
 import type { TableSpec } from "../table/definition.js";
 import { ONE_HOUR, RETENTION } from "../table/delta-table.js";
@@ -20,8 +21,11 @@ const DESCRIPTIONS = {
   version: "Greatest wins.",
   occurred_at: "When it happened, says the producer; microseconds.",
   payload_type_url: "Type URL of the payload; NULL without one.",
-  payload: "The payload's bytes as published; NULL without one.",
+  payload: "The payload's bytes as published; NULL without one, and where they are at payload_uri.",
   payload_compression: "GZIP or ZSTD; NULL when not packed.",
+  payload_uri: "Key of the object that holds the payload's bytes, where those did not travel with the event.",
+  payload_size: "Bytes of that object.",
+  payload_sha256: "Their SHA-256.",
   attributes: "The producer's own labels.",
   event_id: "The producer's own id; NULL without one.",
   stream: "Stream it came by.",
@@ -69,6 +73,7 @@ export const rawSpec = (entityType: string): TableSpec => ({
     writerFeatures: ["appendOnly", "domainMetadata", "inCommitTimestamp", "tributary.append"],
   },
   description: `Change events of ${entityType} as they arrived.`,
+  grows: true,
   irreplaceable: true,
 });
 
@@ -86,6 +91,9 @@ export class RawRows {
   private readonly url = new TextColumn();
   private readonly payload = new TextColumn(BLOB);
   private readonly compression = new TextColumn();
+  private readonly uri = new TextColumn();
+  private readonly size = FixedColumn.bigint();
+  private readonly sha256 = new TextColumn(BLOB);
   private readonly attributeKey = new TextColumn();
   private readonly attributeValue = new TextColumn();
   private readonly attributes = ListColumn.map(this.attributeKey, this.attributeValue);
@@ -105,6 +113,9 @@ export class RawRows {
     { name: "payload_type_url", writer: this.url, nullable: true },
     { name: "payload", writer: this.payload, nullable: true },
     { name: "payload_compression", writer: this.compression, nullable: true },
+    { name: "payload_uri", writer: this.uri, nullable: true },
+    { name: "payload_size", writer: this.size, nullable: true },
+    { name: "payload_sha256", writer: this.sha256, nullable: true },
     { name: "attributes", writer: this.attributes, nullable: false },
     { name: "event_id", writer: this.eventId, nullable: true },
     { name: "stream", writer: this.stream, nullable: false },
@@ -138,6 +149,7 @@ export class RawRows {
       this.url.set(row, bytes, envelope.typeUrlStart, envelope.typeUrlEnd);
       this.payload.set(row, bytes, envelope.payloadStart, envelope.payloadEnd);
     }
+    this.putReference(row, envelope);
     if (envelope.compression !== 0) {
       const name = COMPRESSION_NAMES[envelope.compression]!;
       this.compression.set(row, name, 0, name.length);
@@ -152,6 +164,18 @@ export class RawRows {
     const received = batch.receivedAt[i]!;
     const seconds = Math.floor(received / 1000);
     this.received.setMicros(row, seconds, Math.round((received - seconds * 1000) * 1000));
+  }
+
+  private putReference(row: number, envelope: Envelope): void {
+    if (envelope.referenceStart < 0) {
+      this.size.setNull(row);
+      return;
+    }
+    const { uri, sizeLo, sizeHi, sha256 } = writtenReference(envelope);
+    this.url.setString(row, envelope.typeUrl().toWellFormed());
+    this.uri.setString(row, uri.toWellFormed());
+    this.size.set64(row, sizeLo, sizeHi);
+    this.sha256.set(row, sha256, 0, sha256.length);
   }
 
   /** Of equal keys the last stands, as a map has it. */

@@ -12,7 +12,7 @@ import type { RowSource, SourceRows } from "../table/row-source.js";
 import { ORDER_COLUMNS } from "../table/upsert.js";
 import { OPERATIONS } from "./event-batch.js";
 import { ModelFailure, modelFailureOf, type Poison } from "./model-failure.js";
-import type { Slice } from "./payloads.js";
+import { type PayloadFault, type Slice, UNDECODABLE } from "./payloads.js";
 import { putOccurred } from "./raw-table.js";
 import type { Winners } from "./winners.js";
 
@@ -191,10 +191,13 @@ export class Refiner {
   /** Runs a statement that reads the model over some events of the slice. Errors: ModelFailure for what is theirs. */
   private async runModel(slice: Slice, events: readonly number[], sql: string, apart = false): Promise<void> {
     const envelope = new Envelope();
-    const undecodable: number[] = [];
+    const faults = new Map<PayloadFault, number[]>();
     const bytesOf = (i: number): number => {
       const event = events[i]!;
-      return slice.unpacked.get(event)?.length ?? slice.events.ends[event]! - slice.events.starts[event]!;
+      const unpacked = slice.unpacked.get(event);
+      return Buffer.isBuffer(unpacked)
+        ? unpacked.length
+        : slice.events.ends[event]! - slice.events.starts[event]!;
     };
     const rows: FeedSource = {
       rows: events.length,
@@ -210,7 +213,8 @@ export class Refiner {
           const event = events[start + row]!;
           slice.events.read(event, envelope);
           this.putEnvelope(row, envelope);
-          if (!this.decode(slice, event, envelope, row)) undecodable.push(event);
+          const fault = this.decode(slice, event, envelope, row);
+          if (fault !== undefined) faults.set(fault, [...(faults.get(fault) ?? []), event]);
         }
       },
     };
@@ -227,10 +231,10 @@ export class Refiner {
       clearTimeout(overdue);
     }
     // First: what the model says of rows that are half read is nothing to go by.
-    if (undecodable.length > 0) {
-      throw new ModelFailure("TRB-EVENT-PAYLOAD-DECODE", "the payload does not decode", undecodable, {
-        certain: true,
-      });
+    const [fault] = faults;
+    if (fault !== undefined) {
+      const [{ code, reason }, without] = fault;
+      throw new ModelFailure(code, reason, without, { certain: true });
     }
     if (failure !== undefined) throw failure;
   }
@@ -280,12 +284,15 @@ export class Refiner {
     return undefined;
   }
 
-  private decode(slice: Slice, event: number, envelope: Envelope, row: number): boolean {
-    const { bytes, payloadStart, payloadEnd, compression } = envelope;
-    if (payloadStart < 0) return false;
-    if (compression === 0) return this.decoder.decode(bytes, payloadStart, payloadEnd, row);
-    const unpacked = slice.unpacked.get(event);
-    return unpacked !== undefined && this.decoder.decode(unpacked, 0, unpacked.length, row);
+  private decode(slice: Slice, event: number, envelope: Envelope, row: number): PayloadFault | undefined {
+    const { bytes, payloadStart, payloadEnd } = envelope;
+    const unpacked = slice.unpacked.size === 0 ? undefined : slice.unpacked.get(event);
+    if (unpacked !== undefined && !Buffer.isBuffer(unpacked)) return unpacked;
+    const decoded =
+      unpacked === undefined
+        ? payloadStart >= 0 && this.decoder.decode(bytes, payloadStart, payloadEnd, row)
+        : this.decoder.decode(unpacked, 0, unpacked.length, row);
+    return decoded ? undefined : UNDECODABLE;
   }
 
   /** Errors of our own while rows are fed are thrown as they are, not as what the engine makes of them. */

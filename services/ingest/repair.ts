@@ -12,7 +12,7 @@ import { stageFile } from "../table/data-file.js";
 import { DeltaTable, type TableOptions } from "../table/delta-table.js";
 import { aheadOf, partsOf, progressOf, setProgress, trackOf } from "../table/progress.js";
 import { type Bench, type Inventory, openBench, setLogAside, takeInventory } from "../table/repair.js";
-import { withFilesScan, withScan } from "../table/scan.js";
+import { rowsOfFiles, withFilesScan, withScan } from "../table/scan.js";
 import { Staging } from "../table/staging.js";
 import { verifyTable } from "../table/verify.js";
 import { DEAD_LETTERS_ROOT } from "./dead-letters.js";
@@ -263,7 +263,7 @@ class Keeper {
     const old = known.length === 0 ? "false" : `(${known.join(" OR ")})`;
     const where = this.isRaw ? (missing.length > 0 ? old : `NOT ${old}`) : "true";
     return `SELECT ${names.join(", ")}
-      FROM read_parquet([${paths.join(", ")}], union_by_name=true, hive_partitioning=false) ${present}
+      FROM ${rowsOfFiles(snapshot, paths)} ${present}
       WHERE ${where} QUALIFY row_number() OVER (PARTITION BY ${key}) = 1`;
   }
 

@@ -92,10 +92,9 @@ export class Target {
     const { stream } = batch;
     let from = this.progress;
     const fresh = batch.afterProgress(from);
-    const { sliceBytes, permits } = this.context.decoding;
     if (fresh.count === 0) return;
     let slices = 0;
-    for await (const slice of slicesOf(fresh, sliceBytes, permits)) {
+    for await (const slice of slicesOf(fresh, this.context.decoding)) {
       if (slices++ === LIVE_SLICES) return;
       const to = progressAlong(stream, slice.events.reached());
       const taken = await takeIn(this.refiner, this.upserts, slice, {
@@ -149,11 +148,10 @@ export class Target {
         }
       },
     };
-    const { sliceBytes, permits } = this.context.decoding;
     for (let done = false; !done; ) {
       done = true;
       await this.table.refresh();
-      for await (const slice of slicesOf(events, sliceBytes, permits)) {
+      for await (const slice of slicesOf(events, this.context.decoding)) {
         const taken = await takeIn(this.refiner, this.upserts, slice, taking);
         // Another writer was here. An upsert may be repeated.
         if (taken.kind === "conflict") done = false;

@@ -15,7 +15,7 @@ import {
   WORDS,
 } from "../table/order.js";
 import { occurredHalves } from "./event-batch.js";
-import type { Slice } from "./payloads.js";
+import type { PayloadFault, Slice } from "./payloads.js";
 
 /** The winners of a slice: `events[ord]` is the event of record `ord`. */
 export interface Winners {
@@ -58,7 +58,7 @@ function orderRecords({ events, unpacked }: Slice, keys: EntityKeys): Uint32Arra
     keys.put(records, at, bytes, tenantStart, tenantEnd, bytes, idStart, idEnd);
     records[at + VERSION_LO] = envelope.versionLo;
     records[at + VERSION_HI] = envelope.versionHi;
-    wide[0] = hashOf(envelope, envelope.compression === 0 ? undefined : unpacked.get(i));
+    wide[0] = hashOf(envelope, unpacked.size === 0 ? undefined : unpacked.get(i));
     records[at + CONTENT_LO] = halves[0]!;
     records[at + CONTENT_HI] = halves[1]!;
     if (occurredHalves(envelope, halves)) {
@@ -71,10 +71,14 @@ function orderRecords({ events, unpacked }: Slice, keys: EntityKeys): Uint32Arra
   return records;
 }
 
-function hashOf(envelope: Envelope, unpacked: Buffer | undefined): bigint {
+function hashOf(envelope: Envelope, unpacked: Buffer | PayloadFault | undefined): bigint {
   const { bytes, typeUrlStart, typeUrlEnd, payloadStart, payloadEnd } = envelope;
-  if (payloadStart < 0) return contentHash(bytes, 0, 0, bytes, 0, 0);
-  return unpacked === undefined
-    ? contentHash(bytes, typeUrlStart, typeUrlEnd, bytes, payloadStart, payloadEnd)
-    : contentHash(bytes, typeUrlStart, typeUrlEnd, unpacked, 0, unpacked.length);
+  if (payloadStart < 0 && envelope.referenceStart < 0) return contentHash(bytes, 0, 0, bytes, 0, 0);
+  if (Buffer.isBuffer(unpacked)) {
+    return contentHash(bytes, typeUrlStart, typeUrlEnd, unpacked, 0, unpacked.length);
+  }
+  // One without its payload is set aside; until then what is there of it stands for it.
+  return payloadStart < 0
+    ? contentHash(bytes, typeUrlStart, typeUrlEnd, bytes, envelope.referenceStart, envelope.referenceEnd)
+    : contentHash(bytes, typeUrlStart, typeUrlEnd, bytes, payloadStart, payloadEnd);
 }

@@ -9,6 +9,8 @@ export interface TableSpec {
   readonly properties: Readonly<Record<string, string>>;
   readonly protocol: ProtocolAction;
   readonly description?: string;
+  /** Columns that it has more than an older make are added to the table; where files lack them they are NULL. */
+  readonly grows?: true;
   /** Its rows are nowhere else: where its log is gone while its files are there, it is not begun anew. */
   readonly irreplaceable?: true;
 }
@@ -41,7 +43,7 @@ export interface Defined {
 
 /**
  * What brings a table that an older Tributary made to the protocol, properties and nullability of its spec; undefined
- * when nothing is amiss. Columns, and properties that are not Delta's, stay: they change with the table's rows only.
+ * when nothing is amiss. Columns of others than those that grow, and properties that are not Delta's, stay: they change with the table's rows only.
  */
 export function mended(table: Defined, spec: TableSpec): Action[] | undefined {
   const protocol = table.hasVectors ? withVectors(spec.protocol) : spec.protocol;
@@ -50,10 +52,12 @@ export function mended(table: Defined, spec: TableSpec): Action[] | undefined {
     if (!isDelta(name) || STAMPED.includes(name)) configuration[name] = value;
   }
   for (const [name, value] of Object.entries(spec.properties)) if (isDelta(name)) configuration[name] = value;
+  const grown = spec.grows ? withColumns(table.metaData.schemaString, spec.columns) : undefined;
+  if (grown !== undefined) configuration[GROWN] = "true";
   const metaData: MetaDataAction = {
     ...table.metaData,
     configuration,
-    schemaString: withNullability(table.metaData.schemaString, spec.columns),
+    schemaString: withNullability(grown ?? table.metaData.schemaString, spec.columns),
   };
   if (sameProtocol(protocol, table.protocol) && sameMetaData(metaData, table.metaData)) return undefined;
   return [{ protocol }, { metaData }];
@@ -62,6 +66,9 @@ export function mended(table: Defined, spec: TableSpec): Action[] | undefined {
 const isDelta = (property: string): boolean => property.startsWith("delta.");
 
 const VECTORS = "deletionVectors";
+
+/** Property of a table that has got columns in the course of its life: not every file has them all. */
+export const GROWN = "tributary.grown";
 
 /** Files keep the vectors they have, so the table keeps asking its readers to know them. */
 function withVectors(protocol: ProtocolAction): ProtocolAction {
@@ -72,6 +79,16 @@ function withVectors(protocol: ProtocolAction): ProtocolAction {
     readerFeatures: [...(protocol.readerFeatures ?? []), VECTORS],
     writerFeatures: [...(protocol.writerFeatures ?? []), VECTORS],
   };
+}
+
+/** The schema with the columns it lacks; undefined when it has them all. */
+function withColumns(schema: string, columns: readonly ColumnSpec[]): string | undefined {
+  const { fields } = JSON.parse(schema) as { fields: DeltaField[] };
+  const known = new Set(fields.map(({ name }) => name));
+  const more = columns.filter(({ name }) => !known.has(name));
+  if (more.length === 0) return undefined;
+  const { fields: added } = JSON.parse(schemaString(more)) as { fields: DeltaField[] };
+  return JSON.stringify({ type: "struct", fields: [...fields, ...added] });
 }
 
 function withNullability(schema: string, columns: readonly ColumnSpec[]): string {

@@ -1,4 +1,5 @@
 import { identifier, literal } from "../base/duckdb.js";
+import { GROWN } from "./definition.js";
 import type { DeltaTable } from "./delta-table.js";
 import type { Mask } from "./mask.js";
 import { PARTITION_COLUMN } from "./state.js";
@@ -64,6 +65,17 @@ export async function withFilesScan<T>(
   );
 }
 
+/** SQL for the rows of data files, by literals of their local paths. Columns that a file lacks are NULL. */
+export function rowsOfFiles(snapshot: TableSnapshot, paths: readonly string[], options = ""): string {
+  const files = `[${paths.join(", ")}]`;
+  if (snapshot.properties.get(GROWN) === undefined)
+    return `read_parquet(${files}, hive_partitioning=false${options})`;
+  // None of these may have a column that is asked for.
+  const nulls = snapshot.columns.map(({ name, type }) => `NULL::${type} AS ${identifier(name)}`).join(", ");
+  return `(SELECT * FROM read_parquet(${files}, union_by_name=true, hive_partitioning=false${options})
+    UNION ALL BY NAME SELECT ${nulls} WHERE false)`;
+}
+
 interface LentFile {
   readonly file: TableFile;
   readonly path: string;
@@ -84,9 +96,7 @@ function scanSql(snapshot: TableSnapshot, files: readonly LentFile[], options: S
   const flush = () => {
     if (plain === undefined) return;
     const where = conditions.length === 0 ? "" : ` WHERE ${conditions.join(" AND ")}`;
-    parts.push(
-      `SELECT ${select(plain.partition)} FROM read_parquet([${plain.paths.join(", ")}], hive_partitioning=false)${where}`,
-    );
+    parts.push(`SELECT ${select(plain.partition)} FROM ${rowsOfFiles(snapshot, plain.paths)}${where}`);
     plain = undefined;
   };
   for (const { file, path: unquoted, mask } of files) {
@@ -101,7 +111,7 @@ function scanSql(snapshot: TableSnapshot, files: readonly LentFile[], options: S
     const bits = Buffer.from(mask.bits.buffer, mask.bits.byteOffset, mask.bits.length).toString("base64");
     const unmasked = `get_bit(from_base64('${bits}')::BIT, file_row_number::INTEGER) = 0`;
     parts.push(
-      `SELECT ${select(file.partition)} FROM read_parquet(${path}, file_row_number=true, hive_partitioning=false) WHERE ${[...conditions, unmasked].join(" AND ")}`,
+      `SELECT ${select(file.partition)} FROM ${rowsOfFiles(snapshot, [path], ", file_row_number=true")} WHERE ${[...conditions, unmasked].join(" AND ")}`,
     );
   }
   flush();

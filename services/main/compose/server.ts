@@ -7,9 +7,9 @@ import { nodeFiles } from "../../base/files.js";
 import { buildServer, type HttpServer } from "../../base/http.js";
 import { registerBus } from "../../bus/routes.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
+import { Offloaded } from "../../offload/offloaded.js";
 import { LakeCatalog } from "../../query/lake-catalog.js";
 import { registerQuery } from "../../query/routes.js";
-import { Offloaded } from "../../offload/offloaded.js";
 import { type IngestStatus, readIngestStatus } from "../../status/ingest-status.js";
 import type { ObjectStore } from "../../storage/object-store.js";
 import type { Role } from "../../tenancy/grant.js";
@@ -19,11 +19,7 @@ import { signToken, TokenVerifier } from "../../tenancy/tokens.js";
 import { IngestSupervisor } from "./ingest-supervisor.js";
 import { openStore } from "./lake-store.js";
 import { ProjectKeeper } from "./project-keeper.js";
-<<<<<<< HEAD
 import { makeDataFolder, openKey, openLog, readingDuck } from "./runtime.js";
-=======
-import { makeDataFolder, openKey, openLog, openStore, readingDuck } from "./runtime.js";
->>>>>>> 7b0904e (feat(offload): payloads beyond a megabyte go to the object store before their events go to the stream)
 import { OpenStreams, streamKind } from "./streams.js";
 
 export interface ServerParts {
