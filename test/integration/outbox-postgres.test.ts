@@ -226,7 +226,7 @@ describe(`kill -9 of relays and of the bus under load (${ROUNDS} rounds, seed ${
     let said = "";
     const startRelay = (i: number) => {
       const script = join(packageRoot, "test", "support", "outbox-relay.mjs");
-      const args = [script, url, token, postgres.url];
+      const args = [script, url, token, "postgres", postgres.url];
       const relay = spawn(process.execPath, args, { stdio: ["ignore", "ignore", "pipe"] });
       relay.stderr.on("data", (bytes: Buffer) => (said += bytes.toString()));
       relays[i] = relay;
