@@ -273,13 +273,17 @@ export class DeltaTable {
 
   private async offer(attempt: Attempt, request: CommitRequest): Promise<CommitResult> {
     let failure: unknown;
-    for (let failures = 0; ; ) {
-      // A put that failed may have happened, at once or late (I11): what stands there now decides.
-      await this.advance(attempt);
-      if (attempt.stands !== undefined) return { kind: "committed", version: attempt.stands };
+    // The version after the newest one known here is offered at once: where it is free, nothing has come in between.
+    for (let failures = 0, looked = false; ; looked = true) {
+      if (looked) {
+        // A put that failed may have happened, at once or late (I11): what stands there now decides.
+        await this.advance(attempt);
+        if (attempt.stands !== undefined) return { kind: "committed", version: attempt.stands };
+      }
       this.requireOpen();
       if (failures >= PUT_ATTEMPTS) throw failure;
       const reason = this.conflict(request);
+      if (reason !== undefined && !looked) continue;
       if (reason !== undefined) return { kind: "conflict", reason };
       const version = this.state.version + 1;
       if (attempt.offered !== version) {

@@ -50,7 +50,6 @@ test.each([
   ["adopt", "at once"],
   ["put", "at once"],
   ["put", "after the fact"],
-  ["get", "at once"],
 ] as const)(
   "nothing piles up while %s fails, %s, and nothing is left once it works again",
   async (operation, when) => {
