@@ -279,9 +279,9 @@ export class EntityLocator {
     if (at < 0 || this.isPassed(index.records, at, record)) index.put(record, 0);
   }
 
-  /** Whether what was known at `at` stands no longer, or stands now where the record says. */
+  /** Whether what was known at `at` stands no longer: it has lost, or its file is gone and its row is in another. */
   private isPassed(known: Uint32Array, at: number, record: Uint32Array): boolean {
-    return this.files.isDead(known[at + FLAGS]!) || compareOrder(record, 0, known, at) >= 0;
+    return this.files.isDead(known[at + FLAGS]!) || compareOrder(record, 0, known, at) > 0;
   }
 
   /** Frees the numbers of files that are gone, once there are so many that a pass over the index is paid for. */

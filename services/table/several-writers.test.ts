@@ -188,6 +188,25 @@ test("six writers with alternating rows never read the index anew, whatever the 
   expect(all.map(({ writer }) => writer.locator.loads)).toEqual([1, 1, 1, 1, 1, 1]);
 });
 
+test("a compaction of what others have put in meanwhile leaves the index right", async () => {
+  const root = freshRoot();
+  const [mine, other] = [await open(root), await open(root)];
+  const writes = [write("x", 1), write("y", 1)];
+  await mine.upsert(writes);
+  await other.table.refresh();
+  const more = [write("x", 2), write("z", 2)];
+  await other.upsert(more);
+  // Its index has not seen the other's file, which the new one takes in.
+  const { files } = await mine.table.refresh();
+  const [newest] = files.filter(({ rows, maskedRows }) => maskedRows < rows && rows === 2).slice(-1);
+  expect((await compactUpserted(mine.writer, mine.connection, [newest!])).kind).toBe("compacted");
+  await expectSound([mine, other], [...writes, ...more]);
+  const next = ["x", "y", "z"].map((id) => write(id, 3));
+  expect(await mine.upsert(next)).toMatchObject({ kind: "committed", live: 3 });
+  await expectSound([mine, other], next);
+  expect([mine, other].map(({ writer }) => writer.locator.loads)).toEqual([1, 1]);
+});
+
 /** A commit that changes metadata alone. */
 async function redefine({ table }: TableWriter): Promise<void> {
   const { version } = await table.refresh();

@@ -6,7 +6,9 @@ import { EventBatch } from "../../services/ingest/event-batch.js";
 import { redrive, storedLetters } from "../../services/ingest/redrive.js";
 import { compactAppended, compactUpserted } from "../../services/table/compact.js";
 import { planCompaction } from "../../services/table/compaction-plan.js";
+import type { Slots } from "../../services/table/slot-ranges.js";
 import { Lake, Random, THING } from "./lake.js";
+import { claimOf } from "./table-writers.js";
 
 /** A lake for readers that are not ours: every kind of table, values at the edges, all that happens to a table in time. */
 
@@ -73,11 +75,15 @@ function randomEvent(random: Random, version: bigint): Buffer {
 /** Makes a lake of `commits` batches or more in `folder`; its tables lie below it as in a data folder's `lake`. */
 export async function makeForeignLake(folder: string, seed: number, commits: number): Promise<void> {
   const random = new Random(seed);
+  const claims: { has: () => boolean; slots: Slots | undefined } = { has: () => true, slots: undefined };
   const lake = await Lake.create({ models: { things: FIRST }, checkpointEvery: 10, compactAfterFiles: 12 });
   try {
     for (let batch = 0; batch < commits; batch++) {
       // Raw has everything; from here on other rows belong to the model, whose table is built anew.
       if (batch === Math.floor(commits / 2)) await lake.reopen({ models: { things: SECOND } });
+      // Workers come and go: files of some slots, and of all.
+      claims.slots = batch % 3 === 0 ? undefined : claimOf(batch % 2, 2);
+      lake.context = { ...lake.context, ours: claims };
       const events = new EventBatch(THING, "foreign");
       for (let i = 0; i < 1 + random.below(6); i++) {
         const number = batch * 10 + i + 1;
