@@ -176,6 +176,12 @@ export const CODES = {
     "the payload that the event refers to is not what it was",
     "restore the object from a copy, then `tributary deadletter redrive`",
   ),
+  "TRB-UPLOAD-MISMATCH": entry(
+    400,
+    false,
+    "the bytes of an upload are not those that it was asked for",
+    "ask POST /v1/uploads with the SHA-256 and the size of the bytes that are sent",
+  ),
   "TRB-BUS-BUSY": entry(
     429,
     true,

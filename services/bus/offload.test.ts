@@ -2,7 +2,7 @@ import { createHash, randomBytes } from "node:crypto";
 import { utimesSync } from "node:fs";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { startTestBus, type TestBus, testRegistry } from "../../test/support/bus-server.js";
 import { overriding } from "../../test/support/faulty-store.js";
 import { TributaryError } from "../base/errors.js";
@@ -217,5 +217,97 @@ describe("a reference that a producer makes", () => {
     expect(await codes(eventOf(payload))).toEqual([undefined]);
     for await (const { modifiedAt } of bus.store.list(key))
       expect(modifiedAt).toBeGreaterThan(Date.now() - 60_000);
+  });
+});
+
+describe("an upload by the producer itself", () => {
+  const ask = async (payload: Uint8Array, more: Record<string, unknown> = {}) => {
+    const reply = await bus.server.app.inject({
+      method: "POST",
+      url: "/v1/uploads",
+      headers: { authorization },
+      payload: {
+        tenant: "acme",
+        sha256: sha256(payload).toString("hex"),
+        sizeBytes: payload.length,
+        ...more,
+      },
+    });
+    return { status: reply.statusCode, ...(reply.json() as Record<string, unknown>) } as {
+      status: number;
+      uri?: string;
+      uploaded?: boolean;
+      url?: string;
+      error?: { code: string };
+    };
+  };
+  const put = async (url: string, payload: Buffer, headers: Record<string, string> = {}) => {
+    const reply = await bus.server.app.inject({ method: "PUT", url, payload, headers });
+    return { status: reply.statusCode, code: (reply.json() as { error?: { code: string } }).error?.code };
+  };
+
+  test("is put where the bus says, then referred to; what is there already need not be put again", async () => {
+    const payload = payloadOf(8000);
+    const asked = await ask(payload);
+    expect(asked).toMatchObject({ status: 200, uploaded: false, uri: uriOf("acme", sha256(payload)) });
+    expect(await codes(referring(payload))).toEqual(["TRB-EVENT-PAYLOAD-MISSING"]);
+    expect(await put(asked.url!, payload)).toEqual({ status: 200, code: undefined });
+    expect((await bus.store.get(asked.uri!))?.equals(payload)).toBe(true);
+    expect(await codes(referring(payload))).toEqual([undefined]);
+    expect(await ask(payload)).toMatchObject({ status: 200, uploaded: true });
+  });
+
+  test("takes those bytes and no others, packed on the way or not", async () => {
+    const payload = payloadOf(3000);
+    const { url, uri } = await ask(payload);
+    const other = Buffer.from(payload);
+    other[7]! ^= 1;
+    expect(await put(url!, other)).toEqual({ status: 400, code: "TRB-UPLOAD-MISMATCH" });
+    expect(await put(url!, payload.subarray(1))).toEqual({ status: 400, code: "TRB-UPLOAD-MISMATCH" });
+    expect(await put(url!, Buffer.concat([payload, payload]))).toEqual({
+      status: 413,
+      code: "TRB-REQ-TOO-LARGE",
+    });
+    expect(await bus.store.get(uri!)).toBeUndefined();
+    expect((await put(url!, gzipSync(payload), { "content-encoding": "gzip" })).status).toBe(200);
+  });
+
+  test("asks for a tenant that the token grants, a hash and a size within the limit", async () => {
+    authorization = await bus.bearer({ tenants: ["acme"] });
+    const payload = payloadOf(3000);
+    expect(await ask(payload, { tenant: "umbrella" })).toMatchObject({
+      status: 403,
+      error: { code: "TRB-AUTH-TENANT" },
+    });
+    for (const wrong of [
+      { sha256: "x" },
+      { sizeBytes: 0 },
+      { sizeBytes: 20_001 },
+      { tenant: 5 },
+      { more: 1 },
+    ])
+      expect((await ask(payload, wrong)).status).toBe("more" in wrong ? 200 : "tenant" in wrong ? 403 : 400);
+    authorization = await bus.bearer({ role: "analyst" });
+    expect((await ask(payload)).status).toBe(403);
+  });
+
+  test("a ticket is no token, a token no ticket, and neither lasts", async () => {
+    const payload = payloadOf(3000);
+    const { url } = await ask(payload);
+    const ticket = new URLSearchParams(url!.split("?")[1]).get("ticket")!;
+    const token = authorization.slice("Bearer ".length);
+    expect(await put(`/v1/uploads?ticket=${token}`, payload)).toEqual({
+      status: 401,
+      code: "TRB-AUTH-INVALID",
+    });
+    expect((await put("/v1/uploads", payload)).status).toBe(400);
+    authorization = `Bearer ${ticket}`;
+    expect((await publish(eventOf(payloadOf(1)))).status).toBe(401);
+    vi.useFakeTimers({ now: Date.now() + 16 * 60_000, toFake: ["Date"] });
+    try {
+      expect(await put(url!, payload)).toEqual({ status: 401, code: "TRB-AUTH-EXPIRED" });
+    } finally {
+      vi.useRealTimers();
+    }
   });
 });

@@ -16,18 +16,21 @@ import type { Streams } from "../stream/domains.js";
 import type { Grant } from "../tenancy/grant.js";
 import { grantOf, requireRole } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
+import type { UploadTickets } from "../tenancy/upload-tickets.js";
 import { ANSWER_BYTES, type Collected, collectJson, collectNdjson, collectProtobuf } from "./collect.js";
 import { EventGate } from "./event-gate.js";
 import { HeldTypes } from "./held-types.js";
 import { BusMetrics } from "./metrics.js";
 import { Outlets } from "./outlets.js";
 import { ResponseWriter, type Results, type Stored } from "./response.js";
+import { registerUploads } from "./uploads.js";
 import { Work, Workshop } from "./work.js";
 
 export interface BusOptions {
   readonly streams: Streams<ChangeStreamWriter>;
   /** Where payloads lie that are too large for a stream. */
   readonly offloaded: Offloaded;
+  readonly tickets: UploadTickets;
   /** The descriptors now in force; asked with every request. */
   readonly registry: () => ProtoRegistry;
   readonly verifier: TokenVerifier;
@@ -47,7 +50,19 @@ export async function registerBus(app: FastifyInstance, options: BusOptions): Pr
   const held = new HeldTypes(options.status, options.log);
   await held.start();
   app.addHook("onClose", async () => held.stop());
-  const publisher = new Publisher(options, held);
+  const { config, offloaded, verifier, tickets } = options;
+  const admission = new Admission(
+    config.bus.maxInFlightBytes,
+    () => new TributaryError("TRB-BUS-BUSY", "too much is in flight; nothing was accepted"),
+  );
+  const publisher = new Publisher(options, admission, held);
+  await registerUploads(app, {
+    offloaded,
+    verifier,
+    tickets,
+    admission,
+    maxBytes: config.bus.maxOffloadBytes,
+  });
   // A scope of its own: here bodies are handed over unread, whatever other services do with theirs.
   await app.register(async (scope) => {
     scope.removeAllContentTypeParsers();
@@ -80,20 +95,19 @@ interface Contracts {
 class Publisher {
   private readonly limits: Config["bus"];
   private readonly offloaded: Offloaded;
-  private readonly admission: Admission;
   private readonly outlets: Outlets;
   private readonly workshop = new Workshop();
   private readonly contracts: () => Contracts;
   private readonly writer = new ResponseWriter();
   private readonly metrics: BusMetrics;
 
-  constructor({ streams, offloaded, registry, config, metrics }: BusOptions, held: HeldTypes) {
+  constructor(
+    { streams, offloaded, registry, config, metrics }: BusOptions,
+    private readonly admission: Admission,
+    held: HeldTypes,
+  ) {
     this.limits = config.bus;
     this.offloaded = offloaded;
-    this.admission = new Admission(
-      config.bus.maxInFlightBytes,
-      () => new TributaryError("TRB-BUS-BUSY", "too much is in flight; nothing was accepted"),
-    );
     this.metrics = new BusMetrics(
       metrics,
       () => this.admission.inFlightBytes,

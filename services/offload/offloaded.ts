@@ -26,7 +26,18 @@ export class Offloaded {
   /** Durable when resolved. Errors: TRB-STORE-FAILED. */
   async put(tenant: string, typeUrl: string, payload: Buffer): Promise<PayloadReference> {
     const sha256 = await hashOf(payload);
-    const uri = uriOf(tenant, sha256);
+    const uri = await this.keep(uriOf(tenant, sha256), payload);
+    return { uri, typeUrl, sizeBytes: payload.length, sha256 };
+  }
+
+  /** The same for a payload that its producer has put a hash on; false, and nothing is put, when it has another. */
+  async putAs(tenant: string, sha256: Buffer, payload: Buffer): Promise<boolean> {
+    if (!(await hashOf(payload)).equals(sha256)) return false;
+    await this.keep(uriOf(tenant, sha256), payload);
+    return true;
+  }
+
+  private async keep(uri: string, payload: Buffer): Promise<string> {
     if ((await this.store.putIfAbsent(uri, payload)) === "exists") {
       const found = await this.stat(uri);
       // One of another size is damaged, and mended by this.
@@ -34,7 +45,7 @@ export class Offloaded {
         await this.store.put(uri, payload);
       } else await this.store.confirm([uri]);
     }
-    return { uri, typeUrl, sizeBytes: payload.length, sha256 };
+    return uri;
   }
 
   /**

@@ -17,6 +17,7 @@ import type { Streams } from "../../services/stream/domains.js";
 import { requireRole } from "../../services/tenancy/http-auth.js";
 import { SigningKey } from "../../services/tenancy/signing-key.js";
 import { signToken, type TokenInit, TokenVerifier } from "../../services/tenancy/tokens.js";
+import { UploadTickets } from "../../services/tenancy/upload-tickets.js";
 import { MemoryStream } from "./memory-stream.js";
 
 export const testRegistry = ProtoRegistry.load([join(packageRoot, "proto")]);
@@ -64,6 +65,7 @@ export async function startTestBus(
     ...(notReady && { notReady }),
   });
   await registerBus(server.app, {
+    tickets: new UploadTickets(key, "tributary"),
     offloaded: new Offloaded(store, 2 * 3600_000),
     streams: streams ?? { nameOf: () => stream.name, stream: () => stream },
     registry: () => testRegistry,

@@ -15,7 +15,9 @@ import type { ObjectStore } from "../../storage/object-store.js";
 import type { Role } from "../../tenancy/grant.js";
 import { requireRole } from "../../tenancy/http-auth.js";
 import { KeySet } from "../../tenancy/key-sets.js";
+import type { SigningKey } from "../../tenancy/signing-key.js";
 import { signToken, TokenVerifier } from "../../tenancy/tokens.js";
+import { UploadTickets } from "../../tenancy/upload-tickets.js";
 import { IngestSupervisor } from "./ingest-supervisor.js";
 import { openStore } from "./lake-store.js";
 import { ProjectKeeper } from "./project-keeper.js";
@@ -77,7 +79,7 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
         quarantined: quarantined(await readIngestStatus(store)),
       }),
     });
-    const service = { server, project, store, config, verifier, metrics, log };
+    const service = { server, project, store, config, key, verifier, metrics, log };
     if (parts.bus) closers.push(await addBus(service));
     if (parts.query) closers.push(await addQuery(service));
     if (supervisor !== undefined) {
@@ -161,6 +163,7 @@ interface ServiceParts {
   readonly project: ProjectKeeper;
   readonly store: ObjectStore;
   readonly config: Config;
+  readonly key: SigningKey;
   readonly verifier: TokenVerifier;
   readonly metrics: Registry;
   readonly log: Logger;
@@ -168,7 +171,7 @@ interface ServiceParts {
 
 /** Resolves to what closes it. */
 async function addBus({ server, project, store, ...rest }: ServiceParts): Promise<() => Promise<void>> {
-  const { log, config, metrics } = rest;
+  const { log, config, key, metrics } = rest;
   const kind = await streamKind(config, metrics);
   const streams = new OpenStreams(kind, (name) => kind.writer(name), log);
   const registry = () => project.current.registry;
@@ -179,6 +182,7 @@ async function addBus({ server, project, store, ...rest }: ServiceParts): Promis
     ...rest,
     streams,
     offloaded,
+    tickets: new UploadTickets(key, config.auth.audience),
     registry,
     status: () => readIngestStatus(store),
   });
