@@ -42,6 +42,14 @@ const MIN_GZIP_BYTES = 1024;
 const MAX_RETRY_AFTER_MS = 60_000;
 const gzip = promisify(gzipCallback);
 
+/** An answer other than 200, in the terms of a publish; `retryable` says whether to ask again. */
+export interface Failure {
+  readonly error: ProducerError;
+  readonly retryAfterMs: number | undefined;
+  /** Of an answer of Tributary; undefined where it was another program's. */
+  readonly status: number | undefined;
+}
+
 /** Posts bodies to a bus and tells what its answers mean. Retries nothing but a token that is no longer taken. */
 export class BusClient {
   private readonly options: BusOptions;
@@ -146,26 +154,27 @@ function outcomeOf(answer: Answer, count: number | undefined): Outcome {
     }
     return withoutAnswer(unreachable("expected a PublishResponse for each event, found something else"));
   }
+  const failure = failureOf(answer);
+  const { error } = failure;
+  if (error.retryable) return { kind: "later", ...failure };
+  return { kind: status === 413 ? "too-large" : "refused", error };
+}
+
+/** What an answer other than 200 says. */
+export function failureOf(answer: Answer): Failure {
+  const { status } = answer;
   const said = errorBody(answer);
-  const again = AGAIN.has(status);
-  if (said === undefined) {
-    const error = new ProducerError(
-      "TRB-PRODUCER-UNREACHABLE",
-      `expected an answer of Tributary, found status ${status}`,
-      again ? { retryable: true, mayHaveLanded: !NOTHING_LANDED.has(status) } : { refused: "request" },
-    );
-    if (!again) return { kind: "refused", error };
-    return { kind: "later", error, retryAfterMs: retryAfterOf(answer), status: undefined };
-  }
-  const { code, message } = said;
-  if (again) {
-    const mayHaveLanded = !NOTHING_LANDED.has(status);
-    const error = new ProducerError(code, message, { retryable: true, mayHaveLanded });
-    return { kind: "later", error, retryAfterMs: retryAfterOf(answer), status };
-  }
-  const tooLarge = status === 413;
-  const error = new ProducerError(code, message, { refused: tooLarge ? "event" : "request" });
-  return { kind: tooLarge ? "too-large" : "refused", error };
+  const code = said?.code ?? "TRB-PRODUCER-UNREACHABLE";
+  const message = said?.message ?? `expected an answer of Tributary, found status ${status}`;
+  const mayHaveLanded = !NOTHING_LANDED.has(status);
+  // Too large is what these events are; anything else would be said of others as well.
+  const refused = status === 413 && said !== undefined ? "event" : "request";
+  const error = new ProducerError(
+    code,
+    message,
+    AGAIN.has(status) ? { retryable: true, mayHaveLanded } : { refused },
+  );
+  return { error, retryAfterMs: retryAfterOf(answer), status: said && status };
 }
 
 function decode(body: Uint8Array): PublishAnswer | undefined {
@@ -201,7 +210,7 @@ function retryAfterOf(answer: Answer): number | undefined {
 /** Failures to connect: nothing was sent. */
 const NOT_CONNECTED = new Set(["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN"]);
 
-function unreachable(reason: string, cause?: unknown): ProducerError {
+export function unreachable(reason: string, cause?: unknown): ProducerError {
   const mayHaveLanded = !NOT_CONNECTED.has(errno(cause) ?? "");
   return new ProducerError("TRB-PRODUCER-UNREACHABLE", reason, { retryable: true, mayHaveLanded, cause });
 }

@@ -19,8 +19,10 @@ const OVERHEAD_BYTES = 512;
 /** An event from `send` until nothing of it is in flight any more. */
 export class Entry {
   readonly event: ChangeEvent;
-  /** The event on the wire. Replaced when its payload has been uploaded. */
+  /** The event on the wire; where `upload` is not undefined, without what refers to its payload. */
   bytes: Uint8Array;
+  /** The payload that is to be uploaded before the event may leave. */
+  upload: Uint8Array | undefined;
   /** What it counts for in the buffer. */
   readonly size: number;
   /** performance.now() at `send`. */
@@ -42,10 +44,11 @@ export class Entry {
   private resolve!: (receipt: Receipt) => void;
   private reject!: (error: ProducerError) => void;
 
-  constructor(event: ChangeEvent, bytes: Uint8Array, since: number) {
+  constructor(event: ChangeEvent, bytes: Uint8Array, upload: Uint8Array | undefined, since: number) {
     this.event = event;
     this.bytes = bytes;
-    this.size = bytes.length + OVERHEAD_BYTES;
+    this.upload = upload;
+    this.size = bytes.length + (upload?.length ?? 0) + OVERHEAD_BYTES;
     this.since = since;
     this.receipt = new Promise((resolve, reject) => {
       this.resolve = resolve;

@@ -15,6 +15,11 @@ export interface ProducerOptions {
   readonly maxInFlight?: number;
   /** Whether bodies of 1 KiB and more are packed: less network, more CPU here and in the bus. False by default. */
   readonly gzip?: boolean;
+  /**
+   * Payloads of more bytes are uploaded to the object store, and their events refer to them (the bus must offer POST
+   * /v1/uploads); left out, none are.
+   */
+  readonly uploadAboveBytes?: number;
   /** Bytes of events that may wait or be in flight, 16 MiB by default. A larger event is let in when nothing else is. */
   readonly maxBufferedBytes?: number;
   /** When that is full, `send` waits for room (default) or rejects with TRB-PRODUCER-FULL. */
@@ -30,6 +35,7 @@ const DEFAULTS = {
   maxBatchBytes: 1024 * 1024,
   lingerMs: 5,
   maxInFlight: 4,
+  uploadAboveBytes: 2 ** 31 - 1,
   maxBufferedBytes: 16 * 1024 * 1024,
   deadlineMs: 120_000,
   silenceMs: 30_000,

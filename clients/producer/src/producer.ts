@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { BusClient, type Outcome, PROTOBUF } from "./bus-client.js";
 import { EntityChains } from "./entity-chains.js";
 import { Entry, type Receipt } from "./entry.js";
@@ -5,12 +6,16 @@ import { type ProducerCode, ProducerError } from "./errors.js";
 import { type ChangeEvent, encodeEvent, encodeRequest } from "./event.js";
 import { type ProducerOptions, type Settings, settingsOf } from "./options.js";
 import { pauseMs } from "./pause.js";
+import { type PayloadStore, PresignedUploads } from "./payload-uploads.js";
 import { ReadyQueue } from "./ready-queue.js";
 
 export interface CloseReport {
   /** What was sent before `close` and not accepted by its end, and why. */
   readonly undelivered: readonly { readonly event: ChangeEvent; readonly error: ProducerError }[];
 }
+
+/** Uploads at a time. */
+const UPLOADS = 2;
 
 /**
  * Publishes change events in batches and keeps at it until each is accepted, refused for good, or past its deadline.
@@ -24,6 +29,7 @@ export interface CloseReport {
 export class Producer {
   private readonly settings: Settings;
   private readonly bus: BusClient;
+  private readonly store: PayloadStore;
   private readonly abort = new AbortController();
   private readonly chains = new EntityChains();
   private readonly ready = new ReadyQueue();
@@ -32,6 +38,8 @@ export class Producer {
   /** Every unsettled entry, in the order of `send`, which is that of deadlines. */
   private readonly open = new Set<Entry>();
   private readonly outside: Entry[] = [];
+  private readonly toUpload: Entry[] = [];
+  private uploading = 0;
   private readonly room = new Set<() => void>();
   private bufferedBytes = 0;
   private inFlight = 0;
@@ -49,6 +57,7 @@ export class Producer {
     this.settings = settingsOf(options);
     const { url, token, gzip, silenceMs, maxInFlight } = this.settings;
     this.bus = new BusClient({ url, token, gzip, silenceMs, connections: maxInFlight });
+    this.store = new PresignedUploads(this.bus, silenceMs);
   }
 
   /**
@@ -58,7 +67,7 @@ export class Producer {
    */
   async send(event: ChangeEvent): Promise<Receipt> {
     if (this.closed) throw new ProducerError("TRB-PRODUCER-CLOSED", "the producer is closed");
-    const entry = new Entry(event, encodeEvent(event), performance.now());
+    const entry = this.entryOf(event);
     if (this.outside.length === 0 && this.fits(entry)) this.admit(entry);
     else if (this.settings.whenFull === "reject") {
       throw new ProducerError("TRB-PRODUCER-FULL", "the buffer is full", { retryable: true });
@@ -120,14 +129,64 @@ export class Producer {
     };
   }
 
+  private entryOf(event: ChangeEvent): Entry {
+    const { payload } = event;
+    const now = performance.now();
+    if (payload === undefined || payload.length <= this.settings.uploadAboveBytes) {
+      return new Entry(event, encodeEvent(event), undefined, now);
+    }
+    const { payload: _, ...rest } = event;
+    return new Entry(event, encodeEvent(rest), Uint8Array.from(payload), now);
+  }
+
   private fits({ size }: Entry): boolean {
     return this.bufferedBytes === 0 || this.bufferedBytes + size <= this.settings.maxBufferedBytes;
   }
 
   private admit(entry: Entry): void {
     this.bufferedBytes += entry.size;
-    if (this.chains.add(entry)) this.ready.add(entry);
+    if (this.chains.add(entry)) this.advance(entry);
     else entry.place = "behind";
+  }
+
+  /** Nothing of its entity is before it: it may leave, once its payload is where the bus finds it. */
+  private advance(entry: Entry): void {
+    if (entry.upload === undefined) this.ready.add(entry);
+    else {
+      entry.place = "resting";
+      this.toUpload.push(entry);
+      void this.upload();
+    }
+  }
+
+  private async upload(): Promise<void> {
+    if (this.uploading >= UPLOADS) return;
+    const entry = this.toUpload.shift();
+    if (entry === undefined) return;
+    this.uploading++;
+    for (let attempt = 1; !entry.done; attempt++) {
+      try {
+        const reference = await this.store.put(entry.event, entry.upload!, this.abort.signal);
+        if (entry.done) break;
+        entry.bytes = encodeEvent(entry.event, reference);
+        entry.upload = undefined;
+        this.ready.add(entry);
+        this.pump();
+        break;
+      } catch (error) {
+        if (!(error instanceof ProducerError)) throw error;
+        entry.obstacle = error;
+        if (error.retryable) await sleep(pauseMs(attempt));
+        else if (!entry.done) {
+          entry.giveUp(error);
+          this.leave(entry);
+          this.letIn();
+          this.pump();
+        }
+      }
+    }
+    this.uploading--;
+    void this.upload();
   }
 
   /** Sends what is due; sets a timer for what will be. */
@@ -252,7 +311,7 @@ export class Producer {
   private leave(entry: Entry): void {
     this.free(entry);
     const next = this.chains.shift(entry, (dropped) => this.free(dropped));
-    if (next !== undefined) this.ready.add(next);
+    if (next !== undefined) this.advance(next);
   }
 
   /** Gives an entry up. One that is in flight keeps its place in its chain until the request has ended. */

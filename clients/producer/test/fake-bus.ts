@@ -45,6 +45,13 @@ export class FakeBus {
   readonly taken: SeenEvent[] = [];
   readonly requests: SeenRequest[] = [];
   behave: (request: SeenRequest) => Behaviour | Promise<Behaviour> = () => ({ kind: "take" });
+  /** What was PUT where uploads go, by path. */
+  readonly objects = new Map<string, Buffer>();
+  /** Of POST /v1/uploads and of the PUT; 200 does as asked. */
+  presign: (asked: number) => number = () => 200;
+  put: (asked: number) => number = () => 200;
+  presigned = 0;
+  puts = 0;
   inFlight = 0;
   mostInFlight = 0;
   private readonly server: Server;
@@ -74,6 +81,8 @@ export class FakeBus {
       const chunks: Buffer[] = [];
       for await (const chunk of request) chunks.push(chunk as Buffer);
       const body = Buffer.concat(chunks);
+      if (request.url === "/v1/uploads") return this.offer(body, response);
+      if (request.method === "PUT") return this.store(request, body, response);
       const plain = request.headers["content-encoding"] === "gzip" ? gunzipSync(body) : body;
       const seen: SeenRequest = {
         number: this.requests.length + 1,
@@ -89,6 +98,27 @@ export class FakeBus {
     } finally {
       this.inFlight--;
     }
+  }
+
+  private offer(body: Buffer, response: ServerResponse): void {
+    const status = this.presign(++this.presigned);
+    if (status !== 200) {
+      response
+        .writeHead(status)
+        .end(JSON.stringify({ error: { code: "TRB-AUTH-TENANT", message: "words" } }));
+      return;
+    }
+    const { tenantId, sha256 } = JSON.parse(body.toString()) as { tenantId: string; sha256: string };
+    const uri = `offload/${tenantId}/${sha256}`;
+    const url = `${this.url}/${uri}`;
+    const there = this.objects.has(`/${uri}`);
+    response.end(JSON.stringify(there ? { uri } : { uri, url, headers: { "if-none-match": "*" } }));
+  }
+
+  private store(request: IncomingMessage, body: Buffer, response: ServerResponse): void {
+    const status = request.headers["if-none-match"] === "*" ? this.put(++this.puts) : 400;
+    if (status === 200) this.objects.set(request.url!, body);
+    response.writeHead(status).end();
   }
 
   private answer(seen: SeenRequest, behaviour: Behaviour, response: ServerResponse): void {
