@@ -17,7 +17,7 @@ const run = promisify(execFile);
 
 /** Folder with Kafka's jars, which come by Maven. */
 const jars = () =>
-  installed(`kafka-jars-${VERSION}`, async (folder) => {
+  installed(`kafka-with-tools-${VERSION}`, async (folder) => {
     const dependency = (group: string, artifact: string, version: string) =>
       `<dependency><groupId>${group}</groupId><artifactId>${artifact}</artifactId><version>${version}</version></dependency>`;
     const pom = join(folder, "pom.xml");
@@ -27,6 +27,7 @@ const jars = () =>
       `<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
        <groupId>tributary</groupId><artifactId>tools</artifactId><version>1</version><dependencies>
        ${dependency("org.apache.kafka", "kafka_2.13", VERSION)}
+       ${dependency("org.apache.kafka", "kafka-tools", VERSION)}
        ${dependency("org.slf4j", "slf4j-simple", "1.7.36")}</dependencies></project>`,
     );
     const flags = ["-q", "-B", "-ntp", "-f", pom, "-DincludeScope=runtime", `-DoutputDirectory=${folder}`];

@@ -1,6 +1,6 @@
 import type { ConnectionOptions as TlsOptions } from "node:tls";
-import { AuthenticationError, Connection, GenericError, ResponseError } from "@platformatic/kafka";
-import { TributaryError } from "../../base/errors.js";
+import { AuthenticationError, Connection, ResponseError } from "@platformatic/kafka";
+import { errno, TributaryError } from "../../base/errors.js";
 import { Unanswered } from "./failures.js";
 import type { BrokerSettings } from "./settings.js";
 
@@ -92,17 +92,9 @@ export class Brokers {
         failure = error;
       }
     }
-    const authentication =
-      failure instanceof GenericError
-        ? failure.cause instanceof AuthenticationError ||
-          failure.findBy("code", AuthenticationError.code) !== null
-        : false;
-    if (authentication) {
-      throw new TributaryError(
-        "TRB-CONFIG",
-        "stream.kafka.sasl: expected a mechanism and credentials that the brokers accept",
-        { cause: failure },
-      );
+    const setting = settingBehind(failure);
+    if (setting !== undefined) {
+      throw new TributaryError("TRB-CONFIG", setting, { cause: failure });
     }
     throw new Unanswered("no broker can be reached", false, { cause: failure });
   }
@@ -173,6 +165,19 @@ export class Brokers {
       connection?.socket.destroy();
     }
   }
+}
+
+/** What is wrong with our settings, where that is why a connection failed: trying again does not help then. */
+function settingBehind(failure: unknown): string | undefined {
+  for (let error = failure; error instanceof Error; error = error.cause) {
+    if (error instanceof AuthenticationError) {
+      return "stream.kafka.sasl: expected a mechanism and credentials that the brokers accept";
+    }
+    if (/CERT|_TLS_|_SSL_|VERIFY/.test(errno(error) ?? "")) {
+      return "stream.kafka.tls: expected brokers with certificates that are trusted here, and that trust ours";
+    }
+  }
+  return undefined;
 }
 
 const keyOf = ({ host, port }: Address, lane: Lane): string => `${lane} ${host}:${port}`;

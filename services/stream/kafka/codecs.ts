@@ -52,7 +52,7 @@ export async function unpack(codec: number, packed: Buffer, limit: number): Prom
       case CODECS.gzip:
         return await gunzip(packed, { maxOutputLength: limit });
       case CODECS.snappy:
-        return bounded(compressionsAlgorithms.snappy.decompressSync(packed), limit);
+        return unsnap(packed, limit);
       case CODECS.lz4:
         return bounded(compressionsAlgorithms.lz4.decompressSync(packed), limit);
       case CODECS.zstd:
@@ -87,6 +87,28 @@ async function unzstd(packed: Buffer, limit: number): Promise<Buffer> {
     pieces.push(piece.slice());
   }
   return Buffer.concat(pieces, bytes);
+}
+
+/** How Java's library frames blocks (snappy-java, SnappyOutputStream); others write one bare block. */
+const SNAPPY_FRAME = Buffer.from([0x82, ...Buffer.from("SNAPPY"), 0]);
+const SNAPPY_FRAME_HEADER_BYTES = 16;
+
+function unsnap(packed: Buffer, limit: number): Buffer {
+  const { decompressSync } = compressionsAlgorithms.snappy;
+  if (!packed.subarray(0, SNAPPY_FRAME.length).equals(SNAPPY_FRAME)) {
+    return bounded(decompressSync(packed), limit);
+  }
+  const blocks: Buffer[] = [];
+  let bytes = 0;
+  for (let at = SNAPPY_FRAME_HEADER_BYTES; at < packed.length; ) {
+    const start = at + 4;
+    at = start + packed.readInt32BE(at);
+    const block = decompressSync(packed.subarray(start, at));
+    bytes += block.length;
+    if (bytes > limit) throw tooMuch();
+    blocks.push(block);
+  }
+  return Buffer.concat(blocks, bytes);
 }
 
 function bounded(plain: Buffer, limit: number): Buffer {

@@ -30,6 +30,8 @@ export interface PartitionOwner {
 
 const PROTOCOL_TYPE = "consumer";
 const PAUSE_MS = 250;
+/** Partitions may be added meanwhile, and the topic may be made anew. */
+const LOOK_MS = 5_000;
 
 /** The coordinator has moved, or is not ready. */
 const MOVED: ReadonlySet<number> = new Set<number>([
@@ -94,6 +96,7 @@ export class GroupMember {
   private async run(): Promise<void> {
     const { signal } = this.stopping;
     let mustJoin = false;
+    let lookedAt = performance.now();
     while (!signal.aborted) {
       try {
         if (mustJoin) {
@@ -101,7 +104,11 @@ export class GroupMember {
           mustJoin = false;
         }
         await sleep(this.times.heartbeatMs, undefined, { signal, ref: false });
-        mustJoin = (await this.beat()) || this.topic.state.leaders.length !== this.seen;
+        mustJoin = await this.beat();
+        if (performance.now() - lookedAt < LOOK_MS) continue;
+        lookedAt = performance.now();
+        const { leaders } = await this.topic.refresh();
+        mustJoin ||= leaders.length !== this.seen;
       } catch (error) {
         if (signal.aborted) return;
         if (error instanceof TributaryError) {
