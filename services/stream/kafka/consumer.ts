@@ -106,7 +106,9 @@ export class KafkaConsumer implements StreamConsumer, PartitionOwner {
         ({ window, cursors }) => {
           for (const [partition, next] of window.next) {
             const held = this.held.get(partition);
-            if (held !== undefined && held.cursor === cursors.get(partition)) held.reached = next;
+            // Of a partition that is being handed over, what was not given out any more is another's to read.
+            if (held === undefined || held.cursor !== cursors.get(partition)) continue;
+            if (this.fetcher.holds(held.cursor)) held.reached = next;
           }
           this.skipped();
         },
