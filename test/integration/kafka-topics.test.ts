@@ -242,16 +242,14 @@ test.each(PACKED)(
         eventSlices(Array.from({ length: 200 }, (_, i) => ({ partition: i % 4, bytes: event(i) }))),
       ),
     );
+    const shown = "timestamp key offset partition headers".split(" ").map((what) => `print.${what}=true`);
+    shown.push("print.value=false");
     const printed = await cluster.tool(
       "org.apache.kafka.tools.consumer.ConsoleConsumer",
       ...`--bootstrap-server ${cluster.brokers[0]} --topic ${topic} --from-beginning --max-messages 200`.split(
         " ",
       ),
-      ...["timestamp", "key", "offset", "partition", "headers"].flatMap((what) => [
-        "--property",
-        `print.${what}=true`,
-      ]),
-      ...["--property", "print.value=false"],
+      ...shown.flatMap((what) => ["--property", what]),
     );
     const lines = printed.split("\n").filter((line) => line.startsWith("CreateTime:"));
     expect(lines).toHaveLength(200);

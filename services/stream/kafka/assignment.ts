@@ -97,9 +97,14 @@ export interface Member {
 export function assign(members: readonly Member[], partitions: number): Map<string, number[]> {
   const lowest = ({ owned }: Member) => Math.min(...owned, Number.POSITIVE_INFINITY);
   const order = [...members].sort((a, b) => lowest(a) - lowest(b) || (a.id < b.id ? -1 : 1));
+  // The first ones have one more, so that those who have some are asked before those who have none: what is settled
+  // stays as it is.
   const target = new Map<number, string>();
-  for (let p = 0; p < partitions; p++) {
-    target.set(p, order[Math.floor((p * order.length) / partitions)]!.id);
+  const least = Math.floor(partitions / order.length);
+  const more = partitions % order.length;
+  for (const [m, { id }] of order.entries()) {
+    const first = m * least + Math.min(m, more);
+    for (let p = first; p < first + least + (m < more ? 1 : 0); p++) target.set(p, id);
   }
   const owners = new Map<number, string[]>();
   for (const { id, owned } of members) {
