@@ -144,20 +144,24 @@ async function copyObjects(options: LakeCopyOptions): Promise<{ objects: number;
 }
 
 async function copyFiles({ source, target }: LakeCopyOptions, keys: readonly string[]): Promise<void> {
-  await source.withLocal(keys, async (paths) => {
-    const files: { localPath: string; key: string }[] = [];
-    for (const [i, path] of paths.entries()) {
-      const localPath = join(target.staging, randomUUID());
-      try {
-        await copyFile(path, localPath);
-        files.push({ localPath, key: keys[i]! });
-      } catch (error) {
-        // Swept since the listing: no version that is copied names it.
-        if (!isAbsent(error)) throw error;
+  await source.withLocal(
+    keys,
+    async (paths) => {
+      const files: { localPath: string; key: string }[] = [];
+      for (const [i, path] of paths.entries()) {
+        const localPath = join(target.staging, randomUUID());
+        try {
+          await copyFile(path, localPath);
+          files.push({ localPath, key: keys[i]! });
+        } catch (error) {
+          // Swept since the listing: no version that is copied names it.
+          if (!isAbsent(error)) throw error;
+        }
       }
-    }
-    await target.adopt(files);
-  });
+      await target.adopt(files);
+    },
+    { fresh: true },
+  );
 }
 
 /** The commits up to `end`, in order, then the newest log checkpoint that is no later. */
@@ -224,8 +228,9 @@ async function verifyTable(options: LakeCopyOptions, root: string, version: numb
   return all.length;
 }
 
+/** Of the objects themselves: a local copy of what was just uploaded would prove nothing. */
 const digests = (store: ObjectStore, keys: readonly string[]) =>
-  store.withLocal(keys, (paths) => Promise.all(paths.map(digestOf)));
+  store.withLocal(keys, (paths) => Promise.all(paths.map(digestOf)), { fresh: true });
 
 async function digestOf(path: string): Promise<{ digest: string; bytes: number }> {
   const hash = createHash("sha256");

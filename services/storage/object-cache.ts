@@ -147,6 +147,8 @@ export class ObjectCache {
           fetch(file.key, file.path, async (bytes) => {
             this.held -= file.bytes;
             file.bytes = 0;
+            const others = files.reduce((sum, each) => sum + each.bytes, 0);
+            if (others + bytes > this.options.bytes) throw this.tooSmall();
             const how = await this.room(bytes);
             file.bytes = bytes;
             return how;
