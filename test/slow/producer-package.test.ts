@@ -58,4 +58,22 @@ it("@tributary/producer is installed alone, brings one package, and publishes", 
   const { stdout } = await run(process.execPath, ["publish.js", url, token], { cwd: folder });
   expect(stdout).toBe("true\n");
   expect(bus.stream.stored).toHaveLength(1);
+
+  // Events that the bus refuses for now wait for seconds; a producer that was closed keeps no process alive for them.
+  bus.stream.refuses = () => true;
+  await writeFile(
+    join(folder, "close.js"),
+    `import { Producer } from "@tributary/producer";
+     const [url, token] = process.argv.slice(2);
+     const producer = new Producer({ url, token });
+     const event = { tenantId: "t", entityType: "tracker.v1.Issue", entityId: "1", operation: "deleted", version: 1 };
+     const sent = Array.from({ length: 20 }, (_, i) => producer.send({ ...event, entityId: String(i) }));
+     const settled = Promise.allSettled(sent);
+     const { undelivered } = await producer.close({ withinMs: 1000 });
+     await settled;
+     await new Promise((go) => setImmediate(go));
+     console.log(undelivered.length, process.getActiveResourcesInfo().filter((name) => name === "Timeout"));`,
+  );
+  const closed = await run(process.execPath, ["close.js", url, token], { cwd: folder });
+  expect(closed).toMatchObject({ stdout: "20 []\n", stderr: "" });
 });

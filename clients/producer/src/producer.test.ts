@@ -379,6 +379,22 @@ describe("close", () => {
   });
 });
 
+describe("whenRoom", () => {
+  it("ends with the producer, though what filled the buffer was given up", async () => {
+    bus.behave = () => ({
+      kind: "status",
+      status: 429,
+      code: "TRB-BUS-BUSY",
+      headers: { "retry-after": "30" },
+    });
+    make({ maxBufferedBytes: 1 });
+    const given = ["a", "b"].map((id) => failureOf(producer.send(event(id))));
+    const room = producer.whenRoom();
+    await producer.close({ withinMs: 50 });
+    await Promise.all([...given, room]);
+  });
+});
+
 describe("what cannot be", () => {
   it.each([
     ["url", { url: "ftp://x" }],

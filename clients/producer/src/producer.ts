@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
 import { BusClient, type Outcome, PROTOBUF } from "./bus-client.js";
 import { EntityChains } from "./entity-chains.js";
@@ -58,6 +59,8 @@ export class Producer {
     const { url, token, gzip, silenceMs, maxInFlight } = this.settings;
     this.bus = new BusClient({ url, token, gzip, silenceMs, connections: maxInFlight });
     this.store = new PresignedUploads(this.bus, silenceMs);
+    // Each request and each pause listens.
+    setMaxListeners(0, this.abort.signal);
   }
 
   /**
@@ -117,9 +120,10 @@ export class Producer {
       for (const entry of entries) {
         this.drop(entry, "TRB-PRODUCER-CLOSED", "the producer was closed before the event was accepted");
       }
-      this.abort.abort();
+      this.letIn();
     }, withinMs);
     await this.flush();
+    this.abort.abort();
     clearTimeout(patience);
     clearTimeout(this.pumpTimer);
     clearTimeout(this.deadlineTimer);
@@ -176,7 +180,7 @@ export class Producer {
       } catch (error) {
         if (!(error instanceof ProducerError)) throw error;
         entry.obstacle = error;
-        if (error.retryable) await sleep(pauseMs(attempt));
+        if (error.retryable) await this.sleep(pauseMs(attempt));
         else if (!entry.done) {
           entry.giveUp(error);
           this.leave(entry);
@@ -292,13 +296,15 @@ export class Producer {
     if (rest.length === 0) return;
     // They alone rest; what else is there goes on meanwhile.
     for (const entry of rest) entry.place = "resting";
-    setTimeout(
-      () => {
-        for (const entry of rest) if (!entry.done) this.ready.add(entry);
-        this.pump();
-      },
-      pauseMs(attempts, retryAfterMs),
-    );
+    void this.sleep(pauseMs(attempts, retryAfterMs)).then(() => {
+      for (const entry of rest) if (!entry.done) this.ready.add(entry);
+      this.pump();
+    });
+  }
+
+  /** Ends early with the producer, which no timer keeps alive. */
+  private sleep(ms: number): Promise<void> {
+    return sleep(ms, undefined, { signal: this.abort.signal }).catch(() => undefined);
   }
 
   /** Without those that were given up while they were in flight. */
