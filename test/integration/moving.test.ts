@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { stringify } from "yaml";
+import { KafkaCluster } from "../servers/kafka.js";
 import { credentials, startS3 } from "../servers/s3.js";
 import { newBucket } from "../support/s3-lake.js";
 import {
@@ -16,7 +17,7 @@ import {
   untilLanded,
 } from "../support/stack.js";
 
-/** A lake moves from files to S3 while producers and analysts go on. */
+/** From the small to the large, while producers and analysts go on. */
 
 let s3: Awaited<ReturnType<typeof startS3>>;
 let folder: string;
@@ -78,7 +79,7 @@ class Producer {
   }
 }
 
-it("loses no event, doubles none, and is never without an answer", async () => {
+it("a lake moves from files to S3: it loses no event, doubles none, and is never without an answer", async () => {
   const data = join(folder, "data");
   const bucket = await newBucket(s3.endpoint);
   const place = { bucket, prefix: "lake", endpoint: s3.endpoint, forcePathStyle: true };
@@ -143,4 +144,62 @@ const onS3 = (place: { bucket: string; prefix: string; endpoint: string }): Node
   TRIBUTARY_STORAGE__S3__PREFIX: place.prefix,
   TRIBUTARY_STORAGE__S3__ENDPOINT: place.endpoint,
   TRIBUTARY_STORAGE__S3__FORCE_PATH_STYLE: "true",
+});
+
+it("a lake goes on by another stream, from the embedded log to Kafka, without losing or doubling an event", async () => {
+  const data = join(folder, "streams");
+  const kafka = await KafkaCluster.start({ nodes: 1 });
+  const onKafka = {
+    TRIBUTARY_STREAM__KIND: "kafka",
+    TRIBUTARY_STREAM__KAFKA__BROKERS: kafka.brokers.join(","),
+    TRIBUTARY_STREAM__KAFKA__TOPIC: "changes",
+    TRIBUTARY_STREAM__KAFKA__REPLICATION_FACTOR: "1",
+    TRIBUTARY_STREAM__KAFKA__MIN_INSYNC_REPLICAS: "1",
+    TRIBUTARY_STREAM__KAFKA__ALLOW_FEW_REPLICAS: "true",
+  };
+  const analyst = await makeToken(data, "analyst", "acme");
+  const producer = new Producer(await makeToken(data, "producer", "acme"));
+  const servers: Server[] = [];
+  const start = async (command: "up" | "bus" | "ingest", env: NodeJS.ProcessEnv = {}) => {
+    const server = await Server.start(command, data, env);
+    servers.push(server);
+    return server;
+  };
+  const rowsOf = async (server: Server) => {
+    const sql = "select key, summary from issues order by key";
+    const answer = await cli(["sql", sql, "--url", server.url, "--token", analyst, "--json"]);
+    return answer.code === 0 ? (JSON.parse(answer.stdout) as { rows: string[][] }).rows : [];
+  };
+  try {
+    const old = await start("up");
+    producer.url = old.url;
+    await until("some to land", async () => (await rowsOf(old)).length === 20);
+    const bus = await start("bus", onKafka);
+    producer.url = bus.url;
+    await old.stop();
+    // All that is left to do for the old log: to be landed, and to take nothing more.
+    const last = await start("ingest");
+    const moved = await cli(["stream", "move", "--data", data, "--json"]);
+    expect(moved.code, moved.stderr).toBe(0);
+    expect(JSON.parse(moved.stdout)).toMatchObject({ closed: true });
+    await last.stop();
+    await expect(Server.start("bus", data)).rejects.toThrow("TRB-STREAM-CLOSED");
+    const up = await start("up", onKafka);
+    const before = producer.accepted.get("MOVE-1")!;
+    await until("more to be accepted", async () => producer.accepted.get("MOVE-1")! > before + 40);
+    await producer.stop();
+    const expected = [...producer.accepted].map(([key, version]) => [key, `summary ${version}`]);
+    expected.sort(([a], [b]) => (a! < b! ? -1 : 1));
+    await until(
+      "all to land",
+      async () => JSON.stringify(await rowsOf(up)) === JSON.stringify(expected),
+      120,
+    );
+    const verified = await cli(["table", "verify", "--data", data, "--json"], onKafka);
+    expect(JSON.parse(verified.stdout)).toMatchObject({ ok: true, problems: [] });
+  } finally {
+    await producer.stop();
+    for (const server of servers) await server.stop();
+    await kafka.stop();
+  }
 });

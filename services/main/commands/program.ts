@@ -9,6 +9,7 @@ import { addRepairCommand } from "./repair.js";
 import { reportFailure } from "./report.js";
 import { addServerCommands } from "./servers.js";
 import { addSqlCommand } from "./sql.js";
+import { addStreamCommands } from "./stream.js";
 import { addTableCommands } from "./tables.js";
 import { addTailCommand } from "./tail.js";
 import { addTokenCommand } from "./token.js";
@@ -43,6 +44,7 @@ function program(json: boolean): Command {
   addTokenCommand(root);
   addTableCommands(root);
   addLakeCommands(root);
+  addStreamCommands(root);
   addRepairCommand(root);
   addModelCommands(root);
   addDeadLetterCommands(root);

@@ -13,7 +13,8 @@ import { decodeSegmentHeader, type SegmentHeader, segmentHeaderBytes } from "./f
 
 /*
  * On disk: FOLDER/stream.json (name and partitions, written once), FOLDER/log/000000000001.seg …,
- * FOLDER/consumers/<name>.json (low-water records), FOLDER/writer@….lock.
+ * FOLDER/consumers/<name>.json (low-water records), FOLDER/writer@….lock,
+ * FOLDER/closed.json once it has ended for good.
  *
  * Of writers, one: who takes over renames the newest segment to 000000000007.fenced.seg before reading it. A writer
  * acknowledges only while its segment still has the name it gave it, so all it has acknowledged was there to be read.
@@ -23,6 +24,9 @@ export const logFolder = (folder: string) => join(folder, "log");
 export const consumersFolder = (folder: string) => join(folder, "consumers");
 export const segmentName = (number: number) => `${String(number).padStart(12, "0")}.seg`;
 export const fencedName = (number: number) => `${String(number).padStart(12, "0")}.fenced.seg`;
+
+/** There once the log has ended for good. */
+export const closedPath = (folder: string) => join(folder, "closed.json");
 
 export interface StreamIdentity {
   readonly name: string;

@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { eventSlices, eventsOf, positionsIn } from "../../../test/support/event-slices.js";
 import { SimulatedFiles } from "../../../test/support/simulated-files.js";
+import { closeLog } from "./closing.js";
 import { EmbeddedLogReader } from "./reader.js";
 import { EmbeddedLogWriter } from "./writer.js";
 
@@ -121,6 +122,36 @@ describe("order of operations", () => {
     files.crashAt = 0;
     expect(await readTexts(files.afterPowerLoss(LOSE_ALL))).toEqual(["a"]);
     await reader.close();
+  });
+});
+
+describe("a log that was closed for good", () => {
+  const options = (files: SimulatedFiles) => ({ folder: FOLDER, partitions: 2, segmentBytes: 1_000, files });
+
+  test("keeps what was acknowledged, and takes nothing more, whoever comes", async () => {
+    const files = new SimulatedFiles();
+    const writer = await open(files);
+    await writer.append(event("kept"));
+    await expect(closeLog(options(files))).rejects.toMatchObject({ code: "TRB-STREAM-LOCKED" });
+    await writer.append(event("kept too"));
+    await writer.close();
+    await closeLog(options(files));
+    await closeLog(options(files));
+    await expect(open(files)).rejects.toMatchObject({ code: "TRB-STREAM-CLOSED" });
+    expect(await readTexts(files)).toEqual(["kept", "kept too"]);
+  });
+
+  test("fences a writer that does not know of its lock", async () => {
+    const files = new SimulatedFiles();
+    const writer = await open(files);
+    await writer.append(event("kept"));
+    for (const { name } of await files.list(FOLDER)) {
+      if (name.startsWith("writer@")) await files.unlink(`${FOLDER}/${name}`);
+    }
+    await closeLog(options(files));
+    await expect(writer.append(event("late"))).rejects.toMatchObject({ code: "TRB-STREAM-FENCED" });
+    await writer.close();
+    expect(await readTexts(files)).toEqual(["kept"]);
   });
 });
 

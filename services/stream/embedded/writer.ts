@@ -15,6 +15,7 @@ import { rangeOfSlot } from "../../base/slots.js";
 import type { Appended, ChangeStreamWriter, OutgoingEvents } from "../change-stream.js";
 import { AppendGroup, type PendingAppend } from "./append-group.js";
 import {
+  closedPath,
   consumersFolder,
   logFolder,
   openIdentity,
@@ -82,7 +83,7 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
 
   /**
    * Takes the lock, fences who wrote before, recovers, begins a new segment.
-   * Errors: TRB-STREAM-LOCKED, TRB-STREAM-FENCED, TRB-STREAM-CORRUPT, TRB-CONFIG, TRB-BUS-STREAM-DOWN.
+   * Errors: TRB-STREAM-LOCKED, TRB-STREAM-CLOSED, TRB-STREAM-FENCED, TRB-STREAM-CORRUPT, TRB-CONFIG, TRB-BUS-STREAM-DOWN.
    */
   static async open(options: EmbeddedLogOptions): Promise<EmbeddedLogWriter> {
     const files = options.files ?? nodeFiles;
@@ -90,6 +91,9 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
     const lock = await acquireLock(files, options.folder, "writer");
     let writer: EmbeddedLogWriter | undefined;
     try {
+      if ((await files.stat(closedPath(options.folder))) !== undefined) {
+        throw new TributaryError("TRB-STREAM-CLOSED");
+      }
       const identity = await openIdentity(files, options.folder, options.partitions);
       for (let tries = 1; ; tries++) {
         const recovered = await recover(files, options.folder, identity);
