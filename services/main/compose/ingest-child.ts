@@ -3,6 +3,7 @@ import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
 import type { BoundModel } from "../../models/bind.js";
+import { tellOfProcess } from "./exposition.js";
 import { type RunningIngest, runIngest } from "./ingest-process.js";
 import { openLog } from "./runtime.js";
 
@@ -56,6 +57,7 @@ async function start({ config, descriptors, models }: Start): Promise<void> {
   const log = openLog(config);
   try {
     ingest = await runIngest(config, { registry: ProtoRegistry.of(descriptors), models });
+    tellOfProcess(ingest.metrics, "ingest");
     void tell({ ready: true });
     await ingest.done;
     process.exit(0);

@@ -12,12 +12,14 @@ import { LakeCatalog } from "../../query/lake-catalog.js";
 import { registerQuery } from "../../query/routes.js";
 import { type IngestStatus, readIngestStatus } from "../../status/ingest-status.js";
 import type { ObjectStore } from "../../storage/object-store.js";
+import type { ChangeStreamWriter } from "../../stream/change-stream.js";
 import type { Role } from "../../tenancy/grant.js";
 import { requireRole } from "../../tenancy/http-auth.js";
 import { KeySet } from "../../tenancy/key-sets.js";
 import type { SigningKey } from "../../tenancy/signing-key.js";
 import { signToken, TokenVerifier } from "../../tenancy/tokens.js";
 import { UploadTickets } from "../../tenancy/upload-tickets.js";
+import { merged, tellOfProcess } from "./exposition.js";
 import { IngestSupervisor } from "./ingest-supervisor.js";
 import { openStore } from "./lake-store.js";
 import { ProjectKeeper } from "./project-keeper.js";
@@ -47,6 +49,7 @@ const DAY = 24 * 3600;
 export async function startServer(config: Config, parts: ServerParts): Promise<RunningServer> {
   const log = openLog(config);
   const metrics = new Registry();
+  tellOfProcess(metrics, "server");
   await makeDataFolder(config);
   await openData(nodeFiles, config.data);
   const key = await openKey(config);
@@ -63,24 +66,29 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
   const supervisor = parts.ingest ? new IngestSupervisor(config, project.current, log) : undefined;
   project.onChange((changed) => supervisor?.use(changed));
   let server: HttpServer | undefined;
+  let outgoing: OpenStreams<ChangeStreamWriter> | undefined;
   try {
     server = await buildServer({
       log,
       metrics: {
         contentType: metrics.contentType,
-        metrics: async () => (await metrics.metrics()) + ((await supervisor?.metrics()) ?? ""),
+        metrics: async () => merged([await metrics.metrics(), (await supervisor?.metrics()) ?? ""]),
       },
       limits: config.http,
       guardMetrics: requireRole(verifier, "operator"),
-      notReady: () => notReady(parts, supervisor),
+      notReady: () => notReady(parts, supervisor, outgoing),
       readyDetails: async () => ({
         ...(supervisor === undefined ? {} : { ingest: supervisor.state }),
+        ...(outgoing === undefined ? {} : { streams: Object.fromEntries(outgoing.states) }),
         ...(project.problem === undefined ? {} : { project: projectProblem(project.problem) }),
         quarantined: quarantined(await readIngestStatus(store)),
       }),
     });
     const service = { server, project, store, config, key, verifier, metrics, log };
-    if (parts.bus) closers.push(await addBus(service));
+    if (parts.bus) {
+      outgoing = await addBus(service);
+      closers.push(() => outgoing!.close());
+    }
     if (parts.query) closers.push(await addQuery(service));
     if (supervisor !== undefined) {
       // Beside listening: an ingest that cannot start is no reason to refuse events or questions.
@@ -107,10 +115,18 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
   }
 }
 
-/** A server of ingest alone is of no use before ingest runs; bus and query serve without it. */
-function notReady(parts: ServerParts, supervisor: IngestSupervisor | undefined): string | undefined {
-  if (parts.bus || parts.query || supervisor === undefined || supervisor.ready) return undefined;
-  return supervisor.state;
+/**
+ * A server of ingest alone is of no use before ingest runs, and a bus alone without a stream; what serves something else
+ * beside, or some domains, goes on.
+ */
+function notReady(
+  { bus, query }: ServerParts,
+  supervisor: IngestSupervisor | undefined,
+  outgoing: OpenStreams<ChangeStreamWriter> | undefined,
+): string | undefined {
+  if (query) return undefined;
+  if (bus) return [...(outgoing?.states.values() ?? [])].includes("open") ? undefined : "no stream is open";
+  return supervisor === undefined || supervisor.ready ? undefined : supervisor.state;
 }
 
 /** /readyz is for everybody: files and SQL are for the log. */
@@ -169,8 +185,13 @@ interface ServiceParts {
   readonly log: Logger;
 }
 
-/** Resolves to what closes it. */
-async function addBus({ server, project, store, ...rest }: ServiceParts): Promise<() => Promise<void>> {
+/** Resolves to the streams that events go out by; closing them closes the bus. */
+async function addBus({
+  server,
+  project,
+  store,
+  ...rest
+}: ServiceParts): Promise<OpenStreams<ChangeStreamWriter>> {
   const { log, config, key, metrics } = rest;
   const kind = await streamKind(config, metrics);
   const streams = new OpenStreams(kind, (name) => kind.writer(name), log);
@@ -186,7 +207,7 @@ async function addBus({ server, project, store, ...rest }: ServiceParts): Promis
     registry,
     status: () => readIngestStatus(store),
   });
-  return () => streams.close();
+  return streams;
 }
 
 /** Resolves to what closes it. */

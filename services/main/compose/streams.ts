@@ -65,6 +65,11 @@ export class OpenStreams<S extends Closable> implements Streams<S> {
     return this.open.get(name);
   }
 
+  /** By name, whether it is open. */
+  get states(): ReadonlyMap<string, "open" | "down"> {
+    return new Map([...this.wanted.keys()].map((name) => [name, this.open.has(name) ? "open" : "down"]));
+  }
+
   /**
    * Opens what these types need and is not open yet. Resolves when each is open or was found to be down.
    * Errors: those that trying again does not help with.
