@@ -65,6 +65,7 @@ export const LAKE_CODES = {
     "a model fails on this event",
     "fix the model or the event, then redrive the dead letter",
   ),
+  "TRB-MODEL-SUPERSEDED": entry(503, true, "another worker has a newer model in force", "update this one"),
   "TRB-MODEL-INVALID": entry(
     400,
     false,

@@ -21,11 +21,13 @@ export class Compactor {
 
   /** Puts those tables of the lane into the queue that want a compaction, or to be swept. */
   consider(lane: Lane): void {
-    const { planner } = this.context;
+    const { planner, crew } = this.context;
     this.sweeper.consider(lane);
-    if (planner.wants(lane.raw)) this.queue.offer(`raw/${lane.entityType}`, () => this.compactRaw(lane));
+    const raw = `raw/${lane.entityType}`;
+    if (planner.wants(lane.raw) && crew.tends(raw)) this.queue.offer(raw, () => this.compactRaw(lane));
     for (const { model, table } of lane.targets) {
-      if (planner.wants(table)) this.queue.offer(model.name, () => this.compactRefined(lane, model.name));
+      if (planner.wants(table) && crew.tends(model.name))
+        this.queue.offer(model.name, () => this.compactRefined(lane, model.name));
     }
   }
 
@@ -39,7 +41,7 @@ export class Compactor {
   private compactRefined(lane: Lane, model: string): Promise<Outcome> {
     // Its table may have been opened anew since it came into the queue.
     const target = lane.targets.find((each) => each.model.name === model);
-    if (target === undefined) return Promise.resolve("done");
+    if (target === undefined || target.outdated) return Promise.resolve("done");
     const { writer } = target;
     return this.run(model, writer.table, (connection, files) => compactUpserted(writer, connection, files));
   }

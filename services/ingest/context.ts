@@ -8,6 +8,7 @@ import type { ObjectStore } from "../storage/object-store.js";
 import type { CompactionPlanner } from "../table/compaction-plan.js";
 import type { DeltaTable, TableOptions } from "../table/delta-table.js";
 import type { UpsertWriter } from "../table/upsert.js";
+import type { Crew } from "./crew.js";
 import type { DeadLetterBox } from "./dead-letter-box.js";
 import type { Health } from "./health.js";
 import type { Ours } from "./holdings.js";
@@ -31,6 +32,7 @@ export interface IngestContext {
   readonly decoding: Decoding;
   readonly planner: CompactionPlanner;
   readonly suspects: Suspects;
+  readonly crew: Crew;
   /** Along which tracks tables are moved here, and not by another worker. */
   readonly ours: Ours;
   /** The writer of a table of a model; the model's entities are of one type. */

@@ -1,6 +1,6 @@
 import type { Logger } from "pino";
 import type { Gauge } from "prom-client";
-import { type TableStatus, writeIngestStatus } from "../status/ingest-status.js";
+import { type TableStatus, writeWorkerStatus } from "../status/ingest-status.js";
 import type { ObjectStore } from "../storage/object-store.js";
 
 /** Readers take a status that is much older than this for that of an ingest that does not run. */
@@ -11,6 +11,7 @@ type Kind = TableStatus["kind"];
 /** What is not well, on its way to the lake's status object and to the metrics. */
 export class Health {
   private readonly tables = new Map<string, TableStatus>();
+  private readonly held = new Map<string, string[]>();
   private writing: Promise<void> | undefined;
   private changed = false;
   private beat: NodeJS.Timeout | undefined;
@@ -19,6 +20,8 @@ export class Health {
 
   constructor(
     private readonly store: ObjectStore,
+    /** This worker, and the models it has in force. */
+    private readonly worker: { readonly name: string; readonly fingerprints: readonly string[] },
     private readonly log: Pick<Logger, "warn">,
     private readonly quarantined: Gauge<"kind" | "table">,
     private readonly parkedBytes: Gauge<"entity_type">,
@@ -47,6 +50,12 @@ export class Health {
     return this.tables.get(keyOf(kind, name));
   }
 
+  /** Which partitions of a stream are in this worker's hands. */
+  holds(stream: string, partitions: readonly string[]): void {
+    this.held.set(stream, [...partitions]);
+    this.write();
+  }
+
   /** The table is well. */
   clear(kind: Kind, name: string): void {
     if (!this.tables.delete(keyOf(kind, name))) return;
@@ -69,7 +78,12 @@ export class Health {
       this.changed = false;
       const tables = [...this.tables.values()];
       try {
-        await writeIngestStatus(this.store, { writtenAt: new Date().toISOString(), tables });
+        await writeWorkerStatus(this.store, this.worker.name, {
+          writtenAt: new Date().toISOString(),
+          tables,
+          fingerprints: [...this.worker.fingerprints],
+          holds: Object.fromEntries(this.held),
+        });
       } catch (error) {
         this.log.warn({ err: error }, "the status of ingest was not written");
       }

@@ -2,6 +2,7 @@ import type { SlotRange } from "../base/slots.js";
 import type { Partition } from "../stream/change-stream.js";
 import { partsOf, type Track } from "../table/progress.js";
 import { normalized, type Slots } from "../table/slot-ranges.js";
+import type { Crew } from "./crew.js";
 
 /**
  * Along which tracks this worker moves tables. A table is moved along each by one worker at a time as far as anybody
@@ -17,7 +18,7 @@ export interface Ours {
 /** Of one process that has everything to itself. */
 export const EVERYTHING: Ours = { has: () => true, slots: undefined };
 
-/** The partitions of one stream that this worker holds now; everything else is for `others` to say. */
+/** The partitions of one stream that this worker holds now, and what nobody holds of the tables that it tends. */
 export class Holdings implements Ours {
   private readonly partitions = new Map<string, SlotRange>();
   /** How often each was assigned: one may come back while it is still being handed over. */
@@ -26,7 +27,7 @@ export class Holdings implements Ours {
 
   constructor(
     private readonly stream: string,
-    private readonly others: Ours,
+    private readonly crew: Crew,
   ) {}
 
   assigned(partitions: readonly Partition[]): void {
@@ -60,6 +61,7 @@ export class Holdings implements Ours {
 
   has(table: string, track: Track): boolean {
     const { stream, partition } = partsOf(track);
-    return (stream === this.stream && this.partitions.has(partition)) || this.others.has(table, track);
+    if (stream === this.stream && this.partitions.has(partition)) return true;
+    return this.crew.tends(table) && this.crew.isFree(track);
   }
 }

@@ -3,8 +3,10 @@ import type { Logger } from "pino";
 import { Counter, Gauge, Histogram, type Registry } from "prom-client";
 import type { Config } from "../base/config.js";
 import { Duck } from "../base/duckdb.js";
+import { TributaryError } from "../base/errors.js";
 import { layout } from "../base/paths.js";
 import { Permits } from "../base/permits.js";
+import { Retry } from "../base/retry.js";
 import { Offloaded } from "../offload/offloaded.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
@@ -13,13 +15,17 @@ import { TenantOrdinals } from "../table/entity-hash.js";
 import { EntityKeys } from "../table/entity-keys.js";
 import { UpsertWriter } from "../table/upsert.js";
 import type { IngestContext, IngestMetrics } from "./context.js";
+import { ALONE, type Crew } from "./crew.js";
 import { DeadLetterBox } from "./dead-letter-box.js";
 import { Health } from "./health.js";
-import { EVERYTHING, type Ours } from "./holdings.js";
+import { EVERYTHING } from "./holdings.js";
 import { Pipeline } from "./pipeline.js";
 import { loadProject, type Project } from "./project.js";
 import { serveRepairs } from "./repair-desk.js";
 import { Suspects } from "./suspects.js";
+
+/** Of the one worker, or the first one on its disk. */
+export const SOLE = "ingest";
 
 /** The engine holds a slice several times over: as columns, as the model's rows, as the file that is written. */
 const SLICES_IN_MEMORY = 32;
@@ -32,18 +38,23 @@ const RANGE_EVENTS = 100_000;
 export async function openContext(options: {
   readonly config: Config;
   readonly store: ObjectStore;
-  readonly stream: string;
+  /** Name of the stream whose events are landed without a pipeline; a pipeline knows its own. */
+  readonly stream?: string;
   readonly log: Logger;
   readonly registry: Registry;
   /** Default: what the configured folders hold. */
   readonly project?: Project;
-  /** What is this worker's beside the partitions it holds (default: everything). */
-  readonly ours?: Ours;
+  /** Names this worker's part of the scratch folder. */
+  readonly folder?: string;
+  /** What its status goes by; alone it needs no name. */
+  readonly worker?: string;
+  /** Default: there is nobody else. */
+  readonly crew?: Crew;
 }): Promise<IngestContext> {
-  const { config, store, stream, log } = options;
+  const { config, store, stream = "", log, crew = ALONE, worker = SOLE, folder = SOLE } = options;
   const duck = await Duck.create({
     memoryBytes: config.ingest.duckdbMemoryBytes,
-    tempFolder: join(layout(config.data).scratch, "ingest"),
+    tempFolder: join(layout(config.data).scratch, folder),
   });
   const { registry, models } = options.project ?? (await wholeProject(config, duck));
   const tableOptions = { checkpointEvery: config.table.checkpointEvery };
@@ -55,6 +66,7 @@ export async function openContext(options: {
   // Only what has a letter to post needs it; that finds out by itself.
   await deadLetters.open().catch((error: unknown) => log.error({ err: error }, "no dead-letter table"));
   const registers = [options.registry];
+  const fingerprints = models.map(({ fingerprint }) => fingerprint);
   const tenants = new TenantOrdinals();
   return {
     stream,
@@ -63,12 +75,20 @@ export async function openContext(options: {
     registry,
     models,
     deadLetters,
-    health: new Health(store, log, quarantinedGauge(registers), parkedGauge(registers)),
+    health: new Health(
+      store,
+      { name: worker, fingerprints },
+      log,
+      quarantinedGauge(registers),
+      parkedGauge(registers),
+    ),
     config,
     tableOptions,
     log,
     metrics: metricsOf(options.registry),
-    suspects: Suspects.open(join(layout(config.data).scratch, "suspects")),
+    suspects: Suspects.open(
+      join(layout(config.data).scratch, folder === SOLE ? "suspects" : `suspects-${folder}`),
+    ),
     decoding: {
       sliceBytes: Math.max(1, Math.floor(config.ingest.duckdbMemoryBytes / SLICES_IN_MEMORY)),
       rangeEvents: RANGE_EVENTS,
@@ -76,7 +96,8 @@ export async function openContext(options: {
       offloaded: new Offloaded(store, config.offload.keepMs),
     },
     planner,
-    ours: options.ours ?? EVERYTHING,
+    crew,
+    ours: EVERYTHING,
     // The budget is for the process; every table may have its share.
     writerFor: (table, entityType) =>
       UpsertWriter.for(
@@ -94,30 +115,85 @@ async function wholeProject(config: Config, duck: Duck): Promise<Project> {
   return project;
 }
 
+/** A stream to be landed, and which entity types' events come by it. */
+export interface Source {
+  readonly reader: ChangeStreamReader;
+  carries(entityType: string): boolean;
+}
+
 export interface Ingest {
-  readonly pipeline: Pipeline;
+  /** Lands another stream, from now on until `stop`. Resolves when the stream has taken this worker in. */
+  land(source: Source): Promise<void>;
   /** Resolves after `stop`; rejects when ingest cannot go on. */
   readonly done: Promise<void>;
   /** Lands what was read, then ends. */
   stop(): void;
 }
 
-/** Starts landing the stream; lanes open beside each other and beside reading. */
-export function startIngest(context: IngestContext, reader: ChangeStreamReader): Ingest {
-  const { health, duck } = context;
-  const pipeline = new Pipeline(context, reader);
-  health.start();
-  const repairing = new AbortController();
-  const desk = serveRepairs(context, reader, pipeline, repairing.signal);
-  const done = pipeline.run().finally(async () => {
-    repairing.abort();
-    await desk;
-    await health.close();
-    await context.deadLetters.close();
-    duck.close();
+/**
+ * Starts to land streams, each by itself: one that is down is tried again and holds up no other. Lanes open beside each
+ * other and beside reading.
+ */
+export function startIngest(context: IngestContext): Ingest {
+  const { health, duck, log } = context;
+  const stopping = new AbortController();
+  const pipelines = new Map<string, Pipeline>();
+  const running = new Set<Promise<void>>();
+  let fail: (error: unknown) => void = () => undefined;
+  const failed = new Promise<never>((_, reject) => {
+    fail = reject;
   });
-  return { pipeline, done, stop: () => pipeline.stop() };
+  health.start();
+  const desk = serveRepairs(context, pipelines, stopping.signal);
+  const land = async ({ reader, carries }: Source): Promise<void> => {
+    let joined: () => void = () => undefined;
+    const first = new Promise<void>((resolve) => {
+      joined = resolve;
+    });
+    const run = new Retry(stopping.signal)
+      .run(
+        async () => {
+          const pipeline = new Pipeline(context, reader, carries);
+          pipelines.set(reader.name, pipeline);
+          void pipeline.joined.then(joined);
+          await pipeline.run();
+        },
+        ({ error, pauseMs }) => {
+          if (!isDown(error)) throw error;
+          log.error({ err: error, stream: reader.name, pauseMs }, "a stream is down; trying again");
+          joined();
+        },
+      )
+      .catch((error: unknown) => {
+        if (!stopping.signal.aborted || !isDown(error)) fail(error);
+      })
+      .finally(() => {
+        joined();
+        running.delete(run);
+      });
+    running.add(run);
+    await first;
+  };
+  const stop = () => {
+    stopping.abort();
+    for (const pipeline of pipelines.values()) pipeline.stop();
+  };
+  const stopped = new Promise<void>((resolve) => stopping.signal.addEventListener("abort", () => resolve()));
+  const done = Promise.race([failed, stopped.then(() => Promise.all(running)).then(() => undefined)]).finally(
+    async () => {
+      stop();
+      await Promise.all(running);
+      await desk;
+      await health.close();
+      await context.deadLetters.close();
+      duck.close();
+    },
+  );
+  return { land, done, stop };
 }
+
+const isDown = (error: unknown): boolean =>
+  error instanceof TributaryError && error.code === "TRB-BUS-STREAM-DOWN";
 
 const quarantinedGauge = (registers: Registry[]) =>
   new Gauge({

@@ -231,6 +231,13 @@ export class LaneKeeper {
     this.host.freed(gathered.events.byteCount - events.byteCount);
   }
 
+  /** Looks at what others have done to the tables that are tended here. */
+  async look(): Promise<void> {
+    const { lane, context } = this;
+    if (lane === undefined || this.busy || !lane.tables.some((table) => context.crew.tends(table))) return;
+    await lane.look();
+  }
+
   /** More partitions are ours: what others have done with them is looked at before anything of them lands. */
   assigned(): void {
     this.parking.assigned();

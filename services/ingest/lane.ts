@@ -86,6 +86,11 @@ export class Lane {
     return this.seats.map(({ target }) => target).filter((target) => target !== undefined);
   }
 
+  /** Names of its tables. */
+  get tables(): readonly string[] {
+    return [`raw/${this.entityType}`, ...this.seats.map(({ model }) => model.name)];
+  }
+
   rawProgress(): Progress {
     return progressOf(this.table.snapshot);
   }

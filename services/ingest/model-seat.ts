@@ -171,7 +171,8 @@ export class ModelSeat {
       let last: Promise<void> | undefined;
       await this.host.exclusively(async () => {
         signal.throwIfAborted();
-        if (!target.inStep(this.host.rawProgress())) {
+        // Building it anew, or waiting for somebody who does, would keep them waiting for nothing.
+        if (!target.outdated && !target.inStep(this.host.rawProgress())) {
           last = target.catchUp(this.host.raw, signal);
           await within(PATIENCE_MS, last);
         }

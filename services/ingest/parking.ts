@@ -50,7 +50,8 @@ export class Parking {
     this.retry = new Retry(signal);
     const { store, ours } = context;
     const { about, parkedAs } = destination;
-    this.log = new ParkedLog(store, parkedAs, (track) => ours.has(about.name, track));
+    const table = about.kind === "raw" ? `raw/${about.name}` : about.name;
+    this.log = new ParkedLog(store, parkedAs, (track) => ours.has(table, track));
   }
 
   /** True when nothing waits here and no try runs: what comes may go to the table directly. */

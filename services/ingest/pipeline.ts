@@ -15,11 +15,12 @@ import { Compactor } from "./compactor.js";
 import type { IngestContext } from "./context.js";
 import { ENTITY_TYPE, route, type Unreadable } from "./event-batch.js";
 import { isLakeClosed } from "./failure.js";
+import { fresh } from "./fresh-events.js";
 import { Holdings } from "./holdings.js";
 import { type KeeperHost, LaneKeeper } from "./lane-keeper.js";
 import { foldersOf, parkedTables } from "./parked-log.js";
 import { ProgressTracker } from "./progress-tracker.js";
-import { Unreadables } from "./unreadables.js";
+import { UNREADABLE, Unreadables } from "./unreadables.js";
 
 export const CONSUMER = "ingest";
 const IDLE_WAIT_MS = 1_000;
@@ -57,15 +58,22 @@ export class Pipeline implements PartitionHolder {
   private failure: unknown;
   private consumer: StreamConsumer | undefined;
   private opening: Promise<void> = Promise.resolve();
+  private rounds: Promise<void> = Promise.resolve();
+  private join: () => void = () => undefined;
   private readonly retry = new Retry(this.stopping.signal);
   /** Nothing lands any more. */
   private ended = false;
 
   constructor(
     context: IngestContext,
-    private readonly reader: ChangeStreamReader,
+    readonly reader: ChangeStreamReader,
+    /** Whether events of the type come by this stream. */
+    private readonly carries: (entityType: string) => boolean = () => true,
   ) {
-    this.holdings = new Holdings(reader.name, context.ours);
+    this.joined = new Promise((resolve) => {
+      this.join = resolve;
+    });
+    this.holdings = new Holdings(reader.name, context.crew);
     this.context = { ...context, stream: reader.name, ours: this.holdings };
     this.compactor = new Compactor(this.context);
     this.budget = new CommitBudget(context.config.ingest.commitsPerSecond);
@@ -82,7 +90,7 @@ export class Pipeline implements PartitionHolder {
       try {
         await this.retry.run(
           async () => {
-            for (const type of await knownTypes(store)) this.keeper(type);
+            for (const type of await knownTypes(store)) if (this.carries(type)) this.keeper(type);
           },
           ({ error, pauseMs }) => log.warn({ err: error, pauseMs }, "the lake's tables cannot be listed"),
         );
@@ -96,6 +104,8 @@ export class Pipeline implements PartitionHolder {
   async run(): Promise<void> {
     const consumer = await this.reader.consume(CONSUMER, this);
     this.consumer = consumer;
+    this.join();
+    this.beginRounds();
     const { signal } = this.stopping;
     try {
       while (!signal.aborted) await this.step(consumer);
@@ -104,7 +114,7 @@ export class Pipeline implements PartitionHolder {
     } finally {
       this.stopping.abort();
       this.ended = true;
-      await this.opening;
+      await Promise.all([this.opening, this.rounds]);
       await this.compactor.close();
       await Promise.allSettled([...this.keepers.values()].map((keeper) => keeper.close()));
       await this.unreadables.close();
@@ -119,15 +129,14 @@ export class Pipeline implements PartitionHolder {
     this.wake.abort();
   }
 
-  /** Names of the partitions that are ours now. */
-  get partitions(): readonly string[] {
-    return this.holdings.names;
-  }
+  /** Resolves when the stream has taken this worker in. */
+  readonly joined: Promise<void>;
 
   assigned(partitions: readonly Partition[]): void {
     // Their reading begins anew, also of one that comes back before it was handed over.
     this.forget(partitions.map(({ name }) => name));
     this.holdings.assigned(partitions);
+    this.context.health.holds(this.reader.name, this.holdings.names);
     for (const keeper of this.keepers.values()) keeper.assigned();
     this.unreadables.assigned();
     this.openKnown();
@@ -146,14 +155,43 @@ export class Pipeline implements PartitionHolder {
     // What did not land in time is read by whoever has them now.
     this.forget(gone());
     this.holdings.left(gone());
+    this.context.health.holds(this.reader.name, this.holdings.names);
   }
 
   /** What is in memory of these partitions is nobody's business any more. */
   private forget(names: readonly string[]): void {
     this.progress.forget(names);
-    for (const name of names) this.reached.delete(name);
+    for (const name of names) {
+      this.reached.delete(name);
+      this.nextLowWater.delete(name);
+    }
     const gone = new Set(names);
     for (const keeper of this.keepers.values()) keeper.forget(gone);
+  }
+
+  /**
+   * What nobody does of itself: tables that are tended here are looked at along tracks that nobody holds, and so is what
+   * is parked, also by a worker that was frozen and parked what was not its own any more.
+   */
+  private beginRounds(): void {
+    const { crew, store, log } = this.context;
+    const wait = crew.lookMs;
+    if (wait === undefined || this.stopping.signal.aborted) return;
+    const round = async () => {
+      const parked = new Set(await parkedTables(store));
+      for (const keeper of this.keepers.values()) {
+        if (parked.has(keeper.entityType)) keeper.assigned();
+        else await keeper.look();
+      }
+      if (parked.has(UNREADABLE)) this.unreadables.assigned();
+    };
+    this.rounds = sleep(wait, undefined, { signal: this.stopping.signal, ref: false })
+      .then(round)
+      .catch((error: unknown) => {
+        if (!this.stopping.signal.aborted)
+          log.warn({ err: error }, "what others have left cannot be looked at");
+      })
+      .finally(() => this.beginRounds());
   }
 
   /** Reads what there is, then flushes what is due. */
@@ -271,6 +309,13 @@ export class Pipeline implements PartitionHolder {
     return keeper;
   }
 
+  /** Whether the table, by its name, is one that the stream's events go to. */
+  moves(table: string): boolean {
+    const model = this.context.models.find(({ name }) => name === table);
+    const type = model?.entityType ?? (table.startsWith("raw/") ? table.slice("raw/".length) : undefined);
+    return type !== undefined && this.carries(type);
+  }
+
   /**
    * Runs the repair of a table, by its name, while nothing here writes it; then it is opened from scratch and tried
    * again, whatever pause runs.
@@ -328,39 +373,6 @@ export class Pipeline implements PartitionHolder {
       await within(left, Promise.race(flushes));
     }
   }
-}
-
-/** What of a read is new, and where it ends in each partition. */
-function fresh(
-  read: StreamBatch,
-  reached: ReadonlyMap<string, string>,
-): { readonly read: StreamBatch; readonly end: ReadonlyMap<string, string> } {
-  const { names, partitions, positions } = read;
-  const last = names.map((name) => reached.get(name) ?? "");
-  const kept: number[] = [];
-  for (let i = 0; i < read.count; i++) {
-    const partition = partitions[i]!;
-    if (positions[i]! <= last[partition]!) continue;
-    last[partition] = positions[i]!;
-    kept.push(i);
-  }
-  const end = new Map<string, string>();
-  for (const [partition, name] of names.entries()) {
-    if (last[partition] !== (reached.get(name) ?? "")) end.set(name, last[partition]!);
-  }
-  if (kept.length === read.count) return { read, end };
-  return {
-    read: {
-      ...read,
-      count: kept.length,
-      starts: Uint32Array.from(kept, (i) => read.starts[i]!),
-      ends: Uint32Array.from(kept, (i) => read.ends[i]!),
-      partitions: Uint16Array.from(kept, (i) => partitions[i]!),
-      receivedAt: Float64Array.from(kept, (i) => read.receivedAt[i]!),
-      positions: kept.map((i) => positions[i]!),
-    },
-    end,
-  };
 }
 
 /** Entity types that have a raw table or parked events. Errors: TRB-STORE-FAILED. */

@@ -11,8 +11,9 @@ import type { UpsertWriter } from "../table/upsert.js";
 import { verifyTable } from "../table/verify.js";
 import { CatchUp } from "./catch-up.js";
 import type { IngestContext } from "./context.js";
+import type { Crew } from "./crew.js";
 import type { Refiner } from "./refine.js";
-import { refinedSpec } from "./refined-table.js";
+import { fingerprintOf, refinedSpec } from "./refined-table.js";
 
 /** The table's own note of rebuilds, so that a crash neither hides one from its successor nor leaves rubbish behind. */
 const DOMAIN = "tributary.rebuild";
@@ -22,6 +23,8 @@ const noteShape = z.object({
   building: z.object({ folder: z.string(), fingerprint: z.string() }).optional(),
   /** Folders that have served; `files` says that nothing in them is the table's. */
   leftovers: z.array(z.object({ folder: z.string(), files: z.boolean() })),
+  /** Fingerprints of models that another has taken the table over from, the last one last. */
+  superseded: z.array(z.string()).default([]),
 });
 type Note = z.infer<typeof noteShape>;
 
@@ -69,7 +72,10 @@ export class Rebuild {
       const old = await table.refresh();
       const note = noteOf(old);
       if (note.building?.folder !== folder) return false;
-      const next: Note = { leftovers: [...note.leftovers, { folder, files: false }] };
+      const next: Note = {
+        leftovers: [...note.leftovers, { folder, files: false }],
+        superseded: superseded(note, fingerprintOf(old), this.refiner.model.fingerprint),
+      };
       const result = await replaceTable(table, side, folder, spec, change(old, next));
       if (result.kind === "committed") return true;
     }
@@ -89,7 +95,8 @@ export class Rebuild {
       }
       const folder = `rebuilt-${fingerprint.slice(0, 12)}-${randomUUID().slice(0, 8)}`;
       const dropped = note.building === undefined ? [] : [{ folder: note.building.folder, files: true }];
-      const next: Note = { building: { folder, fingerprint }, leftovers: [...note.leftovers, ...dropped] };
+      const leftovers = [...note.leftovers, ...dropped];
+      const next: Note = { ...note, building: { folder, fingerprint }, leftovers };
       if (!(await this.commit(snapshot, next))) continue;
       const spec = await refinedSpec(this.connection, this.refiner.model);
       const root = `${this.table.root}/${folder}`;
@@ -160,14 +167,36 @@ export class Rebuild {
   }
 }
 
+const MOST_SUPERSEDED = 20;
+
+function superseded({ superseded: before }: Note, old: string | undefined, now: string): string[] {
+  const others = before.filter((fingerprint) => fingerprint !== now && fingerprint !== old);
+  return (old === undefined || old === now ? others : [...others, old]).slice(-MOST_SUPERSEDED);
+}
+
+/**
+ * The fingerprint of another model that this one gives way to: of the table as it is now, where that one has taken it
+ * over from ours, or of a rebuild that has begun; as long as somebody runs it. So two releases beside each other never
+ * build a table anew in turns, and going back to the older one works once nobody runs the newer one.
+ */
+export function givesWayTo(snapshot: TableSnapshot, fingerprint: string, crew: Pick<Crew, "runs">): boolean {
+  const note = noteOf(snapshot);
+  const inForce = fingerprintOf(snapshot);
+  const building = note.building?.fingerprint;
+  const isNewer = inForce !== undefined && note.superseded.includes(fingerprint) && crew.runs(inForce);
+  return isNewer || (building !== undefined && building !== fingerprint && crew.runs(building));
+}
+
 function noteOf({ domains }: Pick<TableSnapshot, "domains">): Note {
   const configuration = domains.get(DOMAIN);
-  return configuration === undefined ? { leftovers: [] } : noteShape.parse(JSON.parse(configuration));
+  return configuration === undefined
+    ? { leftovers: [], superseded: [] }
+    : noteShape.parse(JSON.parse(configuration));
 }
 
 /** Replaces the note that stands in the snapshot. */
 function change(snapshot: TableSnapshot, note: Note) {
-  const empty = note.building === undefined && note.leftovers.length === 0;
+  const empty = note.building === undefined && note.leftovers.length + note.superseded.length === 0;
   const configuration = empty ? "" : JSON.stringify(note);
   return {
     actions: [{ domainMetadata: { domain: DOMAIN, configuration, removed: empty } }],

@@ -13,11 +13,14 @@ export const refinedRoot = (model: Pick<BoundModel, "domain" | "table">): string
 
 export const FINGERPRINT = "tributary.fingerprint";
 
+export const fingerprintOf = ({ properties }: Pick<TableSnapshot, "properties">): string | undefined =>
+  properties.get(FINGERPRINT);
+
 /** Whether the table is this very model's: of another one's nothing may be written into it. */
 export const isOf = (
-  { properties }: Pick<TableSnapshot, "properties">,
+  table: Pick<TableSnapshot, "properties">,
   { fingerprint }: Pick<BoundModel, "fingerprint">,
-): boolean => properties.get(FINGERPRINT) === fingerprint;
+): boolean => fingerprintOf(table) === fingerprint;
 
 /** What is told of a table that is ahead of what it is made from. */
 export const AHEAD =

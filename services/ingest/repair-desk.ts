@@ -1,29 +1,32 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { TributaryError } from "../base/errors.js";
 import { answerRepair, takeRepairRequests } from "../status/repair-request.js";
-import type { ChangeStreamReader } from "../stream/change-stream.js";
 import type { IngestContext } from "./context.js";
 import { tell } from "./failure.js";
 import { CONSUMER, type Pipeline } from "./pipeline.js";
 import { repairTable } from "./repair.js";
 
 const LOOK_MS = 1_000;
+/** What is tended by the worker that answers. */
+const DESK = "repairs";
 
 /** Does the repairs that `tributary table repair` asks a running ingest for, one after the other. */
 export async function serveRepairs(
   context: IngestContext,
-  reader: ChangeStreamReader,
-  pipeline: Pipeline,
+  pipelines: ReadonlyMap<string, Pipeline>,
   signal: AbortSignal,
 ): Promise<void> {
-  const { store, log } = context;
+  const { store, log, crew } = context;
   while (!signal.aborted) {
-    const requests = await takeRepairRequests(store).catch((error: unknown) => {
-      log.warn({ err: error }, "requests for repair cannot be read");
-      return [];
-    });
+    const requests = crew.tends(DESK)
+      ? await takeRepairRequests(store).catch((error: unknown) => {
+          log.warn({ err: error }, "requests for repair cannot be read");
+          return [];
+        })
+      : [];
     for (const { id, table } of requests) {
       log.info({ table }, "repairing");
-      const answer = await repairNow(context, reader, pipeline, table).then(
+      const answer = await repairNow(context, pipelines, table).then(
         (report) => ({ report }),
         (error: unknown) => {
           log.error({ err: error, table }, "a repair failed");
@@ -38,23 +41,15 @@ export async function serveRepairs(
   }
 }
 
-async function repairNow(
-  context: IngestContext,
-  reader: ChangeStreamReader,
-  pipeline: Pipeline,
-  table: string,
-) {
-  const { store, duck, tableOptions, stream } = context;
+async function repairNow(context: IngestContext, pipelines: ReadonlyMap<string, Pipeline>, table: string) {
+  const { store, duck, tableOptions, models } = context;
+  const all = [...pipelines.values()];
+  const pipeline = all.find((each) => each.moves(table)) ?? all[0];
+  if (pipeline === undefined) throw new TributaryError("TRB-BUS-STREAM-DOWN", "no stream is open yet");
+  const { reader } = pipeline;
   return pipeline.repaired(table, async () =>
     repairTable(
-      {
-        store,
-        duck,
-        tableOptions,
-        models: context.models,
-        stream,
-        lowWater: await reader.lowWater(CONSUMER),
-      },
+      { store, duck, tableOptions, models, stream: reader.name, lowWater: await reader.lowWater(CONSUMER) },
       table,
       false,
     ),

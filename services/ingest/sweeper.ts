@@ -25,7 +25,7 @@ export class Sweeper {
 
   private offer(name: string, table: DeltaTable): void {
     const known = this.sweeps.get(table) ?? { sweep: new Sweep(table), at: Number.NEGATIVE_INFINITY };
-    if (performance.now() - known.at < this.everyMs) return;
+    if (performance.now() - known.at < this.everyMs || !this.context.crew.tends(name)) return;
     this.queue.offer(`sweep ${name}`, async () => {
       this.sweeps.set(table, { ...known, at: performance.now() });
       try {

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { TributaryError } from "../base/errors.js";
 import type { BoundModel } from "../models/bind.js";
@@ -11,12 +12,15 @@ import type { EventBatch } from "./event-batch.js";
 import { type Taking, takeIn } from "./intake.js";
 import type { Poison } from "./model-failure.js";
 import { slicesOf } from "./payloads.js";
-import { Rebuild } from "./rebuild.js";
+import { givesWayTo, Rebuild } from "./rebuild.js";
 import { Refiner } from "./refine.js";
 import { AHEAD, isOf, refinedRoot, refinedSpec } from "./refined-table.js";
 
 /** Slices of a live batch that are taken in at once; what is beyond them is for the catch-up, which raw never waits for. */
 const LIVE_SLICES = 2;
+
+/** How often a worker looks whether another one has built a table anew. */
+const REBUILD_LOOK_MS = 1_000;
 
 /** One model and its refined table, as its lane sees them. */
 export class Target {
@@ -112,16 +116,25 @@ export class Target {
 
   /**
    * Brings the table to where raw stands now, reading raw alone; rebuilds it first when it is outdated. `signal` makes
-   * it give up. Errors: TRB-TABLE-CORRUPT when it is ahead of raw.
+   * it give up. Errors: TRB-TABLE-CORRUPT when it is ahead of raw, TRB-MODEL-SUPERSEDED while another worker has a newer model of it.
    */
   async catchUp(raw: DeltaTable, signal: AbortSignal): Promise<void> {
     await this.table.refresh();
     const rebuild = new Rebuild(this.context, this.table, this.refiner, this.connection, signal);
+    const { crew } = this.context;
     while (this.outdated) {
-      await rebuild.run(raw);
-      this.upserts = this.context.writerFor(this.table, this.model.entityType);
+      if (givesWayTo(this.table.snapshot, this.model.fingerprint, crew)) {
+        throw new TributaryError("TRB-MODEL-SUPERSEDED");
+      }
+      if (crew.tends(this.model.name)) {
+        await rebuild.run(raw);
+        this.upserts = this.context.writerFor(this.table, this.model.entityType);
+      } else {
+        await sleep(REBUILD_LOOK_MS, undefined, { signal, ref: false });
+        await this.table.refresh();
+      }
     }
-    await rebuild.clean();
+    if (crew.tends(this.model.name)) await rebuild.clean();
     const ahead = aheadOf(this.progress, progressOf(await raw.refresh()));
     // To build it anew unasked might take the last copy of what raw has lost.
     if (ahead.length > 0) throw new TributaryError("TRB-TABLE-CORRUPT", AHEAD);

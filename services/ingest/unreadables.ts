@@ -5,7 +5,7 @@ import type { ParkedChunk, ParkedEvents } from "./parked-format.js";
 import { Parking } from "./parking.js";
 
 /** No entity type's name: those begin with a letter or "_". */
-const PARKED_AS = "~unreadable";
+export const UNREADABLE = "~unreadable";
 const AT_ONCE = { events: 10_000, bytes: 16 * 1024 * 1024 };
 
 /** What is no event goes to the dead letters; while their table cannot take it, it is parked and holds up nobody. */
@@ -28,7 +28,7 @@ export class Unreadables {
           entityType: "",
           remedy: "tributary table repair dead_letters",
         },
-        parkedAs: PARKED_AS,
+        parkedAs: UNREADABLE,
         // What cannot be read is of no type that could be held back.
         budgetBytes: Number.POSITIVE_INFINITY,
         atOnce: AT_ONCE,

@@ -8,7 +8,7 @@ import { EventBatch } from "../ingest/event-batch.js";
 import { rawRoot } from "../ingest/raw-table.js";
 import { type BoundModel, bindModel } from "../models/bind.js";
 import { loadModels } from "../models/project.js";
-import { writeIngestStatus } from "../status/ingest-status.js";
+import { writeWorkerStatus } from "../status/ingest-status.js";
 import type { StreamBatch } from "../stream/change-stream.js";
 import { type CatalogTable, visibleColumns } from "./catalog.js";
 import { LakeCatalog } from "./lake-catalog.js";
@@ -284,13 +284,16 @@ describe("what a tenant is told of a table that does not go on", () => {
 
   test("nothing when ingest has not run or all is well", async () => {
     expect([...(await catalog.states())]).toEqual([]);
-    await writeIngestStatus(lake.context.store, { writtenAt: new Date().toISOString(), tables: [] });
+    await writeWorkerStatus(lake.context.store, "ingest", {
+      writtenAt: new Date().toISOString(),
+      tables: [],
+    });
     expect([...(await catalog.states())]).toEqual([]);
   });
 
   test("state, since, code and a remedy, without a word of the raw table", async () => {
     const tables = [status("model", "t.things", "catching-up"), status("model", "t.unknown", "quarantined")];
-    await writeIngestStatus(lake.context.store, { writtenAt: new Date().toISOString(), tables });
+    await writeWorkerStatus(lake.context.store, "ingest", { writtenAt: new Date().toISOString(), tables });
     const states = await catalog.states();
     expect([...states.keys()]).toEqual(["t.things"]);
     expect(states.get("t.things")).toMatchObject({
@@ -303,7 +306,7 @@ describe("what a tenant is told of a table that does not go on", () => {
 
   test("a raw table that is held up holds up its models, and that is told first", async () => {
     const tables = [status("model", "t.things", "catching-up"), status("raw", THING, "quarantined")];
-    await writeIngestStatus(lake.context.store, { writtenAt: new Date().toISOString(), tables });
+    await writeWorkerStatus(lake.context.store, "ingest", { writtenAt: new Date().toISOString(), tables });
     const states = await catalog.states();
     expect([...states].map(([name, { state }]) => `${name} ${state}`)).toEqual([
       "t.broken quarantined",

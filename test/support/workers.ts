@@ -72,7 +72,10 @@ class Worker {
     const gate = new Gate();
     const lake = await first.twin((inner) => gate.around(inner));
     const pipeline = new Pipeline(
-      { ...lake.context, ours: { has: () => false, slots: undefined } },
+      {
+        ...lake.context,
+        crew: { tends: () => false, isFree: () => false, runs: () => false, lookMs: undefined },
+      },
       group.reader(),
     );
     const worker = new Worker(gate, lake, pipeline, pipeline.run());

@@ -7,7 +7,7 @@ import { Readable } from "node:stream";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { CODES } from "../../base/codes.js";
 import { loadConfig } from "../../base/config.js";
-import { writeIngestStatus } from "../../status/ingest-status.js";
+import { writeWorkerStatus } from "../../status/ingest-status.js";
 import { FileStore } from "../../storage/file-store.js";
 import { withStore } from "../compose/runtime.js";
 import { runProgram } from "./program.js";
@@ -219,7 +219,7 @@ describe("the state of tables", () => {
       folder: join(data(), "lake"),
       staging: join(data(), "scratch/test"),
     });
-    await writeIngestStatus(store, {
+    await writeWorkerStatus(store, "ingest", {
       writtenAt: since,
       tables: [
         {

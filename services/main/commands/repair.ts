@@ -6,6 +6,7 @@ import { TributaryError } from "../../base/errors.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
 import { repairTable } from "../../ingest/repair.js";
 import { loadModels } from "../../models/project.js";
+import { readIngestStatus } from "../../status/ingest-status.js";
 import {
   askForRepair,
   type RepairReport,
@@ -20,6 +21,8 @@ import { configOf, type DataOptions, withData } from "./options.js";
 /** A running ingest looks for requests every second; a repair itself may read a whole table. */
 const TAKEN_UP_MS = 30_000;
 const DONE_MS = 3_600_000;
+/** Ingest writes its status at least so often. */
+const RUNNING_MS = 60_000;
 const POLL_MS = 100;
 
 interface RepairOptions extends DataOptions {
@@ -51,6 +54,7 @@ async function repair(
   dryRun: boolean,
 ): Promise<RepairReport> {
   if (dryRun) return repairHere(config, store, name, true);
+  if (config.stream.kind !== "embedded" && (await isIngestRunning(store))) return repairThere(store, name);
   const lock = await lockData(config, "ingest").catch((error: unknown) => {
     if (error instanceof TributaryError && error.code === "TRB-STREAM-LOCKED") return undefined;
     throw error;
@@ -62,6 +66,12 @@ async function repair(
     await lock.release();
   }
 }
+
+/** As far as what it writes now and then tells: its workers may be on other machines. */
+const isIngestRunning = async (store: ObjectStore): Promise<boolean> => {
+  const status = await readIngestStatus(store);
+  return status !== undefined && Date.now() - Date.parse(status.writtenAt) < RUNNING_MS;
+};
 
 async function repairHere(
   config: Config,

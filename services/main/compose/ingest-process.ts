@@ -1,64 +1,138 @@
+import { randomBytes } from "node:crypto";
 import { readdir, rm, stat } from "node:fs/promises";
+import { hostname } from "node:os";
 import { join } from "node:path";
+import type { Logger } from "pino";
 import { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
 import { checkData } from "../../base/data-format.js";
+import { TributaryError } from "../../base/errors.js";
 import { nodeFiles } from "../../base/files.js";
 import { layout } from "../../base/paths.js";
-import { waitForLock } from "../../base/process-lock.js";
-import { type Ingest, openContext, startIngest } from "../../ingest/ingest.js";
+import { type ProcessLock, waitForLock } from "../../base/process-lock.js";
+import { SharedCrew } from "../../ingest/crew.js";
+import { type Ingest, openContext, SOLE, startIngest } from "../../ingest/ingest.js";
 import type { Project } from "../../ingest/project.js";
 import { cachesIn } from "../../storage/object-cache.js";
+import type { ObjectStore } from "../../storage/object-store.js";
+import type { ChangeStreamReader } from "../../stream/change-stream.js";
 import { openStore } from "./lake-store.js";
-import { lockData, openLog, openReader } from "./runtime.js";
+import { lockData, openLog } from "./runtime.js";
+import { OpenStreams, streamKind } from "./streams.js";
 
 const LOCK_WAIT_MS = 10_000;
 const DAY_MS = 24 * 3600 * 1000;
+/** Workers that share one data folder's disk. */
+const MOST_WORKERS = 64;
 
-export interface RunningIngest extends Ingest {
+export interface RunningIngest extends Pick<Ingest, "done" | "stop"> {
   readonly metrics: Registry;
 }
 
+/** A worker's part of the data folder, which is nobody else's until it is released. */
+interface Place {
+  /** Of its folders for staged, spilled and cached files. */
+  readonly folder: string;
+  readonly lock: ProcessLock;
+}
+
 /**
- * Ingest on one data folder; one process at a time, the next waits a little for the last one to end.
+ * One worker of ingest. On the embedded log there is one at a time, the next waits a little for the last one to end; on
+ * a remote stream any number, whether or not they share a disk.
  * Errors: TRB-DATA-VERSION, TRB-STREAM-LOCKED, TRB-CONFIG.
  */
 export async function runIngest(config: Config, project: Project): Promise<RunningIngest> {
   const log = openLog(config);
-  const lock = await waitForLock(LOCK_WAIT_MS, () => lockData(config, "ingest"));
+  const place = await placeOf(config);
+  const closers: (() => Promise<unknown>)[] = [() => place.lock.release()];
+  const close = async () => {
+    for (const one of closers.splice(0).reverse())
+      await one().catch((error: unknown) => log.warn({ err: error }, "closing failed"));
+  };
   try {
     // A server that goes on running may start ingest long after a newer version has taken the folder over.
     await checkData(nodeFiles, config.data);
-    await cleanUp(config);
+    await cleanUp(config, place);
     const metrics = new Registry();
-    const store = await openStore(config, "ingest", metrics);
-    const reader = await openReader(config, metrics);
+    const store = await openStore(config, place.folder, metrics);
+    const crew = config.stream.kind === "embedded" ? undefined : await joinCrew(store, place, project, log);
+    if (crew !== undefined) closers.push(() => crew.shared.close());
     const context = await openContext({
       config,
       store,
-      stream: reader.name,
+      folder: place.folder,
+      ...(crew === undefined ? {} : { worker: crew.name, crew: crew.shared }),
       log,
       registry: metrics,
       project,
     });
-    const ingest = startIngest(context, reader);
-    const done = ingest.done.finally(async () => {
-      await reader.close();
-      await lock.release();
-    });
-    return { ...ingest, done, metrics };
+    const ingest = startIngest(context);
+    const { done, stop } = ingest;
+    const streams = await landStreams(config, project, ingest, metrics, log);
+    closers.push(() => streams.close());
+    return { done: done.finally(close), stop, metrics };
   } catch (error) {
-    await lock.release();
+    await close();
     throw error;
   }
 }
 
-/** Removes files of a run that was killed; nobody else stages or spills here while the lock is held. */
-async function cleanUp(config: Config): Promise<void> {
+/** The first place that is free; the embedded log's one worker waits for the one there is. */
+async function placeOf(config: Config): Promise<Place> {
+  if (config.stream.kind === "embedded") {
+    return { folder: SOLE, lock: await waitForLock(LOCK_WAIT_MS, () => lockData(config, SOLE)) };
+  }
+  for (let number = 1; ; number++) {
+    const folder = number === 1 ? SOLE : `${SOLE}-${number}`;
+    try {
+      return { folder, lock: await lockData(config, folder) };
+    } catch (error) {
+      const isTaken = error instanceof TributaryError && error.code === "TRB-STREAM-LOCKED";
+      if (!isTaken || number === MOST_WORKERS) throw error;
+    }
+  }
+}
+
+/** Of a name that no process had before: one that was frozen may wake up beside its successor. */
+async function joinCrew(store: ObjectStore, { folder }: Place, { models }: Project, log: Logger) {
+  const host = hostname()
+    .replace(/[^\w.-]/g, "_")
+    .slice(0, 64);
+  const name = `${host}-${folder}-${randomBytes(4).toString("hex")}`;
+  const shared = new SharedCrew(store, name, models, log);
+  await shared.start();
+  return { name, shared };
+}
+
+/** Resolves when each stream has taken this worker in, or was found to be down. */
+async function landStreams(
+  config: Config,
+  { registry }: Project,
+  ingest: Ingest,
+  metrics: Registry,
+  log: Logger,
+): Promise<OpenStreams<ChangeStreamReader>> {
+  const kind = await streamKind(config, metrics);
+  const joining: Promise<void>[] = [];
+  const streams = new OpenStreams<ChangeStreamReader>(
+    kind,
+    (name) => kind.reader(name),
+    log,
+    (reader, name) => {
+      joining.push(ingest.land({ reader, carries: (entityType) => kind.nameOf(entityType) === name }));
+    },
+  );
+  await streams.want(registry.entityTypes());
+  await Promise.race([Promise.all(joining), ingest.done]);
+  return streams;
+}
+
+/** Removes files of a run that was killed; nobody else stages or spills here while the place is held. */
+async function cleanUp(config: Config, place: Place): Promise<void> {
   const { staging, scratch, cache } = layout(config.data);
-  await rm(join(staging, "ingest"), { recursive: true, force: true });
+  await rm(join(staging, place.folder), { recursive: true, force: true });
   // A scratch disk that is full or gone stops only what has to spill.
-  await rm(join(scratch, "ingest"), { recursive: true, force: true }).catch(() => undefined);
+  await rm(join(scratch, place.folder), { recursive: true, force: true }).catch(() => undefined);
   // What commands left that were killed; none of them takes a day.
   for (const above of [staging, cachesIn(cache)]) {
     for (const name of await readdir(above).catch(() => [])) {
