@@ -1,14 +1,14 @@
 import { randomBytes } from "node:crypto";
 import { afterAll, beforeAll, describe } from "vitest";
 import { changeStreamContract } from "../contract/change-stream.js";
-import { KafkaCluster } from "../servers/kafka.js";
+import { KafkaCluster, START_MS } from "../servers/kafka.js";
 import { openKafkaReader, openKafkaWriter } from "../support/kafka.js";
 
 describe.each([1, 3] as const)("Kafka, %d brokers", (nodes) => {
   let cluster: KafkaCluster;
   beforeAll(async () => {
     cluster = await KafkaCluster.start({ nodes });
-  });
+  }, START_MS);
   afterAll(() => cluster?.stop());
 
   changeStreamContract(async () => {

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import type { Compression } from "../../services/stream/kafka/settings.js";
 import type { KafkaWriter } from "../../services/stream/kafka/writer.js";
-import { KafkaCluster } from "../servers/kafka.js";
+import { KafkaCluster, START_MS } from "../servers/kafka.js";
 import { freePort } from "../servers/tool.js";
 import { eventSlices, eventsOf } from "../support/event-slices.js";
 import { FlakyProxy } from "../support/flaky-proxy.js";
@@ -99,7 +99,7 @@ describe("connections that break", () => {
     cluster = await KafkaCluster.start({ ports: [port], advertised: [through] });
     proxy = await FlakyProxy.open(port, seed, through);
     direct = cluster;
-  });
+  }, START_MS);
   afterAll(async () => {
     await proxy?.close();
     await cluster?.stop();
@@ -194,7 +194,7 @@ describe("three brokers", () => {
   let cluster: KafkaCluster;
   beforeAll(async () => {
     cluster = await KafkaCluster.start({ nodes: 3 });
-  });
+  }, START_MS);
   afterAll(() => cluster?.stop());
 
   test("one is killed and started again in mid-publish, then another: nothing that was acknowledged is lost, nothing is stuck", async () => {

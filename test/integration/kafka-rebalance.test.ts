@@ -5,7 +5,7 @@ import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import type { ChangeStreamReader, StreamBatch, StreamConsumer } from "../../services/stream/change-stream.js";
 import type { KafkaWriter } from "../../services/stream/kafka/writer.js";
-import { KafkaCluster } from "../servers/kafka.js";
+import { KafkaCluster, START_MS } from "../servers/kafka.js";
 import { eventSlices, placesOf } from "../support/event-slices.js";
 import { brokerSettings, openKafkaReader, openKafkaWriter, topicSettings } from "../support/kafka.js";
 
@@ -17,7 +17,7 @@ const LIMIT = { maxEvents: 200, maxBytes: 1024 * 1024, waitMs: 200 };
 let cluster: KafkaCluster;
 beforeAll(async () => {
   cluster = await KafkaCluster.start();
-});
+}, START_MS);
 afterAll(() => cluster?.stop());
 
 interface Delivery {

@@ -16,7 +16,7 @@ import { KafkaReader } from "../../services/stream/kafka/reader.js";
 import type { Compression } from "../../services/stream/kafka/settings.js";
 import { KafkaWriter } from "../../services/stream/kafka/writer.js";
 import { lastOf, readEvents, texts } from "../contract/change-stream.js";
-import { KafkaCluster, SASL_USER } from "../servers/kafka.js";
+import { KafkaCluster, SASL_USER, START_MS } from "../servers/kafka.js";
 import { eventSlices, eventsOf, placesOf, positionsIn } from "../support/event-slices.js";
 import { brokerSettings, openKafkaReader, openKafkaWriter, topicSettings } from "../support/kafka.js";
 
@@ -35,7 +35,7 @@ const newTopic = () => `t-${randomBytes(4).toString("hex")}`;
 beforeAll(async () => {
   cluster = await KafkaCluster.start({ secure: true });
   admin = new Admin({ clientId: "admin", bootstrapBrokers: cluster.brokers });
-});
+}, START_MS);
 afterEach(async () => {
   for (const it of open.splice(0).reverse()) await it.close();
 });

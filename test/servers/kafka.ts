@@ -11,6 +11,9 @@ const VERSION = process.env.KAFKA_VERSION ?? "4.3.1";
 const PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies";
 const PASSWORD = "keystore-secret";
 
+/** How long a start may take: the first one fetches Kafka. */
+export const START_MS = 400_000;
+
 export const SASL_USER = { username: "alice", password: "alice-secret" } as const;
 
 const run = promisify(execFile);

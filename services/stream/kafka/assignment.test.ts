@@ -12,7 +12,7 @@ import {
 /** Rounds of the group until nothing moves; in each, members let go of what they were not given. */
 function settled(members: readonly Member[], partitions: number): Member[] {
   let now = [...members];
-  for (let round = 0; round < 4; round++) {
+  for (let round = 0; round < 12; round++) {
     const given = assign(now, partitions);
     const owners = [...given.values()].flat();
     // Never two at a time: nobody is given what another still has.
