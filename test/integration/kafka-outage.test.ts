@@ -157,6 +157,32 @@ describe("connections that break", () => {
     expect(new Set(seen).size).toBe(seen.length);
   });
 
+  test("who reads slowly is not fed: little comes over the wire until it is read", async () => {
+    const topic = topicName();
+    const writer = opened(await openKafkaWriter(cluster, topic, { allowFewReplicas: true }));
+    const MiB = 1024 * 1024;
+    for (let i = 0; i < 8; i++) {
+      const events = Array.from({ length: 64 }, (_, p) => ({
+        partition: p % 4,
+        bytes: Buffer.alloc(100_000, i),
+      }));
+      await writer.append(eventSlices(events));
+    }
+    const fetch = { bytes: 2 * MiB, waitMs: 500 };
+    const reader = opened(await openKafkaReader(cluster, topic, { allowFewReplicas: true }, { fetch }));
+    const before = proxy.answered;
+    const consumer = await reader.consume("c");
+    await sleep(3_000);
+    expect(proxy.answered - before).toBeLessThan(5 * MiB);
+    let read = 0;
+    while (read < 512) {
+      const batch = await consumer.read({ maxEvents: 1_000, maxBytes: 10 * MiB, waitMs: 10_000 });
+      expect(batch!.bytes.length).toBeLessThan(3 * MiB);
+      read += batch!.count;
+    }
+    expect(proxy.answered - before).toBeGreaterThan(50_000_000);
+  });
+
   test("a broker that cannot be reached is told within seconds, memory stays bounded, and it heals by itself", async () => {
     const topic = topicName();
     const writer = opened(

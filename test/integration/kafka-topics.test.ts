@@ -181,6 +181,16 @@ test("events that were forgotten before they were landed are told loudly, never 
     message: expect.stringContaining("partition 1: 20 events"),
   });
   await consumer.close();
+  // An operator who accepts the loss lets the group begin at what is left, with Kafka's own tool.
+  const group = `--bootstrap-server ${cluster.brokers[0]} --group ${topic}.c --topic ${topic}:1`;
+  await cluster.tool(
+    "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+    ...`${group} --reset-offsets --to-earliest --execute`.split(" "),
+  );
+  consumer = await reader.consume("c");
+  const left = await readEvents(consumer, 370);
+  expect(left.filter(({ partition }) => partition === "1")).toHaveLength(70);
+  await consumer.close();
   // Who has read nothing, but had registered, has lost as much; who comes later has not.
   const late = await reader.consume("late");
   expect(await readEvents(late, 370)).toHaveLength(370);
@@ -190,6 +200,21 @@ test("events that were forgotten before they were landed are told loudly, never 
       for (;;) await follower.read(PLENTY);
     })(),
   ).rejects.toMatchObject({ code: "TRB-STREAM-FORGOTTEN" });
+});
+
+test("a writer knows from its start how far consumers are behind", async () => {
+  const topic = newTopic();
+  let writer = await openKafkaWriter(cluster, topic, FEW);
+  const reader = opened(await openKafkaReader(cluster, topic, FEW));
+  const consumer = await reader.consume("c");
+  await writer.append(texts(0, 400));
+  await consumer.commit(lastOf((await readEvents(consumer, 400)).slice(0, 100)));
+  await writer.close();
+  writer = opened(await openKafkaWriter(cluster, topic, FEW));
+  const behind = writer.backlogBytes();
+  expect(behind).toBeGreaterThan(0);
+  await consumer.commit(await reader.head());
+  await expect.poll(() => writer.backlogBytes(), { timeout: 10_000 }).toBe(0);
 });
 
 test("a consumer that registered and was away while all was forgotten is told, too", async () => {

@@ -6,6 +6,8 @@ export class FlakyProxy {
   /** Share of the pieces of answers in place of which the connection is reset; what was asked has been done by then. */
   resetShare = 0;
   resets = 0;
+  /** Bytes of answers that came through. */
+  answered = 0;
   /** While true, nobody gets through. */
   refuses = false;
   private readonly sockets = new Set<Socket>();
@@ -50,6 +52,7 @@ export class FlakyProxy {
         this.resets++;
         client.resetAndDestroy();
       } else {
+        this.answered += bytes.length;
         client.write(bytes);
       }
     });

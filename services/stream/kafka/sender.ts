@@ -51,6 +51,7 @@ export class Sender {
   /** Since when no broker at all has answered. */
   private alone: number | undefined;
   private looking = false;
+  private turn = 0;
 
   constructor(
     private readonly topic: Topic,
@@ -74,7 +75,9 @@ export class Sender {
     const ready = new Map<number, PartitionLane[]>();
     let soonest = Number.POSITIVE_INFINITY;
     const { leaders } = this.topic.state;
-    for (const lane of this.lanes) {
+    // Another one first each time: where more are ready than a request takes, all get their turn.
+    const first = this.turn++ % Math.max(1, this.lanes.length);
+    for (const lane of [...this.lanes.slice(first), ...this.lanes.slice(0, first)]) {
       if (lane.isEmpty || lane.inFlight) continue;
       if (lane.notBefore > now) {
         soonest = Math.min(soonest, lane.notBefore);
