@@ -30,6 +30,8 @@ const opened = <T extends { close(): Promise<unknown> }>(it: T): T => {
   open.push(it);
   return it;
 };
+/** Brokers are asked for new partitions every few seconds. */
+const PATIENT = { ...PLENTY, waitMs: 20_000 };
 const newTopic = () => `t-${randomBytes(4).toString("hex")}`;
 
 beforeAll(async () => {
@@ -424,11 +426,11 @@ test("partitions that are added are written to and read without a restart", asyn
       { timeout: 20_000 },
     )
     .toBeGreaterThanOrEqual(4);
-  expect((await readEvents(consumer, sent - 40)).map(({ text }) => text).sort()).toEqual(
+  expect((await readEvents(consumer, sent - 40, PATIENT)).map(({ text }) => text).sort()).toEqual(
     Array.from({ length: sent - 40 }, (_, i) => `event-${40 + i}`).sort(),
   );
   expect(held.sort()).toEqual(["0", "1", "2", "3", "4"]);
-  expect(await readEvents(follower, sent)).toHaveLength(sent);
+  expect(await readEvents(follower, sent, PATIENT)).toHaveLength(sent);
 });
 
 test("an event larger than the topic takes is refused by itself, and what comes in bulk beyond memory waits outside", async () => {
