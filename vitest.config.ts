@@ -11,6 +11,7 @@ const timeouts = { testTimeout: 30_000, hookTimeout: 60_000 };
 const long = [
   "services/ingest/**",
   "services/table/compact.test.ts",
+  "services/table/several-writers.test.ts",
   "services/table/staging.test.ts",
   "services/stream/embedded/crash.test.ts",
   "services/query/session.test.ts",

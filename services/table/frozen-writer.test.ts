@@ -145,6 +145,52 @@ test("a compaction that was frozen is given up, and what it made is removed", as
   expect((await verifyTable((await open(root)).table)).problems).toEqual([]);
 });
 
+test("what comes to be between a sweep's look and its commit is not removed", async () => {
+  vi.useFakeTimers({ toFake: ["Date"] });
+  const root = freshRoot();
+  let isFencing: () => void = () => undefined;
+  const fencing = new Promise<void>((resolve) => {
+    isFencing = resolve;
+  });
+  let isIn: () => void = () => undefined;
+  const stands = new Promise<void>((resolve) => {
+    isIn = resolve;
+  });
+  let sweeps = false;
+  const other = await open(
+    root,
+    overriding(aging(store), {
+      putIfAbsent: async (key, bytes) => {
+        if (sweeps) {
+          isFencing();
+          await stands;
+        }
+        return store.putIfAbsent(key, bytes);
+      },
+    }),
+  );
+  await other.upsert([write("a")]);
+  let sweeping: Promise<number> | undefined;
+  const mine = await open(
+    root,
+    suspended(
+      (operation) => operation === "commit",
+      49,
+      async () => {
+        sweeps = true;
+        sweeping = new Sweep(other.table).run();
+        await fencing;
+      },
+    ),
+  );
+  expect(await mine.upsert([write("a", 2)])).toMatchObject({ kind: "committed" });
+  isIn();
+  expect(await sweeping).toBe(0);
+  const fresh = await open(root);
+  expect((await verifyTable(fresh.table)).problems).toEqual([]);
+  expect(await fresh.rows()).toEqual(expectedRows([write("a", 2)]));
+});
+
 test("several sweeps at once remove the same and no more", async () => {
   vi.useFakeTimers({ toFake: ["Date"] });
   const root = freshRoot();

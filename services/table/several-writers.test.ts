@@ -5,6 +5,7 @@ import { claimOf, expectedRows, TableWriter, type Write } from "../../test/suppo
 import { NEVER, openWorkbench } from "../../test/support/tables.js";
 import { writersRound } from "../../test/support/writers-round.js";
 import type { ObjectStore } from "../storage/object-store.js";
+import { removeOf } from "./actions.js";
 import { compactUpserted } from "./compact.js";
 import { verifyTable } from "./verify.js";
 
@@ -207,6 +208,28 @@ test("a compaction of what others have put in meanwhile leaves the index right",
   expect([mine, other].map(({ writer }) => writer.locator.loads)).toEqual([1, 1]);
 });
 
+test("entities of files that somebody has deleted stand nowhere any more, without a look at the rest", async () => {
+  const root = freshRoot();
+  const [mine, other] = [await open(root), await open(root)];
+  const deleted = [write("x", 5), write("y", 5)];
+  await mine.upsert(deleted);
+  await mine.upsert([write("z", 5)]);
+  const { files, version } = await other.table.refresh();
+  const remove = removeOf(files.find(({ rows }) => rows === 2)!.add, Date.now(), true);
+  const request = {
+    operation: "DELETE",
+    actions: [{ remove }],
+    expect: new Map(),
+    basedOn: version,
+  } as const;
+  expect(await other.table.commit({ ...request, serializable: true })).toMatchObject({ kind: "committed" });
+  expect(await mine.checkIndex()).toEqual([]);
+  // What was greater is gone.
+  expect(await mine.upsert([write("x", 1), write("z", 1)])).toMatchObject({ live: 1, lost: 1 });
+  await expectSound([mine, other], [write("x", 1), write("z", 5)]);
+  expect(mine.writer.locator.loads).toBe(1);
+});
+
 /** A commit that changes metadata alone. */
 async function redefine({ table }: TableWriter): Promise<void> {
   const { version } = await table.refresh();
@@ -217,9 +240,8 @@ async function redefine({ table }: TableWriter): Promise<void> {
 }
 
 test("in any interleaving the table is what the writes say, and every index what the table says", async () => {
-  for (const seed of seeds(4)) {
+  for (const seed of seeds(2)) {
     console.info(`several writers: TRIBUTARY_SEED=${seed}`);
-    const report = await writersRound(seed, store, duck, freshRoot());
-    console.info(JSON.stringify({ ...report, conflicts: [...report.conflicts] }));
+    expect((await writersRound(seed, store, duck, freshRoot())).steps).toBeGreaterThan(50);
   }
 }, 120_000);
