@@ -1,12 +1,13 @@
 import { afterEach, expect, test } from "vitest";
 import { overriding } from "../../test/support/faulty-store.js";
 import { seeds } from "../../test/support/lake.js";
-import { claimOf, expectedRows, TableWriter, type Write } from "../../test/support/table-writers.js";
+import { claimOf, expectedRows, SPEC, TableWriter, type Write } from "../../test/support/table-writers.js";
 import { NEVER, openWorkbench } from "../../test/support/tables.js";
 import { writersRound } from "../../test/support/writers-round.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { removeOf } from "./actions.js";
 import { compactUpserted } from "./compact.js";
+import { replaceTable } from "./replace.js";
 import { verifyTable } from "./verify.js";
 
 const { store, duck, freshRoot } = await openWorkbench();
@@ -228,6 +229,25 @@ test("entities of files that somebody has deleted stand nowhere any more, withou
   expect(await mine.upsert([write("x", 1), write("z", 1)])).toMatchObject({ live: 1, lost: 1 });
   await expectSound([mine, other], [write("x", 1), write("z", 5)]);
   expect(mine.writer.locator.loads).toBe(1);
+});
+
+test("a table that another has taken the place of is read anew", async () => {
+  const root = freshRoot();
+  const [mine, other] = [await open(root), await open(root)];
+  await mine.upsert([write("x", 5), write("y", 5)]);
+  const side = await open(`${root}/side`);
+  const built = [write("x", 3), write("z", 3, { operation: 3 })];
+  await side.upsert(built);
+  await other.table.refresh();
+  const also = { actions: [], expect: new Map() };
+  const replaced = await replaceTable(other.table, side.table, "side", SPEC, also);
+  expect(replaced).toMatchObject({ kind: "committed" });
+  // What it had prepared was for the old one.
+  expect(await mine.upsert([write("y", 4)])).toEqual({ kind: "conflict", reason: "metadata" });
+  await mine.table.refresh();
+  expect(await mine.upsert([write("x", 4), write("z", 2)])).toMatchObject({ live: 1, lost: 1 });
+  await expectSound([mine, other], [...built, write("x", 4)]);
+  expect(mine.writer.locator.loads).toBe(2);
 });
 
 /** A commit that changes metadata alone. */

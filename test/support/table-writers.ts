@@ -40,7 +40,7 @@ export interface Write {
 /** What a model would make a tombstone of. */
 const isFiltered = ({ content }: Write): boolean => content % 5n === 0n;
 
-const SPEC: TableSpec = {
+export const SPEC: TableSpec = {
   columns: [
     { name: "tenant_id", type: "string", nullable: true },
     { name: "entity_id", type: "string", nullable: true },
