@@ -1,9 +1,10 @@
+import { randomUUID } from "node:crypto";
 import type { DuckDBConnection, DuckDBMapValue } from "@duckdb/node-api";
 import { chunksOf, literal, rowsOf } from "../base/duckdb.js";
 import { encodeEvent } from "../contracts/encode-event.js";
 import type { DeltaTable } from "../table/delta-table.js";
 import { type Progress, partsOf, progressOf, type Track } from "../table/progress.js";
-import { withFilesScan } from "../table/scan.js";
+import { portionsOf, withFilesScan } from "../table/scan.js";
 import type { TableFile, TableSnapshot } from "../table/types.js";
 import { EventBatch } from "./event-batch.js";
 import { RawEventReader, selectEvents } from "./raw-events.js";
@@ -42,8 +43,7 @@ export async function rangesOf(
 ): Promise<Progress[]> {
   const files = filesBetween(view.snapshot, from, to);
   if (files.reduce((rows, file) => rows + file.rows, 0) <= maxEvents) return [to];
-  const options = { columns: ["stream", "partition", "position"], where: between(from, to) };
-  const rows = await withFilesScan(view.table, view.snapshot, files, options, async (sql) => {
+  const rows = await withPositions(view, files, between(from, to), async (sql) => {
     const [[events]] = (await rowsOf(view.connection, `SELECT count(*) FROM (${sql})`)) as [[bigint]];
     const count = Math.ceil(Number(events) / maxEvents);
     if (count <= 1) return [];
@@ -64,6 +64,30 @@ export async function rangesOf(
   return ends.filter((end) => end.size > 0);
 }
 
+/** Runs `use` with SQL that yields stream, partition and position of the events in the files that `where` lets pass. */
+async function withPositions<T>(
+  { table, snapshot, connection }: RawView,
+  files: readonly TableFile[],
+  where: string,
+  use: (sql: string) => Promise<T>,
+): Promise<T> {
+  const options = { columns: ["stream", "partition", "position"], where };
+  const portions = portionsOf(table, files);
+  if (portions.length === 1) return withFilesScan(table, snapshot, files, options, use);
+  const name = `positions_${randomUUID().replaceAll("-", "")}`;
+  await connection.run(`CREATE TEMP TABLE ${name} (stream VARCHAR, partition VARCHAR, position VARCHAR)`);
+  try {
+    for (const portion of portions) {
+      await withFilesScan(table, snapshot, portion, options, (sql) =>
+        connection.run(`INSERT INTO ${name} SELECT stream, partition, position FROM (${sql})`),
+      );
+    }
+    return await use(`SELECT * FROM ${name}`);
+  } finally {
+    await connection.run(`DROP TABLE ${name}`);
+  }
+}
+
 /**
  * Gives raw's events beyond `from` and up to `to` to `take`, one batch after the other, in no particular order: what
  * comes of them does not depend on it (I3). Ends early when `take` resolves to false, and resolves to that.
@@ -77,10 +101,15 @@ export async function readRange(
 ): Promise<boolean> {
   const files = filesBetween(view.snapshot, from, to);
   if (files.length === 0) return true;
-  return withFilesScan(view.table, view.snapshot, files, { where: between(from, to) }, async (sql) => {
-    for await (const batch of batchesOf(view, sql, limits)) if (!(await take(batch))) return false;
-    return true;
-  });
+  for (const portion of portionsOf(view.table, files)) {
+    const options = { where: between(from, to) };
+    const taken = await withFilesScan(view.table, view.snapshot, portion, options, async (sql) => {
+      for await (const batch of batchesOf(view, sql, limits)) if (!(await take(batch))) return false;
+      return true;
+    });
+    if (!taken) return false;
+  }
+  return true;
 }
 
 async function* batchesOf(view: RawView, sql: string, limits: BatchLimits): AsyncGenerator<EventBatch> {

@@ -18,6 +18,7 @@ const PARALLEL = 16;
 /** An object store in a folder: an object is a file, its key the path below the folder. */
 export class FileStore implements ObjectStore {
   readonly staging: string;
+  readonly leaseBytes = Number.POSITIVE_INFINITY;
   private readonly root: string;
   private readonly files: FileOps;
   /** Folders whose names this process knows to be durable. */

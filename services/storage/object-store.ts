@@ -29,6 +29,8 @@ export interface ObjectStore {
     use: (paths: readonly string[]) => Promise<T>,
     options?: LendOptions,
   ): Promise<T>;
+  /** What one lease should hold at most, in bytes: who reads more than that takes it in portions. */
+  readonly leaseBytes: number;
   /** Objects below `prefix`, in key order, optionally only those after `startAfter`. */
   list(prefix: string, startAfter?: string): AsyncIterable<ObjectInfo>;
   /**

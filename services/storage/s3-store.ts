@@ -28,6 +28,8 @@ export interface S3StoreOptions extends S3Place {
 const PAGE = 1000;
 /** Metadata that tells which call put an object. */
 const PUT_ID = "tributary-put";
+/** Leases of full size that find room beside each other. */
+const LEASES = 4;
 /** A download that waits for room in the cache gives up later than the cache does. */
 const ROOM_MS = 120_000;
 
@@ -40,6 +42,7 @@ const ROOM_MS = 120_000;
  */
 export class S3Store implements ObjectStore {
   readonly staging: string;
+  readonly leaseBytes: number;
   private readonly s3: S3Connection;
   private readonly uploads: S3Uploads;
 
@@ -59,6 +62,7 @@ export class S3Store implements ObjectStore {
     readonly cache: ObjectCache,
   ) {
     this.staging = options.staging;
+    this.leaseBytes = options.cache.bytes / LEASES;
     this.s3 = new S3Connection(options);
     this.uploads = new S3Uploads(this.s3);
   }

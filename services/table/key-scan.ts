@@ -14,7 +14,7 @@ import {
   VERSION_LO,
   WORDS,
 } from "./order.js";
-import { withFiles } from "./scan.js";
+import { portionsOf, withFiles } from "./scan.js";
 import type { TableFile } from "./types.js";
 
 /** Reads keys and order columns back from a table's files, as records (order.ts). */
@@ -37,6 +37,7 @@ const TOGETHER = 64;
 export interface ScannedFile {
   readonly path: string;
   readonly rows: number;
+  readonly bytes: number;
   readonly place: number;
   readonly mask: Mask | undefined;
 }
@@ -47,7 +48,7 @@ export interface ScannedFile {
  */
 export async function scanned(table: DeltaTable, file: TableFile, place: number): Promise<ScannedFile> {
   const mask = file.tombstones ? undefined : await table.mask(file);
-  return { path: file.path, rows: file.rows, place, mask };
+  return { path: file.path, rows: file.rows, bytes: file.bytes, place, mask };
 }
 
 /** Calls back with the record of every row that counts; the record is reused. Of one file rows come in their order. */
@@ -110,13 +111,16 @@ async function scanPaths(
  * Calls back with the record, but for its key, and the ordinal of every row that counts and whose key is among those
  * of `keys`, a relation (ord, tenant_id, entity_id).
  */
-export const joinKeys = (
+export async function joinKeys(
   table: DeltaTable,
   connection: DuckDBConnection,
   keys: string,
   files: readonly ScannedFile[],
   use: (record: Uint32Array, ord: number) => void,
-): Promise<void> => withFiles(table, files, (paths) => joinPaths(connection, keys, files, paths, use));
+): Promise<void> {
+  for (const portion of portionsOf(table, files))
+    await withFiles(table, portion, (paths) => joinPaths(connection, keys, portion, paths, use));
+}
 
 async function joinPaths(
   connection: DuckDBConnection,

@@ -311,7 +311,7 @@ export class EntityLocator {
     const records = new Uint32Array(file.rows * WORDS);
     let at = 0;
     const path = decodeURIComponent(file.add.path);
-    const whole = { path, rows: file.rows, place: 0, mask: undefined };
+    const whole = { path, rows: file.rows, bytes: file.add.size, place: 0, mask: undefined };
     await scanKeys(this.table, connection, this.keys, [whole], (record) => {
       records.set(record, at);
       at += WORDS;

@@ -60,6 +60,7 @@ function withoutCommit(store: ObjectStore, root: string, version: number): Objec
   const isHidden = (key: string) => key === hidden && !replaced;
   return {
     staging: store.staging,
+    leaseBytes: store.leaseBytes,
     get: async (key) => (isHidden(key) ? undefined : store.get(key)),
     getRange: (key, start, end) => store.getRange(key, start, end),
     put: (key, bytes) => store.put(key, bytes),

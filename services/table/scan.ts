@@ -25,6 +25,24 @@ export const withFiles = <T>(
     use,
   );
 
+/** The files in their order, in portions of which each fits one lease (or is one file). */
+export function portionsOf<F extends { readonly bytes: number }>(
+  { store }: Pick<DeltaTable, "store">,
+  files: readonly F[],
+): F[][] {
+  const portions: F[][] = [];
+  let bytes = 0;
+  for (const file of files) {
+    bytes += file.bytes;
+    if (portions.length === 0 || bytes > store.leaseBytes) {
+      portions.push([]);
+      bytes = file.bytes;
+    }
+    portions.at(-1)!.push(file);
+  }
+  return portions;
+}
+
 /**
  * Runs `use` with trusted SQL that yields the snapshot's live rows: explicit file lists, one bitmap predicate per
  * masked file and none for unmasked ones (a NULL bitmap would silently lose rows). The SQL reads files that are lent

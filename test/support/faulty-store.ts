@@ -23,6 +23,7 @@ export function overriding(inner: ObjectStore, operations: Partial<ObjectStore>)
     putIfAbsent: (key, bytes) => inner.putIfAbsent(key, bytes),
     adopt: (files) => inner.adopt(files),
     staging: inner.staging,
+    leaseBytes: inner.leaseBytes,
     withLocal: (keys, use, options) => inner.withLocal(keys, use, options),
     list: (prefix, startAfter) => inner.list(prefix, startAfter),
     confirm: (keys) => inner.confirm(keys),
