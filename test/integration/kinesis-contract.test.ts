@@ -18,6 +18,7 @@ describe.each([["local"]] as const)("kinesis, %s", (kind) => {
       openWriter: () => stream.openWriter(),
       openReader: () => stream.openReader(),
       dispose: () => stream.dispose(),
+      largeMiB: 12,
     };
   });
 });

@@ -122,7 +122,9 @@ export class TestStream {
 
   async dispose(): Promise<void> {
     for (const one of this.opened.reverse()) await one.close();
-    await this.client.send(new DeleteStreamCommand({ StreamName: this.stream }));
+    await this.client.send(
+      new DeleteStreamCommand({ StreamName: this.stream, EnforceConsumerDeletion: true }),
+    );
     this.client.destroy();
   }
 }

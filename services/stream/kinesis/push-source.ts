@@ -22,6 +22,7 @@ import {
 const ACTIVE_TRIES = 100;
 const ACTIVE_GAP_MS = 500;
 const TRIES = 8;
+const TAKEN_MS = 1_000;
 
 /**
  * Registers a consumer with a throughput of its own in each shard. Resolves to its ARN once it may subscribe.
@@ -49,6 +50,8 @@ export async function registerConsumer(api: StreamApi, name: string): Promise<st
 /** Has a shard's records pushed (enhanced fan-out). A subscription lasts five minutes; the next goes on after it. */
 export class PushSource implements ShardSource {
   private events: AsyncIterator<SubscribeToShardEventStream> | undefined;
+  /** Ends the subscription, so that the next one does not find the shard taken. */
+  private end = new AbortController();
   private place: ShardPlace;
   private failures = 0;
 
@@ -64,12 +67,12 @@ export class PushSource implements ShardSource {
     for (;;) {
       signal.throwIfAborted();
       try {
-        if (guard.doubts) this.events = undefined;
+        if (guard.doubts) this.unsubscribe();
         this.events ??= await this.subscribe();
         const { value, done } = await this.events.next();
         const event = done === true ? undefined : value.SubscribeToShardEvent;
         if (event === undefined) {
-          this.events = undefined;
+          this.unsubscribe();
           continue;
         }
         this.failures = 0;
@@ -88,19 +91,25 @@ export class PushSource implements ShardSource {
         return fetched;
       } catch (error) {
         if (signal.aborted || error instanceof TributaryError) throw error;
-        this.events = undefined;
+        this.unsubscribe();
         if (error instanceof ResourceNotFoundException) {
           if (!(await api.shards()).some(({ id }) => id === shard)) throw forgotten(shard);
         }
         if (error instanceof InvalidArgumentException) this.place = "oldest";
         this.failures++;
-        // Whoever had the shard before us may be subscribed for some seconds yet.
-        if (!(error instanceof ResourceInUseException) && this.failures >= TRIES) {
-          throw streamDown("a shard cannot be subscribed to", error);
-        }
-        await sleep(pauseAfter(this.failures), undefined, { signal });
+        // Whoever had the shard before us, or our own last connection, may be subscribed for some seconds yet.
+        const taken = error instanceof ResourceInUseException;
+        if (!taken && this.failures >= TRIES) throw streamDown("a shard cannot be subscribed to", error);
+        const pause = pauseAfter(this.failures);
+        await sleep(taken ? Math.min(pause, TAKEN_MS) : pause, undefined, { signal });
       }
     }
+  }
+
+  private unsubscribe(): void {
+    this.events = undefined;
+    this.end.abort();
+    this.end = new AbortController();
   }
 
   private async subscribe(): Promise<AsyncIterator<SubscribeToShardEventStream>> {
@@ -114,7 +123,7 @@ export class PushSource implements ShardSource {
         ShardId: shard,
         StartingPosition: { Type: type, SequenceNumber: sequence, Timestamp: time },
       }),
-      { abortSignal: signal },
+      { abortSignal: AbortSignal.any([signal, this.end.signal]) },
     );
     if (EventStream === undefined) throw new Error("no event stream");
     return EventStream[Symbol.asyncIterator]();

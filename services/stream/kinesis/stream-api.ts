@@ -14,7 +14,7 @@ import {
 } from "@aws-sdk/client-kinesis";
 import { TributaryError } from "../../base/errors.js";
 import { pauseAfter } from "../../base/retry.js";
-import { SLOTS, type SlotRange } from "../../base/slots.js";
+import type { SlotRange } from "../../base/slots.js";
 
 /** A shard of the stream, open or closed. */
 export interface ShardInfo {
@@ -165,8 +165,11 @@ function toInfo(shard: Shard, listed: ReadonlySet<string | undefined>): ShardInf
   const last = BigInt(shard.HashKeyRange?.EndingHashKey ?? 0);
   return {
     id: shard.ShardId!,
-    // A bound within a slot gives the slot to both, as either may hold events of it.
-    slots: { start: Number(first >> SLOT_SHIFT), end: Math.min(SLOTS, Number(last >> SLOT_SHIFT) + 1) },
+    // Events go by the first hash key of their slot: a bound within a slot leaves it to the shard below.
+    slots: {
+      start: Number((first + (1n << SLOT_SHIFT) - 1n) >> SLOT_SHIFT),
+      end: Number(last >> SLOT_SHIFT) + 1,
+    },
     parents: [shard.ParentShardId, shard.AdjacentParentShardId].filter(
       (id): id is string => id !== undefined && listed.has(id),
     ),
