@@ -21,8 +21,11 @@ const run = promisify(execFile);
 /** Folder with Kafka's jars, which come by Maven. */
 const jars = () =>
   installed(`kafka-with-tools-${VERSION}`, async (folder) => {
+    // One logger alone: older versions bring another.
+    const others =
+      "<exclusions><exclusion><groupId>org.slf4j</groupId><artifactId>slf4j-reload4j</artifactId></exclusion></exclusions>";
     const dependency = (group: string, artifact: string, version: string) =>
-      `<dependency><groupId>${group}</groupId><artifactId>${artifact}</artifactId><version>${version}</version></dependency>`;
+      `<dependency><groupId>${group}</groupId><artifactId>${artifact}</artifactId><version>${version}</version>${others}</dependency>`;
     const pom = join(folder, "pom.xml");
     // Without a logger that prints, no line says when a broker is ready.
     await writeFile(
