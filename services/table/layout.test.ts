@@ -122,11 +122,8 @@ test("after one writer became four, compaction makes files disjoint that were on
       .filter(isOwn)
       .slice(0, 20);
     // So that the partition is not too small to be divided.
-    for (let long = write(noise(), 1); ; long = write(noise(), 1)) {
-      if (!isOwn(long)) continue;
-      some.push(long);
-      break;
-    }
+    const long = noise();
+    some.push(ids.map((id) => write(long + id, 1)).find(isOwn)!);
     later.push(...some);
     await writer.upsert(some, { slots });
   }
