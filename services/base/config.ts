@@ -268,6 +268,12 @@ export const configSchema = z.strictObject({
       maxWaitingPerTenant: whole(1).optional(),
     })
     .prefault({}),
+  tracing: z
+    .strictObject({
+      /** Where traces go by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; nowhere when not set. */
+      endpoint: z.url({ protocol: /^https?$/ }).optional(),
+    })
+    .prefault({}),
   log: z
     .strictObject({ level: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("info") })
     .prefault({}),

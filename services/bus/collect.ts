@@ -1,5 +1,6 @@
 import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
+import { TRACED_AT_ONCE } from "../base/traces.js";
 import { Frames } from "../contracts/envelope.js";
 import type { JsonEvent, JsonEvents } from "../contracts/json.js";
 import { elements, type Found, lines } from "../contracts/json-body.js";
@@ -17,6 +18,8 @@ export const ANSWER_BYTES = 256;
 /** A request taken apart: what to append, and the results so far. */
 export interface Collected {
   readonly results: Results;
+  /** Traces of some of the accepted events, by their place among them. */
+  readonly traced: ReadonlyMap<number, string>;
   /** The accepted events, as slices of one buffer. */
   readonly events: RoutedEvents;
 }
@@ -29,6 +32,8 @@ export interface Collecting {
   readonly work: Work;
   readonly maxEvents: number;
   readonly maxPayloadBytes: number;
+  /** Look for the traces of events. */
+  readonly tracing: boolean;
   /** Where payloads of more bytes go. */
   readonly offloaded: Offloaded;
   /** Notes bytes that are kept beside the body. */
@@ -120,6 +125,7 @@ class Collector {
   private readonly ends: Uint32Array;
   private readonly slots: Uint32Array;
   private readonly routes: Uint16Array;
+  private readonly traced = new Map<number, string>();
 
   constructor(count: number, order: Collecting) {
     this.order = order;
@@ -134,7 +140,7 @@ class Collector {
   take(i: number, bytes: Buffer, start: number, end: number, at: number): Pending | undefined {
     const { gate, grant } = this.order;
     const verdict = gate.check(bytes, start, end, grant);
-    if (verdict === undefined) this.accept(gate.slot(), gate.route, at, end - start);
+    if (verdict === undefined) this.accept(gate.slot(), gate.route, at, end - start, this.traceparent());
     else if (typeof verdict === "string") this.results.codes[i] = verdict;
     else return verdict;
     return undefined;
@@ -178,6 +184,7 @@ class Collector {
     const { gate, work } = this.order;
     const slot = gate.slot();
     const { route } = gate;
+    const traceparent = this.traceparent();
     let length: number | Code;
     if (pending.kind === "packed") length = (await this.unpack(pending)) ?? end - start;
     else {
@@ -191,7 +198,7 @@ class Collector {
       this.results.codes[i] = length;
       return 0;
     }
-    this.accept(slot, route, at, length);
+    this.accept(slot, route, at, length, traceparent);
     return length;
   }
 
@@ -238,6 +245,7 @@ class Collector {
     const count = this.results.accepted;
     return {
       results: this.results,
+      traced: this.traced,
       events: {
         bytes,
         count,
@@ -249,8 +257,22 @@ class Collector {
     };
   }
 
-  private accept(slot: number, route: number, at: number, length: number): void {
+  /** Of the event that the gate has just looked at. */
+  private traceparent(): string | undefined {
+    return this.order.tracing && this.traced.size < TRACED_AT_ONCE
+      ? this.order.gate.traceparent()
+      : undefined;
+  }
+
+  private accept(
+    slot: number,
+    route: number,
+    at: number,
+    length: number,
+    traceparent: string | undefined,
+  ): void {
     const next = this.results.accepted++;
+    if (traceparent !== undefined) this.traced.set(next, traceparent);
     this.starts[next] = at;
     this.ends[next] = at + length;
     this.slots[next] = slot;

@@ -6,6 +6,7 @@ import { PayloadChecker } from "../contracts/payload.js";
 import { type PayloadReference, referenceOf } from "../contracts/payload-reference.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
 import { slotOf } from "../contracts/slot.js";
+import { traceparentOf } from "../contracts/traceparent.js";
 import type { Grant } from "../tenancy/grant.js";
 import type { HeldTypes } from "./held-types.js";
 
@@ -116,6 +117,11 @@ export class EventGate {
     }
     if (payload.length > maxOffloadBytes) return "TRB-EVENT-PAYLOAD-SIZE";
     return { kind: "large", tenant: envelope.tenantId(), typeUrl: envelope.typeUrl(), bytes: payload };
+  }
+
+  /** The trace of the event that was checked last. */
+  traceparent(): string | undefined {
+    return traceparentOf(this.envelope);
   }
 
   /** The slot of the event that was checked last. */

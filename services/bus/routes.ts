@@ -7,6 +7,7 @@ import type { Code } from "../base/codes.js";
 import type { Config } from "../base/config.js";
 import { TributaryError } from "../base/errors.js";
 import { errorResponses } from "../base/http.js";
+import { isSampled, type Traces } from "../base/traces.js";
 import { JsonEvents } from "../contracts/json.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
 import type { Offloaded } from "../offload/offloaded.js";
@@ -36,6 +37,7 @@ export interface BusOptions {
   readonly verifier: TokenVerifier;
   readonly config: Pick<Config, "bus">;
   readonly metrics: Registry;
+  readonly traces: Traces;
   readonly log: FastifyBaseLogger;
   /** How ingest says its tables are doing; read once a second. */
   readonly status: () => Promise<IngestStatus | undefined>;
@@ -95,6 +97,7 @@ interface Contracts {
 class Publisher {
   private readonly limits: Config["bus"];
   private readonly offloaded: Offloaded;
+  private readonly traces: Traces;
   private readonly outlets: Outlets;
   private readonly workshop = new Workshop();
   private readonly contracts: () => Contracts;
@@ -102,12 +105,13 @@ class Publisher {
   private readonly metrics: BusMetrics;
 
   constructor(
-    { streams, offloaded, registry, config, metrics }: BusOptions,
+    { streams, offloaded, traces, registry, config, metrics }: BusOptions,
     private readonly admission: Admission,
     held: HeldTypes,
   ) {
     this.limits = config.bus;
     this.offloaded = offloaded;
+    this.traces = traces;
     this.metrics = new BusMetrics(
       metrics,
       () => this.admission.inFlightBytes,
@@ -138,11 +142,14 @@ class Publisher {
       this.outlets.admit(grant);
       reservation = this.admission.enter(grant.bearerShare, reader.stop);
       const pieces = await reader.read(reservation);
-      const { results, events } = await this.collect(type, pieces, contracts, grant, reservation);
+      const { results, events, traced } = await this.collect(type, pieces, contracts, grant, reservation);
       // Nothing is accepted that could not land: the producer is told by the status, too.
       const unable = UNABLE.find((code) => results.codes.includes(code));
       if (results.accepted === 0 && unable !== undefined) throw new TributaryError(unable);
+      const decoded = Date.now();
+      const candidates = traced.size === 0 ? undefined : acceptedOnes(results);
       const stored = await this.outlets.append(results, events, grant.bearerShare);
+      if (candidates !== undefined) this.tellAppended(results, candidates, traced, decoded);
       this.metrics.count(results);
       status = 200;
       return this.answer(type, results, stored, reservation, reply);
@@ -151,7 +158,15 @@ class Publisher {
       throw error;
     } finally {
       if (reservation !== undefined) onceAnswered(reply.raw, request.raw.socket, reservation.release);
-      this.metrics.requestSeconds.observe({ status }, (performance.now() - started) / 1000);
+      const ms = performance.now() - started;
+      this.metrics.requestSeconds.observe({ status }, ms / 1000);
+      const { traceparent } = request.headers;
+      if (this.traces.on && typeof traceparent === "string" && isSampled(traceparent)) {
+        const now = Date.now();
+        this.traces.step("tributary.request", traceparent, now - ms, now, {
+          "http.response.status_code": status,
+        });
+      }
     }
   }
 
@@ -175,12 +190,27 @@ class Publisher {
         maxEvents: maxEventsPerRequest,
         maxPayloadBytes,
         offloaded: this.offloaded,
+        tracing: this.traces.on,
         grow: reservation.grow,
       };
       if (type === PROTOBUF) return await collectProtobuf(body, order);
       return await (type === NDJSON ? collectNdjson(body, order) : collectJson(body, order));
     } finally {
       work.pause();
+    }
+  }
+
+  /** Of events that turned out not to be taken nothing is told. */
+  private tellAppended(
+    results: Results,
+    candidates: readonly number[],
+    traced: ReadonlyMap<number, string>,
+    since: number,
+  ): void {
+    const now = Date.now();
+    for (const [accepted, traceparent] of traced) {
+      if (results.codes[candidates[accepted]!] !== undefined) continue;
+      this.traces.step("tributary.append", traceparent, since, now, { events: results.accepted });
     }
   }
 
@@ -202,6 +232,13 @@ class Publisher {
     reply.type("application/json; charset=utf-8");
     return sendPieces(reply, this.writer.json(results, stored), about, false);
   }
+}
+
+/** Indices in the request of what is accepted so far. */
+function acceptedOnes({ codes }: Results): number[] {
+  const accepted: number[] = [];
+  for (let i = 0; i < codes.length; i++) if (codes[i] === undefined) accepted.push(i);
+  return accepted;
 }
 
 /** Errors: TRB-REQ-CONTENT-TYPE. Fastify has refused other types, but lets a request without a type and body pass. */

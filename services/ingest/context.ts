@@ -2,6 +2,7 @@ import type { Logger } from "pino";
 import type { Counter, Gauge, Histogram } from "prom-client";
 import type { Config } from "../base/config.js";
 import type { Duck } from "../base/duckdb.js";
+import type { Traces } from "../base/traces.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
 import type { BoundModel } from "../models/bind.js";
 import type { ObjectStore } from "../storage/object-store.js";
@@ -30,6 +31,7 @@ export interface IngestContext {
   readonly log: Pick<Logger, "info" | "warn" | "error">;
   readonly metrics: IngestMetrics;
   readonly decoding: Decoding;
+  readonly traces: Traces;
   readonly planner: CompactionPlanner;
   readonly suspects: Suspects;
   readonly crew: Crew;

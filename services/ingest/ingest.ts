@@ -7,6 +7,7 @@ import { TributaryError } from "../base/errors.js";
 import { layout } from "../base/paths.js";
 import { Permits } from "../base/permits.js";
 import { Retry } from "../base/retry.js";
+import { NO_TRACES, type Traces } from "../base/traces.js";
 import { Offloaded } from "../offload/offloaded.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
@@ -42,6 +43,8 @@ export async function openContext(options: {
   readonly stream?: string;
   readonly log: Logger;
   readonly registry: Registry;
+  /** Default: nobody listens. */
+  readonly traces?: Traces;
   /** Default: what the configured folders hold. */
   readonly project?: Project;
   /** Names this worker's part of the scratch folder. */
@@ -89,6 +92,7 @@ export async function openContext(options: {
     suspects: Suspects.open(
       join(layout(config.data).scratch, folder === SOLE ? "suspects" : `suspects-${folder}`),
     ),
+    traces: options.traces ?? NO_TRACES,
     decoding: {
       sliceBytes: Math.max(1, Math.floor(config.ingest.duckdbMemoryBytes / SLICES_IN_MEMORY)),
       rangeEvents: RANGE_EVENTS,

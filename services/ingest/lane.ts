@@ -19,6 +19,7 @@ import type { EventBatch } from "./event-batch.js";
 import { ModelSeat } from "./model-seat.js";
 import { RawRows, rawRoot, rawSpec } from "./raw-table.js";
 import type { Target } from "./target.js";
+import { tellStep } from "./tracing.js";
 
 let feeds = 0;
 /** How long landing waits for models that open beside their raw table. */
@@ -204,6 +205,7 @@ export class Lane {
       this.feed.clear();
     }
     this.context.metrics.commits.inc({ layer: "raw" });
+    tellStep(this.context, "tributary.land", batch, { table: this.table.root });
     return true;
   }
 

@@ -15,6 +15,7 @@ import { slicesOf } from "./payloads.js";
 import { givesWayTo, Rebuild } from "./rebuild.js";
 import { Refiner } from "./refine.js";
 import { AHEAD, isOf, refinedRoot, refinedSpec } from "./refined-table.js";
+import { tellStep } from "./tracing.js";
 
 /** Slices of a live batch that are taken in at once; what is beyond them is for the catch-up, which raw never waits for. */
 const LIVE_SLICES = 2;
@@ -110,6 +111,7 @@ export class Target {
         setAside: (events, poison) => bury(this.context, this.model, events, poison),
       });
       if (taken.kind !== "taken") return;
+      tellStep(this.context, "tributary.refine", slice.events, { model: this.model.name });
       from = new Map([...from, ...to]);
     }
   }

@@ -6,6 +6,7 @@ import { Registry } from "prom-client";
 import { type Config, loadConfig } from "../../services/base/config.js";
 import { buildServer, type HttpServer } from "../../services/base/http.js";
 import { packageRoot } from "../../services/base/paths.js";
+import { NO_TRACES, type Traces } from "../../services/base/traces.js";
 import { registerBus } from "../../services/bus/routes.js";
 import { ProtoRegistry } from "../../services/contracts/registry.js";
 import { Offloaded } from "../../services/offload/offloaded.js";
@@ -39,6 +40,7 @@ export interface TestBusOptions {
   readonly status?: () => Promise<IngestStatus | undefined>;
   /** Wraps the store of large payloads. */
   readonly store?: (inner: ObjectStore) => ObjectStore;
+  readonly traces?: Traces;
   /** By domain, instead of one for all. */
   readonly streams?: Streams<ChangeStreamWriter>;
 }
@@ -46,7 +48,14 @@ export interface TestBusOptions {
 /** A bus on a stream in memory, with everything else real. */
 export async function startTestBus(
   limits: Partial<Config["bus"]> = {},
-  { notReady, http = {}, status = async () => undefined, streams, store: wrap }: TestBusOptions = {},
+  {
+    notReady,
+    http = {},
+    status = async () => undefined,
+    streams,
+    store: wrap,
+    traces = NO_TRACES,
+  }: TestBusOptions = {},
 ): Promise<TestBus> {
   const folder = mkdtempSync(join(tmpdir(), "bus-"));
   const key = await SigningKey.openOrCreate(join(folder, "keys"));
@@ -65,6 +74,7 @@ export async function startTestBus(
     ...(notReady && { notReady }),
   });
   await registerBus(server.app, {
+    traces,
     tickets: new UploadTickets(key, "tributary"),
     offloaded: new Offloaded(store, 2 * 3600_000),
     streams: streams ?? { nameOf: () => stream.name, stream: () => stream },

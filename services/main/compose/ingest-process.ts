@@ -17,7 +17,7 @@ import { cachesIn } from "../../storage/object-cache.js";
 import type { ObjectStore } from "../../storage/object-store.js";
 import type { ChangeStreamReader } from "../../stream/change-stream.js";
 import { openStore } from "./lake-store.js";
-import { lockData, openLog } from "./runtime.js";
+import { lockData, openLog, openTraces } from "./runtime.js";
 import { OpenStreams, streamKind } from "./streams.js";
 
 const LOCK_WAIT_MS = 10_000;
@@ -57,6 +57,8 @@ export async function runIngest(config: Config, project: Project): Promise<Runni
     const store = await openStore(config, place.folder, metrics);
     const crew = config.stream.kind === "embedded" ? undefined : await joinCrew(store, place, project, log);
     if (crew !== undefined) closers.push(() => crew.shared.close());
+    const traces = await openTraces(config, "tributary-ingest");
+    closers.push(() => traces.close());
     const context = await openContext({
       config,
       store,
@@ -64,6 +66,7 @@ export async function runIngest(config: Config, project: Project): Promise<Runni
       ...(crew === undefined ? {} : { worker: crew.name, crew: crew.shared }),
       log,
       registry: metrics,
+      traces,
       project,
     });
     const ingest = startIngest(context);

@@ -10,6 +10,7 @@ import { TributaryError } from "../../base/errors.js";
 import { nodeFiles } from "../../base/files.js";
 import { layout } from "../../base/paths.js";
 import { acquireLock, type ProcessLock } from "../../base/process-lock.js";
+import { NO_TRACES, type Traces } from "../../base/traces.js";
 import { clearCopies } from "../../storage/object-cache.js";
 import type { ObjectStore } from "../../storage/object-store.js";
 import type { ChangeStreamReader } from "../../stream/change-stream.js";
@@ -81,6 +82,13 @@ export async function openReader(config: Config, metrics?: Registry): Promise<Ch
   if (kind === "kinesis" && kinesis.stream === undefined) throw lacks("kinesis.stream");
   const streams = await streamKind(config, metrics);
   return streams.reader(streams.nameOf(""));
+}
+
+/** What OpenTelemetry needs is loaded where it is asked for, and nowhere else. */
+export async function openTraces({ tracing }: Config, service: string): Promise<Traces> {
+  if (tracing.endpoint === undefined) return NO_TRACES;
+  const { otlpTraces } = await import("./traces.js");
+  return otlpTraces(tracing.endpoint, service);
 }
 
 export async function openKey(config: Config): Promise<SigningKey> {

@@ -5,6 +5,7 @@ import { openData } from "../../base/data-format.js";
 import { errno, TributaryError } from "../../base/errors.js";
 import { nodeFiles } from "../../base/files.js";
 import { buildServer, type HttpServer } from "../../base/http.js";
+import type { Traces } from "../../base/traces.js";
 import { registerBus } from "../../bus/routes.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
 import { Offloaded } from "../../offload/offloaded.js";
@@ -23,7 +24,7 @@ import { merged, tellOfProcess } from "./exposition.js";
 import { IngestSupervisor } from "./ingest-supervisor.js";
 import { openStore } from "./lake-store.js";
 import { ProjectKeeper } from "./project-keeper.js";
-import { makeDataFolder, openKey, openLog, readingDuck } from "./runtime.js";
+import { makeDataFolder, openKey, openLog, openTraces, readingDuck } from "./runtime.js";
 import { OpenStreams, streamKind } from "./streams.js";
 
 export interface ServerParts {
@@ -60,6 +61,8 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
   closers.push(async () => {
     for (const set of keySets) set.stop();
   });
+  const traces = await openTraces(config, "tributary-bus");
+  closers.push(() => traces.close());
   const store = await openStore(config, parts.query ? "query" : "bus", metrics);
   const project = await ProjectKeeper.open({ config, log, metrics, models: parts.query || parts.ingest });
   closers.push(() => project.close());
@@ -84,7 +87,7 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
         quarantined: quarantined(await readIngestStatus(store)),
       }),
     });
-    const service = { server, project, store, config, key, verifier, metrics, log };
+    const service = { server, project, store, config, key, verifier, traces, metrics, log };
     if (parts.bus) {
       outgoing = await addBus(service);
       closers.push(() => outgoing!.close());
@@ -181,6 +184,7 @@ interface ServiceParts {
   readonly config: Config;
   readonly key: SigningKey;
   readonly verifier: TokenVerifier;
+  readonly traces: Traces;
   readonly metrics: Registry;
   readonly log: Logger;
 }
