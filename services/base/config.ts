@@ -197,6 +197,11 @@ export const configSchema = z.strictObject({
     .prefault({}),
   ingest: z
     .strictObject({
+      /** Product domains whose streams are landed; all when empty. A variable gives several, separated by commas. */
+      domains: z.preprocess(
+        (value) => (typeof value === "string" ? value.split(",") : value),
+        z.array(z.string().min(1)).default(() => []),
+      ),
       flushEvents: count(50_000),
       flushBytes: count(32 * MiB),
       /** How long an idle pipeline waits for company after the first event of a batch. */

@@ -12,6 +12,7 @@ export interface DataOptions {
 export interface ServerOptions extends DataOptions {
   readonly port?: number;
   readonly host?: string;
+  readonly domain?: readonly string[];
 }
 
 export interface ClientOptions {
@@ -56,7 +57,11 @@ export function configOf(options: ServerOptions): Config {
     ...(options.host === undefined ? {} : { host: options.host }),
   };
   return loadConfig(
-    { ...(options.data === undefined ? {} : { data: options.data }), http },
+    {
+      ...(options.data === undefined ? {} : { data: options.data }),
+      ...(options.domain === undefined ? {} : { ingest: { domains: options.domain } }),
+      http,
+    },
     options.config === undefined ? {} : { file: options.config },
   );
 }

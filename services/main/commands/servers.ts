@@ -12,7 +12,11 @@ export function addServerCommands(program: Command): void {
   server("up", "everything on one machine: bus, ingest and query", { bus: true, query: true, ingest: true });
   server("bus", "the replication bus alone", { bus: true, query: false, ingest: false });
   server("query", "the query service alone", { bus: false, query: true, ingest: false });
-  server("ingest", "ingest alone, from the stream into the lake", { bus: false, query: false, ingest: true });
+  server("ingest", "ingest alone, from the stream into the lake", {
+    bus: false,
+    query: false,
+    ingest: true,
+  }).option("--domain <name...>", "only the streams of these product domains (default: all)");
 }
 
 async function serve(options: ServerOptions, parts: ServerParts): Promise<void> {

@@ -18,7 +18,7 @@ import type { ObjectStore } from "../../storage/object-store.js";
 import type { ChangeStreamReader } from "../../stream/change-stream.js";
 import { openStore } from "./lake-store.js";
 import { lockData, openLog, openTraces } from "./runtime.js";
-import { OpenStreams, streamKind } from "./streams.js";
+import { OpenStreams, streamKind, typesOfDomains } from "./streams.js";
 
 const LOCK_WAIT_MS = 10_000;
 const DAY_MS = 24 * 3600 * 1000;
@@ -125,7 +125,7 @@ async function landStreams(
       joining.push(ingest.land({ reader, carries: (entityType) => kind.nameOf(entityType) === name }));
     },
   );
-  await streams.want(registry.entityTypes());
+  await streams.want(typesOfDomains(kind, registry.entityTypes(), config.ingest.domains));
   await Promise.race([Promise.all(joining), ingest.done]);
   return streams;
 }

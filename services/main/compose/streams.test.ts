@@ -2,7 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { expect, test } from "vitest";
 import { TributaryError } from "../../base/errors.js";
 import { domainOf } from "../../stream/domains.js";
-import { OpenStreams } from "./streams.js";
+import { OpenStreams, typesOfDomains } from "./streams.js";
 
 const quiet = { info: () => undefined, error: () => undefined };
 
@@ -59,4 +59,15 @@ test("what opens after the end is closed at once", async () => {
   await ended;
   await sleep(300);
   expect(closed).toEqual(opened);
+});
+
+test("one domain alone is landed where it has a stream of its own, and nowhere else", () => {
+  const types = ["scm.v1.Commit", "scm.v1.File", "tracker.v1.Issue"];
+  const own = { nameOf: domainOf };
+  expect(typesOfDomains(own, types, [])).toEqual(types);
+  expect(typesOfDomains(own, types, ["scm"])).toEqual(["scm.v1.Commit", "scm.v1.File"]);
+  expect(() => typesOfDomains(own, types, ["smc"])).toThrow(/expected some of scm, tracker, found smc/);
+  const shared = { nameOf: () => "all" };
+  expect(() => typesOfDomains(shared, types, ["scm"])).toThrow(/share no stream/);
+  expect(typesOfDomains(shared, types, ["scm", "tracker"])).toEqual(types);
 });

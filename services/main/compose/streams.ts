@@ -5,7 +5,7 @@ import { TributaryError } from "../../base/errors.js";
 import { layout } from "../../base/paths.js";
 import { Retry } from "../../base/retry.js";
 import type { ChangeStreamReader, ChangeStreamWriter } from "../../stream/change-stream.js";
-import type { Streams } from "../../stream/domains.js";
+import { domainOf, type Streams } from "../../stream/domains.js";
 import { EmbeddedLogReader } from "../../stream/embedded/reader.js";
 import { EmbeddedLogWriter } from "../../stream/embedded/writer.js";
 
@@ -37,6 +37,33 @@ function embedded({ data, stream: { partitions, segmentBytes } }: Config): Strea
     writer: () => EmbeddedLogWriter.open({ folder, partitions, segmentBytes }),
     reader: () => EmbeddedLogReader.open({ folder, partitions }),
   };
+}
+
+/**
+ * Of these entity types, those of the given domains; all when none is given. Errors: TRB-CONFIG for a domain without
+ * types, or without a stream of its own: landing it alone would leave the others of its stream unread.
+ */
+export function typesOfDomains(
+  kind: Pick<StreamKind, "nameOf">,
+  entityTypes: readonly string[],
+  domains: readonly string[],
+): readonly string[] {
+  if (domains.length === 0) return entityTypes;
+  const known = new Set(entityTypes.map(domainOf));
+  const unknown = domains.find((domain) => !known.has(domain));
+  if (unknown !== undefined) {
+    const expected = [...known].sort().join(", ");
+    throw new TributaryError("TRB-CONFIG", `ingest.domains: expected some of ${expected}, found ${unknown}`);
+  }
+  const isWanted = (type: string) => domains.includes(domainOf(type));
+  const names = new Set(entityTypes.filter(isWanted).map((type) => kind.nameOf(type)));
+  if (entityTypes.some((type) => !isWanted(type) && names.has(kind.nameOf(type)))) {
+    throw new TributaryError(
+      "TRB-CONFIG",
+      "ingest.domains: expected domains that share no stream with others (stream.kind kafka or kinesis, without one for all)",
+    );
+  }
+  return entityTypes.filter(isWanted);
 }
 
 interface Closable {
