@@ -1,8 +1,12 @@
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
 import type { Command } from "commander";
 import type { Config } from "../../base/config.js";
+import { ProtoRegistry } from "../../contracts/registry.js";
 import { loadProject } from "../../ingest/project.js";
 import { refinedRoot } from "../../ingest/refined-table.js";
 import { loadModels, type Model } from "../../models/project.js";
+import { SPARK_MACRO, sparkMacro } from "../../models/spark-macro.js";
 import { type TestResult, testModel } from "../../models/test-models.js";
 import type { ObjectStore } from "../../storage/object-store.js";
 import { DeltaTable } from "../../table/delta-table.js";
@@ -20,6 +24,10 @@ export function addModelCommands(program: Command): void {
   withData(group.command("check"))
     .description("bind every model against its descriptors; exit code 1 when one does not fit")
     .action(async (options: DataOptions) => check(options));
+  withData(group.command("spark"))
+    .description("write the macro by which dbt on Spark and Databricks decodes payloads")
+    .option("--out <file>", `where to (default: ${SPARK_MACRO} of the dbt project)`)
+    .action((options: SparkOptions) => spark(options));
   withData(group.command("test"))
     .description("run the tests of schema.yml over the lake; exit code 1 when one fails")
     .action(async (options: DataOptions) => test(options));
@@ -58,6 +66,20 @@ async function check(options: DataOptions): Promise<void> {
   else
     for (const { model, columns, error } of results) console.log(error ?? `${model}: ok, ${columns} columns`);
   if (results.some(({ error }) => error !== undefined)) process.exitCode = 1;
+}
+
+interface SparkOptions extends DataOptions {
+  readonly out?: string;
+}
+
+function spark(options: SparkOptions): void {
+  const config = configOf(options);
+  const registry = ProtoRegistry.load(config.protoDirs, config.protoDescriptors);
+  const models = loadModels(config.transformsDir);
+  const file = options.out ?? join(config.transformsDir, SPARK_MACRO);
+  writeFileSync(file, sparkMacro(registry, models));
+  const entityTypes = [...new Set(models.map(({ entityType }) => entityType))].sort();
+  console.log(options.json ? JSON.stringify({ file, entityTypes }) : `${file}: ${entityTypes.join(", ")}`);
 }
 
 async function test(options: DataOptions): Promise<void> {
