@@ -1,3 +1,4 @@
+import type { DescMessage } from "@bufbuild/protobuf";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { identifier, rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
@@ -48,16 +49,9 @@ export async function bindModel(
   const used = await checkShape(connection, model);
   const fields = new PayloadDecoder(type).columns;
   const shapeOf = (some: typeof fields) => some.map((c) => `${identifier(c.name)} ${c.type}`).join(", ");
-  const payload = shapeOf(fields);
   // A field that the model does not read changes none of its rows.
   const read = fields.filter(({ name }) => used?.has(name.toLowerCase()) ?? true);
-  const relation = [
-    ...ENVELOPE_COLUMNS.map(({ name, type }) => `${name} ${type}`),
-    `payload STRUCT(${payload})`,
-  ];
-  await connection.run(
-    `CREATE OR REPLACE TEMP TABLE ${identifier(model.entityType)} (${relation.join(", ")})`,
-  );
+  await createRelation(connection, model.entityType, shapeOf(fields));
   /** Lines before the model's first. */
   let above = 0;
   try {
@@ -79,6 +73,35 @@ export async function bindModel(
     throw invalid(model, message.split("\n")[0]!, line === undefined ? line : line - above, cause);
   } finally {
     await connection.run(`DROP TABLE ${identifier(model.entityType)}`);
+  }
+}
+
+/** The decoded relation of an entity type, without rows; `payload` are its fields as DuckDB declares them. */
+async function createRelation(
+  connection: DuckDBConnection,
+  entityType: string,
+  payload: string,
+): Promise<void> {
+  const relation = [
+    ...ENVELOPE_COLUMNS.map(({ name, type }) => `${name} ${type}`),
+    `payload STRUCT(${payload})`,
+  ];
+  await connection.run(`CREATE OR REPLACE TEMP TABLE ${identifier(entityType)} (${relation.join(", ")})`);
+}
+
+/** Runs `use` where the decoded relation of a message is there, without rows. */
+export async function withRelation<T>(
+  connection: DuckDBConnection,
+  type: DescMessage,
+  use: () => Promise<T>,
+): Promise<T> {
+  const { columns } = new PayloadDecoder(type);
+  const payload = columns.map((column) => `${identifier(column.name)} ${column.type}`).join(", ");
+  await createRelation(connection, type.typeName, payload);
+  try {
+    return await use();
+  } finally {
+    await connection.run(`DROP TABLE ${identifier(type.typeName)}`);
   }
 }
 

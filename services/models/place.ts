@@ -5,13 +5,17 @@ type Placed = Pick<Model, "file" | "template" | "sql" | "entityType">;
 
 /** A model that does not do: file, and the line where there is one, which counts as in the rendered SQL from 1. */
 export function invalid(model: Placed, message: string, sqlLine?: number, cause?: unknown): TributaryError {
-  const line = sqlLine === undefined ? undefined : templateLine(model, sqlLine);
-  const place = line === undefined ? model.file : `${model.file}, line ${line}`;
   return new TributaryError(
     "TRB-MODEL-INVALID",
-    `${place}: ${message}`,
+    `${placeOf(model, sqlLine)}: ${message}`,
     cause === undefined ? {} : { cause },
   );
+}
+
+/** "models/scm/files.sql, line 7"; the file alone where no line is known. */
+export function placeOf(model: Placed, sqlLine: number | undefined): string {
+  const line = sqlLine === undefined ? undefined : templateLine(model, sqlLine);
+  return line === undefined ? model.file : `${model.file}, line ${line}`;
 }
 
 /** The line DuckDB names in a message about a statement. */

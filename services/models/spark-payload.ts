@@ -2,13 +2,13 @@ import { create, type DescField, type DescMessage, ScalarType, toBinary } from "
 import {
   type DescriptorProto,
   DescriptorProtoSchema,
-  FieldDescriptorProto_Label as Label,
   type FieldDescriptorProto,
   FieldDescriptorProtoSchema,
   FileDescriptorProtoSchema,
   FileDescriptorSetSchema,
   file_google_protobuf_timestamp,
   file_google_protobuf_wrappers,
+  FieldDescriptorProto_Label as Label,
   OneofDescriptorProtoSchema,
   FeatureSet_FieldPresence as Presence,
   FieldDescriptorProto_Type as Type,
@@ -58,7 +58,8 @@ export function sparkPayload(type: DescMessage): SparkPayload {
   for (const { fields } of type.oneofs) {
     const [first] = fields.filter(({ name }) => unreadable.has(name));
     if (first === undefined) continue;
-    for (const { name } of fields) if (!unreadable.has(name)) unreadable.set(name, unreadable.get(first.name)!);
+    for (const { name } of fields)
+      if (!unreadable.has(name)) unreadable.set(name, unreadable.get(first.name)!);
   }
   const shape = new Unfolded(type, [], unreadable);
   const anchor = create(FieldDescriptorProtoSchema, {
@@ -101,8 +102,7 @@ function unreadableField(field: DescField, outer: readonly DescMessage[]): strin
   if (field.enum !== undefined && !field.enum.open)
     return "a closed enum (proto2), whose unknown values count here as absent";
   const text =
-    field.scalar === ScalarType.STRING ||
-    (field.fieldKind === "map" && field.mapKey === ScalarType.STRING);
+    field.scalar === ScalarType.STRING || (field.fieldKind === "map" && field.mapKey === ScalarType.STRING);
   if (text && !field.utf8Validation) return "text that need not be UTF-8 (proto2)";
   return undefined;
 }
@@ -126,7 +126,14 @@ class Unfolded {
   readonly descriptor: DescriptorProto;
   readonly fields: { readonly field: DescField; readonly inner: Unfolded | undefined }[] = [];
 
-  constructor(type: DescMessage, outer: readonly DescMessage[], without: ReadonlyMap<string, string>, path = "") {
+  /** `name`: the message's own, fully qualified, as references have it. */
+  constructor(
+    type: DescMessage,
+    outer: readonly DescMessage[],
+    without: ReadonlyMap<string, string>,
+    private readonly name = `.${SPARK_MESSAGE}`,
+    path = "",
+  ) {
     this.descriptor = create(DescriptorProtoSchema, { name: `M${path}` });
     // Those that only say "optional" come after them.
     for (const { name } of type.oneofs) {
@@ -163,7 +170,7 @@ class Unfolded {
       this.descriptor.nestedType.push(entry);
       proto.label = Label.REPEATED;
       proto.type = Type.MESSAGE;
-      proto.typeName = entry.name;
+      proto.typeName = `${this.name}.${entry.name}`;
     } else inner = this.typed(proto, field, within, path);
     if (field.fieldKind !== "list" && field.fieldKind !== "map") this.present(proto, field);
     this.descriptor.field.push(proto);
@@ -191,7 +198,7 @@ class Unfolded {
           (typeof holder.enumType)[0]["options"]
         >;
       this.descriptor.nestedType.push(holder);
-      proto.typeName = `${holder.name}.${name}`;
+      proto.typeName = `${this.name}.${holder.name}.${name}`;
       return undefined;
     }
     if (isLeaf(field.message.typeName)) {
@@ -203,10 +210,10 @@ class Unfolded {
       proto.type = Type.BYTES;
       return undefined;
     }
-    const inner = new Unfolded(field.message, within, new Map(), path);
+    const inner = new Unfolded(field.message, within, new Map(), `${this.name}.M${path}`, path);
     this.descriptor.nestedType.push(inner.descriptor);
     proto.type = Type.MESSAGE;
-    proto.typeName = inner.descriptor.name;
+    proto.typeName = inner.name;
     return inner;
   }
 
@@ -223,9 +230,18 @@ class Unfolded {
   }
 }
 
+/** Numbers without a sign that Spark reads as if they had one. */
+const UNSIGNED: Partial<Record<ScalarType, (of: string) => string>> = {
+  [ScalarType.FIXED32]: (of) => `(cast(${of} as bigint) & 4294967295L)`,
+  [ScalarType.FIXED64]: (of) =>
+    `cast(if(${of} < 0, 18446744073709551616, 0) + cast(${of} as decimal(20, 0)) as decimal(20, 0))`,
+};
+
 /** Whether what Spark reads of the field differs from ours. */
 const differs = (field: DescField, inner: Unfolded | undefined): boolean =>
-  field.enum !== undefined || (inner !== undefined && inner.fields.some((each) => differs(each.field, each.inner)));
+  field.enum !== undefined ||
+  (field.scalar !== undefined && UNSIGNED[field.scalar] !== undefined) ||
+  (inner?.fields.some((each) => differs(each.field, each.inner)) ?? false);
 
 function structOf(shape: Unfolded, of: string, depth: number): string {
   const fields = shape.fields.map(({ field, inner }) => {
@@ -246,6 +262,8 @@ function mended(field: DescField, inner: Unfolded | undefined, of: string, depth
 /** An enum's unknown value is its number; the name that Spark makes up ends with it. */
 function one(field: DescField, inner: Unfolded | undefined, of: string, depth: number): string {
   if (inner !== undefined) return `if(${of} is null, null, ${structOf(inner, of, depth)})`;
+  const signed = field.scalar === undefined ? undefined : UNSIGNED[field.scalar];
+  if (signed !== undefined) return signed(of);
   const made = `UNKNOWN_ENUM_VALUE_${field.enum!.name}_`;
   return `if(startswith(${of}, '${made}'), substr(${of}, ${made.length + 1}), ${of})`;
 }

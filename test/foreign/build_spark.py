@@ -11,11 +11,13 @@ import os
 import sys
 
 os.environ["DBT_SEND_ANONYMOUS_USAGE_STATS"] = "false"
+# Workers are started by name otherwise: another Python, without this one's packages.
+os.environ["PYSPARK_PYTHON"] = sys.executable
 
 from dbt.cli.main import dbtRunner
 from delta import configure_spark_with_delta_pip
 from pyspark.sql import SparkSession
-from pyspark.version import __version__ as release
+from from_protobuf import from_protobuf
 
 
 def unpack(payload, compression):
@@ -34,7 +36,7 @@ def zstd(payload):
     return zstandard.ZstdDecompressor().decompressobj().decompress(payload)
 
 
-def session(out):
+def session(out, project):
     settings = {
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
@@ -52,16 +54,32 @@ def session(out):
     builder = SparkSession.builder.master("local[2]").appName("models")
     for name, value in settings.items():
         builder = builder.config(name, value)
-    protobuf = f"org.apache.spark:spark-protobuf_2.13:{release}"
-    spark = configure_spark_with_delta_pip(builder, extra_packages=[protobuf]).getOrCreate()
+    spark = configure_spark_with_delta_pip(builder).getOrCreate()
     spark.sparkContext.setLogLevel("OFF")
+    # The modules beside this one go with the functions, to Python's workers.
+    spark.sparkContext.addPyFile(os.path.join(os.path.dirname(os.path.abspath(__file__)), "from_protobuf.py"))
     spark.udf.register("tributary_unpack", unpack, "binary")
+    for name, payload in payloads_of(project).items():
+        decode, kind = from_protobuf(bytes.fromhex(payload["descriptors"]), payload["message"])
+        spark.udf.register("tributary_decode_" + name.replace(".", "_"), decode, kind)
     return spark
+
+
+def payloads_of(project):
+    """What `tributary models spark` wrote, which is JSON within a macro."""
+    with open(os.path.join(project, "macros", "tributary_payloads.sql"), encoding="utf-8") as file:
+        text = file.read()
+    return json.loads(text[text.index("return({") + len("return(") : text.rindex("})") + 1])
 
 
 def main():
     project, raw, refined, out, models = sys.argv[1:6]
-    spark = session(out)
+    spark = session(out, project)
+    variables = {
+        "tributary_raw": raw,
+        "tributary_unpack": "tributary_unpack",
+        "tributary_decode": "tributary_decode_",
+    }
     told = dbtRunner().invoke(
         [
             "run",
@@ -71,7 +89,7 @@ def main():
             f"--profiles-dir={project}",
             f"--target-path={out}/target",
             f"--log-path={out}/logs",
-            f"--vars={json.dumps({'tributary_raw': raw, 'tributary_unpack': 'tributary_unpack'})}",
+            f"--vars={json.dumps(variables)}",
         ]
     )
     if not told.success:

@@ -7,9 +7,12 @@ writes the same form.
 
 import hashlib
 import struct
+from datetime import datetime, timedelta, timezone
 
 import pyarrow as pa
 import pyarrow.types as types
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def text_of(value, kind):
@@ -29,6 +32,8 @@ def text_of(value, kind):
         return value.encode("utf-8").hex()
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value).hex()
+    if types.is_timestamp(kind):
+        return str((value.replace(tzinfo=timezone.utc) - EPOCH) // timedelta(microseconds=1))
     if types.is_map(kind):
         pairs = value.items() if isinstance(value, dict) else value
         return "{" + ",".join(sorted(f"{text_of(k, kind.key_type)}={text_of(v, kind.item_type)}" for k, v in pairs)) + "}"

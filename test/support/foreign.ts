@@ -133,6 +133,31 @@ export async function runSpark(release: "35" | "4", lake: string, answers: strin
   }
 }
 
+/** By model, of dbt's table and of ours: by tenant, digests of each column together with the keys. */
+export type Built = Record<
+  string,
+  Record<"dbt" | "ours", Readonly<Record<string, Readonly<Record<string, Digest>>>>>
+>;
+
+/** dbt on the newer Spark builds the models of a project over the raw tables of a lake. */
+export async function buildOnSpark(
+  project: string,
+  lake: string,
+  models: Readonly<Record<string, { readonly folder: string; readonly columns: readonly string[] }>>,
+): Promise<Built> {
+  const spark = join(tools, "spark4", "bin", "python");
+  if (!existsSync(spark)) throw new Error("no Spark 4: run .ci/run once");
+  const out = await mkdtemp(join(tmpdir(), "tributary-spark-"));
+  try {
+    const env = { ...process.env, TEST_IVY: join(tools, "ivy-spark4") };
+    const args = [project, join(lake, "raw"), join(lake, "refined"), out, JSON.stringify(models)];
+    await run(spark, [join(scripts, "build_spark.py"), ...args], { ...limits, env, cwd: out });
+    return JSON.parse(await runForeign("digest_tenants.py", out)) as Built;
+  } finally {
+    await rm(out, { recursive: true, force: true });
+  }
+}
+
 export interface TrinoTold {
   readonly readings: Record<string, { versions: Record<string, Digest>; integerFilters: readonly number[] }>;
   /** What became of each attempt to write. */

@@ -7,11 +7,14 @@
   {%- if not execute or target.type not in ('spark', 'databricks') -%}
     {{ return(relation) }}
   {%- endif -%}
+  {%- if tributary_payloads is not defined -%}
+    {{ exceptions.raise_compiler_error("macros/tributary_payloads.sql is not there; run `tributary models spark`") }}
+  {%- endif -%}
   {%- set payload = tributary_payloads().get(table_name) -%}
   {%- if payload is none -%}
     {{ exceptions.raise_compiler_error(table_name ~ ": no descriptors; run `tributary models spark` again") }}
   {%- endif -%}
-  {{ return(tributary_winners(var('tributary_raw').rstrip('/') ~ '/' ~ table_name, payload)) }}
+  {{ return(tributary_winners(table_name, payload)) }}
 {% endmacro %}
 
 
@@ -23,7 +26,7 @@
   xxhash64 of several values hashes each with what it made of the one before as seed, the first with 42. The number
   hashes to 0, which is the seed wanted. Its answers are compared as unsigned: with the sign bit turned over.
 #}
-{% macro tributary_winners(table, payload) -%}
+{% macro tributary_winners(table_name, payload) -%}
 (
   select tenant_id, entity_id, operation, version, occurred_at, {{ payload.payload }} as payload
   from (
@@ -42,10 +45,7 @@
     from (
       select
         *,
-        from_protobuf(
-          unpacked, '{{ payload.message }}', X'{{ payload.descriptors }}',
-          map({%- for name, value in payload.options.items() %}'{{ name }}', '{{ value }}'{{ ", " if not loop.last }}{% endfor -%})
-        ) as decoded
+        {{ tributary_decoded(table_name, payload) }} as decoded
       from (
         select
           *,
@@ -53,7 +53,7 @@
             when payload_compression is null then payload
             else {{ tributary_unpacked() }}
           end as unpacked
-        from delta.`{{ table }}`
+        from delta.`{{ var('tributary_raw').rstrip('/') }}/{{ table_name }}`
       )
     )
     where operation = 'DELETED' or decoded.{{ payload.decoded }} is not null
@@ -69,5 +69,18 @@
     cast(raise_error(concat('a payload packed with ', payload_compression, '; the variable tributary_unpack names a function that unpacks')) as binary)
   {%- else -%}
     {{ var('tributary_unpack') }}(payload, payload_compression)
+  {%- endif -%}
+{%- endmacro %}
+
+
+{# The payload's fields: by Spark's from_protobuf, or by functions that do what it does where SQL has none. #}
+{% macro tributary_decoded(table_name, payload) -%}
+  {%- if var('tributary_decode', none) is none -%}
+    from_protobuf(
+      unpacked, '{{ payload.message }}', X'{{ payload.descriptors }}',
+      map({%- for name, value in payload.options.items() %}'{{ name }}', '{{ value }}'{{ ", " if not loop.last }}{% endfor -%})
+    )
+  {%- else -%}
+    {{ var('tributary_decode') }}{{ table_name | replace('.', '_') }}(unpacked)
   {%- endif -%}
 {%- endmacro %}

@@ -1,11 +1,13 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import type { Config } from "../../base/config.js";
+import type { Duck } from "../../base/duckdb.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
-import { loadProject } from "../../ingest/project.js";
+import { loadProject, type Project } from "../../ingest/project.js";
 import { refinedRoot } from "../../ingest/refined-table.js";
 import { loadModels, type Model } from "../../models/project.js";
+import { checkSpark, type SparkFinding } from "../../models/spark-check.js";
 import { SPARK_MACRO, sparkMacro } from "../../models/spark-macro.js";
 import { type TestResult, testModel } from "../../models/test-models.js";
 import type { ObjectStore } from "../../storage/object-store.js";
@@ -23,7 +25,8 @@ export function addModelCommands(program: Command): void {
     .action(async (options: DataOptions) => list(options));
   withData(group.command("check"))
     .description("bind every model against its descriptors; exit code 1 when one does not fit")
-    .action(async (options: DataOptions) => check(options));
+    .addOption(new Option("--target <engine>", "tell also what means another thing there").choices(["spark"]))
+    .action(async (options: CheckOptions) => check(options));
   withData(group.command("spark"))
     .description("write the macro by which dbt on Spark and Databricks decodes payloads")
     .option("--out <file>", `where to (default: ${SPARK_MACRO} of the dbt project)`)
@@ -54,18 +57,67 @@ async function list(options: DataOptions): Promise<void> {
   for (const model of models) if (model.state !== "ok") console.log(`\n${explain(model.name, model)}`);
 }
 
-async function check(options: DataOptions): Promise<void> {
+interface CheckOptions extends DataOptions {
+  readonly target?: "spark";
+}
+
+async function check(options: CheckOptions): Promise<void> {
   const config = configOf(options);
   const duck = await readingDuck();
-  const { models, broken } = await loadProject(config, duck).finally(() => duck.close());
-  const results = [
-    ...models.map(({ name, columns }) => ({ model: name, columns: columns.length, error: undefined })),
-    ...broken.map(({ name, error }) => ({ model: name, columns: undefined, error: error.message })),
-  ].sort((a, b) => (a.model < b.model ? -1 : 1));
-  if (options.json) console.log(JSON.stringify({ models: results }));
-  else
-    for (const { model, columns, error } of results) console.log(error ?? `${model}: ok, ${columns} columns`);
-  if (results.some(({ error }) => error !== undefined)) process.exitCode = 1;
+  try {
+    const project = await loadProject(config, duck);
+    const { models, broken } = project;
+    const findings = options.target === undefined ? undefined : await sparkFindings(duck, project);
+    const found = (name: string) => findings?.filter(({ model }) => model === name);
+    const results = [
+      ...models.map(({ name, columns }) => ({
+        model: name,
+        columns: columns.length,
+        error: undefined,
+        spark: found(name)?.map(({ place, found, instead }) => ({ place, found, instead })),
+      })),
+      ...broken.map(({ name, error }) => ({ model: name, columns: undefined, error: error.message })),
+    ].sort((a, b) => (a.model < b.model ? -1 : 1));
+    if (options.json) console.log(JSON.stringify({ models: results }));
+    else for (const result of results) console.log(lineOf(result));
+    if (broken.length > 0 || (findings?.length ?? 0) > 0) process.exitCode = 1;
+  } finally {
+    duck.close();
+  }
+}
+
+interface CheckResult {
+  readonly model: string;
+  readonly columns: number | undefined;
+  readonly error: string | undefined;
+  readonly spark?: readonly { place: string; found: string; instead: string }[] | undefined;
+}
+
+function lineOf({ model, columns, error, spark = [] }: CheckResult): string {
+  if (error !== undefined) return error;
+  if (spark.length === 0) return `${model}: ok, ${columns} columns`;
+  return spark
+    .map(({ place, found, instead }) => `${place}: not the same on Spark: ${found}; instead: ${instead}`)
+    .join("\n");
+}
+
+async function sparkFindings(duck: Duck, { models, registry }: Project): Promise<SparkFinding[]> {
+  const findings: SparkFinding[] = [];
+  await duck.with(async (connection) => {
+    for (const model of models) {
+      findings.push(...(await checkSpark(connection, registry.entityType(model.entityType)!, model)));
+      if (models.some((other) => other !== model && other.table === model.table)) {
+        const instead = "a name of its own: dbt knows models without their domain";
+        findings.push({
+          model: model.name,
+          place: model.file,
+          found: "a name that another model has",
+          instead,
+        });
+      }
+    }
+  });
+  return findings;
 }
 
 interface SparkOptions extends DataOptions {
