@@ -79,7 +79,10 @@ async function land(registry: ProtoRegistry): Promise<void> {
     const lines = join(folder, "log.ndjson");
     await writeFile(lines, `${log.lines.toReversed().join("\n")}\n`);
     const published = await cli(["publish", lines, "--url", server.url, "--token", token, "--json"]);
-    expect(JSON.parse(published.stdout)).toMatchObject({ accepted: log.lines.length, rejected: 0 });
+    expect(JSON.parse(published.stdout), published.stderr).toMatchObject({
+      accepted: log.lines.length,
+      rejected: 0,
+    });
     const workload = new TrackerWorkload(registry, {
       seed: SEED,
       tenants: 4,

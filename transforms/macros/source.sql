@@ -50,6 +50,7 @@
         select
           *,
           case
+            when payload is null and payload_type_url is not null then {{ tributary_offloaded() }}
             when payload_compression is null then payload
             else {{ tributary_unpacked() }}
           end as unpacked
@@ -60,6 +61,12 @@
   )
   where place = 1 and operation <> 'DELETED'
 )
+{%- endmacro %}
+
+
+{# A reference stands in the place of the payload: without its bytes there is neither a winner nor a row. #}
+{% macro tributary_offloaded() -%}
+  cast(raise_error('a payload lies in the object store beside the lake (offload), which dbt does not read') as binary)
 {%- endmacro %}
 
 
