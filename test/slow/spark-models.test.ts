@@ -4,7 +4,6 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { packageRoot } from "../../services/base/paths.js";
 import { encodeRequest } from "../../services/contracts/encode-event.js";
 import { ProtoRegistry } from "../../services/contracts/registry.js";
-import { publishBodies } from "../../services/main/client/publish.js";
 import { TrackerWorkload } from "../../services/main/workload/generator.js";
 import { buildOnSpark, type Digest } from "../support/foreign.js";
 import { changeLogs } from "../support/shared-data.js";
@@ -76,13 +75,17 @@ async function land(registry: ProtoRegistry): Promise<void> {
     const token = await makeToken(data, "producer");
     const logs = changeLogs();
     const log = logs.reduce((least, each) => (each.lines.length < least.lines.length ? each : least));
-    const lines = join(folder, "log.ndjson");
-    await writeFile(lines, `${log.lines.toReversed().join("\n")}\n`);
-    const published = await cli(["publish", lines, "--url", server.url, "--token", token, "--json"]);
-    expect(JSON.parse(published.stdout), published.stderr).toMatchObject({
-      accepted: log.lines.length,
-      rejected: 0,
-    });
+    const post = async (type: string, body: Uint8Array<ArrayBuffer> | string) => {
+      const headers = { authorization: `Bearer ${token}`, "content-type": type, accept: "application/json" };
+      const answer = await fetch(`${server.url}/v1/events`, { method: "POST", headers, body });
+      const text = await answer.text();
+      expect(answer.status, text).toBe(200);
+      expect(JSON.parse(text)).toMatchObject({ rejected: 0 });
+    };
+    const lines = log.lines.toReversed();
+    for (let at = 0; at < lines.length; at += 500) {
+      await post("application/x-ndjson", `${lines.slice(at, at + 500).join("\n")}\n`);
+    }
     const workload = new TrackerWorkload(registry, {
       seed: SEED,
       tenants: 4,
@@ -91,9 +94,9 @@ async function land(registry: ProtoRegistry): Promise<void> {
       disorder: { duplicates: 0.05, late: 0.1, ties: 0.1 },
     });
     const edges = edgeEvents(SEED, 900);
-    const bodies = [...workload.bodies(), { bytes: encodeRequest(edges) }].map(({ bytes }) => ({ bytes }));
-    const summary = await publishBodies({ url: server.url, token, bodies });
-    expect(summary.rejected).toBe(0);
+    for (const { bytes } of [...workload.bodies(), { bytes: encodeRequest(edges) }]) {
+      await post("application/x-protobuf", Uint8Array.from(bytes));
+    }
     await untilLanded(data, 120, env);
   } finally {
     expect(await server.stop()).toBe(0);
