@@ -76,11 +76,12 @@ async function land(registry: ProtoRegistry): Promise<void> {
     const logs = changeLogs();
     const log = logs.reduce((least, each) => (each.lines.length < least.lines.length ? each : least));
     const post = async (type: string, body: Uint8Array<ArrayBuffer> | string) => {
-      const headers = { authorization: `Bearer ${token}`, "content-type": type, accept: "application/json" };
+      const headers = { authorization: `Bearer ${token}`, "content-type": type };
       const answer = await fetch(`${server.url}/v1/events`, { method: "POST", headers, body });
       const text = await answer.text();
       expect(answer.status, text).toBe(200);
-      expect(JSON.parse(text)).toMatchObject({ rejected: 0 });
+      // A rejected event's answer names its code, in JSON and in protobuf alike.
+      expect(text).not.toContain("TRB-");
     };
     const lines = log.lines.toReversed();
     for (let at = 0; at < lines.length; at += 500) {
