@@ -710,3 +710,20 @@ test("the protobuf and the JSON answer say the same", async () => {
   expect(comparable(json)).toEqual(comparable(binary));
   expect([json.accepted, json.rejected]).toEqual([binary.accepted, binary.rejected]);
 });
+
+test.each([
+  ["application/x-protobuf", undefined, "application/x-protobuf"],
+  ["application/x-protobuf", "*/*", "application/x-protobuf"],
+  ["application/x-protobuf", "application/json", "application/json; charset=utf-8"],
+  ["application/x-ndjson", "*/*", "application/json; charset=utf-8"],
+  ["application/x-ndjson", "application/x-protobuf", "application/x-protobuf"],
+  ["application/json", "application/json;q=0.5, application/x-protobuf", "application/x-protobuf"],
+  ["application/json", "text/html", "application/json; charset=utf-8"],
+])("the answer to %s that accepts %s comes as %s", async (type, accept, expected) => {
+  const body =
+    type === "application/x-protobuf" ? encodeRequest([encodeEvent(good)]) : JSON.stringify(goodJson);
+  const text = type === "application/json" ? `[${String(body)}]` : body;
+  const answer = await post(type, text, accept === undefined ? {} : { accept });
+  expect(answer.headers["content-type"]).toBe(expected);
+  expect(answer).toMatchObject({ status: 200, accepted: 1 });
+});

@@ -1,4 +1,5 @@
 import type { FastifyBaseLogger, FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
+import Negotiator from "negotiator";
 import type { Registry } from "prom-client";
 import { Admission, type Reservation } from "../base/admission.js";
 import { giveUpUnread, onceAnswered, sendPieces } from "../base/answers.js";
@@ -222,7 +223,7 @@ class Publisher {
     reply: FastifyReply,
   ): FastifyReply {
     const unread = giveUpUnread(reply);
-    if (type === PROTOBUF) {
+    if (answerType(type, reply.request.headers.accept) === PROTOBUF) {
       const answer = this.writer.protobuf(results, stored);
       reservation.become(answer.length, unread);
       return sendPieces(reply.type(PROTOBUF), [answer], answer.length);
@@ -232,6 +233,14 @@ class Publisher {
     reply.type("application/json; charset=utf-8");
     return sendPieces(reply, this.writer.json(results, stored), about, false);
   }
+}
+
+/** An answer comes in the request's own format, unless the other one is asked for. */
+function answerType(type: string, accept: string | undefined): string {
+  const own = type === PROTOBUF ? PROTOBUF : JSON_TYPE;
+  if (accept === undefined) return own;
+  const other = own === PROTOBUF ? JSON_TYPE : PROTOBUF;
+  return new Negotiator({ headers: { accept } }).mediaType([own, other]) ?? own;
 }
 
 /** Indices in the request of what is accepted so far. */
