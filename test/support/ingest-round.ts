@@ -1,0 +1,175 @@
+import { readFileSync } from "node:fs";
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { expect } from "vitest";
+import { loadConfig } from "../../services/base/config.js";
+import { rowsOf } from "../../services/base/duckdb.js";
+import { rawRoot } from "../../services/ingest/raw-table.js";
+import { refinedRoot } from "../../services/ingest/refined-table.js";
+import { readingDuck, withStore } from "../../services/main/compose/runtime.js";
+import { streamKind } from "../../services/main/compose/streams.js";
+import { loadModels } from "../../services/models/project.js";
+import type { ObjectStore } from "../../services/storage/object-store.js";
+import { DeltaTable } from "../../services/table/delta-table.js";
+import { progressOf } from "../../services/table/progress.js";
+import { withScan } from "../../services/table/scan.js";
+import type { Random } from "./lake.js";
+import { Oracle } from "./oracle.js";
+import { actualRow, digestOf, type TableName } from "./oracle-tables.js";
+import { cli, makeToken, Server, until } from "./stack.js";
+
+/** Whole processes on a remote stream and a remote store: a bus, workers without a shared disk, and what befalls them. */
+
+/** The processes below a server: its ingest runs in one. */
+function family(pid: number): number[] {
+  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim();
+  return [pid, ...(children === "" ? [] : children.split(" ").flatMap((child) => family(Number(child))))];
+}
+
+function signal(server: Server, name: "SIGSTOP" | "SIGCONT"): void {
+  for (const pid of family(server.process.pid!)) process.kill(pid, name);
+}
+
+export interface RoundOptions {
+  readonly folder: string;
+  readonly env: NodeJS.ProcessEnv;
+  readonly lines: readonly string[];
+  readonly random: Random;
+  /** A worker that stands still for so long has lost what it had. */
+  readonly leaseMs: number;
+  /** Rows of a table by its place in the lake, as another engine reads them. */
+  readonly readTable: (root: string) => Promise<readonly Readonly<Record<string, unknown>>[]>;
+  /** What befalls the stream itself in mid-stream. */
+  readonly shake: () => Promise<void>;
+  readonly note: string;
+}
+
+/**
+ * Publishes the lines while of three workers one is killed, one is frozen for longer than its lease, and another joins;
+ * in the end raw has each of the stream's records once, and refined is what the oracle says.
+ */
+export async function ingestRound(options: RoundOptions): Promise<void> {
+  const { folder, env, lines, random, leaseMs, shake, note } = options;
+  const workers: Server[] = [];
+  const join_ = async () =>
+    void workers.push(await Server.start("ingest", join(folder, `worker-${workers.length}`), env));
+  const bus = await Server.start("bus", join(folder, "bus"), env);
+  try {
+    await Promise.all([join_(), join_(), join_()]);
+    const published = publish(bus, folder, lines);
+    published.catch(() => undefined);
+    const [killed, frozen] = random.shuffle(workers.slice());
+    await sleep(1_000 + random.below(4_000));
+    signal(frozen!, "SIGSTOP");
+    await sleep(random.below(2_000));
+    await killed!.kill();
+    await sleep(random.below(2_000));
+    await shake();
+    await join_();
+    await sleep(leaseMs * 1.5);
+    signal(frozen!, "SIGCONT");
+    await published;
+    await check(options);
+  } finally {
+    for (const worker of workers) if (worker.running) signal(worker, "SIGCONT");
+    const codes = await Promise.all(workers.map((worker) => worker.stop()));
+    await bus.stop();
+    expect(codes.filter((code) => code === 0).length, `${note}: graceful ends`).toBeGreaterThanOrEqual(2);
+  }
+}
+
+async function publish(bus: Server, folder: string, lines: readonly string[]): Promise<void> {
+  const input = join(folder, "events.ndjson");
+  await writeFile(input, `${lines.join("\n")}\n`);
+  const token = await makeToken(join(folder, "bus"), "producer");
+  const args = ["publish", input, "--url", bus.url, "--token", token, "--batch", "200", "--json"];
+  const result = await cli(args);
+  expect(result.code, `${result.stderr}${result.stdout}${bus.stderr}`).toBe(0);
+  expect(JSON.parse(result.stdout)).toMatchObject({ rejected: 0 });
+}
+
+async function check({ folder, env, lines, readTable, note }: RoundOptions): Promise<void> {
+  const config = loadConfig({ data: join(folder, "checker") }, { env });
+  const kind = await streamKind(config);
+  const models = loadModels(config.transformsDir);
+  const types = [...new Set(lines.map((line) => (JSON.parse(line) as { entityType: string }).entityType))];
+  const duck = await readingDuck();
+  try {
+    const due = new Set<string>();
+    for (const name of new Set(types.map((type) => kind.nameOf(type)))) {
+      const reader = await kind.reader(name);
+      const follower = await reader.follow("oldest");
+      const head = await reader.head();
+      const reached = new Map<string, string>();
+      while ([...head].some(([partition, position]) => (reached.get(partition) ?? "") < position)) {
+        const batch = await follower.read({ maxEvents: 10_000, maxBytes: 1e8, waitMs: 1_000 });
+        for (let i = 0; i < (batch?.count ?? 0); i++) {
+          const partition = batch!.names[batch!.partitions[i]!]!;
+          reached.set(partition, batch!.positions[i]!);
+          due.add(`${reader.name}/${partition}/${batch!.positions[i]}`);
+        }
+      }
+      await follower.close();
+      await reader.close();
+    }
+    await withStore(config, async (store) => {
+      const open = (root: string) => tableAt(store, root, duck);
+      const raw = await Promise.all(types.map((type) => open(rawRoot(type))));
+      const found = async () => {
+        const rows = await Promise.all(
+          raw.map((table) =>
+            withScan(table, table.snapshot, { columns: ["stream", "partition", "position"] }, (sql) =>
+              duck.with((connection) => rowsOf(connection, sql)),
+            ),
+          ),
+        );
+        return rows.flatMap((some) => some.map((row) => row.join("/")));
+      };
+      await until(
+        `${note}: everything to land`,
+        async () => {
+          for (const table of raw) await table.refresh();
+          return (
+            raw.reduce((rows, { snapshot }) => rows + snapshot.files.reduce((n, f) => n + f.rows, 0), 0) >=
+            due.size
+          );
+        },
+        180,
+      );
+      const positions = await found();
+      expect(new Set(positions).size, `${note}: positions in raw once`).toBe(positions.length);
+      expect(positions.sort(), `${note}: raw`).toEqual([...due].sort());
+      const oracle = new Oracle();
+      for (const line of lines) oracle.applyLine(line);
+      for (const model of models.filter(({ entityType }) => types.includes(entityType))) {
+        const table = await open(refinedRoot(model));
+        const source = raw[types.indexOf(model.entityType)]!;
+        await until(
+          `${note}: ${model.name} to be in step`,
+          async () => {
+            const own = progressOf(await table.refresh());
+            return [...progressOf(source.snapshot)].every(([track, position]) => own.get(track) === position);
+          },
+          180,
+        );
+        const name = model.name as TableName;
+        const rows = await readTable(refinedRoot(model));
+        expect(digestOf(rows.map((row) => actualRow(name, row))), `${note}: ${name}`).toBe(
+          oracle.digest(name),
+        );
+      }
+    });
+  } finally {
+    duck.close();
+  }
+}
+
+async function tableAt(store: ObjectStore, root: string, duck: Awaited<ReturnType<typeof readingDuck>>) {
+  let table: DeltaTable | undefined;
+  await until(`${root} to be there`, async () => {
+    table = await DeltaTable.open(store, root, duck, { checkpointEvery: 1_000 });
+    return table !== undefined;
+  });
+  return table!;
+}
