@@ -132,8 +132,8 @@ export class Lake {
   }
 
   /** A second process, as it were, on the same data. */
-  async twin(store?: (inner: ObjectStore) => ObjectStore): Promise<Lake> {
-    const options = store === undefined ? this.options : { ...this.options, store };
+  async twin(other: Partial<LakeOptions> = {}): Promise<Lake> {
+    const options = { ...this.options, ...other };
     return new Lake(this.folder, options, await Lake.contextOf(this.folder, options));
   }
 

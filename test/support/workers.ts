@@ -70,7 +70,7 @@ class Worker {
 
   static async start(first: Lake, group: MemoryGroup): Promise<Worker> {
     const gate = new Gate();
-    const lake = await first.twin((inner) => gate.around(inner));
+    const lake = await first.twin({ store: (inner) => gate.around(inner) });
     const pipeline = new Pipeline(
       {
         ...lake.context,
