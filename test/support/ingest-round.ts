@@ -89,7 +89,9 @@ async function publish(bus: Server, folder: string, lines: readonly string[]): P
     await until(
       "a batch to be accepted",
       async () => {
-        const answer = await fetch(`${bus.url}/v1/events`, { method: "POST", headers, body }).catch(() => undefined);
+        const answer = await fetch(`${bus.url}/v1/events`, { method: "POST", headers, body }).catch(
+          () => undefined,
+        );
         if (answer?.status === 200) {
           const { rejected } = (await answer.json()) as { rejected?: number };
           if (rejected === 0) return true;
