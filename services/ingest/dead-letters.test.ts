@@ -115,6 +115,8 @@ describe("an event that a model cannot digest", () => {
       try {
         const batch = new TestStream().batch(mixed(8, [2, 5], [6]));
         const lane = await lake.lane();
+        // In step, so that the batch is the model's in the same landing.
+        await lake.settled();
         faulty!.arm(operation, "crash");
         const crashed = await Promise.race([
           lane.land(batch).then(() => false),

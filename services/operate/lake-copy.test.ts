@@ -49,8 +49,8 @@ describe("a lake that moves while it is written", () => {
         }
         expect(refused, `seed ${seed}`).toMatchObject(closed);
         await copying;
-        const { closed: done, objects, tables } = await copy(true);
-        expect({ done, objects }, `seed ${seed}`).toEqual({ done: true, objects: 0 });
+        const { closed: done, tables } = await copy(true);
+        expect(done, `seed ${seed}`).toBe(true);
         expect(tables.map(({ root }) => root)).toEqual([
           "dead_letters",
           "raw/t.v1.Thing",
