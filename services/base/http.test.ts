@@ -107,6 +107,7 @@ test("the documentation lists every route and every code", async () => {
     "/readyz",
     "/typed",
     "/v1/events",
+    "/v1/uploads",
   ]);
   const publish = document.paths["/v1/events"]!.post!;
   expect(Object.keys(publish.requestBody!.content)).toEqual([
