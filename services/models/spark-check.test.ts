@@ -89,6 +89,8 @@ describe("is told, with its line", () => {
   test.each([
     ["payload.big // 2", "//"],
     ["payload.big::integer", "::"],
+    ["cast(payload.big as varchar)", "varchar"],
+    ["cast(payload.big as TEXT )", "TEXT"],
     ["payload.big / payload.small", "/ of integer, integer"],
     ["payload.big % payload.small", "% of integer, integer"],
     ["payload.big % -1", "% of integer, integer"],
@@ -104,7 +106,7 @@ describe("is told, with its line", () => {
     ["try_cast(payload.text as integer)", "try_cast"],
     ["cast(payload.text as integer)", "a cast of text to INTEGER"],
     ["cast(payload.ratio as bigint)", "a cast of double to BIGINT"],
-    ["cast(payload.at as varchar)", "a cast of time to VARCHAR"],
+    ["cast(payload.at as string)", "a cast of time to VARCHAR"],
     ["cast(payload.at as timestamp)", "a cast of time to TIMESTAMP"],
     ["cast(payload.small as utinyint)", "a cast of integer to UTINYINT"],
     ["payload.at + interval 1 day", "to_days()"],

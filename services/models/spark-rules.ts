@@ -198,7 +198,7 @@ export const INSTEAD: Readonly<Record<string, string>> = {
   regexp_replace: "replace() or translate(); regular expressions are of another dialect",
   round: "the number itself as a column; halves are rounded otherwise",
   starts_with: "x LIKE 'prefix%'",
-  strftime: "the time itself, or cast(cast(t as date) as varchar)",
+  strftime: "the time itself, or cast(cast(t as date) as string)",
   struct_pack: "columns of their own",
   strptime: "a Timestamp in the .proto",
   upper: "translate(); outside ASCII the answers differ",

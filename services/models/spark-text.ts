@@ -27,6 +27,10 @@ const TOKENS = new RegExp(
 
 const NUMBER = /^(?:\d+|\d+\.\d+|\d+(?:\.\d+)?[eE]\d+)$/;
 
+/** Spark wants a length with VARCHAR and CHAR, and has no TEXT. */
+const isTextType = (word: string, before: string, after: string): boolean =>
+  before.toLowerCase() === "as" && /^(varchar|text|char|bpchar)$/i.test(word) && /^\s*\)/.test(after);
+
 /** Looks at the SQL token by token; `source` is the relation's name as the template engine has written it. */
 export function textFindings(sql: string, source: string): TextFinding[] {
   const findings: TextFinding[] = [];
@@ -47,6 +51,8 @@ export function textFindings(sql: string, source: string): TextFinding[] {
     else if (dollar !== undefined) tell("$", "a plain text in quotes");
     else if (cast !== undefined) tell("::", "cast(x as type)");
     else if (colon !== undefined) tell(":", "x AS name");
+    else if (word !== undefined && isTextType(word, before, sql.slice(match.index + word.length)))
+      tell(word, "string");
     else if (number !== undefined && !NUMBER.test(number)) tell(number, "a number in decimal digits");
     else if (word?.toLowerCase() === "from" && /^(?:|\(|,)$/.test(before)) {
       tell(before === "," ? "a comma before FROM" : "FROM before SELECT", "SELECT columns FROM source");
