@@ -141,7 +141,7 @@ test("enhanced fan-out: pushed records come once and in order, across subscripti
       const output = result.output as SubscribeToShardCommandOutput;
       const { ShardId } = args.input as SubscribeToShardCommandInput;
       const short = async function* (events: AsyncIterable<SubscribeToShardEventStream>) {
-        let left = 6;
+        let left = 2;
         for await (const event of events) {
           const pushed = event.SubscribeToShardEvent;
           if (ShardId === closed && pushed?.Records?.length === 0) {
