@@ -15,9 +15,15 @@ export interface OpenedStream {
   readonly registry: ProtoRegistry;
 }
 
-/** What `follow` reads; `settings` are laid over the configuration. Close the reader in the end. Errors: TRB-CONFIG. */
-export async function openStream(settings: Record<string, unknown> = {}): Promise<OpenedStream> {
+/**
+ * What `follow` reads; `settings` are laid over the configuration. `domain` names a product domain where each has a
+ * stream of its own. Close the reader in the end. Errors: TRB-CONFIG.
+ */
+export async function openStream(
+  settings: Record<string, unknown> = {},
+  domain?: string,
+): Promise<OpenedStream> {
   const config = loadConfig(settings);
   const registry = ProtoRegistry.load(config.protoDirs, config.protoDescriptors);
-  return { reader: await openReader(config), registry };
+  return { reader: await openReader(config, domain), registry };
 }

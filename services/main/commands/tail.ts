@@ -6,6 +6,7 @@ import { nodeFiles, replaceDurably } from "../../base/files.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
 import type { Change } from "../../follow/change.js";
 import { type FollowedTo, follow } from "../../follow/follow.js";
+import { domainOf } from "../../stream/domains.js";
 import { openReader } from "../compose/runtime.js";
 import { configOf, type DataOptions, withData } from "./options.js";
 import { stopSignal } from "./stop-signal.js";
@@ -14,6 +15,7 @@ interface TailOptions extends DataOptions {
   readonly from: "oldest" | "next";
   readonly tenant?: string;
   readonly type?: string;
+  readonly domain?: string;
   readonly checkpoint?: string;
   /** False: ends at the head. */
   readonly follow: boolean;
@@ -27,17 +29,21 @@ export function addTailCommand(program: Command): void {
     )
     .option("--tenant <id>", "only this tenant's")
     .option("--type <name>", "only of this entity type, e.g. scm.v1.File")
+    .option(
+      "--domain <name>",
+      "the product domain, where each has a stream of its own (default: that of --type)",
+    )
     .option("--checkpoint <file>", "go on where this file says, and keep it up to date")
     .option("--no-follow", "end with the newest event instead of waiting for more")
     .action(tail);
 }
 
-async function tail(options: TailOptions): Promise<void> {
+async function tail({ domain, ...options }: TailOptions): Promise<void> {
   const config = configOf(options);
+  const { tenant, type, checkpoint } = options;
   const registry = ProtoRegistry.load(config.protoDirs, config.protoDescriptors);
-  const reader = await openReader(config);
+  const reader = await openReader(config, domain ?? (type === undefined ? undefined : domainOf(type)));
   try {
-    const { tenant, type, checkpoint } = options;
     const changes = follow({
       reader,
       registry,

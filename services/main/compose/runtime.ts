@@ -2,7 +2,6 @@ import { existsSync, rmSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import pino, { type Logger } from "pino";
-import type { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
 import { checkData, openData } from "../../base/data-format.js";
 import { Duck } from "../../base/duckdb.js";
@@ -73,15 +72,19 @@ async function withOpened<T>(
   }
 }
 
-/** The one stream for all domains. Errors: TRB-CONFIG where each domain has its own. */
-export async function openReader(config: Config, metrics?: Registry): Promise<ChangeStreamReader> {
+/** The one stream for all domains, or that of one domain. Errors: TRB-CONFIG where none is named and each has its own. */
+export async function openReader(config: Config, domain?: string): Promise<ChangeStreamReader> {
   const { kind, kafka, kinesis } = config.stream;
   const lacks = (setting: string) =>
-    new TributaryError("TRB-CONFIG", `stream.${setting}: expected one for all domains, found none`);
-  if (kind === "kafka" && kafka.topic === undefined) throw lacks("kafka.topic");
-  if (kind === "kinesis" && kinesis.stream === undefined) throw lacks("kinesis.stream");
-  const streams = await streamKind(config, metrics);
-  return streams.reader(streams.nameOf(""));
+    new TributaryError(
+      "TRB-CONFIG",
+      `stream.${setting}: expected one for all domains, or one domain to be named, found neither`,
+    );
+  if (domain === undefined && kind === "kafka" && kafka.topic === undefined) throw lacks("kafka.topic");
+  if (domain === undefined && kind === "kinesis" && kinesis.stream === undefined)
+    throw lacks("kinesis.stream");
+  const streams = await streamKind(config);
+  return streams.reader(streams.nameOf(domain === undefined ? "" : `${domain}.`));
 }
 
 /** What OpenTelemetry needs is loaded where it is asked for, and nowhere else. */
