@@ -100,7 +100,7 @@ describe("descriptors and models change under a running server", () => {
     await until(`the problem to be ${code}`, async () => (await problem()) === code);
     const headers = { authorization: `Bearer ${operator}` };
     const metrics = await (await fetch(`${server.url}/metrics`, { headers })).text();
-    expect(metrics).toContain(`tributary_project_broken ${code === undefined ? 0 : 1}`);
+    expect(metrics).toContain(`tributary_project_broken{process="server"} ${code === undefined ? 0 : 1}\n`);
   };
 
   it("what fits is in force without a restart; what does not leaves the old in force, and says so", async () => {
