@@ -101,8 +101,7 @@ export function compactUpserted(
         });
         if (commit.kind === "conflict" && commit.reason === "file") continue;
         if (commit.kind === "conflict") break;
-        const moved = tombstones ? {} : { moved: { relocations, sources } };
-        writer.locator.applied({ version: commit.version, ...moved });
+        writer.locator.applied({ version: commit.version, moved: { relocations, sources } });
         const rows = staged.reduce((sum, file) => sum + file.rows, 0);
         return { kind: "compacted", files: sources.length, rows, version: commit.version };
       }

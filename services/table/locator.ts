@@ -37,7 +37,7 @@ export interface Applied {
   readonly gone?: readonly string[];
   /** Records of an upsert that now stand in a new file, by ordinal, in the file's order. */
   readonly placed?: readonly Placement[];
-  /** A compaction: entities that stood in one of `sources` stand where `relocations` say. */
+  /** A compaction: entities that stood in one of `sources` stand where `relocations` say; none for tombstones. */
   readonly moved?: {
     readonly relocations: readonly (Relocation | undefined)[];
     readonly sources: readonly TableFile[];
@@ -96,7 +96,8 @@ export class EntityLocator {
   /** Takes in a commit of this process's own, which need not be read back. */
   applied({ version, gone = [], placed = [], moved }: Applied): void {
     if (this.index === undefined || version <= this.version) return;
-    // With sources that the index has not seen yet, as with new files that were not read, it is taken in as another's.
+    // With sources that the index has not seen yet, as with new files that were not read, it is taken in as another's:
+    // what the sources said is in the new files alone.
     if (moved !== undefined && (this.version !== version - 1 || !this.move(moved.relocations, moved.sources)))
       return;
     for (const path of gone) this.files.kill(path);

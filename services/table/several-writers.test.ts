@@ -265,3 +265,24 @@ test("in any interleaving the table is what the writes say, and every index what
     expect((await writersRound(seed, store, duck, freshRoot())).steps).toBeGreaterThan(50);
   }
 }, 120_000);
+
+test("a compaction of tombstones that others have put in meanwhile keeps what is deleted deleted", async () => {
+  const root = freshRoot();
+  const [mine, other] = [await open(root), await open(root)];
+  const writes = [
+    write("a", 5),
+    write("b", 5),
+    write("a", 9, { operation: 3 }),
+    write("b", 9, { operation: 3 }),
+  ];
+  await mine.upsert(writes.slice(0, 2));
+  await other.upsert(writes.slice(2, 3));
+  await other.upsert(writes.slice(3));
+  const { files } = await mine.table.refresh();
+  const tombstones = files.filter((file) => file.tombstones);
+  expect(tombstones).toHaveLength(2);
+  expect((await compactUpserted(mine.writer, mine.connection, tombstones)).kind).toBe("compacted");
+  const late = [write("a", 7), write("b", 7)];
+  await mine.upsert(late);
+  await expectSound([mine, other], [...writes, ...late]);
+});
