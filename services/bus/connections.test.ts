@@ -60,6 +60,16 @@ describe("over a real connection", () => {
     }
   };
 
+  /** What the bus holds of bodies and answers, in bytes. */
+  const inFlight = async () => {
+    const operator = { authorization: await bus.bearer({ role: "operator" }) };
+    const reply = await bus.server.app.inject({ url: "/metrics", headers: operator });
+    return Number(/in_flight_bytes (\d+)/.exec(reply.payload)?.[1]);
+  };
+  const holds = async (bytes: number) => {
+    while ((await inFlight()) < bytes) await new Promise((resolve) => setTimeout(resolve, 5));
+  };
+
   /** A connection that has sent the head of a request and `body`, and what it has received. */
   const half = async (url: URL, header: string, announced: string, body = "x") => {
     const socket = connect(Number(url.port), url.hostname);
@@ -119,12 +129,7 @@ describe("over a real connection", () => {
     socket.write(
       `POST /v1/events HTTP/1.1\r\nhost: x\r\nauthorization: ${authorization}\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`,
     );
-    const operator = await bus.bearer({ role: "operator" });
-    const inFlight = async () => {
-      const reply = await bus.server.app.inject({ url: "/metrics", headers: { authorization: operator } });
-      return Number(/in_flight_bytes (\d+)/.exec(reply.payload)?.[1]);
-    };
-    while ((await inFlight()) < 20 * MiB) await new Promise((resolve) => setTimeout(resolve, 5));
+    await holds(20 * MiB);
     expect((await publish(url, authorization, "own")).status).toBe(429);
     // It is given a second, from when it was made.
     const modest = await bus.bearer({ subject: "modest" });
@@ -145,6 +150,7 @@ describe("over a real connection", () => {
     const url = await listen();
     // A request alone may always pass.
     const { socket } = await half(url, authorization, "content-length: 100000");
+    await holds(1);
     const event = encodeEvent(good);
     for (const [type, body] of [
       ["application/x-protobuf", encodeRequest([event, ...Array<Buffer>(5_000).fill(Buffer.alloc(0))])],
@@ -190,12 +196,7 @@ describe("over a real connection", () => {
         half(url, authorization, `content-length: ${MiB}`, "x".repeat(320 * 1024)),
       ),
     );
-    const operator = await bus.bearer({ role: "operator" });
-    const inFlight = async () => {
-      const reply = await bus.server.app.inject({ url: "/metrics", headers: { authorization: operator } });
-      return Number(/in_flight_bytes (\d+)/.exec(reply.payload)?.[1]);
-    };
-    while ((await inFlight()) < 3 * 320 * 1024) await new Promise((resolve) => setTimeout(resolve, 5));
+    await holds(3 * 320 * 1024);
     // Their own producer has no share left; another has.
     expect((await publish(url, authorization, "own")).status).toBe(429);
     expect((await publish(url, await bus.bearer({ subject: "modest" }), "other")).status).toBe(200);
