@@ -11,6 +11,9 @@ import {
   temporaryFolder,
 } from "../../test/support/lake.js";
 import type { ObjectStore } from "../storage/object-store.js";
+import { commitKey } from "../table/actions.js";
+import { listLog } from "../table/delta-log.js";
+import { hintKey } from "../table/log-checkpoint.js";
 import { copyLake } from "./lake-copy.js";
 
 const closed = { code: "TRB-LAKE-CLOSED" };
@@ -109,6 +112,33 @@ describe("a lake that moves while it is written", () => {
       } finally {
         await lake.close();
       }
+    }
+  });
+
+  test("is copied with a log checkpoint in parts, as other engines write them, and no commits before it", async () => {
+    const lake = await Lake.create({ checkpointEvery: 3 });
+    const folder = temporaryFolder();
+    const target = await fileStore(folder);
+    const { store, duck } = lake.context;
+    const root = "raw/t.v1.Thing";
+    try {
+      const stream = new TestStream("log");
+      const events = randomEvents(new Random(5), 60);
+      for (let i = 0; i < 6; i++) await lake.land(stream.batch(events.slice(i * 10, (i + 1) * 10)));
+      const positions = await lake.rawPositions();
+      const place = { store, root, duck };
+      const { commits, checkpoints } = await listLog(place);
+      const { version, keys } = checkpoints[0]!;
+      const part = keys[0]!.replace(/parquet$/, "0000000001.0000000001.parquet");
+      await store.put(part, (await store.get(keys[0]!))!);
+      const gone = commits.filter((each) => each <= version).map((each) => commitKey(root, each));
+      await store.delete([...checkpoints.flatMap((each) => each.keys), hintKey(root), ...gone]);
+      await copyLake({ source: store, target, duck, close: true });
+      const after = await moved(target);
+      expect(await after.rawPositions()).toEqual(positions);
+      await after.close();
+    } finally {
+      await lake.close();
     }
   });
 

@@ -6,9 +6,10 @@ import type { Duck } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import { isAbsent } from "../base/files.js";
 import type { ObjectStore } from "../storage/object-store.js";
-import { checkpointKey, commitKey } from "../table/actions.js";
+import { commitKey } from "../table/actions.js";
 import { closeTable, isMarkedClosed, lastVersion, markClosed } from "../table/closing.js";
 import { locateVector } from "../table/deletion-vector.js";
+import { listLog } from "../table/delta-log.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { hintKey } from "../table/log-checkpoint.js";
 
@@ -64,7 +65,7 @@ export async function copyLake(options: LakeCopyOptions): Promise<LakeCopied> {
   if (await isMarkedClosed(target)) {
     throw new TributaryError("TRB-LAKE-DIVERGED", "the lake to be copied to is itself closed");
   }
-  const ends = close ? await closeAll(options) : await newestVersions(options);
+  const ends = await lastVersions(options);
   const copied = await copyObjects(options);
   for (const [root, end] of ends) await copyLog(options, root, end);
   const tables: CopiedTable[] = [];
@@ -97,23 +98,14 @@ async function tableRoots(store: ObjectStore): Promise<string[]> {
   return all.filter((root) => !all.some((other) => root.startsWith(`${other}/`)));
 }
 
-async function newestVersions({ source, duck }: LakeCopyOptions): Promise<Map<string, number>> {
-  const versions = new Map<string, number>();
-  for (const root of await tableRoots(source)) {
-    const table = await DeltaTable.open(source, root, duck, OPEN);
-    if (table !== undefined) versions.set(root, lastVersion(table.snapshot));
-  }
-  return versions;
-}
-
-/** Root → last version before the closing one. */
-async function closeAll({ source, duck }: LakeCopyOptions): Promise<Map<string, number>> {
-  await markClosed(source);
-  const ends = new Map<string, number>();
+/** Root → last version that is to be copied; when closing, the one before the table's closing commit. */
+async function lastVersions({ source, duck, close }: LakeCopyOptions): Promise<Map<string, number>> {
   // Whoever makes a table looks for the marker afterwards, so one listing that begins now finds them all.
+  if (close) await markClosed(source);
+  const ends = new Map<string, number>();
   for (const root of await tableRoots(source)) {
     const table = await DeltaTable.open(source, root, duck, OPEN);
-    if (table !== undefined) ends.set(root, await closeTable(table));
+    if (table !== undefined) ends.set(root, close ? await closeTable(table) : lastVersion(table.snapshot));
   }
   return ends;
 }
@@ -130,9 +122,8 @@ async function copyObjects(options: LakeCopyOptions): Promise<{ objects: number;
   }
   const ofBytes = missing.reduce((sum, { bytes }) => sum + bytes, 0);
   let bytes = 0;
-  for (let i = 0; i < missing.length; i += PARALLEL) {
+  for (const some of groups(missing)) {
     signal?.throwIfAborted();
-    const some = missing.slice(i, i + PARALLEL);
     await copyFiles(
       options,
       some.map(({ key }) => key),
@@ -166,19 +157,12 @@ async function copyFiles({ source, target }: LakeCopyOptions, keys: readonly str
 
 /** The commits up to `end`, in order, then the newest log checkpoint that is no later. */
 async function copyLog(options: LakeCopyOptions, root: string, end: number): Promise<void> {
-  const { source, target, signal } = options;
-  let checkpoint: number | undefined;
-  const versions: number[] = [];
-  for await (const { key } of source.list(`${root}${LOG}`)) {
-    const [, version, kind] = /\/(\d{20})\.(json|checkpoint\.parquet)$/.exec(key) ?? [];
-    if (version === undefined || Number(version) > end) continue;
-    if (kind === "json") versions.push(Number(version));
-    else checkpoint = Math.max(checkpoint ?? 0, Number(version));
-  }
+  const { source, target, duck, signal } = options;
+  const listed = await listLog({ store: source, root, duck });
+  const versions = listed.commits.filter((version) => version <= end);
   if ((await target.get(commitKey(root, end + 1))) !== undefined) throw diverged(root);
-  for (let i = 0; i < versions.length; i += PARALLEL) {
+  for (const some of groups(versions)) {
     signal?.throwIfAborted();
-    const some = versions.slice(i, i + PARALLEL);
     const commits = await Promise.all(some.map((version) => source.get(commitKey(root, version))));
     for (const [j, version] of some.entries()) {
       const bytes = commits[j];
@@ -189,10 +173,19 @@ async function copyLog(options: LakeCopyOptions, root: string, end: number): Pro
       if ((await target.get(key))?.equals(bytes) !== true) throw diverged(root);
     }
   }
+  const checkpoint = listed.checkpoints.find(({ version }) => version <= end);
   if (checkpoint === undefined) return;
-  const key = checkpointKey(root, checkpoint);
-  if ((await target.get(key)) === undefined) await copyFiles(options, [key]);
-  await target.put(hintKey(root), Buffer.from(JSON.stringify({ version: checkpoint })));
+  const missing: string[] = [];
+  for (const key of checkpoint.keys) if ((await target.get(key)) === undefined) missing.push(key);
+  await copyFiles(options, missing);
+  // One of several parts, as other engines write them, is found by listing.
+  if (checkpoint.keys.length > 1) return;
+  await target.put(hintKey(root), Buffer.from(JSON.stringify({ version: checkpoint.version })));
+}
+
+/** What is done at once. */
+function* groups<T>(all: readonly T[]): Generator<readonly T[]> {
+  for (let i = 0; i < all.length; i += PARALLEL) yield all.slice(i, i + PARALLEL);
 }
 
 const diverged = (root: string): TributaryError =>
@@ -211,11 +204,9 @@ async function verifyTable(options: LakeCopyOptions, root: string, version: numb
     const at = add.deletionVector === undefined ? undefined : locateVector(add.deletionVector);
     if (at !== undefined && "path" in at) keys.add(`${root}/${at.path}`);
   }
-  const all = [...keys];
   let bytes = 0;
-  for (let i = 0; i < all.length; i += PARALLEL) {
+  for (const some of groups([...keys])) {
     signal?.throwIfAborted();
-    const some = all.slice(i, i + PARALLEL);
     const [original, copied] = await Promise.all([digests(source, some), digests(target, some)]);
     for (const [j, key] of some.entries()) {
       if (original[j]!.digest !== copied[j]!.digest) {
@@ -225,7 +216,7 @@ async function verifyTable(options: LakeCopyOptions, root: string, version: numb
     }
     progress?.({ step: "verify", bytes, ofBytes });
   }
-  return all.length;
+  return keys.size;
 }
 
 /** Of the objects themselves: a local copy of what was just uploaded would prove nothing. */
