@@ -16,7 +16,7 @@ import type { IngestStatus } from "../status/ingest-status.js";
 import type { ChangeStreamWriter } from "../stream/change-stream.js";
 import type { Streams } from "../stream/domains.js";
 import type { Grant } from "../tenancy/grant.js";
-import { grantOf, requireRole } from "../tenancy/http-auth.js";
+import { grantOf, requireRole, TOKEN_CODES } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
 import type { UploadTickets } from "../tenancy/upload-tickets.js";
 import { ANSWER_BYTES, type Collected, collectJson, collectNdjson, collectProtobuf } from "./collect.js";
@@ -359,11 +359,7 @@ const publishSchema = {
     },
     ...errorResponses(
       "TRB-REQ-UNREADABLE",
-      "TRB-AUTH-MISSING",
-      "TRB-AUTH-INVALID",
-      "TRB-AUTH-EXPIRED",
-      "TRB-AUTH-KEYS",
-      "TRB-AUTH-ROLE",
+      ...TOKEN_CODES,
       "TRB-REQ-TOO-SLOW",
       "TRB-REQ-TOO-LARGE",
       "TRB-REQ-TOO-MANY-EVENTS",

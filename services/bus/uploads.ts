@@ -6,7 +6,7 @@ import { TributaryError } from "../base/errors.js";
 import { errorResponses } from "../base/http.js";
 import { uriOf } from "../contracts/payload-reference.js";
 import type { Offloaded } from "../offload/offloaded.js";
-import { grantOf, requireRole } from "../tenancy/http-auth.js";
+import { grantOf, requireRole, TOKEN_CODES } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
 import type { UploadTickets } from "../tenancy/upload-tickets.js";
 
@@ -123,16 +123,7 @@ const askSchema = (maxBytes: number) => ({
         expiresAt: text("ISO 8601."),
       },
     },
-    ...errorResponses(
-      "TRB-REQ-INVALID",
-      "TRB-AUTH-MISSING",
-      "TRB-AUTH-INVALID",
-      "TRB-AUTH-EXPIRED",
-      "TRB-AUTH-KEYS",
-      "TRB-AUTH-ROLE",
-      "TRB-AUTH-TENANT",
-      "TRB-STORE-FAILED",
-    ),
+    ...errorResponses("TRB-REQ-INVALID", ...TOKEN_CODES, "TRB-AUTH-TENANT", "TRB-STORE-FAILED"),
   },
 });
 

@@ -5,7 +5,7 @@ import type { Code } from "../base/codes.js";
 import type { Config } from "../base/config.js";
 import { TributaryError } from "../base/errors.js";
 import { errorResponses } from "../base/http.js";
-import { grantOf, requireRole } from "../tenancy/http-auth.js";
+import { grantOf, requireRole, TOKEN_CODES } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
 import { Asked, JSON_TYPE, tenantOf } from "./asked.js";
 import { type Catalog, visibleColumns } from "./catalog.js";
@@ -89,14 +89,7 @@ async function describeTables(catalog: Catalog, tenant: string) {
 
 const text = { type: "string" } as const;
 const security = [{ token: [] }];
-const authCodes = [
-  "TRB-AUTH-MISSING",
-  "TRB-AUTH-INVALID",
-  "TRB-AUTH-EXPIRED",
-  "TRB-AUTH-KEYS",
-  "TRB-AUTH-ROLE",
-  "TRB-AUTH-TENANT",
-] as const;
+const authCodes = [...TOKEN_CODES, "TRB-AUTH-TENANT"] as const;
 const column = { type: "object", properties: { name: text, type: text } };
 const table = {
   type: "object",
