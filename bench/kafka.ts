@@ -1,3 +1,4 @@
+import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { type CompressionAlgorithmValue, ProduceAcks, Producer } from "@platformatic/kafka";
 import { loadConfig } from "../services/base/config.js";
@@ -9,34 +10,45 @@ import { bytesOf, type OutgoingEvents } from "../services/stream/change-stream.j
 import { KafkaReader } from "../services/stream/kafka/reader.js";
 import type { Compression, TopicSettings } from "../services/stream/kafka/settings.js";
 import { KafkaWriter } from "../services/stream/kafka/writer.js";
+import { KafkaCluster } from "../test/servers/kafka.js";
+import { tokenFor } from "./end-to-end.js";
+import { BenchServer, benchFolder, Load } from "./processes.js";
 
 /**
- * The writer and the reader of the stream port against the bare client's producer, on brokers that run already: bodies
- * of 100 events over some connections at once, as the bus appends them; the bare client sends the same groups, idempotent
- * and acknowledged by all. CPU is of this process alone. Topics are made and stay: use brokers for tests.
+ * The stream port's writer and reader, and the whole bus over HTTP, against the bare client's producer: bodies of 100
+ * events over some connections at once; the bare client sends the same groups, idempotent and acknowledged by all. They
+ * take turns, on a Kafka of this command's own unless `--brokers` names one (topics are made there, and stay). CPU is
+ * that of the process that produces or consumes.
  */
 const { values: options } = parseArgs({
   options: {
-    brokers: { type: "string", default: "127.0.0.1:9092" },
-    events: { type: "string", default: "300000" },
+    brokers: { type: "string" },
+    nodes: { type: "string", default: "1" },
+    events: { type: "string", default: "200000" },
     "event-bytes": { type: "string", default: "700" },
     connections: { type: "string", default: "16" },
     compression: { type: "string", default: "none" },
-    rounds: { type: "string", default: "2" },
+    rounds: { type: "string", default: "3" },
   },
 });
 const connections = Number(options.connections);
 const compression = options.compression as Compression;
-const brokers = { brokers: options.brokers.split(","), clientId: "bench" };
+const cluster =
+  options.brokers === undefined
+    ? await KafkaCluster.start({ nodes: options.nodes === "3" ? 3 : 1 })
+    : undefined;
+const brokers = { brokers: options.brokers?.split(",") ?? cluster!.brokers, clientId: "bench" };
 
-const workload = new TrackerWorkload(ProtoRegistry.load(loadConfig().protoDirs), {
+const { protoDirs } = loadConfig();
+const wanted = {
   seed: 7,
   tenants: 500,
   entities: 300_000,
   events: Number(options.events),
   eventBytes: Number(options["event-bytes"]),
   bodyEvents: 100,
-});
+};
+const workload = new TrackerWorkload(ProtoRegistry.load(protoDirs), wanted);
 const random = (i: number) => Math.imul(i + 1, 0x9e3779b1) >>> 0;
 const appends: OutgoingEvents[] = [...workload.bodies()].map(({ bytes }, body) => {
   const found = frames(bytes)!;
@@ -72,20 +84,29 @@ async function all<T>(items: readonly T[], work: (item: T) => Promise<unknown>):
   await Promise.all(Array.from({ length: connections }, run));
 }
 
-async function measured(what: string, work: () => Promise<void>): Promise<number> {
+interface Measured {
+  readonly eventsPerSecond: number;
+  readonly cpuMicros: number;
+}
+
+function told(what: string, seconds: number, cpuMicros: number): Measured {
+  const eventsPerSecond = events / seconds;
+  process.stdout.write(
+    `${what.padEnd(22)} ${Math.round(eventsPerSecond).toLocaleString("en").padStart(9)} events/s  ${(megabytes / seconds).toFixed(0).padStart(4)} MB/s  ${cpuMicros.toFixed(2)} CPU us/event\n`,
+  );
+  return { eventsPerSecond, cpuMicros };
+}
+
+async function measured(what: string, work: () => Promise<void>): Promise<Measured> {
   const cpu = process.cpuUsage();
   const began = performance.now();
   await work();
   const seconds = (performance.now() - began) / 1_000;
   const { user, system } = process.cpuUsage(cpu);
-  const rate = events / seconds;
-  process.stdout.write(
-    `${what.padEnd(22)} ${Math.round(rate).toLocaleString("en").padStart(9)} events/s  ${(megabytes / seconds).toFixed(0).padStart(4)} MB/s  ${((user + system) / events).toFixed(2)} CPU us/event\n`,
-  );
-  return rate;
+  return told(what, seconds, (user + system) / events);
 }
 
-async function ofWriter(): Promise<number> {
+async function ofWriter(): Promise<Measured> {
   const topic = topicOf("writer");
   const facts = new EventFactsReader();
   const writer = await KafkaWriter.open({
@@ -111,7 +132,7 @@ async function ofWriter(): Promise<number> {
 }
 
 /** What came while a group was on its way makes the next one; keys and values are cut beforehand. */
-async function ofBareClient(): Promise<number> {
+async function ofBareClient(): Promise<Measured> {
   const { topic } = topicOf("bare");
   // Made and led by somebody before the clock runs.
   const maker = await KafkaReader.open({ brokers, topic: { ...topicOf("bare"), topic } });
@@ -163,9 +184,61 @@ async function ofBareClient(): Promise<number> {
   return rate;
 }
 
-const ratios: number[] = [];
-for (let round = 0; round < Number(options.rounds); round++) {
-  const bare = await ofBareClient();
-  ratios.push((await ofWriter()) / bare);
+/** The whole of it: HTTP, envelopes, tokens, checks, then the same writer. */
+async function ofBus(round: number): Promise<Measured> {
+  const data = join(folder, `bus-${round}`);
+  const bus = await BenchServer.start("bus", data, {
+    TRIBUTARY_STREAM__KIND: "kafka",
+    TRIBUTARY_STREAM__KAFKA__BROKERS: brokers.brokers.join(","),
+    TRIBUTARY_STREAM__KAFKA__TOPIC: topicOf("bus").topic,
+    TRIBUTARY_STREAM__KAFKA__COMPRESSION: compression,
+    TRIBUTARY_STREAM__KAFKA__ALLOW_FEW_REPLICAS: "true",
+    TRIBUTARY_BUS__MAX_LAG_BYTES: String(64 * 1024 ** 3),
+  });
+  const token = await tokenFor(data, "producer");
+  const load = await Load.prepare({ ...wanted, url: bus.url, token, protoDirs, connections });
+  const before = bus.cpu().own;
+  const report = await load.run();
+  const cpu = ((bus.cpu().own - before) * 1e6) / report.events;
+  await bus.stop();
+  return told("bus over HTTP", report.seconds, cpu);
 }
-process.stdout.write(`writer / bare client: ${ratios.map((ratio) => ratio.toFixed(2)).join(", ")}\n`);
+
+const folder = benchFolder("kafka");
+const rounds: { readonly bare: Measured; readonly writer: Measured; readonly bus: Measured }[] = [];
+try {
+  for (let round = 0; round < Number(options.rounds); round++) {
+    rounds.push({ bare: await ofBareClient(), writer: await ofWriter(), bus: await ofBus(round) });
+  }
+} finally {
+  await cluster?.stop();
+}
+
+/** The middle one of some ratios, and all of them. */
+function verdict(what: string, goal: string, ratios: readonly number[]): void {
+  const middle = ratios.toSorted((a, b) => a - b)[ratios.length >> 1]!;
+  const all = ratios.map((ratio) => ratio.toFixed(2)).join(", ");
+  process.stdout.write(`ratio of ${what}: ${middle.toFixed(2)} ${goal}; rounds ${all}\n`);
+}
+
+const GOAL = "(goal ≥ 0.8)";
+verdict(
+  "events/s, bus → Kafka (writer) / bare client",
+  GOAL,
+  rounds.map(({ bare, writer }) => writer.eventsPerSecond / bare.eventsPerSecond),
+);
+verdict(
+  "events per CPU second, writer / bare client",
+  GOAL,
+  rounds.map(({ bare, writer }) => bare.cpuMicros / writer.cpuMicros),
+);
+verdict(
+  "events/s, bus over HTTP / bare client",
+  GOAL,
+  rounds.map(({ bare, bus }) => bus.eventsPerSecond / bare.eventsPerSecond),
+);
+verdict(
+  "events per CPU second, bus over HTTP / bare client",
+  "(HTTP and checks included)",
+  rounds.map(({ bare, bus }) => bare.cpuMicros / bus.cpuMicros),
+);

@@ -14,6 +14,8 @@ export interface LoadOrder {
   readonly bodyEvents: number;
   readonly eventBytes: number;
   readonly connections: number;
+  /** As many as are taken when not set. */
+  readonly eventsPerSecond?: number;
   readonly seed: number;
   readonly tenants: number;
   readonly entities: number;
@@ -97,7 +99,14 @@ class Connection {
   }
 }
 
-async function drive({ url, token, connections, events }: LoadOrder): Promise<LoadReport> {
+async function drive({
+  url,
+  token,
+  connections,
+  events,
+  bodyEvents,
+  eventsPerSecond = Number.POSITIVE_INFINITY,
+}: LoadOrder): Promise<LoadReport> {
   const latencies: number[] = [];
   let next = 0;
   let retries = 0;
@@ -105,7 +114,10 @@ async function drive({ url, token, connections, events }: LoadOrder): Promise<Lo
   const started = performance.now();
   const worker = async () => {
     const connection = new Connection(new URL(url), token);
-    for (let body = bodies[next++]; body !== undefined; body = bodies[next++]) {
+    for (let at = next++; at < bodies.length; at = next++) {
+      const body = bodies[at]!;
+      const early = (at * bodyEvents * 1000) / eventsPerSecond - (performance.now() - started);
+      if (early > 0) await new Promise((resolve) => setTimeout(resolve, early));
       for (;;) {
         const sent = performance.now();
         const status = await connection.post(body);

@@ -5,15 +5,9 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { loadConfig } from "../services/base/config.js";
 import { layout } from "../services/base/paths.js";
-import { CONSUMER } from "../services/ingest/pipeline.js";
-import { openKey } from "../services/main/compose/runtime.js";
 import { textTable } from "../services/main/terminal/text-table.js";
-import { caughtUp } from "../services/stream/caught-up.js";
-import { EmbeddedLogReader } from "../services/stream/embedded/reader.js";
-import type { Role } from "../services/tenancy/grant.js";
-import { signToken } from "../services/tenancy/tokens.js";
 import { ceiling } from "./ceiling.js";
-import { withRefined } from "./in-step.js";
+import { endToEnd, landed, tokenFor } from "./end-to-end.js";
 import type { LoadOrder } from "./load.js";
 import { BenchServer, benchFolder, Load } from "./processes.js";
 
@@ -35,6 +29,8 @@ const events = Number(options.events);
 const root = benchFolder("bench");
 const { protoDirs } = loadConfig();
 const stages: Stage[] = [];
+/** How often it is looked whether all has landed. */
+const LOOK_MS = 10;
 
 interface Stage {
   readonly stage: string;
@@ -58,25 +54,6 @@ function order(url: string, token: string, over: Partial<LoadOrder> = {}): LoadO
     entities: Number(options.entities),
     ...over,
   };
-}
-
-const tokenFor = async (data: string, role: Role) =>
-  signToken(await openKey(loadConfig({ data })), "tributary", {
-    subject: "bench",
-    role,
-    tenants: "*",
-    expiresIn: 3600,
-  });
-
-async function landed(data: string, overrides: Record<string, unknown> = {}): Promise<void> {
-  const reader = await EmbeddedLogReader.open({ folder: layout(data).stream });
-  while (!(await caughtUp(reader, CONSUMER))) await new Promise((resolve) => setTimeout(resolve, 10));
-  await reader.close();
-  // What the stream may forget is in raw; a model may still be at it.
-  const config = loadConfig({ data, ...overrides });
-  await withRefined(config, async (inStep) => {
-    while (!(await inStep())) await new Promise((resolve) => setTimeout(resolve, 10));
-  });
 }
 
 const perEvent = (seconds: number, count: number) => (seconds * 1e6) / count;
@@ -103,7 +80,7 @@ async function ingestOnly(filled: string, name: string, env: NodeJS.ProcessEnv):
   const started = performance.now();
   const ingest = await BenchServer.start("ingest", data, env);
   const { TRIBUTARY_TRANSFORMS_DIR: transformsDir } = env;
-  await landed(data, transformsDir === undefined ? {} : { transformsDir });
+  await landed(data, {}, LOOK_MS, transformsDir === undefined ? {} : { transformsDir });
   const seconds = (performance.now() - started) / 1000;
   const { own, below } = ingest.cpu();
   stages.push({
@@ -115,23 +92,19 @@ async function ingestOnly(filled: string, name: string, env: NodeJS.ProcessEnv):
   await ingest.stop();
 }
 
-async function endToEnd(data: string): Promise<number> {
+async function whole(data: string): Promise<number> {
   const up = await BenchServer.start("up", data);
-  const load = await Load.prepare(order(up.url, await tokenFor(data, "producer")));
-  const before = up.cpu();
-  const started = performance.now();
-  const report = await load.run();
-  await landed(data);
-  const seconds = (performance.now() - started) / 1000;
-  const after = up.cpu();
+  const { cpu, report, seconds } = await endToEnd(
+    up,
+    data,
+    order(up.url, await tokenFor(data, "producer")),
+    {},
+    LOOK_MS,
+  );
   stages.push({
     stage: "end to end",
     eventsPerSecond: report.events / seconds,
-    cpu: {
-      bus: perEvent(after.own - before.own, events),
-      ingest: perEvent(after.below - before.below, events),
-      load: perEvent(report.cpuSeconds, events),
-    },
+    cpu,
     note: `POST to refined commit; ${report.retries} answers of 429; peak memory ${Math.round(up.peakBytes() / 1e6)} MB`,
   });
   await idleFreshness(up, data);
@@ -205,7 +178,7 @@ await mkdir(join(empty, "models"), { recursive: true });
 await ingestOnly(filled, "raw only", { TRIBUTARY_TRANSFORMS_DIR: empty });
 await ingestOnly(filled, "raw + refined", {});
 const data = join(root, "end-to-end");
-const reached = await endToEnd(data);
+const reached = await whole(data);
 const bare = await ceiling(
   protoDirs,
   {

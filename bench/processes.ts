@@ -50,6 +50,10 @@ export class BenchServer {
     readonly url: string,
   ) {}
 
+  get pid(): number {
+    return this.child.pid!;
+  }
+
   static async start(command: string, data: string, env: NodeJS.ProcessEnv = {}): Promise<BenchServer> {
     const child = adopted(
       spawn(process.execPath, [CLI, command, "--data", data, "--port", "0", "--json"], {

@@ -66,6 +66,8 @@ export class HttpFaultProxy {
   latencyMs = 0;
   /** Looked at for each request; undefined: all is well. */
   fault: (request: ProxiedRequest) => HttpFault | undefined = () => undefined;
+  /** Told of each answer as it goes back. */
+  answered: (request: Omit<ProxiedRequest, "number">, body: Buffer, status: number) => void = () => undefined;
 
   private constructor(private readonly target: URL) {
     this.server.on("connection", (socket) => {
@@ -155,6 +157,7 @@ export class HttpFaultProxy {
         return;
       default:
     }
+    this.answered({ method: method!, path: path!, headers }, body, found.statusCode!);
     answer.writeHead(found.statusCode!, found.headers);
     if (fault?.kind === "corrupt" && bytes.length > 0) bytes[bytes.length >> 1]! ^= 0xff;
     if (fault?.kind === "stall" || fault?.kind === "cut") {
