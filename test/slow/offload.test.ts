@@ -2,6 +2,7 @@ import { createHash, randomBytes } from "node:crypto";
 import { request } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { Producer } from "../../clients/producer/src/producer.js";
 import { loadConfig } from "../../services/base/config.js";
 import { Duck } from "../../services/base/duckdb.js";
 import { layout } from "../../services/base/paths.js";
@@ -143,6 +144,32 @@ describe("payloads", () => {
     const wanted = new Map([...payloads].map(([id, payload]) => [id, digestOfPath(payload)]));
     await until("all landed", async () => (await refined()).size === 4, 300);
     expect(await refined()).toEqual(wanted);
+  });
+
+  test("of the producer library go where the bus says, and land byte for byte", async () => {
+    const own = new Map(Object.entries(sizes).map(([id, bytes]) => [`own-${id}`, payloadOf(bytes)]));
+    const producer = new Producer({ url: server.url, token });
+    const common = { tenantId: "acme", entityType: "scm.v1.File", operation: "updated", version: 1 } as const;
+    await Promise.all([...own].map(([entityId, payload]) => producer.send({ ...common, entityId, payload })));
+    // Once more, though it is there already.
+    await producer.send({ ...common, entityId: "own-9", version: 2, payload: own.get("own-9")! });
+    expect((await producer.close()).undelivered).toEqual([]);
+    const store = await openLake();
+    for (const [id, payload] of own) {
+      const held = await store.get(uriOf("acme", sha256(payload)));
+      expect(held?.equals(payload)).toBe(id === "own-0.9" ? undefined : true);
+    }
+    const ids = [...own.keys()];
+    let seen = new Map<string, string>();
+    await until(
+      "all landed",
+      async () => {
+        seen = await refined();
+        return ids.every((id) => seen.has(id));
+      },
+      300,
+    );
+    for (const [id, payload] of own) expect(seen.get(id)).toBe(digestOfPath(payload));
   });
 
   test("that go missing or rot are dead letters with their reason, and well after repair and redrive", async () => {

@@ -122,6 +122,23 @@ export class BusClient {
     }
   }
 
+  /**
+   * Puts bytes where the bus has said, on it or elsewhere; no token goes with them. A returned error is retryable: there
+   * was no answer.
+   */
+  async put(
+    to: string,
+    headers: Readonly<Record<string, string>>,
+    body: Uint8Array,
+    signal?: AbortSignal,
+  ): Promise<Answer | ProducerError> {
+    try {
+      return await this.connection.put(to, headers, body, { silenceMs: this.options.silenceMs, signal });
+    } catch (cause) {
+      return unreachable(reasonOf(cause), cause);
+    }
+  }
+
   close(): void {
     this.connection.close();
   }

@@ -7,7 +7,7 @@ export interface Answer {
   readonly body: Buffer;
 }
 
-export interface PostOptions {
+export interface RequestOptions {
   /** A server that says and takes nothing for so many milliseconds is taken for dead. */
   readonly silenceMs: number;
   readonly signal?: AbortSignal | undefined;
@@ -30,16 +30,42 @@ export class Connection {
    * which the server closes at that moment is sent again. Errors: those of node:http, with its codes; ETIMEDOUT; the
    * signal's reason.
    */
-  async post(
+  post(
     path: string,
     headers: http.OutgoingHttpHeaders,
     body: Uint8Array,
-    options: PostOptions,
+    options: RequestOptions,
   ): Promise<Answer> {
+    return this.send("POST", this.at(path), headers, body, options);
+  }
+
+  /** The same as a PUT, to a path of the server or to another server's URL. Errors: TypeError for neither. */
+  async put(
+    to: string,
+    headers: http.OutgoingHttpHeaders,
+    body: Uint8Array,
+    options: RequestOptions,
+  ): Promise<Answer> {
+    const url = URL.canParse(to) ? new URL(to) : this.at(to);
+    return this.send("PUT", url, headers, body, options);
+  }
+
+  private at(path: string): URL {
+    return new URL(this.base.pathname.replace(/\/$/, "") + path, this.base);
+  }
+
+  private async send(
+    method: string,
+    url: URL,
+    headers: http.OutgoingHttpHeaders,
+    body: Uint8Array,
+    options: RequestOptions,
+  ): Promise<Answer> {
+    const whole = { ...headers, "content-length": body.length };
     for (;;) {
       const stale = { reused: false };
       try {
-        return await this.request(path, { ...headers, "content-length": body.length }, body, options, stale);
+        return await this.request(method, url, whole, body, options, stale);
       } catch (error) {
         const code = errno(error);
         if (!stale.reused || (code !== "ECONNRESET" && code !== "EPIPE")) throw error;
@@ -52,17 +78,19 @@ export class Connection {
   }
 
   private request(
-    path: string,
+    method: string,
+    url: URL,
     headers: http.OutgoingHttpHeaders,
     body: Uint8Array,
-    { silenceMs, signal }: PostOptions,
+    { silenceMs, signal }: RequestOptions,
     stale: { reused: boolean },
   ): Promise<Answer> {
-    const { request: start } = this.base.protocol === "https:" ? https : http;
+    const { request: start } = url.protocol === "https:" ? https : http;
+    // Another server's connections are Node's own business.
+    const own = url.origin === this.base.origin ? { agent: this.agent } : {};
     return new Promise((resolve, reject) => {
       if (signal?.aborted) return reject(signal.reason);
-      const url = new URL(this.base.pathname.replace(/\/$/, "") + path, this.base);
-      const request = start(url, { method: "POST", headers, agent: this.agent }, (response) => {
+      const request = start(url, { method, headers, ...own }, (response) => {
         const chunks: Buffer[] = [];
         response.on("data", (chunk: Buffer) => chunks.push(chunk));
         response.on("error", fail);

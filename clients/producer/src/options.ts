@@ -16,8 +16,8 @@ export interface ProducerOptions {
   /** Whether bodies of 1 KiB and more are packed: less network, more CPU here and in the bus. False by default. */
   readonly gzip?: boolean;
   /**
-   * Payloads of more bytes are uploaded to the object store, and their events refer to them (the bus must offer POST
-   * /v1/uploads); left out, none are.
+   * Payloads of more bytes, 1,000,000 by default, go to the object store by the bus's POST /v1/uploads, and their events
+   * refer to them.
    */
   readonly uploadAboveBytes?: number;
   /** Bytes of events that may wait or be in flight, 16 MiB by default. A larger event is let in when nothing else is. */
@@ -35,7 +35,7 @@ const DEFAULTS = {
   maxBatchBytes: 1024 * 1024,
   lingerMs: 5,
   maxInFlight: 4,
-  uploadAboveBytes: 2 ** 31 - 1,
+  uploadAboveBytes: 1_000_000,
   maxBufferedBytes: 16 * 1024 * 1024,
   deadlineMs: 120_000,
   silenceMs: 30_000,

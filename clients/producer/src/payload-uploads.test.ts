@@ -49,11 +49,17 @@ describe("a large payload", () => {
     expect(producer.pending).toEqual({ events: 0, bytes: 0 });
   });
 
+  it("goes to the bus itself where that says so", async () => {
+    bus.ticketed = true;
+    await producer.send(event(1, large));
+    expect(bus.objects.get(`/${uri}`)?.equals(large)).toBe(true);
+  });
+
   it("is tried again while that may help, with a fresh permission each time", async () => {
     bus.presign = (asked) => (asked === 1 ? 503 : 200);
-    bus.put = (asked) => [500, 403, 412][asked - 1] ?? 200;
+    bus.put = (asked) => [500, 403, 401, 412][asked - 1] ?? 200;
     await producer.send(event(1, large));
-    expect([bus.presigned, bus.puts]).toEqual([4, 3]);
+    expect([bus.presigned, bus.puts]).toEqual([5, 4]);
     expect(bus.taken).toHaveLength(1);
   });
 

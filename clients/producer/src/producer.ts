@@ -7,7 +7,7 @@ import { type ProducerCode, ProducerError } from "./errors.js";
 import { type ChangeEvent, encodeEvent, encodeRequest } from "./event.js";
 import { type ProducerOptions, type Settings, settingsOf } from "./options.js";
 import { pauseMs } from "./pause.js";
-import { type PayloadStore, PresignedUploads } from "./payload-uploads.js";
+import { PayloadUploads, Refused } from "./payload-uploads.js";
 import { ReadyQueue } from "./ready-queue.js";
 
 export interface CloseReport {
@@ -30,7 +30,7 @@ const UPLOADS = 2;
 export class Producer {
   private readonly settings: Settings;
   private readonly bus: BusClient;
-  private readonly store: PayloadStore;
+  private readonly payloads: PayloadUploads;
   private readonly abort = new AbortController();
   private readonly chains = new EntityChains();
   private readonly ready = new ReadyQueue();
@@ -58,7 +58,7 @@ export class Producer {
     this.settings = settingsOf(options);
     const { url, token, gzip, silenceMs, maxInFlight } = this.settings;
     this.bus = new BusClient({ url, token, gzip, silenceMs, connections: maxInFlight });
-    this.store = new PresignedUploads(this.bus, silenceMs);
+    this.payloads = new PayloadUploads(this.bus);
     // Each request and each pause listens.
     setMaxListeners(0, this.abort.signal);
   }
@@ -169,24 +169,23 @@ export class Producer {
     if (entry === undefined) return;
     this.uploading++;
     for (let attempt = 1; !entry.done; attempt++) {
-      try {
-        const reference = await this.store.put(entry.event, entry.upload!, this.abort.signal);
-        if (entry.done) break;
+      const reference = await this.payloads.put(entry.event, entry.upload!, this.abort.signal);
+      if (entry.done) break;
+      if (!(reference instanceof Refused)) {
         entry.bytes = encodeEvent(entry.event, reference);
         entry.upload = undefined;
         this.ready.add(entry);
         this.pump();
         break;
-      } catch (error) {
-        if (!(error instanceof ProducerError)) throw error;
-        entry.obstacle = error;
-        if (error.retryable) await this.sleep(pauseMs(attempt));
-        else if (!entry.done) {
-          entry.giveUp(error);
-          this.leave(entry);
-          this.letIn();
-          this.pump();
-        }
+      }
+      const { error, retryAfterMs } = reference;
+      entry.obstacle = error;
+      if (error.retryable) await this.sleep(pauseMs(attempt, retryAfterMs));
+      else {
+        entry.giveUp(error);
+        this.leave(entry);
+        this.letIn();
+        this.pump();
       }
     }
     this.uploading--;

@@ -50,6 +50,8 @@ export class FakeBus {
   /** Of POST /v1/uploads and of the PUT; 200 does as asked. */
   presign: (asked: number) => number = () => 200;
   put: (asked: number) => number = () => 200;
+  /** Whether uploads go to the bus itself, by a URL that is relative to it. */
+  ticketed = false;
   presigned = 0;
   puts = 0;
   inFlight = 0;
@@ -108,11 +110,12 @@ export class FakeBus {
         .end(JSON.stringify({ error: { code: "TRB-AUTH-TENANT", message: "words" } }));
       return;
     }
-    const { tenantId, sha256 } = JSON.parse(body.toString()) as { tenantId: string; sha256: string };
-    const uri = `offload/${tenantId}/${sha256}`;
-    const url = `${this.url}/${uri}`;
-    const there = this.objects.has(`/${uri}`);
-    response.end(JSON.stringify(there ? { uri } : { uri, url, headers: { "if-none-match": "*" } }));
+    const { tenant, sha256 } = JSON.parse(body.toString()) as { tenant: string; sha256: string };
+    const uri = `offload/${tenant}/${sha256}`;
+    const url = this.ticketed ? `/${uri}` : `${this.url}/${uri}`;
+    const uploaded = this.objects.has(`/${uri}`);
+    const where = { method: "PUT", url, headers: { "if-none-match": "*" } };
+    response.end(JSON.stringify(uploaded ? { uri, uploaded } : { uri, uploaded, ...where }));
   }
 
   private store(request: IncomingMessage, body: Buffer, response: ServerResponse): void {
