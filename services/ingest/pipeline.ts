@@ -1,10 +1,10 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { Retry } from "../base/retry.js";
 import { within } from "../base/within.js";
-import type { ObjectStore } from "../storage/object-store.js";
 import {
   bytesOf,
   type ChangeStreamReader,
+  type Checkpoint,
   type Partition,
   type PartitionHolder,
   type StreamBatch,
@@ -13,12 +13,13 @@ import {
 import { CommitBudget } from "./commit-budget.js";
 import { Compactor } from "./compactor.js";
 import type { IngestContext } from "./context.js";
-import { ENTITY_TYPE, route, type Unreadable } from "./event-batch.js";
+import { route, type Unreadable } from "./event-batch.js";
 import { isLakeClosed } from "./failure.js";
+import { farthest, knownTypes } from "./farthest.js";
 import { fresh } from "./fresh-events.js";
 import { Holdings } from "./holdings.js";
 import { type KeeperHost, LaneKeeper } from "./lane-keeper.js";
-import { foldersOf, parkedTables } from "./parked-log.js";
+import { parkedTables } from "./parked-log.js";
 import { ProgressTracker } from "./progress-tracker.js";
 import { UNREADABLE, Unreadables } from "./unreadables.js";
 
@@ -156,6 +157,10 @@ export class Pipeline implements PartitionHolder {
     this.forget(gone());
     this.holdings.left(gone());
     this.context.health.holds(this.reader.name, this.holdings.names);
+  }
+
+  landed(names: readonly string[]): Promise<Checkpoint> {
+    return farthest(this.context, names);
   }
 
   /** What is in memory of these partitions is nobody's business any more. */
@@ -373,10 +378,4 @@ export class Pipeline implements PartitionHolder {
       await within(left, Promise.race(flushes));
     }
   }
-}
-
-/** Entity types that have a raw table or parked events. Errors: TRB-STORE-FAILED. */
-async function knownTypes(store: ObjectStore): Promise<string[]> {
-  const names = new Set([...(await foldersOf(store, "raw/")), ...(await parkedTables(store))]);
-  return [...names].filter((name) => ENTITY_TYPE.test(name));
 }

@@ -78,6 +78,11 @@ export interface PartitionHolder {
    * long as the other has patience; what it takes over too early is delivered twice.
    */
   revoked(names: readonly string[]): Promise<void>;
+  /**
+   * How far anything of these partitions has been landed, by the holder's own account. Asked where the stream has no
+   * low-water record of a partition whose oldest events are gone: only a holder who has had none of it begins there.
+   */
+  landed?(names: readonly string[]): Promise<Checkpoint>;
 }
 
 export interface ChangeStreamReader {

@@ -204,6 +204,46 @@ test("events that were forgotten before they were landed are told loudly, never 
   ).rejects.toMatchObject({ code: "TRB-STREAM-FORGOTTEN" });
 });
 
+test("a group that was away so long that brokers dropped its record is told what it missed", async () => {
+  const topic = newTopic();
+  const writer = opened(await openKafkaWriter(cluster, topic, FEW));
+  const reader = opened(await openKafkaReader(cluster, topic, FEW));
+  await writer.append(texts(0, 400));
+  const holder = (landed: string | undefined) => ({
+    assigned: () => undefined,
+    revoked: async () => undefined,
+    landed: async () => new Map(landed === undefined ? [] : [["1", landed]]),
+  });
+  await forget(topic, 1, 30);
+  // As after offsets.retention.minutes: the group has no record, and yet it is no newcomer.
+  const missed = await reader.consume("c", holder("0000000000000009"));
+  await expect(
+    (async () => {
+      for (;;) await missed.read(PLENTY);
+    })(),
+  ).rejects.toMatchObject({
+    code: "TRB-STREAM-FORGOTTEN",
+    message: expect.stringContaining("partition 1: 20 events"),
+  });
+  await missed.close();
+  // Nor does a second start take what is left for the beginning.
+  const again = await reader.consume("c", holder("0000000000000009"));
+  await expect(
+    (async () => {
+      for (;;) await again.read(PLENTY);
+    })(),
+  ).rejects.toMatchObject({ code: "TRB-STREAM-FORGOTTEN" });
+  await again.close();
+  for (const [name, landed] of [
+    ["up-to-date", "0000000000000029"],
+    ["newcomer", undefined],
+  ] as const) {
+    const consumer = await reader.consume(name, holder(landed));
+    expect(await readEvents(consumer, 370), name).toHaveLength(370);
+    await consumer.close();
+  }
+});
+
 test("a writer knows from its start how far consumers are behind", async () => {
   const topic = newTopic();
   let writer = await openKafkaWriter(cluster, topic, FEW);

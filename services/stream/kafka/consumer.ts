@@ -187,17 +187,37 @@ export class KafkaConsumer implements StreamConsumer, PartitionOwner {
     for (const partition of partitions) {
       if (!committed.has(partition)) fresh.set(partition, earliest.get(partition) ?? 0);
     }
+    const missed = await this.missed(fresh);
+    for (const partition of missed.keys()) fresh.delete(partition);
     if (fresh.size > 0) await commitOffsets(this.topic, membership, fresh);
     if (this.closed) return;
     this.names = namesOf(this.topic.state.leaders.length);
     for (const partition of partitions) {
-      const next = committed.get(partition) ?? fresh.get(partition)!;
+      const next = committed.get(partition) ?? missed.get(partition) ?? fresh.get(partition)!;
       const cursor = this.fetcher.add(partition, next);
       this.held.set(partition, { cursor, committed: next, delivered: next, reached: next });
     }
     this.options.holder?.assigned(
       partitions.map((p) => ({ name: partitionName(p), slots: slotsOfRange(p, this.names.length) })),
     );
+  }
+
+  /**
+   * Partitions whose oldest event comes after the one that was to be read next. Brokers drop the record of a group that
+   * was away for a while (offsets.retention.minutes): what the topic has forgotten meanwhile is not stepped over, reading
+   * there finds it gone.
+   */
+  private async missed(fresh: ReadonlyMap<number, number>): Promise<Map<number, number>> {
+    const missed = new Map<number, number>();
+    const begun = [...fresh].filter(([, earliest]) => earliest > 0);
+    if (begun.length === 0) return missed;
+    const landed = await this.options.holder?.landed?.(begun.map(([partition]) => partitionName(partition)));
+    for (const [partition, earliest] of begun) {
+      const position = landed?.get(partitionName(partition));
+      if (position !== undefined && offsetAt(position) + 1 < earliest)
+        missed.set(partition, offsetAt(position) + 1);
+    }
+    return missed;
   }
 
   async handOver(partitions: readonly number[]): Promise<void> {
