@@ -114,7 +114,7 @@ async function ofWriter(): Promise<Measured> {
     topic,
     compression,
     maxInFlightBytes: 64 * 1024 * 1024,
-    describe: (bytes, start, end) => facts.read(bytes, start, end),
+    describe: (bytes, start, end) => facts.facts(bytes, start, end),
   });
   const rate = await measured("writer", () => all(appends, (append) => writer.append(append)));
   const reader = await KafkaReader.open({ brokers, topic });

@@ -39,6 +39,9 @@ export class TributaryError extends Error {
   }
 }
 
+export const hasCode = (error: unknown, code: Code): error is TributaryError =>
+  error instanceof TributaryError && error.code === code;
+
 /** A fault of our own: state that must not exist. Who catches one forgets what it had in memory. */
 export class AssertionFailure extends Error {
   override readonly name = "AssertionFailure";

@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 import { readFileSync, readlinkSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { TributaryError } from "./errors.js";
+import { hasCode, TributaryError } from "./errors.js";
 import { type FileOps, isAbsent, type OpenFile, readWhole, writeFully } from "./files.js";
 
 export interface ProcessLock {
@@ -15,7 +15,7 @@ export async function waitForLock(ms: number, acquire: () => Promise<ProcessLock
     try {
       return await acquire();
     } catch (error) {
-      const held = error instanceof TributaryError && error.code === "TRB-STREAM-LOCKED";
+      const held = hasCode(error, "TRB-STREAM-LOCKED");
       if (!held || performance.now() > until) throw error;
       await sleep(RETRY_MS);
     }

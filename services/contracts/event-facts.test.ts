@@ -18,7 +18,7 @@ test("entity and trace of an event that lies somewhere in a buffer", () => {
     event({ producer: "x", traceparent: "00-0af7-01", tracestate12: "no" }),
     Buffer.from("!"),
   ]);
-  const facts = new EventFactsReader().read(bytes, 3, bytes.length - 1)!;
+  const facts = new EventFactsReader().facts(bytes, 3, bytes.length - 1)!;
   const text = (from: number, to: number) => bytes.toString("utf8", from, to);
   expect(text(facts.tenantStart, facts.tenantEnd)).toBe("acme");
   expect(text(facts.typeStart, facts.typeEnd)).toBe("scm.v1.File");
@@ -29,8 +29,8 @@ test("entity and trace of an event that lies somewhere in a buffer", () => {
 test("an event without a trace has none of the one before it; what is no event has no facts", () => {
   const reader = new EventFactsReader();
   const traced = event({ traceparent: "t" });
-  reader.read(traced, 0, traced.length);
+  reader.facts(traced, 0, traced.length);
   const plain = event({ traceparenu: "t" });
-  expect(reader.read(plain, 0, plain.length)).toMatchObject({ traceparentStart: -1, traceparentEnd: -1 });
-  expect(reader.read(Buffer.from("nothing of ours"), 0, 15)).toBeUndefined();
+  expect(reader.facts(plain, 0, plain.length)).toMatchObject({ traceparentStart: -1, traceparentEnd: -1 });
+  expect(reader.facts(Buffer.from("nothing of ours"), 0, 15)).toBeUndefined();
 });

@@ -1,6 +1,6 @@
 import type { Code } from "../base/codes.js";
 import { type EngineError, engineErrorOf, isEngineGone, isMemoryError } from "../base/engine-error.js";
-import { errno, TributaryError } from "../base/errors.js";
+import { errno, hasCode, TributaryError } from "../base/errors.js";
 
 /** What is told of a failure where others than the operator of this machine read it: no path, no value, no tenant. */
 export interface Told {
@@ -41,7 +41,7 @@ const ENDS: ReadonlySet<Code> = new Set(["TRB-STREAM-FENCED", "TRB-LAKE-CLOSED"]
 
 /** True of what `isFatal` says yes to because this lake has moved. */
 export function isLakeClosed(error: unknown): boolean {
-  if (error instanceof TributaryError && error.code === "TRB-LAKE-CLOSED") return true;
+  if (hasCode(error, "TRB-LAKE-CLOSED")) return true;
   return error instanceof Error && isLakeClosed(error.cause);
 }
 

@@ -3,7 +3,7 @@ import type { Logger } from "pino";
 import { Counter, Gauge, Histogram, type Registry } from "prom-client";
 import type { Config } from "../base/config.js";
 import { Duck } from "../base/duckdb.js";
-import { TributaryError } from "../base/errors.js";
+import { hasCode } from "../base/errors.js";
 import { layout } from "../base/paths.js";
 import { Permits } from "../base/permits.js";
 import { Retry } from "../base/retry.js";
@@ -196,8 +196,7 @@ export function startIngest(context: IngestContext): Ingest {
   return { land, done, stop };
 }
 
-const isDown = (error: unknown): boolean =>
-  error instanceof TributaryError && error.code === "TRB-BUS-STREAM-DOWN";
+const isDown = (error: unknown): boolean => hasCode(error, "TRB-BUS-STREAM-DOWN");
 
 const quarantinedGauge = (registers: Registry[]) =>
   new Gauge({

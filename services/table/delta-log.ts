@@ -1,5 +1,5 @@
 import { literal, rowsOf } from "../base/duckdb.js";
-import { TributaryError } from "../base/errors.js";
+import { hasCode, TributaryError } from "../base/errors.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { type Action, commitKey, decodeCommit } from "./actions.js";
 import type { Change } from "./changes.js";
@@ -166,8 +166,7 @@ async function reopen(place: LogPlace, failure: unknown): Promise<OpenedLog | un
   throw new TributaryError("TRB-TABLE-CORRUPT", reason, { cause: failures[0] });
 }
 
-const isDamage = (error: unknown): boolean =>
-  error instanceof TributaryError && error.code === "TRB-TABLE-CORRUPT";
+const isDamage = (error: unknown): boolean => hasCode(error, "TRB-TABLE-CORRUPT");
 
 /** Errors: TRB-TABLE-CORRUPT when a commit is missing between `version` and a later one. */
 function requireAll(version: number, commits: readonly number[]): void {

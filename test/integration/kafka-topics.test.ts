@@ -300,7 +300,7 @@ test.each(PACKED)(
     const writer = opened(
       await openKafkaWriter(cluster, topic, FEW, {
         compression,
-        describe: (bytes, start, end) => facts.read(bytes, start, end),
+        describe: (bytes, start, end) => facts.facts(bytes, start, end),
       }),
     );
     const before = Date.now();

@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Command } from "commander";
 import type { Config } from "../../base/config.js";
-import { TributaryError } from "../../base/errors.js";
+import { hasCode, TributaryError } from "../../base/errors.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
 import { repairTable } from "../../ingest/repair.js";
 import { loadModels } from "../../models/project.js";
@@ -56,7 +56,7 @@ async function repair(
   if (dryRun) return repairHere(config, store, name, true);
   if (config.stream.kind !== "embedded" && (await isIngestRunning(store))) return repairThere(store, name);
   const lock = await lockData(config, "ingest").catch((error: unknown) => {
-    if (error instanceof TributaryError && error.code === "TRB-STREAM-LOCKED") return undefined;
+    if (hasCode(error, "TRB-STREAM-LOCKED")) return undefined;
     throw error;
   });
   if (lock === undefined) return repairThere(store, name);

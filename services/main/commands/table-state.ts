@@ -1,5 +1,5 @@
 import { CODES } from "../../base/codes.js";
-import { TributaryError } from "../../base/errors.js";
+import { hasCode, type TributaryError } from "../../base/errors.js";
 import { type IngestStatus, readIngestStatus, type TableStatus } from "../../status/ingest-status.js";
 import type { ObjectStore } from "../../storage/object-store.js";
 import { duration, printable } from "../terminal/text-table.js";
@@ -36,8 +36,7 @@ export class LakeState {
     try {
       return new LakeState(await readIngestStatus(store));
     } catch (error) {
-      if (error instanceof TributaryError && error.code === "TRB-STORE-FAILED")
-        return new LakeState(undefined);
+      if (hasCode(error, "TRB-STORE-FAILED")) return new LakeState(undefined);
       throw error;
     }
   }

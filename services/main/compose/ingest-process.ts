@@ -6,7 +6,7 @@ import type { Logger } from "pino";
 import { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
 import { checkData } from "../../base/data-format.js";
-import { TributaryError } from "../../base/errors.js";
+import { hasCode } from "../../base/errors.js";
 import { nodeFiles } from "../../base/files.js";
 import { layout } from "../../base/paths.js";
 import { type ProcessLock, waitForLock } from "../../base/process-lock.js";
@@ -90,7 +90,7 @@ async function placeOf(config: Config): Promise<Place> {
     try {
       return { folder, lock: await lockData(config, folder) };
     } catch (error) {
-      const isTaken = error instanceof TributaryError && error.code === "TRB-STREAM-LOCKED";
+      const isTaken = hasCode(error, "TRB-STREAM-LOCKED");
       if (!isTaken || number === MOST_WORKERS) throw error;
     }
   }

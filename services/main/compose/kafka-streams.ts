@@ -38,7 +38,7 @@ export function kafkaStreams(config: Config): StreamKind {
         topic: topic(name),
         compression: kafka.compression,
         maxInFlightBytes: kafka.maxInFlightBytes,
-        describe: (bytes, start, end) => facts.read(bytes, start, end),
+        describe: (bytes, start, end) => facts.facts(bytes, start, end),
       }),
     reader: (name) => {
       const times = { sessionMs: kafka.sessionMs, heartbeatMs: Math.min(500, kafka.sessionMs / 5) };

@@ -1,7 +1,7 @@
 import type { Logger } from "pino";
 import type { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
-import { TributaryError } from "../../base/errors.js";
+import { hasCode, TributaryError } from "../../base/errors.js";
 import { layout } from "../../base/paths.js";
 import { Retry } from "../../base/retry.js";
 import type { ChangeStreamReader, ChangeStreamWriter } from "../../stream/change-stream.js";
@@ -126,7 +126,7 @@ export class OpenStreams<S extends Closable> implements Streams<S> {
     try {
       this.take(name, await this.openOne(name));
     } catch (error) {
-      if (!(error instanceof TributaryError) || error.code !== "TRB-BUS-STREAM-DOWN") throw error;
+      if (!hasCode(error, "TRB-BUS-STREAM-DOWN")) throw error;
       this.log.error({ err: error, stream: name }, "a stream is down; trying again");
       void this.keepTrying(name);
     }

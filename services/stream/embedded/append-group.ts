@@ -1,6 +1,6 @@
 import type { EventSlices } from "../change-stream.js";
+import { PositionFormatter } from "../positions.js";
 import { alignedBuffer, frameBytes, frameHeaderBytes, sealFrame } from "./format.js";
-import { PositionFormatter } from "./positions.js";
 
 export interface PendingAppend {
   readonly events: EventSlices;

@@ -1,4 +1,4 @@
-import { TributaryError } from "../../base/errors.js";
+import { hasCode } from "../../base/errors.js";
 import { createDurably, nodeFiles } from "../../base/files.js";
 import { closedPath } from "./folder.js";
 import { type EmbeddedLogOptions, EmbeddedLogWriter } from "./writer.js";
@@ -14,7 +14,7 @@ export async function closeLog(options: EmbeddedLogOptions): Promise<void> {
   try {
     writer = await EmbeddedLogWriter.open(options);
   } catch (error) {
-    if (error instanceof TributaryError && error.code === "TRB-STREAM-CLOSED") return;
+    if (hasCode(error, "TRB-STREAM-CLOSED")) return;
     throw error;
   }
   try {

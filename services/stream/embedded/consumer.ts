@@ -1,10 +1,12 @@
 import type { FileOps } from "../../base/files.js";
 import type { Checkpoint, StreamBatch, StreamConsumer } from "../change-stream.js";
+import { closedError, streamDown } from "../failures.js";
+import { PositionFormatter } from "../positions.js";
+import { fromCheckpoint } from "./checkpoints.js";
 import { LogCursor, type Window } from "./cursor.js";
-import { damaged, listSegments, openSegment, type StreamIdentity, streamDown } from "./folder.js";
+import { damaged, listSegments, openSegment, type StreamIdentity } from "./folder.js";
 import type { Frame } from "./format.js";
 import { type LowWater, readLowWater, writeLowWater } from "./low-water.js";
-import { fromCheckpoint, PositionFormatter } from "./positions.js";
 import type { FolderWatch } from "./watch.js";
 
 interface Place {
@@ -131,7 +133,7 @@ export class EmbeddedLogConsumer implements StreamConsumer {
   }
 
   async read(limit: ReadLimit): Promise<StreamBatch | undefined> {
-    if (this.closed) throw streamDown("the consumer is closed");
+    if (this.closed) throw closedError("consumer");
     const reading = this.readNext(limit);
     this.reading = reading;
     try {

@@ -158,10 +158,3 @@ export const damaged = (segment: number, at: number): TributaryError =>
     `segment ${segment}, byte ${at}: expected the next frame of the log`,
     { details: { segment, at } },
   );
-
-/** A typed error for whatever went wrong with the log's files; one that is typed already stays as it is. */
-export function streamDown(message: string, cause?: unknown): TributaryError {
-  return cause instanceof TributaryError
-    ? cause
-    : new TributaryError("TRB-BUS-STREAM-DOWN", message, { cause });
-}

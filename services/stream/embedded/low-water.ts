@@ -1,8 +1,8 @@
 import { join } from "node:path";
 import { TributaryError } from "../../base/errors.js";
 import { type FileOps, readWhole, replaceDurably, temporarySuffix } from "../../base/files.js";
+import { formatPosition, parsePosition } from "../positions.js";
 import { consumersFolder } from "./folder.js";
-import { formatPosition, parsePosition } from "./positions.js";
 
 /** A consumer's durable record: all it is done with, and where in the log reading resumes. */
 export interface LowWater {
@@ -16,12 +16,6 @@ export interface LowWater {
 }
 
 const SUFFIX = ".json";
-
-export function checkConsumerName(name: string): void {
-  if (!/^[a-z0-9][a-z0-9_-]{0,63}$/.test(name)) {
-    throw new TributaryError("TRB-CONFIG", "consumer name: expected 1 to 64 of a-z 0-9 _ -");
-  }
-}
 
 export async function readLowWater(
   files: FileOps,

@@ -9,11 +9,13 @@ import type {
   StreamConsumer,
   StreamFollower,
 } from "../change-stream.js";
+import { checkConsumerName } from "../consumer-name.js";
+import { closedError } from "../failures.js";
+import { fromCheckpoint, toCheckpoint } from "./checkpoints.js";
 import { EmbeddedLogConsumer } from "./consumer.js";
 import { LogCursor } from "./cursor.js";
-import { logFolder, openIdentity, type StreamIdentity, streamDown } from "./folder.js";
-import { checkConsumerName, readLowWater } from "./low-water.js";
-import { fromCheckpoint, toCheckpoint } from "./positions.js";
+import { logFolder, openIdentity, type StreamIdentity } from "./folder.js";
+import { readLowWater } from "./low-water.js";
 import { FolderWatch } from "./watch.js";
 
 /** What a look reads at once: a slice that others need not wait long for. */
@@ -69,7 +71,7 @@ export class EmbeddedLogReader implements ChangeStreamReader {
   }
 
   private async findHead(): Promise<Checkpoint> {
-    if (this.closed) throw streamDown("the stream reader is closed");
+    if (this.closed) throw closedError("stream reader");
     // What was trimmed since the last look may lie between: the newest segment tells as much.
     const next = await this.atHead().catch(() => this.atHead());
     return toCheckpoint(
@@ -152,7 +154,7 @@ export class EmbeddedLogReader implements ChangeStreamReader {
   private async opening(
     open: (onClose: () => void) => Promise<EmbeddedLogConsumer>,
   ): Promise<EmbeddedLogConsumer> {
-    if (this.closed) throw streamDown("the stream reader is closed");
+    if (this.closed) throw closedError("stream reader");
     const opened = await open(() => this.consumers.delete(opened));
     this.consumers.add(opened);
     return opened;

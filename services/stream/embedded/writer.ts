@@ -13,6 +13,7 @@ import {
 import { acquireLock, type ProcessLock } from "../../base/process-lock.js";
 import { rangeOfSlot } from "../../base/slots.js";
 import type { Appended, ChangeStreamWriter, OutgoingEvents } from "../change-stream.js";
+import { streamDown } from "../failures.js";
 import { AppendGroup, type PendingAppend } from "./append-group.js";
 import {
   closedPath,
@@ -22,7 +23,6 @@ import {
   type StreamIdentity,
   segmentName,
   segmentPath,
-  streamDown,
 } from "./folder.js";
 import { encodeSegmentHeader, MARKER_BYTES, MAX_FRAME_BYTES, segmentHeaderBytes } from "./format.js";
 import { readAllLowWater } from "./low-water.js";

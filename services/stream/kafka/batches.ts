@@ -1,5 +1,5 @@
 import type { StreamBatch, StreamFollower } from "../change-stream.js";
-import { PositionFormatter } from "../embedded/positions.js";
+import { PositionFormatter } from "../positions.js";
 import type { Fetched, Fetcher } from "./fetcher.js";
 import type { Window } from "./window.js";
 
@@ -33,6 +33,14 @@ export class BatchCutter {
     return this.current === undefined;
   }
 
+  /** Whether there is something to cut: the fetcher's next answer, where all of the last one was handed out. */
+  fill(fetcher: Fetcher): boolean {
+    if (this.current !== undefined) return true;
+    const fetched = fetcher.take();
+    if (fetched !== undefined) this.begin(fetched);
+    return fetched !== undefined;
+  }
+
   begin(fetched: Fetched): void {
     this.current = fetched;
     this.event = 0;
@@ -45,8 +53,8 @@ export class BatchCutter {
   cut(
     { maxEvents, maxBytes }: Limit,
     names: readonly string[],
-    wanted: (fetched: Fetched, partition: number) => boolean,
-    finished: (fetched: Fetched) => void,
+    wanted: (fetched: Fetched, partition: number) => boolean = () => true,
+    finished: (fetched: Fetched) => void = () => undefined,
   ): StreamBatch | undefined {
     const fetched = this.current;
     if (fetched === undefined) return undefined;

@@ -2,8 +2,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { slotsOfRange } from "../../base/slots.js";
 
 import type { Checkpoint, PartitionHolder, StreamBatch, StreamConsumer } from "../change-stream.js";
+import { closedError, streamDown } from "../failures.js";
 import { BatchCutter, readWhenThere } from "./batches.js";
-import { closedError, codeOf, KAFKA, streamDown, Unanswered } from "./failures.js";
+import { codeOf, KAFKA, Unanswered } from "./failures.js";
 import { type Cursor, Fetcher, type FetchLimits } from "./fetcher.js";
 import { GroupMember, type GroupTimes, type PartitionOwner } from "./group-member.js";
 import {
@@ -94,11 +95,7 @@ export class KafkaConsumer implements StreamConsumer, PartitionOwner {
     for (;;) {
       if (this.closed) throw closedError("consumer");
       if (this.failure !== undefined) throw this.failure;
-      if (this.cutter.isEmpty) {
-        const fetched = this.fetcher.take();
-        if (fetched === undefined) return undefined;
-        this.cutter.begin(fetched);
-      }
+      if (!this.cutter.fill(this.fetcher)) return undefined;
       const batch = this.cutter.cut(
         limit,
         this.names,

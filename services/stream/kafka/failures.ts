@@ -1,5 +1,3 @@
-import { TributaryError } from "../../base/errors.js";
-
 /** Protocol error codes this adapter tells apart (kafka.apache.org/protocol, "Error Codes"). */
 export const KAFKA = {
   NONE: 0,
@@ -70,12 +68,3 @@ export function checkCode(what: string, code: number): void {
 
 export const codeOf = (error: unknown): number | undefined =>
   error instanceof Refused ? error.code : undefined;
-
-/** What callers of the port see: our own errors as they are, all else as a stream that is down for now. */
-export function streamDown(message: string, cause: unknown): TributaryError {
-  if (cause instanceof TributaryError) return cause;
-  return new TributaryError("TRB-BUS-STREAM-DOWN", message, { cause });
-}
-
-export const closedError = (what: string): TributaryError =>
-  new TributaryError("TRB-BUS-STREAM-DOWN", `the ${what} is closed`);

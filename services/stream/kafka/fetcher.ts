@@ -2,6 +2,7 @@ import { TributaryError } from "../../base/errors.js";
 import { KAFKA, Refused } from "./failures.js";
 import { fetchApi } from "./fetch-api.js";
 import { listOffsets } from "./offsets.js";
+import { onceATurn } from "./once-a-turn.js";
 import type { Topic } from "./topic.js";
 import { type FetchedPartition, type Window, windowOf } from "./window.js";
 
@@ -47,7 +48,8 @@ export class Fetcher {
   private passing: { readonly since: number; readonly error: unknown } | undefined;
   private timer: NodeJS.Timeout | undefined;
   private turn = 0;
-  private scheduled = false;
+  /** Once for all that are added together. */
+  private readonly schedule = onceATurn(() => this.pump());
   private closed = false;
 
   constructor(
@@ -102,16 +104,6 @@ export class Fetcher {
       const timer = setTimeout(done, Math.min(ms, SILENT_MS));
       signal?.addEventListener("abort", done);
       this.wake = done;
-    });
-  }
-
-  /** Once for all that are added together. */
-  private schedule(): void {
-    if (this.scheduled) return;
-    this.scheduled = true;
-    setImmediate(() => {
-      this.scheduled = false;
-      this.pump();
     });
   }
 

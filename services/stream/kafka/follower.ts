@@ -1,6 +1,6 @@
 import type { Checkpoint, StreamBatch, StreamFollower } from "../change-stream.js";
+import { closedError } from "../failures.js";
 import { BatchCutter, readWhenThere } from "./batches.js";
-import { closedError } from "./failures.js";
 import { Fetcher, type FetchLimits } from "./fetcher.js";
 import { listOffsets, namesOf, offsetAt, partitionName } from "./offsets.js";
 import type { Topic } from "./topic.js";
@@ -62,17 +62,8 @@ export class KafkaFollower implements StreamFollower {
     if (this.closed) throw closedError("follower");
     if (performance.now() - this.lookedAt > LOOK_MS) this.look();
     for (;;) {
-      if (this.cutter.isEmpty) {
-        const fetched = this.fetcher.take();
-        if (fetched === undefined) return undefined;
-        this.cutter.begin(fetched);
-      }
-      const batch = this.cutter.cut(
-        limit,
-        this.names,
-        () => true,
-        () => undefined,
-      );
+      if (!this.cutter.fill(this.fetcher)) return undefined;
+      const batch = this.cutter.cut(limit, this.names);
       if (batch !== undefined) return batch;
     }
   }

@@ -5,9 +5,9 @@ import {
   offsetCommitV8,
   offsetFetchV8,
 } from "@platformatic/kafka";
-import { TributaryError } from "../../base/errors.js";
 import type { Checkpoint } from "../change-stream.js";
-import { formatPosition, parsePosition } from "../embedded/positions.js";
+import { checkConsumerName, isConsumerName } from "../consumer-name.js";
+import { formatPosition, parsePosition } from "../positions.js";
 import type { Brokers } from "./brokers.js";
 import { checkCode, KAFKA, Refused } from "./failures.js";
 import type { Topic } from "./topic.js";
@@ -29,9 +29,7 @@ export const namesOf = (partitions: number): string[] =>
 
 /** The consumer group of a named consumer of a topic: one for each topic, so that a domain's members are its own. */
 export function groupOf(topic: string, consumer: string): string {
-  if (!/^[a-z0-9][a-z0-9_-]{0,63}$/.test(consumer)) {
-    throw new TributaryError("TRB-CONFIG", "consumer name: expected 1 to 64 of a-z 0-9 _ -");
-  }
+  checkConsumerName(consumer);
   return `${topic}.${consumer}`;
 }
 
@@ -134,7 +132,7 @@ export async function groupsOf(topic: Topic): Promise<string[]> {
   );
   const rest = (group: string) => group.slice(topic.name.length + 1);
   return [...new Set(found.flat())].filter(
-    (group) => group.startsWith(`${topic.name}.`) && /^[a-z0-9][a-z0-9_-]{0,63}$/.test(rest(group)),
+    (group) => group.startsWith(`${topic.name}.`) && isConsumerName(rest(group)),
   );
 }
 

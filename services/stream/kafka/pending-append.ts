@@ -1,6 +1,6 @@
 import { TributaryError } from "../../base/errors.js";
 import type { Appended } from "../change-stream.js";
-import { PositionFormatter } from "../embedded/positions.js";
+import { PositionFormatter } from "../positions.js";
 
 /** One call of `append`, whose events go into several batches: it is settled when the last of them is. */
 export class PendingAppend {

@@ -6,10 +6,10 @@ import type {
   StreamConsumer,
   StreamFollower,
 } from "../change-stream.js";
+import { closedError, streamDown } from "../failures.js";
 import { BatchCutter } from "./batches.js";
 import { Brokers } from "./brokers.js";
 import { KafkaConsumer } from "./consumer.js";
-import { closedError, streamDown } from "./failures.js";
 import { Fetcher, type FetchLimits } from "./fetcher.js";
 import { KafkaFollower } from "./follower.js";
 import type { GroupTimes } from "./group-member.js";
@@ -123,12 +123,7 @@ export class KafkaReader implements ChangeStreamReader {
         }
         cutter.begin(fetched);
         while (!cutter.isEmpty) {
-          const batch = cutter.cut(
-            LOOK,
-            names,
-            () => true,
-            () => undefined,
-          );
+          const batch = cutter.cut(LOOK, names);
           if (batch !== undefined) yield batch;
         }
         for (const [partition, next] of fetched.window.next) {

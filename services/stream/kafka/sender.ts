@@ -1,6 +1,7 @@
 import type { produceV9 } from "@platformatic/kafka";
 import { TributaryError } from "../../base/errors.js";
 import { KAFKA, Refused, Unanswered } from "./failures.js";
+import { onceATurn } from "./once-a-turn.js";
 import type { PartitionLane, Stored } from "./partition-lane.js";
 import { newIdentity, produceApi } from "./produce-api.js";
 import type { Topic } from "./topic.js";
@@ -46,7 +47,6 @@ const UNKNOWN_PRODUCER: ReadonlySet<number> = new Set<number>([
  */
 export class Sender {
   private readonly busy = new Set<number>();
-  private scheduled = false;
   private timer: NodeJS.Timeout | undefined;
   /** Since when no broker at all has answered. */
   private alone: number | undefined;
@@ -60,15 +60,8 @@ export class Sender {
     private readonly onStored: (stored: Stored) => void,
   ) {}
 
-  /** After one turn of the event loop, so that those just answered can join. */
-  wake(): void {
-    if (this.scheduled) return;
-    this.scheduled = true;
-    setImmediate(() => {
-      this.scheduled = false;
-      this.pump();
-    });
-  }
+  /** After this turn of the event loop, so that those just answered can join. */
+  readonly wake = onceATurn(() => this.pump());
 
   private pump(): void {
     const now = performance.now();

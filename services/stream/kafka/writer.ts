@@ -1,10 +1,10 @@
 import { TributaryError } from "../../base/errors.js";
 import { rangeOfSlot } from "../../base/slots.js";
 import { type Appended, bytesOf, type ChangeStreamWriter, type OutgoingEvents } from "../change-stream.js";
+import { closedError, streamDown } from "../failures.js";
 import { Backlog } from "./backlog.js";
 import { Brokers } from "./brokers.js";
 import { checkCompression } from "./codecs.js";
-import { closedError, streamDown } from "./failures.js";
 import { namesOf } from "./offsets.js";
 import { PartitionLane } from "./partition-lane.js";
 import { PendingAppend } from "./pending-append.js";

@@ -6,13 +6,14 @@ import { Turns } from "../../base/turns.js";
 import { LeaseCoordinator } from "../../lease/lease-coordinator.js";
 import { type Lease, type LeaseStore, newLease } from "../../lease/lease-store.js";
 import type { Checkpoint, PartitionHolder, StreamBatch, StreamConsumer } from "../change-stream.js";
+import { closedError, streamDown } from "../failures.js";
 import { FeedSet } from "./feed-set.js";
 import { LossGuard } from "./loss-guard.js";
 import type { KinesisMetrics } from "./metrics.js";
 import { formatCheckpoint, parseCheckpoint, type ShardCheckpoint, sequenceOf } from "./positions.js";
 import { ShardFeed } from "./shard-feed.js";
 import type { ShardSource, SourceOptions } from "./shard-source.js";
-import { type ShardInfo, type StreamApi, streamDown } from "./stream-api.js";
+import type { ShardInfo, StreamApi } from "./stream-api.js";
 
 /** How often low-water records are written at most: each is a write of a lease. */
 const COMMIT_GAP_MS = 1_000;
@@ -89,7 +90,7 @@ export class KinesisConsumer implements StreamConsumer {
     const until = performance.now() + limit.waitMs;
     try {
       for (;;) {
-        if (this.closing.signal.aborted) throw streamDown("the consumer is closed");
+        if (this.closing.signal.aborted) throw closedError("consumer");
         if (limit.signal?.aborted === true) return undefined;
         const { version } = this.feeds;
         // Whoever was frozen may have lost a shard without knowing: only what is surely ours is delivered.

@@ -1,10 +1,11 @@
 import type { Checkpoint, StreamBatch, StreamFollower } from "../change-stream.js";
+import { closedError, streamDown } from "../failures.js";
 import { FeedSet } from "./feed-set.js";
 import { LossGuard } from "./loss-guard.js";
 import { sequenceOf } from "./positions.js";
 import { ShardFeed } from "./shard-feed.js";
 import { PollSource } from "./shard-source.js";
-import { type ShardInfo, type ShardPlace, type StreamApi, streamDown } from "./stream-api.js";
+import type { ShardInfo, ShardPlace, StreamApi } from "./stream-api.js";
 
 /** Reads all shards, a child after its parents, for somebody who keeps count himself. */
 export class KinesisFollower implements StreamFollower {
@@ -39,7 +40,7 @@ export class KinesisFollower implements StreamFollower {
     const until = performance.now() + limit.waitMs;
     try {
       for (;;) {
-        if (this.closed) throw streamDown("the follower is closed");
+        if (this.closed) throw closedError("follower");
         if (limit.signal?.aborted === true) return undefined;
         const { version } = this.feeds;
         const batch = this.feeds.take(limit, () => true);

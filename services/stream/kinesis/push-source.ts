@@ -9,14 +9,15 @@ import {
 } from "@aws-sdk/client-kinesis";
 import { TributaryError } from "../../base/errors.js";
 import { pauseAfter } from "../../base/retry.js";
+import { streamDown } from "../failures.js";
 import { forgotten } from "./loss-guard.js";
-import type { Fetched, ShardSource, SourceOptions } from "./shard-source.js";
+import { type Fetched, fetchedOf, type ShardSource, type SourceOptions } from "./shard-source.js";
 import {
   InvalidArgumentException,
   type ShardPlace,
   type StreamApi,
+  sequenceIn,
   startingAt,
-  streamDown,
 } from "./stream-api.js";
 
 const ACTIVE_TRIES = 100;
@@ -76,15 +77,8 @@ export class PushSource implements ShardSource {
           continue;
         }
         this.failures = 0;
-        const fetched: Fetched = {
-          records: (event.Records ?? []).map((record) => ({
-            sequence: record.SequenceNumber!,
-            data: record.Data!,
-            arrivedAt: record.ApproximateArrivalTimestamp?.getTime() ?? Date.now(),
-          })),
-          behindMs: event.MillisBehindLatest ?? 0,
-          ended: event.ContinuationSequenceNumber === undefined,
-        };
+        const { Records, MillisBehindLatest, ContinuationSequenceNumber } = event;
+        const fetched = fetchedOf(Records, MillisBehindLatest, ContinuationSequenceNumber === undefined);
         guard.check(fetched, shard);
         const last = fetched.records.at(-1);
         if (last !== undefined) this.place = { sequence: last.sequence };
@@ -115,7 +109,7 @@ export class PushSource implements ShardSource {
   private async subscribe(): Promise<AsyncIterator<SubscribeToShardEventStream>> {
     const { api, shard, guard, signal } = this.options;
     const { place } = this;
-    guard.placed(typeof place === "object" && "sequence" in place ? place.sequence : undefined);
+    guard.placed(sequenceIn(place));
     const { type, time, sequence } = { time: undefined, sequence: undefined, ...startingAt(place) };
     const { EventStream } = await api.client.send(
       new SubscribeToShardCommand({

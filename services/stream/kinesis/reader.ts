@@ -1,6 +1,5 @@
 import type { KinesisClient } from "@aws-sdk/client-kinesis";
 import type { Logger } from "pino";
-import { TributaryError } from "../../base/errors.js";
 import type { LeaseStore } from "../../lease/lease-store.js";
 import type {
   ChangeStreamReader,
@@ -10,6 +9,8 @@ import type {
   StreamConsumer,
   StreamFollower,
 } from "../change-stream.js";
+import { checkConsumerName } from "../consumer-name.js";
+import { closedError, streamDown } from "../failures.js";
 import { disaggregate } from "./aggregate.js";
 import { KinesisConsumer } from "./consumer.js";
 import { FeedSet } from "./feed-set.js";
@@ -20,7 +21,7 @@ import { eventPosition, parseCheckpoint, recordPosition, sequenceOf } from "./po
 import { PushSource, registerConsumer } from "./push-source.js";
 import { ShardFeed } from "./shard-feed.js";
 import { PollSource, type SourceOptions } from "./shard-source.js";
-import { type ShardPlace, StreamApi, streamDown } from "./stream-api.js";
+import { type ShardPlace, StreamApi } from "./stream-api.js";
 
 /** What a look reads at once: a slice that others need not wait long for. */
 const LOOK = { maxEvents: 4_096, maxBytes: 1024 * 1024, waitMs: 0 };
@@ -75,7 +76,7 @@ export class KinesisReader implements ChangeStreamReader {
   }
 
   private async checkpoints(consumer: string) {
-    checkConsumer(consumer);
+    checkConsumerName(consumer);
     const scope = `${consumer}/`;
     const leases = (await this.leases.list()).filter(({ name }) => name.startsWith(scope));
     return new Map(
@@ -140,7 +141,7 @@ export class KinesisReader implements ChangeStreamReader {
 
   async consume(consumer: string, holder?: PartitionHolder): Promise<StreamConsumer> {
     this.mustBeOpen();
-    checkConsumer(consumer);
+    checkConsumerName(consumer);
     const { api, leases } = this;
     const { log, metrics, leaseMs, fanOut = false } = this.options;
     const pushed = fanOut ? await registerConsumer(api, `tributary-${consumer}`) : undefined;
@@ -202,12 +203,6 @@ export class KinesisReader implements ChangeStreamReader {
   }
 
   private mustBeOpen(): void {
-    if (this.closed) throw streamDown("the stream reader is closed");
-  }
-}
-
-function checkConsumer(name: string): void {
-  if (!/^[a-z0-9][a-z0-9_-]{0,63}$/.test(name)) {
-    throw new TributaryError("TRB-CONFIG", "consumer name: expected 1 to 64 of a-z 0-9 _ -");
+    if (this.closed) throw closedError("stream reader");
   }
 }

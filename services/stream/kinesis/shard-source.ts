@@ -1,6 +1,8 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import type { _Record } from "@aws-sdk/client-kinesis";
 import { TributaryError } from "../../base/errors.js";
 import { pauseAfter } from "../../base/retry.js";
+import { streamDown } from "../failures.js";
 import { forgotten, type LossGuard } from "./loss-guard.js";
 import type { KinesisMetrics } from "./metrics.js";
 import {
@@ -10,7 +12,7 @@ import {
   ResourceNotFoundException,
   type ShardPlace,
   type StreamApi,
-  streamDown,
+  sequenceIn,
 } from "./stream-api.js";
 
 export interface FetchedRecord {
@@ -27,6 +29,21 @@ export interface Fetched {
   /** The shard is closed, and these were its last. */
   readonly ended: boolean;
 }
+
+/** What Kinesis answers, or pushes. */
+export const fetchedOf = (
+  records: readonly _Record[] | undefined,
+  behindMs: number | undefined,
+  ended: boolean,
+): Fetched => ({
+  records: (records ?? []).map((record) => ({
+    sequence: record.SequenceNumber!,
+    data: record.Data!,
+    arrivedAt: record.ApproximateArrivalTimestamp?.getTime() ?? Date.now(),
+  })),
+  behindMs: behindMs ?? 0,
+  ended,
+});
 
 /** The records of one shard, one piece after the other. */
 export interface ShardSource {
@@ -76,15 +93,8 @@ export class PollSource implements ShardSource {
         const answer = await api.records(this.iterator, signal);
         this.failures = 0;
         this.iterator = answer.NextShardIterator;
-        const fetched: Fetched = {
-          records: (answer.Records ?? []).map((record) => ({
-            sequence: record.SequenceNumber!,
-            data: record.Data!,
-            arrivedAt: record.ApproximateArrivalTimestamp?.getTime() ?? Date.now(),
-          })),
-          behindMs: answer.MillisBehindLatest ?? 0,
-          ended: answer.NextShardIterator === undefined,
-        };
+        const { Records, MillisBehindLatest, NextShardIterator } = answer;
+        const fetched = fetchedOf(Records, MillisBehindLatest, NextShardIterator === undefined);
         guard.check(fetched, shard);
         const last = fetched.records.at(-1);
         if (last !== undefined) this.place = { sequence: last.sequence };
@@ -106,7 +116,7 @@ export class PollSource implements ShardSource {
   private async findPlace(): Promise<string> {
     const { api, shard, guard } = this.options;
     const { place } = this;
-    const sequence = typeof place === "object" && "sequence" in place ? place.sequence : undefined;
+    const sequence = sequenceIn(place);
     guard.placed(sequence);
     try {
       return await api.iterator(shard, place);

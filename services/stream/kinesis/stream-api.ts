@@ -15,6 +15,7 @@ import {
 import { TributaryError } from "../../base/errors.js";
 import { pauseAfter } from "../../base/retry.js";
 import type { SlotRange } from "../../base/slots.js";
+import { streamDown } from "../failures.js";
 
 /** A shard of the stream, open or closed. */
 export interface ShardInfo {
@@ -27,6 +28,10 @@ export interface ShardInfo {
 
 /** From where a shard is read. */
 export type ShardPlace = "oldest" | "next" | { readonly sequence: string } | { readonly since: number };
+
+/** The record that a place comes after, where it is one's. */
+export const sequenceIn = (place: ShardPlace): string | undefined =>
+  typeof place === "object" && "sequence" in place ? place.sequence : undefined;
 
 /** A shard's starting position, as both ways of reading name it. */
 export function startingAt(place: ShardPlace) {
@@ -42,9 +47,6 @@ const HOUR_MS = 3_600_000;
 const SLOT_SHIFT = 96n;
 
 export const hashKeyOf = (slot: number): string => String(BigInt(slot) << SLOT_SHIFT);
-
-export const streamDown = (what: string, cause?: unknown): TributaryError =>
-  cause instanceof TributaryError ? cause : new TributaryError("TRB-BUS-STREAM-DOWN", what, { cause });
 
 /** Whether a request was refused because too much was asked of the stream: it has done nothing. */
 export const isThrottled = (error: unknown): boolean =>

@@ -2,11 +2,12 @@ import { type KinesisClient, PutRecordsCommand, type PutRecordsResultEntry } fro
 import { TributaryError } from "../../base/errors.js";
 import type { LeaseStore } from "../../lease/lease-store.js";
 import type { Appended, ChangeStreamWriter, OutgoingEvents } from "../change-stream.js";
+import { closedError, streamDown } from "../failures.js";
 import { Backlog } from "./backlog.js";
 import type { KinesisMetrics } from "./metrics.js";
 import { ShardMap } from "./shard-map.js";
 import { Appending, type OutgoingRecord, ShardQueue } from "./shard-queue.js";
-import { isThrottled, StreamApi, streamDown } from "./stream-api.js";
+import { isThrottled, StreamApi } from "./stream-api.js";
 
 /** Limits of PutRecords. A request may be of 10 MiB where records may, of 5 elsewhere; larger records go alone. */
 const MAX_RECORDS = 500;
@@ -70,7 +71,7 @@ export class KinesisWriter implements ChangeStreamWriter {
   }
 
   async append(events: OutgoingEvents): Promise<Appended> {
-    if (this.closing !== undefined) throw streamDown("the stream writer is closed");
+    if (this.closing !== undefined) throw closedError("stream writer");
     for (let i = 0; i < events.count; i++) {
       const bytes = events.ends[i]! - events.starts[i]!;
       if (bytes + 10 <= this.api.maxRecordBytes) continue;

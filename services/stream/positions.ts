@@ -1,5 +1,4 @@
-import { TributaryError } from "../../base/errors.js";
-import type { Checkpoint } from "../change-stream.js";
+import { TributaryError } from "../base/errors.js";
 
 const WIDTH = 16;
 const LAST_DIGITS = Array.from({ length: 1000 }, (_, n) => String(n).padStart(3, "0"));
@@ -29,18 +28,3 @@ export class PositionFormatter {
     return this.front + LAST_DIGITS[position - thousands * 1000]!;
   }
 }
-
-/** Last position per partition (0 = none) → checkpoint without the partitions that have none. */
-export function toCheckpoint(partitions: readonly string[], last: readonly number[]): Checkpoint {
-  const result = new Map<string, string>();
-  partitions.forEach((name, p) => {
-    if (last[p]! > 0) result.set(name, formatPosition(last[p]!));
-  });
-  return result;
-}
-
-export const fromCheckpoint = (partitions: readonly string[], checkpoint: Checkpoint): number[] =>
-  partitions.map((name) => {
-    const position = checkpoint.get(name);
-    return position === undefined ? 0 : parsePosition(position);
-  });
