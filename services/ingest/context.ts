@@ -56,4 +56,6 @@ export interface IngestMetrics {
   readonly landSeconds: Histogram;
   readonly freshnessSeconds: Gauge;
   readonly behind: Gauge<"model">;
+  readonly retention: Gauge<"stream">;
+  readonly retentionLeft: Gauge<"stream">;
 }

@@ -122,6 +122,8 @@ async function wholeProject(config: Config, duck: Duck): Promise<Project> {
 /** A stream to be landed, and which entity types' events come by it. */
 export interface Source {
   readonly reader: ChangeStreamReader;
+  /** As the configuration calls it. */
+  readonly name: string;
   carries(entityType: string): boolean;
 }
 
@@ -149,7 +151,7 @@ export function startIngest(context: IngestContext): Ingest {
   });
   health.start();
   const desk = serveRepairs(context, pipelines, stopping.signal);
-  const land = async ({ reader, carries }: Source): Promise<void> => {
+  const land = async ({ reader, name, carries }: Source): Promise<void> => {
     let joined: () => void = () => undefined;
     const first = new Promise<void>((resolve) => {
       joined = resolve;
@@ -157,7 +159,7 @@ export function startIngest(context: IngestContext): Ingest {
     const run = new Retry(stopping.signal)
       .run(
         async () => {
-          const pipeline = new Pipeline(context, reader, carries);
+          const pipeline = new Pipeline(context, reader, carries, name);
           pipelines.set(reader.name, pipeline);
           void pipeline.joined.then(joined);
           await pipeline.run();
@@ -251,6 +253,18 @@ function metricsOf(registry: Registry): IngestMetrics {
       name: "tributary_ingest_model_behind",
       help: "1 while a model catches up from raw.",
       labelNames: ["model"],
+      registers,
+    }),
+    retention: new Gauge({
+      name: "tributary_ingest_stream_retention_seconds",
+      help: "For how long the stream keeps events, whether or not they were read.",
+      labelNames: ["stream"],
+      registers,
+    }),
+    retentionLeft: new Gauge({
+      name: "tributary_ingest_stream_retention_left_seconds",
+      help: "Until the stream forgets the oldest event that was read and is neither in raw nor parked.",
+      labelNames: ["stream"],
       registers,
     }),
   };

@@ -21,6 +21,7 @@ import { Holdings } from "./holdings.js";
 import { type KeeperHost, LaneKeeper } from "./lane-keeper.js";
 import { parkedTables } from "./parked-log.js";
 import { ProgressTracker } from "./progress-tracker.js";
+import { RetentionWatch } from "./retention.js";
 import { UNREADABLE, Unreadables } from "./unreadables.js";
 
 export const CONSUMER = "ingest";
@@ -48,6 +49,7 @@ export class Pipeline implements PartitionHolder {
   private readonly compactor: Compactor;
   private readonly budget: CommitBudget;
   private readonly unreadables: Unreadables;
+  private readonly retention: RetentionWatch;
   /** Partition → the last position that was read: a stream may deliver an event again. */
   private readonly reached = new Map<string, string>();
   private pendingBytes = 0;
@@ -70,6 +72,8 @@ export class Pipeline implements PartitionHolder {
     readonly reader: ChangeStreamReader,
     /** Whether events of the type come by this stream. */
     private readonly carries: (entityType: string) => boolean = () => true,
+    /** What metrics call it. */
+    called = reader.name,
   ) {
     this.joined = new Promise((resolve) => {
       this.join = resolve;
@@ -78,6 +82,7 @@ export class Pipeline implements PartitionHolder {
     this.context = { ...context, stream: reader.name, ours: this.holdings };
     this.compactor = new Compactor(this.context);
     this.budget = new CommitBudget(context.config.ingest.commitsPerSecond);
+    this.retention = new RetentionWatch(context, called, reader, () => this.progress.oldest);
     this.unreadables = new Unreadables(this.context, this.host.fatal);
   }
 
@@ -107,6 +112,7 @@ export class Pipeline implements PartitionHolder {
     this.consumer = consumer;
     this.join();
     this.beginRounds();
+    this.retention.start();
     const { signal } = this.stopping;
     try {
       while (!signal.aborted) await this.step(consumer);
@@ -115,6 +121,7 @@ export class Pipeline implements PartitionHolder {
     } finally {
       this.stopping.abort();
       this.ended = true;
+      this.retention.close();
       await Promise.all([this.opening, this.rounds]);
       await this.compactor.close();
       await Promise.allSettled([...this.keepers.values()].map((keeper) => keeper.close()));
@@ -220,7 +227,10 @@ export class Pipeline implements PartitionHolder {
   private take(delivered: StreamBatch): void {
     const { read, end } = fresh(delivered, this.reached);
     for (const [partition, position] of end) this.reached.set(partition, position);
-    const number = this.progress.begin(end);
+    const number = this.progress.begin(
+      end,
+      read.receivedAt.reduce((a, b) => Math.min(a, b), Date.now()),
+    );
     const unreadable: Unreadable[] = [];
     route(
       read,

@@ -3,6 +3,8 @@ import type { Checkpoint } from "../stream/change-stream.js";
 interface Read {
   /** Partition → last position, of those that are still ours. */
   readonly end: Map<string, string>;
+  /** When its oldest event came, in ms since the epoch. */
+  readonly oldest: number;
   open: number;
   sealed: boolean;
 }
@@ -19,10 +21,10 @@ export class ProgressTracker {
   private readonly landed = new Map<string, string>();
   private moved = false;
 
-  /** Begins a read that ends at `end`; returns its number. */
-  begin(end: ReadonlyMap<string, string>): number {
+  /** Begins a read that ends at `end`, and whose oldest event came at `oldest` (ms); returns its number. */
+  begin(end: ReadonlyMap<string, string>, oldest = Date.now()): number {
     const number = this.next++;
-    this.reads.set(number, { end: new Map(end), open: 0, sealed: false });
+    this.reads.set(number, { end: new Map(end), oldest, open: 0, sealed: false });
     for (const partition of end.keys()) {
       const reads = this.waiting.get(partition);
       if (reads === undefined) this.waiting.set(partition, [number]);
@@ -77,6 +79,15 @@ export class ProgressTracker {
   awaits(partitions: Iterable<string>): boolean {
     for (const partition of partitions) if (this.waiting.has(partition)) return true;
     return false;
+  }
+
+  /** When the oldest event came of what has been read and has not landed, in ms since the epoch; undefined for none. */
+  get oldest(): number | undefined {
+    let oldest: number | undefined;
+    for (const { end, oldest: came } of this.reads.values()) {
+      if (end.size > 0) oldest = Math.min(oldest ?? came, came);
+    }
+    return oldest;
   }
 
   /** They are another's now: nothing that was read of them moves a record any more, also when they come back. */

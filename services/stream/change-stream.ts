@@ -91,6 +91,11 @@ export interface ChangeStreamReader {
   lowWater(consumer: string): Promise<Checkpoint>;
   /** Position of the last durable event per partition. */
   head(): Promise<Checkpoint>;
+  /**
+   * For how many ms events are kept from when they came, whether or not they were read, as the stream is set now.
+   * Undefined: until every registered consumer is done with them.
+   */
+  retentionMs(): Promise<number | undefined>;
   /** Registers the consumer and reads on after its low-water record, the partitions that it is given. */
   consume(consumer: string, holder?: PartitionHolder): Promise<StreamConsumer>;
   /**

@@ -16,6 +16,8 @@ export interface ChangeStreamFixture {
   dispose(): Promise<void>;
   /** How much a large append holds, where a server is too slow for 64 MiB. */
   readonly largeMiB?: number;
+  /** Where it forgets by age. */
+  readonly retentionMs?: number;
 }
 
 const PLENTY = { maxEvents: 10_000, maxBytes: 64 * 1024 * 1024, waitMs: 5_000 };
@@ -95,6 +97,10 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
         ]);
       }
       expect(held).toHaveLength(4);
+    });
+
+    test("tells for how long it keeps what nobody has read", async () => {
+      expect(await reader.retentionMs()).toBe(fixture.retentionMs);
     });
 
     test("what was appended is read byte for byte, with its partition, position and time", async () => {

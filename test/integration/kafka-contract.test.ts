@@ -22,6 +22,7 @@ describe.each([1, 3] as const)("Kafka, %d brokers", (nodes) => {
     return {
       openWriter: async () => opened(await openKafkaWriter(cluster, topic, { allowFewReplicas: few })),
       openReader: async () => opened(await openKafkaReader(cluster, topic, { allowFewReplicas: few })),
+      retentionMs: 3_600_000,
       dispose: async () => {
         for (const it of open.reverse()) await it.close();
       },

@@ -19,6 +19,7 @@ describe.each([["local"]] as const)("kinesis, %s", (kind) => {
       openReader: () => stream.openReader(),
       dispose: () => stream.dispose(),
       largeMiB: 12,
+      retentionMs: 24 * 3_600_000,
     };
   });
 });

@@ -34,7 +34,16 @@ export type HttpFault =
   /** The answer's body is cut off after so many bytes. */
   | { readonly kind: "cut"; readonly bytes: number }
   /** One byte of the answer's body is another. */
-  | { readonly kind: "corrupt" };
+  | { readonly kind: "corrupt" }
+  /** The server gets another body, or none at all, and its answer's is made another. */
+  | { readonly kind: "edit"; readonly edit: (body: Buffer) => Edited };
+
+export interface Edited {
+  /** Undefined: answered in the server's place, which has not seen it. */
+  readonly body: Buffer | undefined;
+  /** Given the body of the server's answer. */
+  readonly answer: (body: Buffer) => Buffer;
+}
 
 export interface ProxiedRequest {
   readonly method: string;
@@ -124,7 +133,12 @@ export class HttpFaultProxy {
       answer.writeHead(fault.status, fault.headers).end(fault.body);
       return;
     }
-    const work = this.forward(asked, body, answer, fault).catch(() => answer.destroy());
+    const edited = fault?.kind === "edit" ? fault.edit(body) : undefined;
+    if (edited !== undefined && edited.body === undefined) {
+      answer.writeHead(200, { "content-type": headers["content-type"] }).end(edited.answer(Buffer.alloc(0)));
+      return;
+    }
+    const work = this.forward(asked, body, answer, fault, edited).catch(() => answer.destroy());
     this.running.add(work);
     await work.finally(() => this.running.delete(work));
   }
@@ -134,16 +148,27 @@ export class HttpFaultProxy {
     body: Buffer,
     answer: ServerResponse,
     fault: HttpFault | undefined,
+    edited: Edited | undefined,
   ): Promise<void> {
     if (fault?.kind === "late") {
       socket.destroy();
       await sleep(fault.ms);
     }
     const { hostname: host, port } = this.target;
-    const forwarded = httpRequest({ host, port, method, path, headers, agent: this.agent });
-    forwarded.end(body);
+    const sent = edited?.body ?? body;
+    const length = edited === undefined ? {} : { "content-length": sent.length };
+    const forwarded = httpRequest({
+      host,
+      port,
+      method,
+      path,
+      agent: this.agent,
+      headers: { ...headers, ...length },
+    });
+    forwarded.end(sent);
     const [found] = (await once(forwarded, "response")) as [IncomingMessage];
-    const bytes = await read(found);
+    const came = await read(found);
+    const bytes = edited?.answer(came) ?? came;
     switch (fault?.kind) {
       case "late":
         return;
@@ -158,7 +183,9 @@ export class HttpFaultProxy {
       default:
     }
     this.answered({ method: method!, path: path!, headers }, body, found.statusCode!);
-    answer.writeHead(found.statusCode!, found.headers);
+    const { "transfer-encoding": _, ...kept } = found.headers;
+    const head = edited === undefined ? found.headers : { ...kept, "content-length": bytes.length };
+    answer.writeHead(found.statusCode!, head);
     if (fault?.kind === "corrupt" && bytes.length > 0) bytes[bytes.length >> 1]! ^= 0xff;
     if (fault?.kind === "stall" || fault?.kind === "cut") {
       answer.write(bytes.subarray(0, fault.bytes));

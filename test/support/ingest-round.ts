@@ -20,8 +20,8 @@ import { makeToken, Server, until } from "./stack.js";
 
 /** Whole processes on a remote stream and a remote store: a bus, workers without a shared disk, and what befalls them. */
 
-/** The processes below a server: its ingest runs in one. */
-function family(pid: number): number[] {
+/** A server and the processes below it: its ingest runs in one. */
+export function family(pid: number): number[] {
   const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim();
   return [pid, ...(children === "" ? [] : children.split(" ").flatMap((child) => family(Number(child))))];
 }
@@ -69,7 +69,10 @@ export async function ingestRound(options: RoundOptions): Promise<void> {
     await sleep(leaseMs * 1.5);
     signal(frozen!, "SIGCONT");
     await published;
-    await check(options);
+    const oracle = new Oracle();
+    for (const line of lines) oracle.applyLine(line);
+    const types = [...new Set(lines.map((line) => (JSON.parse(line) as { entityType: string }).entityType))];
+    await checkLanded({ ...options, oracle, types });
   } finally {
     for (const worker of workers) if (worker.running) signal(worker, "SIGCONT");
     const codes = await Promise.all(workers.map((worker) => worker.stop()));
@@ -105,14 +108,24 @@ async function publish(bus: Server, folder: string, lines: readonly string[]): P
   }
 }
 
-async function check({ folder, env, lines, readTable, note }: RoundOptions): Promise<void> {
+/**
+ * Waits until all that stands in the streams of these types has landed, then looks: each record is in raw once, and
+ * refined is what the oracle says. Resolves to the places of the records, "partition/position".
+ */
+export async function checkLanded(
+  options: Pick<RoundOptions, "folder" | "env" | "readTable" | "note"> & {
+    readonly types: readonly string[];
+    readonly oracle: Oracle;
+  },
+): Promise<ReadonlySet<string>> {
+  const { folder, env, types, oracle, readTable, note } = options;
   const config = loadConfig({ data: join(folder, "checker") }, { env });
   const kind = await streamKind(config);
   const models = loadModels(config.transformsDir);
-  const types = [...new Set(lines.map((line) => (JSON.parse(line) as { entityType: string }).entityType))];
   const duck = await readingDuck();
   try {
     const due = new Set<string>();
+    const places = new Set<string>();
     for (const name of new Set(types.map((type) => kind.nameOf(type)))) {
       const reader = await kind.reader(name);
       const follower = await reader.follow("oldest");
@@ -124,6 +137,7 @@ async function check({ folder, env, lines, readTable, note }: RoundOptions): Pro
           const partition = batch!.names[batch!.partitions[i]!]!;
           reached.set(partition, batch!.positions[i]!);
           due.add(`${reader.name}/${partition}/${batch!.positions[i]}`);
+          places.add(`${partition}/${batch!.positions[i]}`);
         }
       }
       await follower.close();
@@ -156,8 +170,6 @@ async function check({ folder, env, lines, readTable, note }: RoundOptions): Pro
       const positions = await found();
       expect(new Set(positions).size, `${note}: positions in raw once`).toBe(positions.length);
       expect(positions.sort(), `${note}: raw`).toEqual([...due].sort());
-      const oracle = new Oracle();
-      for (const line of lines) oracle.applyLine(line);
       for (const model of models.filter(({ entityType }) => types.includes(entityType))) {
         const table = await open(refinedRoot(model));
         const source = raw[types.indexOf(model.entityType)]!;
@@ -176,6 +188,7 @@ async function check({ folder, env, lines, readTable, note }: RoundOptions): Pro
         );
       }
     });
+    return places;
   } finally {
     duck.close();
   }

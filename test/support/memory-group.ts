@@ -152,6 +152,10 @@ class GroupReader implements ChangeStreamReader {
     return this.group.lowWater;
   }
 
+  async retentionMs(): Promise<undefined> {
+    return undefined;
+  }
+
   async head(): Promise<Checkpoint> {
     return this.group.head;
   }

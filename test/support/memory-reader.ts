@@ -21,22 +21,28 @@ export class MemoryReader implements ChangeStreamReader {
   done: Checkpoint = new Map();
   /** Called before a consumer of now writes a low-water record; what it waits for, the record waits for. */
   beforeCommit: () => Promise<void> = async () => undefined;
+  /** As an operator has set it. */
+  retention: number | undefined;
   private readonly heads = new Map<string, number>();
 
   constructor(readonly name: string) {}
 
   /** Returns "partition/position". */
-  append(partition: number, bytes: Buffer): string {
+  append(partition: number, bytes: Buffer, receivedAt = Date.now()): string {
     const name = this.partitions[partition]!;
     const next = (this.heads.get(name) ?? 0) + 1;
     this.heads.set(name, next);
     const position = String(next).padStart(16, "0");
-    this.events.push({ partition: name, position, bytes, receivedAt: Date.now() });
+    this.events.push({ partition: name, position, bytes, receivedAt });
     return `${name}/${position}`;
   }
 
   async lowWater(): Promise<Checkpoint> {
     return this.done;
+  }
+
+  async retentionMs(): Promise<number | undefined> {
+    return this.retention;
   }
 
   async head(): Promise<Checkpoint> {

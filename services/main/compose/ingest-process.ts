@@ -122,7 +122,7 @@ async function landStreams(
     (name) => kind.reader(name),
     log,
     (reader, name) => {
-      joining.push(ingest.land({ reader, carries: (entityType) => kind.nameOf(entityType) === name }));
+      joining.push(ingest.land({ reader, name, carries: (entityType) => kind.nameOf(entityType) === name }));
     },
   );
   await streams.want(typesOfDomains(kind, registry.entityTypes(), config.ingest.domains));

@@ -70,6 +70,10 @@ export class EmbeddedLogReader implements ChangeStreamReader {
     return this.heading;
   }
 
+  async retentionMs(): Promise<undefined> {
+    return undefined;
+  }
+
   private async findHead(): Promise<Checkpoint> {
     if (this.closed) throw closedError("stream reader");
     // What was trimmed since the last look may lie between: the newest segment tells as much.

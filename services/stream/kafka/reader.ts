@@ -63,6 +63,10 @@ export class KafkaReader implements ChangeStreamReader {
     return this.asked(async () => checkpointOf(await listOffsets(this.topic, "latest")));
   }
 
+  retentionMs(): Promise<number | undefined> {
+    return this.asked(() => this.topic.retentionMs());
+  }
+
   async consume(consumer: string, holder?: PartitionHolder): Promise<StreamConsumer> {
     if (this.closed) throw closedError("stream reader");
     const group = groupOf(this.topic.name, consumer);

@@ -94,6 +94,12 @@ export class Topic {
     }
   }
 
+  /** Undefined where nothing is forgotten for its age. Errors: Unanswered, Refused. */
+  async retentionMs(): Promise<number | undefined> {
+    const ms = Number((await configsOf(this.brokers, this.name)).get("retention.ms") ?? -1);
+    return ms < 0 ? undefined : ms;
+  }
+
   /** The same topic over connections of its own. */
   over(brokers: Brokers): Topic {
     const { name, maxMessageBytes, current, pinned } = this;
@@ -178,17 +184,21 @@ async function findOrCreate(brokers: Brokers, settings: TopicSettings): Promise<
   throw new Refused("create topic", KAFKA.LEADER_NOT_AVAILABLE);
 }
 
-/** Errors: TRB-CONFIG unless what is acknowledged survives the loss of a broker's disk. Resolves to max.message.bytes. */
-async function check(brokers: Brokers, settings: TopicSettings, state: TopicState): Promise<number> {
-  const asked = {
-    resourceType: TOPIC_RESOURCE,
-    resourceName: settings.topic,
-    configurationKeys: null,
-  } as const;
+/** The topic's settings, as the brokers have them now. Errors: Unanswered, Refused. */
+async function configsOf(
+  brokers: Brokers,
+  topic: string,
+): Promise<ReadonlyMap<string, string | null | undefined>> {
+  const asked = { resourceType: TOPIC_RESOURCE, resourceName: topic, configurationKeys: null } as const;
   const response = await brokers.call("any", "control", describeConfigsV4.api, [[asked], false, false]);
   const result = response.results[0];
   checkCode("describe configs", result?.errorCode ?? KAFKA.UNKNOWN_TOPIC_OR_PARTITION);
-  const configs = new Map(result!.configs.map(({ name, value }) => [name, value]));
+  return new Map(result!.configs.map(({ name, value }) => [name, value]));
+}
+
+/** Errors: TRB-CONFIG unless what is acknowledged survives the loss of a broker's disk. Resolves to max.message.bytes. */
+async function check(brokers: Brokers, settings: TopicSettings, state: TopicState): Promise<number> {
+  const configs = await configsOf(brokers, settings.topic);
   const wrong: string[] = [];
   const expect = (holds: boolean, what: string, expected: string, found: string | null | undefined) => {
     if (!holds) wrong.push(`${what}: expected ${expected}, found ${found}`);

@@ -22,6 +22,7 @@ describe("kinesis, in memory", () => {
       openWriter: async () => opened(await KinesisWriter.open(options)),
       openReader: async () =>
         opened(await KinesisReader.open({ ...options, log: pino({ level: "silent" }) })),
+      retentionMs: 24 * 3_600_000,
       dispose: async () => {
         for (const it of open.reverse()) await it.close();
       },

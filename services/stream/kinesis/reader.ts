@@ -103,6 +103,11 @@ export class KinesisReader implements ChangeStreamReader {
     return new Map(heads.filter((head): head is [string, string] => head[1] !== undefined));
   }
 
+  retentionMs(): Promise<number> {
+    this.mustBeOpen();
+    return this.api.currentRetentionMs();
+  }
+
   /** Kinesis does not tell a shard's newest record: it is read for, from not too far back. */
   private async newest(shard: string, known: string | undefined): Promise<string | undefined> {
     if (known !== undefined) return this.newestFrom(shard, { sequence: sequenceOf(known) }, known);

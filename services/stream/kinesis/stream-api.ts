@@ -71,6 +71,7 @@ export class StreamApi {
     readonly arn: string,
     /** Of this stream alone, not of one that had or will have its name on AWS. */
     readonly name: string,
+    /** As it was when the stream was opened. */
     readonly retentionMs: number,
     /** Of data and partition key. */
     readonly maxRecordBytes: number,
@@ -102,6 +103,17 @@ export class StreamApi {
       hours * HOUR_MS,
       (found?.MaxRecordSizeInKiB ?? 1024) * 1024,
     );
+  }
+
+  /** Operators may change it while we run. */
+  async currentRetentionMs(): Promise<number> {
+    const command = new DescribeStreamSummaryCommand({ StreamName: this.streamName });
+    const { StreamDescriptionSummary: found } = await this.asked("be described", () =>
+      this.client.send(command),
+    );
+    return found?.RetentionPeriodHours === undefined
+      ? this.retentionMs
+      : found.RetentionPeriodHours * HOUR_MS;
   }
 
   async shards(): Promise<readonly ShardInfo[]> {
