@@ -136,6 +136,12 @@ export const EVENT_CODES = {
     "the payload is over the inline limit",
     "keep payloads under the limit; larger ones need offload, which is not there yet",
   ),
+  "TRB-EVENT-STREAM-SIZE": entry(
+    413,
+    false,
+    "the event is larger than a record of its stream may be",
+    "a smaller payload; operators: a larger record limit of the stream, or a smaller bus.maxPayloadBytes, which has payloads offloaded",
+  ),
   "TRB-EVENT-COMPRESSION": entry(
     400,
     false,

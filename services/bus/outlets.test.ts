@@ -111,6 +111,19 @@ describe("a domain that cannot take events costs its own alone, which may be sen
     expect(results.map(outcome)).toEqual(["accepted", down, "TRB-BUS-BUSY true", down, "accepted"]);
   });
 
+  test("an event too large for its stream is rejected for good, and costs no other", async () => {
+    Object.assign(streams.get("scm")!, { mostBytes: 300 });
+    const large = { ...scm("large"), entityId: "x".repeat(1000) };
+    const answer = await publish([...MIXED, large]);
+    expect(answer).toMatchObject({ status: 200, accepted: 5, rejected: 1 });
+    expect(outcome(answer.results[5]!)).toBe("TRB-EVENT-STREAM-SIZE false");
+    // Alone as well: a refusal of the whole request would have it sent again and again.
+    Object.assign(streams.get("scm")!, { refuses: (i: number) => i === 0 });
+    const both = await publish([scm("7"), large]);
+    expect(both).toMatchObject({ status: 200, accepted: 0, rejected: 2 });
+    expect(both.results.map(outcome)).toEqual(["TRB-BUS-BUSY true", "TRB-EVENT-STREAM-SIZE false"]);
+  });
+
   test("nothing accepted, and one of them may have stored: 503, for 429 would promise that nothing was", async () => {
     Object.assign(streams.get("scm")!, { refuses: () => true });
     Object.assign(streams.get("tracker")!, { down: true });

@@ -76,7 +76,11 @@ export class Outlets {
       }),
     );
     const stored = settle(results, events.routes, outcomes);
-    if (results.accepted > 0) return stored;
+    // What is too large will be as long as it is sent: that has to be told of each, or all would come again.
+    const hopeless = [...outcomes.values()].some(
+      (outcome) => !(outcome instanceof TributaryError) && outcome.tooLarge !== undefined,
+    );
+    if (results.accepted > 0 || hopeless) return stored;
     const failures = [...outcomes.values()].filter((outcome) => outcome instanceof TributaryError);
     // The one that leaves it open whether an event was stored is what the producer has to know.
     const worst = failures.find(({ code }) => code !== "TRB-BUS-BUSY") ?? failures[0];

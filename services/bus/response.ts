@@ -69,7 +69,7 @@ export function settle(
     }
     const position = outcome.positions[event];
     if (position === undefined) {
-      results.codes[i] = "TRB-BUS-BUSY";
+      results.codes[i] = outcome.tooLarge?.has(event) === true ? "TRB-EVENT-STREAM-SIZE" : "TRB-BUS-BUSY";
       continue;
     }
     partitions.push(firstName + outcome.partitions[event]!);

@@ -44,7 +44,10 @@ interface Placed<Position> {
 }
 
 /** In input order. Without a position: refused for lack of capacity and not in the stream; sent again, it may pass. */
-export interface Appended extends Placed<string | undefined> {}
+export interface Appended extends Placed<string | undefined> {
+  /** Those of them that the stream never takes: they are larger than its records may be. */
+  readonly tooLarge?: ReadonlySet<number>;
+}
 
 export interface StreamBatch extends EventSlices, Placed<string> {
   /** Milliseconds since the epoch at which the bus took the event. */

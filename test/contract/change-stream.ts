@@ -61,7 +61,11 @@ const numbered = (from: number, count: number) =>
   Array.from({ length: count }, (_, i) => `event-${from + i}`);
 
 /** What every adapter of the change-stream port has to do. */
-export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): void {
+export function changeStreamContract(
+  make: () => Promise<ChangeStreamFixture>,
+  /** An event that a record has no room for, where there is a limit. */
+  tooLargeBytes?: number,
+): void {
   describe("change stream", () => {
     let fixture: ChangeStreamFixture;
     let writer: ChangeStreamWriter;
@@ -101,6 +105,20 @@ export function changeStreamContract(make: () => Promise<ChangeStreamFixture>): 
 
     test("tells for how long it keeps what nobody has read", async () => {
       expect(await reader.retentionMs()).toBe(fixture.retentionMs);
+    });
+
+    test.runIf(tooLargeBytes !== undefined)("an event that is too large costs no other", async () => {
+      const large = { partition: 1, bytes: Buffer.alloc(tooLargeBytes!, 1) };
+      const small = [0, 1, 1, 2].map((partition, i) => ({ partition, bytes: Buffer.from(`event-${i}`) }));
+      const { positions, tooLarge } = await writer.append(
+        eventSlices([small[0]!, small[1]!, large, small[2]!, small[3]!]),
+      );
+      expect(tooLarge).toEqual(new Set([2]));
+      expect(positions.map((position) => position !== undefined)).toEqual([true, true, false, true, true]);
+      const alone = await writer.append(eventSlices([large]));
+      expect([alone.positions, alone.tooLarge]).toEqual([[undefined], new Set([0])]);
+      const consumer = await reader.consume("c");
+      expect(names(await readEvents(consumer, 4)).sort()).toEqual(numbered(0, 4));
     });
 
     test("what was appended is read byte for byte, with its partition, position and time", async () => {

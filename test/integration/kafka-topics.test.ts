@@ -57,6 +57,39 @@ const made = (topic: string, configs: Record<string, string> = {}, partitions = 
     })),
   });
 
+test("max.message.bytes made smaller while the bus runs: what is too large now is refused alone, the rest passes", async () => {
+  const topic = newTopic();
+  const writer = opened(await openKafkaWriter(cluster, topic, FEW));
+  const other = opened(await openKafkaWriter(cluster, topic, FEW));
+  const batch = (bytes: number) =>
+    eventSlices(
+      Array.from({ length: 10 }, (_, i) => ({
+        partition: 0,
+        bytes: Buffer.alloc(i === 4 ? bytes : 50_000, i),
+      })),
+    );
+  expect((await writer.append(batch(300_000))).positions).not.toContain(undefined);
+  await cluster.tool(
+    "kafka.admin.ConfigCommand",
+    ...`--bootstrap-server ${cluster.brokers[0]} --topic ${topic} --alter --add-config max.message.bytes=200000`.split(
+      " ",
+    ),
+  );
+  // Nobody has told the writer: its batch comes back, and goes again in smaller ones.
+  await expect
+    .poll(async () => (await writer.append(batch(50_000))).positions.includes(undefined))
+    .toBe(true);
+  await expect
+    .poll(async () => (await writer.append(batch(50_000))).positions.includes(undefined), { timeout: 10_000 })
+    .toBe(false);
+  const { positions, tooLarge } = await writer.append(batch(300_000));
+  expect(tooLarge).toEqual(new Set([4]));
+  expect(positions.flatMap((position, i) => (position === undefined ? [i] : []))).toEqual([4]);
+  // By a writer that has not found out yet, with the one event that meets it.
+  const alone = await other.append(eventSlices([{ partition: 0, bytes: Buffer.alloc(300_000) }]));
+  expect([alone.positions, alone.tooLarge]).toEqual([[undefined], new Set([0])]);
+});
+
 test("a topic that a lost disk takes along is refused, with what was found and what is expected", async () => {
   const topic = newTopic();
   await made(topic);

@@ -11,15 +11,18 @@ describe.each([["local"]] as const)("kinesis, %s", (kind) => {
   });
   afterAll(() => server?.stop());
 
-  changeStreamContract(async () => {
-    const { endpoint } = server;
-    const stream = await TestStream.create({ endpoint, leases: new MemoryLeases(), maxRecordKiB: 10_240 });
-    return {
-      openWriter: () => stream.openWriter(),
-      openReader: () => stream.openReader(),
-      dispose: () => stream.dispose(),
-      largeMiB: 12,
-      retentionMs: 24 * 3_600_000,
-    };
-  });
+  changeStreamContract(
+    async () => {
+      const { endpoint } = server;
+      const stream = await TestStream.create({ endpoint, leases: new MemoryLeases(), maxRecordKiB: 10_240 });
+      return {
+        openWriter: () => stream.openWriter(),
+        openReader: () => stream.openReader(),
+        dispose: () => stream.dispose(),
+        largeMiB: 12,
+        retentionMs: 24 * 3_600_000,
+      };
+    },
+    10 * 1024 * 1024,
+  );
 });

@@ -23,6 +23,8 @@ export class MemoryStream implements ChangeStreamWriter {
   appends = 0;
   /** Which events of an append it has no capacity for. */
   refuses: (i: number) => boolean = () => false;
+  /** Larger events it never takes. */
+  mostBytes = Number.POSITIVE_INFINITY;
   closed = false;
   private readonly heads: number[];
   private gate: Promise<void> | undefined;
@@ -56,11 +58,14 @@ export class MemoryStream implements ChangeStreamWriter {
 
   private store(events: OutgoingEvents, count: number): Appended {
     const positions: (string | undefined)[] = [];
+    const tooLarge = new Set<number>();
     const partitions = new Uint16Array(count);
     for (let i = 0; i < count; i++) {
       const partition = rangeOfSlot(events.slots[i]!, this.partitions.length);
       partitions[i] = partition;
-      if (this.refuses(i)) {
+      const large = events.ends[i]! - events.starts[i]! > this.mostBytes;
+      if (large) tooLarge.add(i);
+      if (large || this.refuses(i)) {
         positions.push(undefined);
         continue;
       }
@@ -72,7 +77,8 @@ export class MemoryStream implements ChangeStreamWriter {
       this.stored.push({ partition: this.partitions[partition]!, position, bytes });
       positions.push(position);
     }
-    return { names: this.partitions, partitions, positions };
+    const { partitions: names } = this;
+    return { names, partitions, positions, ...(tooLarge.size > 0 ? { tooLarge } : {}) };
   }
 
   backlogBytes(): number {

@@ -49,7 +49,7 @@ export class PartitionLane {
 
   constructor(
     readonly partition: number,
-    private readonly maxBatchBytes: number,
+    private readonly maxBatchBytes: () => number,
     private readonly compression: Compression,
   ) {}
 
@@ -76,7 +76,7 @@ export class PartitionLane {
     let filling = this.waiting.at(-1);
     if (filling === undefined || !filling.builder.add(...slice, facts, timestamp)) {
       filling = {
-        builder: new BatchBuilder(Math.min(BATCH_BYTES, this.maxBatchBytes)),
+        builder: new BatchBuilder(Math.min(BATCH_BYTES, this.maxBatchBytes())),
         owners: new BatchOwners(),
       };
       filling.builder.add(...slice, facts, timestamp);
@@ -161,6 +161,19 @@ export class PartitionLane {
     if (sending?.doubtful === true) sending.owners.doubt(cause);
     else sending?.owners.refuse(cause);
     for (const { owners } of this.waiting.splice(0)) owners.refuse(cause);
+  }
+
+  /** Settles the batch that is larger than brokers take by now: an event alone for good, several as if there were no room. */
+  oversized(cause: unknown): void {
+    const { sending } = this;
+    if (sending?.doubtful === true) {
+      this.reject(cause);
+      return;
+    }
+    this.sending = undefined;
+    this.identity = undefined;
+    if (sending?.count === 1) sending.owners.refuseLarge();
+    else sending?.owners.refuse();
   }
 
   /** Settles the batch that the brokers will never take, and goes on with the next. */

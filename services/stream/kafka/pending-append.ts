@@ -9,6 +9,7 @@ export class PendingAppend {
   private stored = 0;
   private doubtful = false;
   private failure: unknown;
+  private readonly tooLarge = new Set<number>();
 
   constructor(
     private readonly names: readonly string[],
@@ -27,9 +28,15 @@ export class PendingAppend {
     this.done();
   }
 
-  /** It is certainly not in the stream. */
-  refuse(cause: unknown): void {
+  /** It is certainly not in the stream; without a cause, there was no room for it. */
+  refuse(cause?: unknown): void {
     this.failure ??= cause;
+    this.done();
+  }
+
+  /** It is certainly not in the stream, and never will be. */
+  refuseLarge(event: number): void {
+    this.tooLarge.add(event);
     this.done();
   }
 
@@ -54,7 +61,8 @@ export class PendingAppend {
             }),
       );
     } else {
-      this.resolve({ names: this.names, partitions: this.partitions, positions: this.positions });
+      const { names, partitions, positions, tooLarge } = this;
+      this.resolve({ names, partitions, positions, ...(tooLarge.size > 0 ? { tooLarge } : {}) });
     }
   }
 }
@@ -80,8 +88,12 @@ export class BatchOwners {
     this.each((append, event, i) => append.keep(event, formatter.format(first + i)));
   }
 
-  refuse(cause: unknown): void {
+  refuse(cause?: unknown): void {
     this.each((append) => append.refuse(cause));
+  }
+
+  refuseLarge(): void {
+    this.each((append, event) => append.refuseLarge(event));
   }
 
   doubt(cause: unknown): void {

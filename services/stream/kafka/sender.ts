@@ -34,6 +34,11 @@ const DOUBTFUL: ReadonlySet<number> = new Set<number>([
   KAFKA.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
   KAFKA.REQUEST_TIMED_OUT,
 ]);
+/** Somebody has made max.message.bytes smaller since we looked. */
+const TOO_LARGE: ReadonlySet<number> = new Set<number>([
+  KAFKA.MESSAGE_TOO_LARGE,
+  KAFKA.RECORD_LIST_TOO_LARGE,
+]);
 const UNKNOWN_PRODUCER: ReadonlySet<number> = new Set<number>([
   KAFKA.OUT_OF_ORDER_SEQUENCE_NUMBER,
   KAFKA.UNKNOWN_PRODUCER_ID,
@@ -151,8 +156,13 @@ export class Sender {
       return false;
     }
     if (UNKNOWN_PRODUCER.has(code) && lane.forget()) return false;
+    if (TOO_LARGE.has(code)) {
+      lane.oversized(new Refused("produce", code));
+      this.topic.relearnLimit().catch(() => undefined);
+      return true;
+    }
     if (code === KAFKA.DUPLICATE_SEQUENCE_NUMBER) lane.doubt();
-    lane.reject(refusal(code));
+    lane.reject(new Refused("produce", code));
     return true;
   }
 
@@ -187,11 +197,4 @@ export class Sender {
   close(): void {
     clearTimeout(this.timer);
   }
-}
-
-function refusal(code: number): unknown {
-  if (code === KAFKA.MESSAGE_TOO_LARGE || code === KAFKA.RECORD_LIST_TOO_LARGE) {
-    return new TributaryError("TRB-REQ-TOO-LARGE", "the topic's max.message.bytes is smaller than an event");
-  }
-  return new Refused("produce", code);
 }

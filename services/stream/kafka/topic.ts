@@ -30,8 +30,7 @@ export class Topic {
   private constructor(
     readonly brokers: Brokers,
     readonly name: string,
-    /** What topic.max.message.bytes was when it was opened. */
-    readonly maxMessageBytes: number,
+    private limit: number,
     state: TopicState,
     private readonly pinned: boolean,
   ) {
@@ -92,6 +91,16 @@ export class Topic {
         await this.refresh();
       }
     }
+  }
+
+  /** What max.message.bytes was when somebody looked last. */
+  get maxMessageBytes(): number {
+    return this.limit;
+  }
+
+  /** Looks. Errors: Unanswered, Refused. */
+  async relearnLimit(): Promise<void> {
+    this.limit = Number((await configsOf(this.brokers, this.name)).get("max.message.bytes") ?? this.limit);
   }
 
   /** Undefined where nothing is forgotten for its age. Errors: Unanswered, Refused. */

@@ -1,4 +1,3 @@
-import { TributaryError } from "../../base/errors.js";
 import { rangeOfSlot } from "../../base/slots.js";
 import { type Appended, bytesOf, type ChangeStreamWriter, type OutgoingEvents } from "../change-stream.js";
 import { closedError, streamDown } from "../failures.js";
@@ -87,18 +86,7 @@ export class KafkaWriter implements ChangeStreamWriter {
     const { names } = this;
     const partitions = new Uint16Array(events.count);
     if (events.count === 0) return Promise.resolve({ names, partitions, positions: [] });
-    for (let i = 0; i < events.count; i++) {
-      partitions[i] = rangeOfSlot(events.slots[i]!, names.length);
-      if (events.ends[i]! - events.starts[i]! + RECORD_ROOM_BYTES > this.topic.maxMessageBytes) {
-        const most = this.topic.maxMessageBytes - RECORD_ROOM_BYTES;
-        return Promise.reject(
-          new TributaryError(
-            "TRB-REQ-TOO-LARGE",
-            `event: expected at most ${most} bytes, as the topic has it`,
-          ),
-        );
-      }
-    }
+    for (let i = 0; i < events.count; i++) partitions[i] = rangeOfSlot(events.slots[i]!, names.length);
     const bytes = bytesOf(events);
     if (this.inFlightBytes > 0 && this.inFlightBytes + bytes > this.options.maxInFlightBytes) {
       return Promise.resolve({
@@ -129,7 +117,12 @@ export class KafkaWriter implements ChangeStreamWriter {
     const { describe, limits } = this.options;
     const downMs = (limits ?? LIMITS).triesMs;
     const now = Date.now();
+    const mostBytes = this.topic.maxMessageBytes - RECORD_ROOM_BYTES;
     for (let i = 0; i < count; i++) {
+      if (ends[i]! - starts[i]! > mostBytes) {
+        append.refuseLarge(i);
+        continue;
+      }
       const lane = this.lanes[append.partitions[i]!]!;
       if (lane.isDown(downMs)) {
         append.refuse(new Error("the leader of a partition does not take events"));
@@ -144,7 +137,7 @@ export class KafkaWriter implements ChangeStreamWriter {
     const count = this.topic.state.leaders.length;
     if (this.lanes.length === count) return;
     for (let p = this.lanes.length; p < count; p++) {
-      this.lanes.push(new PartitionLane(p, this.topic.maxMessageBytes, this.options.compression));
+      this.lanes.push(new PartitionLane(p, () => this.topic.maxMessageBytes, this.options.compression));
     }
     this.names = namesOf(this.lanes.length);
   }

@@ -19,8 +19,11 @@ export class Appending {
   private resolve: (appended: Appended) => void = () => undefined;
   private reject: (error: unknown) => void = () => undefined;
 
-  constructor(readonly events: OutgoingEvents) {
-    this.left = events.count;
+  constructor(
+    readonly events: OutgoingEvents,
+    private readonly tooLarge: ReadonlySet<number>,
+  ) {
+    this.left = events.count - tooLarge.size;
     this.positions = new Array<string | undefined>(events.count).fill(undefined);
     this.partitions = new Uint16Array(events.count);
     this.done = new Promise((resolve, reject) => {
@@ -43,7 +46,8 @@ export class Appending {
     if (this.left > 0) return;
     // Refused events name a partition as well, so that every index is one.
     if (this.names.length === 0 && this.events.count > 0) this.names.push("");
-    this.resolve({ names: this.names, partitions: this.partitions, positions: this.positions });
+    const { names, partitions, positions, tooLarge } = this;
+    this.resolve({ names, partitions, positions, ...(tooLarge.size > 0 ? { tooLarge } : {}) });
   }
 
   fail(error: unknown): void {

@@ -1,5 +1,4 @@
 import { type KinesisClient, PutRecordsCommand, type PutRecordsResultEntry } from "@aws-sdk/client-kinesis";
-import { TributaryError } from "../../base/errors.js";
 import type { LeaseStore } from "../../lease/lease-store.js";
 import type { Appended, ChangeStreamWriter, OutgoingEvents } from "../change-stream.js";
 import { closedError, streamDown } from "../failures.js";
@@ -12,6 +11,8 @@ import { isThrottled, StreamApi } from "./stream-api.js";
 /** Limits of PutRecords. A request may be of 10 MiB where records may, of 5 elsewhere; larger records go alone. */
 const MAX_RECORDS = 500;
 const MAX_REQUEST_BYTES = 5 * 1024 * 1024;
+/** A slot's number, which counts as part of the record. */
+const PARTITION_KEY_BYTES = 10;
 /** Requests under way at once, to different shards. */
 const MAX_REQUESTS = 4;
 /**
@@ -72,16 +73,14 @@ export class KinesisWriter implements ChangeStreamWriter {
 
   async append(events: OutgoingEvents): Promise<Appended> {
     if (this.closing !== undefined) throw closedError("stream writer");
+    const tooLarge = new Set<number>();
+    const indexes: number[] = [];
     for (let i = 0; i < events.count; i++) {
-      const bytes = events.ends[i]! - events.starts[i]!;
-      if (bytes + 10 <= this.api.maxRecordBytes) continue;
-      throw new TributaryError(
-        "TRB-EVENT-PAYLOAD-SIZE",
-        `event ${i}: expected at most ${this.api.maxRecordBytes - 10} bytes, as the stream takes them, found ${bytes}`,
-      );
+      const bytes = events.ends[i]! - events.starts[i]! + PARTITION_KEY_BYTES;
+      if (bytes > this.api.maxRecordBytes) tooLarge.add(i);
+      else indexes.push(i);
     }
-    const appending = new Appending(events);
-    const indexes = Array.from({ length: events.count }, (_, i) => i);
+    const appending = new Appending(events, tooLarge);
     this.enqueue(appending, indexes, performance.now(), false);
     this.pump();
     const { done } = appending;
