@@ -1,14 +1,15 @@
 import { createHash, randomBytes } from "node:crypto";
 import { utimesSync } from "node:fs";
-import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { startTestBus, type TestBus, testRegistry } from "../../test/support/bus-server.js";
+import { CountingStore } from "../../test/support/counting-store.js";
 import { overriding } from "../../test/support/faulty-store.js";
 import { TributaryError } from "../base/errors.js";
 import { type EventInit, encodeEvent, encodeRequest } from "../contracts/encode-event.js";
 import { Envelope } from "../contracts/envelope.js";
-import { referenceOf, uriOf } from "../contracts/payload-reference.js";
+import { type PayloadReference, referenceOf, uriOf } from "../contracts/payload-reference.js";
+import { Offloaded } from "../offload/offloaded.js";
 
 /** Payloads that are too large for a stream. */
 
@@ -43,18 +44,21 @@ const referring = (payload: Uint8Array, more: Partial<EventInit> = {}): EventIni
 let bus: TestBus;
 let authorization: string;
 let failing: boolean;
+let counting: CountingStore;
 beforeEach(async () => {
   failing = false;
   bus = await startTestBus(
     { maxPayloadBytes: 1000, maxOffloadBytes: 20_000, maxDecodedBytes: 100_000 },
     {
-      store: (inner) =>
-        overriding(inner, {
+      store: (inner) => {
+        counting = new CountingStore(inner);
+        return overriding(counting.store, {
           putIfAbsent: async (key, bytes) => {
             if (failing) throw new TributaryError("TRB-STORE-FAILED");
-            return inner.putIfAbsent(key, bytes);
+            return counting.store.putIfAbsent(key, bytes);
           },
-        }),
+        });
+      },
     },
   );
   authorization = await bus.bearer();
@@ -76,6 +80,13 @@ async function publish(...events: EventInit[]) {
   return { status: 200, results, error: undefined };
 }
 const codes = async (...events: EventInit[]) => (await publish(...events)).results.map(({ code }) => code);
+
+/** As ingest gets it. */
+async function fetched(payload: Buffer): Promise<Buffer | undefined> {
+  const { reference } = referring(payload);
+  const got = await new Offloaded(bus.store, 2 * 3600_000).fetch(reference as PayloadReference);
+  return typeof got === "string" ? undefined : got;
+}
 
 function storedEvents() {
   return bus.stream.stored.map(({ bytes }) => {
@@ -144,7 +155,7 @@ test("the same payload twice is one object; a damaged one is mended by it", asyn
   const key = uriOf("acme", sha256(large));
   await bus.store.put(key, large.subarray(5));
   await publish(eventOf(large));
-  expect((await bus.store.get(key))?.equals(large)).toBe(true);
+  expect((await fetched(large))?.equals(large)).toBe(true);
 });
 
 test("while the store fails, its events alone may be sent again", async () => {
@@ -203,20 +214,55 @@ describe("a reference that a producer makes", () => {
     expect((await publish(...many.slice(0, 4))).status).toBe(200);
   });
 
-  test("to an old payload renews it, so that nobody collects it meanwhile", async () => {
+  test("to an old payload puts it anew beside the old one, which a collector may have an eye on", async () => {
     const payload = payloadOf(3000);
     const key = uriOf("acme", sha256(payload));
     await bus.store.put(key, payload);
-    const age = () => bus.store.withLocal([key], async ([path]) => path!);
-    const old = new Date(Date.now() - 2 * 3600_000);
-    utimesSync(join(await age()), old, old);
+    const lying = async () => {
+      const found: string[] = [];
+      for await (const { key: at } of bus.store.list(key)) found.push(at);
+      return found;
+    };
+    const age = async (at: string) => {
+      const old = new Date(Date.now() - 2 * 3600_000);
+      await bus.store.withLocal([at], async ([path]) => utimesSync(path!, old, old));
+    };
+    await age(key);
     expect(await codes(referring(payload))).toEqual([undefined]);
-    for await (const { modifiedAt } of bus.store.list(key))
-      expect(modifiedAt).toBeGreaterThan(Date.now() - 60_000);
-    utimesSync(join(await age()), old, old);
+    const [first, second, ...more] = await lying();
+    expect([first, more]).toEqual([key, []]);
+    // Once is enough.
+    expect(await codes(referring(payload), eventOf(payload))).toEqual([undefined, undefined]);
+    expect(await lying()).toEqual([key, second]);
+    await bus.store.put(key, Buffer.alloc(0));
+    expect((await fetched(payload))?.equals(payload)).toBe(true);
+    await age(second!);
     expect(await codes(eventOf(payload))).toEqual([undefined]);
-    for await (const { modifiedAt } of bus.store.list(key))
-      expect(modifiedAt).toBeGreaterThan(Date.now() - 60_000);
+    expect(await lying()).toHaveLength(3);
+  });
+
+  test("to an old payload that rows have been made of relies on that", async () => {
+    const payload = payloadOf(3000);
+    const key = uriOf("acme", sha256(payload));
+    await bus.store.put(key, payload);
+    const old = new Date(Date.now() - 2 * 3600_000);
+    await bus.store.withLocal([key], async ([path]) => utimesSync(path!, old, old));
+    await new Offloaded(bus.store, 2 * 3600_000).keepForGood([key]);
+    expect(await codes(referring(payload), eventOf(payload))).toEqual([undefined, undefined]);
+    const found: string[] = [];
+    for await (const { key: at } of bus.store.list("offload/")) found.push(at);
+    expect(found).toEqual([key]);
+  });
+
+  test("is checked by one cheap request", async () => {
+    const payload = payloadOf(3000);
+    await bus.store.put(uriOf("acme", sha256(payload)), payload);
+    counting.requests.length = 0;
+    expect(await codes(referring(payload), referring(payloadOf(3000)))).toEqual([
+      undefined,
+      "TRB-EVENT-PAYLOAD-MISSING",
+    ]);
+    expect(counting.requests.map(({ operation }) => operation)).toEqual(["stat", "stat"]);
   });
 });
 

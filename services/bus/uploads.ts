@@ -8,7 +8,7 @@ import { uriOf } from "../contracts/payload-reference.js";
 import type { Offloaded } from "../offload/offloaded.js";
 import { grantOf, requireRole, TOKEN_CODES } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
-import type { UploadTickets } from "../tenancy/upload-tickets.js";
+import { UPLOAD_LIFE_MS, type UploadTickets } from "../tenancy/upload-tickets.js";
 
 export interface UploadOptions {
   readonly offloaded: Offloaded;
@@ -59,15 +59,14 @@ async function ask(request: FastifyRequest<{ Body: Wanted }>, { offloaded, ticke
   if (!grant.allowsTenant(tenant)) throw new TributaryError("TRB-AUTH-TENANT");
   const hash = Buffer.from(sha256, "hex");
   const uri = uriOf(tenant, hash);
-  if (await offloaded.holds({ uri, typeUrl: "", sizeBytes, sha256: hash })) return { uri, uploaded: true };
-  const { text, expiresAt } = await tickets.sign({ tenant, sha256, sizeBytes, share: grant.bearerShare });
-  return {
-    uri,
-    uploaded: false,
-    method: "PUT",
-    url: `/v1/uploads?ticket=${text}`,
-    expiresAt: expiresAt.toISOString(),
+  const expires = Date.now() + UPLOAD_LIFE_MS;
+  const offer = await offloaded.offer({ uri, sizeBytes, sha256: hash }, UPLOAD_LIFE_MS);
+  if (offer === "held") return { uri, uploaded: true };
+  const place = offer ?? {
+    url: `/v1/uploads?ticket=${await tickets.sign({ tenant, sha256, sizeBytes, share: grant.bearerShare }, expires)}`,
+    headers: {},
   };
+  return { uri, uploaded: false, method: "PUT", ...place, expiresAt: new Date(expires).toISOString() };
 }
 
 async function take(
@@ -119,7 +118,12 @@ const askSchema = (maxBytes: number) => ({
         uri: text("For payload_reference."),
         uploaded: { type: "boolean", description: "True when it is there already: publish at once." },
         method: text("PUT"),
-        url: text("Relative to this server. No token is needed with it."),
+        url: text("Relative to this server, or another server's. Send no token with it."),
+        headers: {
+          type: "object",
+          description: "To be sent with it.",
+          additionalProperties: { type: "string" },
+        },
         expiresAt: text("ISO 8601."),
       },
     },

@@ -1,32 +1,50 @@
 import { createHash } from "node:crypto";
 import { setImmediate } from "node:timers/promises";
+import { Permits } from "../base/permits.js";
 import { type PayloadReference, uriOf } from "../contracts/payload-reference.js";
-import type { ObjectInfo, ObjectStore } from "../storage/object-store.js";
+import type { ObjectInfo, ObjectStore, PresignedPut } from "../storage/object-store.js";
+import { isOld, keptKey, laterKey, laterPrefix } from "./places.js";
 
 /** How much is hashed at once, so that others run between: a millisecond or so. */
 const HASHED_AT_ONCE = 512 * 1024;
+/** Payloads that are remembered as kept. */
+const REMEMBERED = 10_000;
+
+/** Looks at what lies where a payload is wanted. */
+const ATTEMPTS = 3;
 
 /** Why there is no payload where a reference says; the same whatever else may lie in the store. */
 export type Unusable = "missing" | "corrupt";
 
+/** What is needed to know a payload by. */
+type Named = Pick<PayloadReference, "uri" | "sizeBytes">;
+
 /**
  * Payloads that are too large to travel with their events: objects by the hash of their bytes, a tenant's own below its
- * id, so that nobody can name another's. They are never changed, and put again only with the same bytes.
+ * id, so that nobody can name another's. A payload lies where its uri says, or, put anew after a collector may have had
+ * an eye on that, beside it (places.ts). No object ever takes the place of another, so that whoever deletes one that it
+ * found old, however late, takes nothing that an event has relied upon since.
  */
 export class Offloaded {
+  /** Old ones are put anew from memory: one at a time. */
+  private readonly renewing = new Permits(1);
+  private readonly kept = new Set<string>();
+
   /**
-   * What nobody refers to is kept for `keepMs`. An object of half that age is put again by whoever refers to it anew, so
-   * that its age tells a collector enough.
+   * What nobody refers to is kept for `keepMs`. Events rely on an object of less than half that age alone, or on one
+   * that is kept for good. `presigns`: whether producers may put payloads into the store themselves.
    */
   constructor(
     private readonly store: ObjectStore,
-    private readonly keepMs: number,
+    readonly keepMs: number,
+    private readonly presigns = true,
   ) {}
 
   /** Durable when resolved. Errors: TRB-STORE-FAILED. */
   async put(tenant: string, typeUrl: string, payload: Buffer): Promise<PayloadReference> {
     const sha256 = await hashOf(payload);
-    const uri = await this.keep(uriOf(tenant, sha256), payload);
+    const uri = uriOf(tenant, sha256);
+    await this.keep(uri, payload);
     return { uri, typeUrl, sizeBytes: payload.length, sha256 };
   }
 
@@ -37,52 +55,126 @@ export class Offloaded {
     return true;
   }
 
-  private async keep(uri: string, payload: Buffer): Promise<string> {
-    if ((await this.store.putIfAbsent(uri, payload)) === "exists") {
-      const found = await this.stat(uri);
-      // One of another size is damaged, and mended by this.
-      if (found === undefined || found.bytes !== payload.length || this.isOld(found)) {
-        await this.store.put(uri, payload);
-      } else await this.store.confirm([uri]);
+  private async keep(uri: string, payload: Buffer): Promise<void> {
+    if ((await this.store.putIfAbsent(uri, payload)) === "created") return;
+    // Old, or damaged, which is mended by this: it stays, and another lies beside it.
+    if ((await this.lasting({ uri, sizeBytes: payload.length })) !== "lasts") {
+      await this.store.put(laterKey(uri), payload);
     }
-    return uri;
   }
 
   /**
    * Whether the payload lies there, of the size that the reference says, and will for as long as events wait: one that
    * is old is renewed. Its bytes are looked at by whoever takes it in. Errors: TRB-STORE-FAILED.
    */
-  async holds({ uri, sizeBytes }: PayloadReference): Promise<boolean> {
-    const found = await this.stat(uri);
-    if (found === undefined || found.bytes !== sizeBytes) return false;
-    if (this.isOld(found)) {
-      const payload = await this.store.get(uri);
-      if (payload === undefined) return false;
-      await this.store.put(uri, payload);
-    } else await this.store.confirm([uri]);
+  async holds(reference: Named): Promise<boolean> {
+    const found = await this.lasting(reference);
+    return found === "lasts" || (found !== undefined && this.renew(found.key, reference));
+  }
+
+  /**
+   * For a payload that its producer wants to put: "held" where it need not, else how it may do so past us; undefined
+   * where it has to come by us. Errors: TRB-STORE-FAILED.
+   */
+  async offer(reference: Named & Pick<PayloadReference, "sha256">, lifeMs: number): Promise<Offer> {
+    if (await this.holds(reference)) return "held";
+    if (!this.presigns) return undefined;
+    const { uri, sizeBytes: bytes, sha256 } = reference;
+    const key = (await this.store.stat(uri)) === undefined ? uri : laterKey(uri);
+    return this.store.presignPut(key, { bytes, sha256 }, lifeMs);
+  }
+
+  private async renew(key: string, { uri, sizeBytes }: Named): Promise<boolean> {
+    const done = await this.renewing.acquire();
+    try {
+      const payload = await this.store.get(key);
+      if (payload?.length !== sizeBytes) return false;
+      await this.store.put(laterKey(uri), payload);
+      return true;
+    } finally {
+      done();
+    }
+  }
+
+  /** "lasts": events may rely on it. Else one that is old; undefined: there is none of that size. */
+  private async lasting({ uri, sizeBytes }: Named): Promise<"lasts" | ObjectInfo | undefined> {
+    const first = await this.store.stat(uri);
+    if (first === undefined) return undefined;
+    const young = (info: ObjectInfo) => info.bytes === sizeBytes && !isOld(info, this.keepMs / 2);
+    let some: ObjectInfo | undefined = first.bytes === sizeBytes ? first : undefined;
+    let found = young(first) ? first : undefined;
+    if (found === undefined) {
+      for await (const info of this.store.list(laterPrefix(uri))) {
+        if (info.bytes === sizeBytes) some = info;
+        if (young(info)) found = info;
+      }
+    }
+    if (found === undefined && (some === undefined || !(await this.isKept(uri)))) return some;
+    await this.store.confirm([(found ?? some)!.key]);
+    return "lasts";
+  }
+
+  private async isKept(uri: string): Promise<boolean> {
+    if (this.kept.has(uri)) return true;
+    const key = keptKey(uri);
+    if ((await this.store.stat(key)) === undefined) return false;
+    await this.store.confirm([key]);
+    return this.remember(uri);
+  }
+
+  private remember(uri: string): true {
+    if (this.kept.size >= REMEMBERED) this.kept.clear();
+    this.kept.add(uri);
     return true;
   }
 
+  /**
+   * Says that rows, parked events or dead letters are about to name these payloads: from now on they stay. Durable when
+   * resolved. Errors: TRB-STORE-FAILED.
+   */
+  async keepForGood(uris: Iterable<string>): Promise<void> {
+    for (const uri of new Set(uris)) {
+      if (this.kept.has(uri)) continue;
+      const key = keptKey(uri);
+      if ((await this.store.putIfAbsent(key, Buffer.alloc(0))) === "exists") await this.store.confirm([key]);
+      this.remember(uri);
+    }
+  }
+
   /** The payload, verified. Errors: TRB-STORE-FAILED, which says nothing of the payload. */
-  async fetch({ uri, sizeBytes, sha256 }: PayloadReference): Promise<Buffer | Unusable> {
-    const found = await this.stat(uri);
-    if (found === undefined) return "missing";
-    // Before its bytes take memory.
-    if (found.bytes !== sizeBytes) return "corrupt";
-    const payload = await this.store.get(uri);
-    if (payload === undefined) return "missing";
-    return payload.length === sizeBytes && (await hashOf(payload)).equals(sha256) ? payload : "corrupt";
+  async fetch(reference: PayloadReference): Promise<Buffer | Unusable> {
+    for (let attempt = 1; ; attempt++) {
+      const got = await this.fetchOnce(reference);
+      if (got !== "gone") return got;
+      // One that was taken away under our eyes has left a later one behind.
+      if (attempt === ATTEMPTS) return "missing";
+    }
   }
 
-  private async stat(key: string): Promise<ObjectInfo | undefined> {
-    for await (const info of this.store.list(key)) return info.key === key ? info : undefined;
-    return undefined;
+  private async fetchOnce({ uri, sizeBytes, sha256 }: PayloadReference): Promise<Buffer | Unusable | "gone"> {
+    let instead: Unusable | "gone" = "missing";
+    for await (const { key, bytes } of this.places(uri)) {
+      if (bytes !== sizeBytes) {
+        // Nothing but what the collector leaves is empty. Before the bytes take memory:
+        if (bytes > 0 && instead === "missing") instead = "corrupt";
+        continue;
+      }
+      const payload = await this.store.get(key);
+      if (payload?.length === sizeBytes && (await hashOf(payload)).equals(sha256)) return payload;
+      if (payload === undefined || payload.length === 0) instead = "gone";
+      else if (instead === "missing") instead = "corrupt";
+    }
+    return instead;
   }
 
-  private isOld({ modifiedAt }: ObjectInfo): boolean {
-    return Date.now() - modifiedAt > this.keepMs / 2;
+  private async *places(uri: string): AsyncGenerator<ObjectInfo> {
+    const first = await this.store.stat(uri);
+    if (first !== undefined) yield first;
+    yield* this.store.list(laterPrefix(uri));
   }
 }
+
+export type Offer = "held" | PresignedPut | undefined;
 
 async function hashOf(bytes: Buffer): Promise<Buffer> {
   const hash = createHash("sha256");

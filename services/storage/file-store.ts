@@ -63,6 +63,19 @@ export class FileStore implements ObjectStore {
     });
   }
 
+  stat(key: string): Promise<ObjectInfo | undefined> {
+    const absent = { value: undefined };
+    return guard<ObjectInfo | undefined>(
+      "stat",
+      async () => {
+        const found = await this.files.stat(this.path(key));
+        if (found === undefined || found.isFolder) return undefined;
+        return { key, bytes: found.bytes, modifiedAt: found.modifiedAt };
+      },
+      absent,
+    );
+  }
+
   put(key: string, bytes: Uint8Array): Promise<void> {
     return guard("put", async () => {
       const path = this.path(key);
@@ -157,6 +170,9 @@ export class FileStore implements ObjectStore {
       ),
     );
   }
+
+  /** There is nobody to put anything past us. */
+  async presignPut(): Promise<undefined> {}
 
   delete(keys: readonly string[]): Promise<void> {
     return guard("delete", async () => {

@@ -13,6 +13,8 @@ export interface ObjectStore {
   get(key: string): Promise<Buffer | undefined>;
   /** Bytes [start, end) of an object. Errors: TRB-STORE-FAILED when absent or shorter. */
   getRange(key: string, start: number, end: number): Promise<Buffer>;
+  /** Size and age of one object, for little; undefined when there is no such object. */
+  stat(key: string): Promise<ObjectInfo | undefined>;
   put(key: string, bytes: Uint8Array): Promise<void>;
   putIfAbsent(key: string, bytes: Uint8Array): Promise<"created" | "exists">;
   /** Publishes finished local files, which are consumed, under keys nobody else uses. One durability barrier for all. */
@@ -38,6 +40,11 @@ export interface ObjectStore {
    * put ended. One durability barrier for all; nothing to do where all that is seen is durable.
    */
   confirm(keys: readonly string[]): Promise<void>;
+  /**
+   * A URL by which somebody without credentials may put these bytes, as `putIfAbsent` does, and no others, for so long.
+   * Undefined where the store has none to give. Errors: TRB-STORE-FAILED.
+   */
+  presignPut(key: string, content: PutContent, lifeMs: number): Promise<PresignedPut | undefined>;
   /** Absent keys are fine. */
   delete(keys: readonly string[]): Promise<void>;
 }
@@ -45,6 +52,17 @@ export interface ObjectStore {
 export interface LendOptions {
   /** The objects as they are now: for those that may have been put anew under the same key, which copies do not show. */
   readonly fresh?: boolean;
+}
+
+export interface PutContent {
+  readonly bytes: number;
+  readonly sha256: Buffer;
+}
+
+export interface PresignedPut {
+  readonly url: string;
+  /** To be sent with it, beside the length. */
+  readonly headers: Readonly<Record<string, string>>;
 }
 
 export interface ObjectInfo {

@@ -7,14 +7,16 @@ import {
   DeleteObjectsCommand,
   GetObjectCommand,
   HeadObjectCommand,
+  type HeadObjectCommandOutput,
   ListObjectsV2Command,
   PutObjectCommand,
 } from "@aws-sdk/client-s3";
 import { errno, TributaryError } from "../base/errors.js";
 import { checkKey, checkPrefix } from "./keys.js";
 import { type MakeRoom, ObjectCache } from "./object-cache.js";
-import type { LendOptions, ObjectInfo, ObjectStore } from "./object-store.js";
+import type { LendOptions, ObjectInfo, ObjectStore, PresignedPut, PutContent } from "./object-store.js";
 import { all, S3Connection, type S3Place } from "./s3-connection.js";
+import { presignPut } from "./s3-presign.js";
 import { S3Uploads } from "./s3-uploads.js";
 
 export interface S3StoreOptions extends S3Place {
@@ -122,17 +124,29 @@ export class S3Store implements ObjectStore {
     return outcome !== "in doubt" ? outcome : (await this.putIdOf(key)) === id ? "created" : "exists";
   }
 
-  private putIdOf(key: string): Promise<string | undefined> {
+  private async putIdOf(key: string): Promise<string | undefined> {
+    return (await this.head(key))?.Metadata?.[PUT_ID];
+  }
+
+  private head(key: string): Promise<HeadObjectCommandOutput | undefined> {
+    const { client, requests } = this.s3;
     const at = this.s3.at(key);
-    return this.s3.requests.send<string | undefined>(
+    return requests.send<HeadObjectCommandOutput | undefined>(
       "head",
       at.Key,
-      async ({ signal }) => {
-        const { Metadata } = await this.s3.client.send(new HeadObjectCommand(at), { abortSignal: signal });
-        return Metadata?.[PUT_ID];
-      },
+      ({ signal }) => client.send(new HeadObjectCommand(at), { abortSignal: signal }),
       ({ kind }) => (kind === "absent" ? { value: undefined } : undefined),
     );
+  }
+
+  async stat(key: string): Promise<ObjectInfo | undefined> {
+    const found = await this.head(key);
+    if (found === undefined) return undefined;
+    return { key, bytes: found.ContentLength ?? 0, modifiedAt: found.LastModified?.getTime() ?? 0 };
+  }
+
+  presignPut(key: string, content: PutContent, lifeMs: number): Promise<PresignedPut> {
+    return presignPut(this.s3, key, content, lifeMs);
   }
 
   async adopt(files: readonly { readonly localPath: string; readonly key: string }[]): Promise<void> {

@@ -63,6 +63,7 @@ function withoutCommit(store: ObjectStore, root: string, version: number): Objec
     leaseBytes: store.leaseBytes,
     get: async (key) => (isHidden(key) ? undefined : store.get(key)),
     getRange: (key, start, end) => store.getRange(key, start, end),
+    stat: (key) => store.stat(key),
     put: (key, bytes) => store.put(key, bytes),
     putIfAbsent: async (key, bytes) => {
       if (!isHidden(key)) return store.putIfAbsent(key, bytes);
@@ -78,6 +79,7 @@ function withoutCommit(store: ObjectStore, root: string, version: number): Objec
       for await (const object of store.list(prefix, startAfter)) if (!isHidden(object.key)) yield object;
     },
     confirm: (keys) => store.confirm(keys),
+    presignPut: (key, content, lifeMs) => store.presignPut(key, content, lifeMs),
     delete: (keys) => store.delete(keys),
   };
 }

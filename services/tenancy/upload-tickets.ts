@@ -13,7 +13,8 @@ export interface UploadTicket {
 }
 
 const ALGORITHM = "HS256";
-const LIFE_SECONDS = 15 * 60;
+/** How long an upload may be begun after it was asked for. */
+export const UPLOAD_LIFE_MS = 15 * 60_000;
 
 /** Tickets for uploads: signed like tokens, for an audience of their own, so that neither is ever taken for the other. */
 export class UploadTickets {
@@ -26,14 +27,13 @@ export class UploadTickets {
     this.audience = `${audience}/uploads`;
   }
 
-  async sign(ticket: UploadTicket): Promise<{ readonly text: string; readonly expiresAt: Date }> {
-    const expires = Math.floor(Date.now() / 1000) + LIFE_SECONDS;
-    const text = await new SignJWT({ ...ticket })
+  /** Good until `expires`, in ms since the epoch. */
+  sign(ticket: UploadTicket, expires: number): Promise<string> {
+    return new SignJWT({ ...ticket })
       .setProtectedHeader({ alg: ALGORITHM })
       .setAudience(this.audience)
-      .setExpirationTime(expires)
+      .setExpirationTime(Math.floor(expires / 1000))
       .sign(this.key.secret);
-    return { text, expiresAt: new Date(expires * 1000) };
   }
 
   /** Errors: TRB-AUTH-INVALID, TRB-AUTH-EXPIRED. */

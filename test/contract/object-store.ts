@@ -45,6 +45,19 @@ export function objectStoreContract(make: () => Promise<ObjectStoreFixture>): vo
       expect(await store.putIfAbsent("empty", Buffer.from("x"))).toBe("exists");
     });
 
+    test("an object's size and age are told without it", async () => {
+      const before = Date.now();
+      await store.put("a/b/c.bin", Buffer.alloc(1234));
+      const found = await (await fixture.openStore()).stat("a/b/c.bin");
+      expect(found).toMatchObject({ key: "a/b/c.bin", bytes: 1234 });
+      // Servers tell whole seconds.
+      expect(found!.modifiedAt).toBeGreaterThan(before - 2_000);
+      expect(found!.modifiedAt).toBeLessThan(Date.now() + 2_000);
+      for (const absent of ["a/b", "a/b/c", "a/b/c.bin/d", "x"])
+        expect(await store.stat(absent)).toBeUndefined();
+      await expect(store.stat("../x")).rejects.toMatchObject({ code: "TRB-STORE-FAILED" });
+    });
+
     test("a second put replaces the first", async () => {
       await store.put("pointer", Buffer.from("one, longer"));
       await store.put("pointer", Buffer.from("two"));

@@ -1,22 +1,26 @@
-import { createHash, randomBytes } from "node:crypto";
 import { request } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { Producer } from "../../clients/producer/src/producer.js";
 import { loadConfig } from "../../services/base/config.js";
-import { Duck } from "../../services/base/duckdb.js";
 import { layout } from "../../services/base/paths.js";
 import { encodeEvent } from "../../services/contracts/encode-event.js";
 import { uriOf } from "../../services/contracts/payload-reference.js";
 import { FileStore } from "../../services/storage/file-store.js";
-import { DeltaTable } from "../../services/table/delta-table.js";
-import { withScan } from "../../services/table/scan.js";
+import {
+  digestOfPath,
+  MB,
+  payloadOf,
+  refinedDigests,
+  SIZES,
+  sha256,
+  varint,
+} from "../support/large-payloads.js";
 import { peakBytes } from "../support/latency.js";
 import { cli, makeToken, removeFolder, Server, temporaryFolder, until } from "../support/stack.js";
 
 /** Payloads up to 64 MB, through everything as an operator runs it. */
 
-const MB = 1_000_000;
 const MiB = 1024 * 1024;
 const {
   bus: { maxInFlightBytes },
@@ -34,30 +38,6 @@ afterAll(async () => {
   await server.kill();
   await removeFolder(data);
 });
-
-const sha256 = (bytes: Uint8Array): Buffer => createHash("sha256").update(bytes).digest();
-
-/** A File whose path is `bytes` of hexadecimal digits, in all. */
-function payloadOf(bytes: number): Buffer {
-  const digits = bytes - 5;
-  const head = Buffer.from([0x0a, ...varint(digits)]);
-  return Buffer.concat([
-    head,
-    Buffer.from(
-      randomBytes(Math.ceil(digits / 2))
-        .toString("hex")
-        .slice(0, digits),
-      "latin1",
-    ),
-  ]);
-}
-function varint(value: number): number[] {
-  const out: number[] = [];
-  for (let rest = value; ; rest >>>= 7) {
-    if (rest < 0x80) return [...out, rest];
-    out.push((rest & 0x7f) | 0x80);
-  }
-}
 
 /** A PublishRequest of one event around a payload, without a copy of it: many of these share one. */
 function requestAround(id: string, payload: Buffer): Buffer[] {
@@ -111,27 +91,10 @@ const openLake = (): Promise<FileStore> => {
   return FileStore.open({ folder: lake, staging: `${staging}/test-offload` });
 };
 
-/** SHA-256 of the path that the refined table shows, by entity. */
-async function refined(): Promise<Map<string, string>> {
-  const store = await openLake();
-  const duck = await Duck.create({ memoryBytes: 1024 * MiB });
-  try {
-    const table = await DeltaTable.open(store, "refined/scm/files", duck, { checkpointEvery: 1000 });
-    if (table === undefined) return new Map();
-    const rows = await withScan(table, table.snapshot, { columns: ["entity_id", "path"] }, (sql) =>
-      duck.with(async (connection) =>
-        (await connection.runAndReadAll(`SELECT entity_id, sha256(path) FROM (${sql})`)).getRows(),
-      ),
-    );
-    return new Map(rows as [string, string][]);
-  } finally {
-    duck.close();
-  }
-}
+const refined = async () => refinedDigests(await openLake());
 
 describe("payloads", () => {
-  const sizes = { "0.9": 0.9 * MB, "1.1": 1.1 * MB, "9": 9 * MB, "60": 60 * MB };
-  const payloads = new Map(Object.entries(sizes).map(([id, bytes]) => [id, payloadOf(bytes)]));
+  const payloads = new Map(Object.entries(SIZES).map(([id, bytes]) => [id, payloadOf(bytes)]));
 
   test("of 0.9, 1.1, 9 and 60 MB round-trip byte for byte", async () => {
     for (const [id, payload] of payloads) await publish(id, payload);
@@ -147,7 +110,7 @@ describe("payloads", () => {
   });
 
   test("of the producer library go where the bus says, and land byte for byte", async () => {
-    const own = new Map(Object.entries(sizes).map(([id, bytes]) => [`own-${id}`, payloadOf(bytes)]));
+    const own = new Map(Object.entries(SIZES).map(([id, bytes]) => [`own-${id}`, payloadOf(bytes)]));
     const producer = new Producer({ url: server.url, token });
     const common = { tenantId: "acme", entityType: "scm.v1.File", operation: "updated", version: 1 } as const;
     await Promise.all([...own].map(([entityId, payload]) => producer.send({ ...common, entityId, payload })));
@@ -203,12 +166,6 @@ describe("payloads", () => {
     expect([rows.get("missing"), rows.get("rotten")]).toEqual([digestOfPath(missing), digestOfPath(rotten)]);
   });
 });
-
-/** Its field's value: the last bytes, after tag and length. */
-function digestOfPath(payload: Buffer): string {
-  const start = payload.findIndex((byte, i) => i > 0 && byte < 0x80) + 1;
-  return sha256(payload.subarray(start)).toString("hex");
-}
 
 test("100 of 60 MB at once are answered with 200 or 429, and the bus holds no more than it may", async () => {
   await server.stop();

@@ -17,6 +17,10 @@ export class CountingStore {
         told("range", key);
         return inner.getRange(key, start, end);
       },
+      stat: (key) => {
+        told("stat", key);
+        return inner.stat(key);
+      },
       put: (key, bytes) => {
         told("put", key);
         return inner.put(key, bytes);

@@ -11,7 +11,7 @@ export type Fault =
   /** It does not happen, and nothing after it ever does: the process is gone. */
   | "crash";
 
-const OPERATIONS = ["get", "getRange", "put", "putIfAbsent", "adopt", "confirm", "delete"] as const;
+const OPERATIONS = ["get", "getRange", "stat", "put", "putIfAbsent", "adopt", "confirm", "delete"] as const;
 type Operation = (typeof OPERATIONS)[number];
 
 /** The store with some operations replaced. */
@@ -19,6 +19,7 @@ export function overriding(inner: ObjectStore, operations: Partial<ObjectStore>)
   return {
     get: (key) => inner.get(key),
     getRange: (key, start, end) => inner.getRange(key, start, end),
+    stat: (key) => inner.stat(key),
     put: (key, bytes) => inner.put(key, bytes),
     putIfAbsent: (key, bytes) => inner.putIfAbsent(key, bytes),
     adopt: (files) => inner.adopt(files),
@@ -27,6 +28,7 @@ export function overriding(inner: ObjectStore, operations: Partial<ObjectStore>)
     withLocal: (keys, use, options) => inner.withLocal(keys, use, options),
     list: (prefix, startAfter) => inner.list(prefix, startAfter),
     confirm: (keys) => inner.confirm(keys),
+    presignPut: (key, content, lifeMs) => inner.presignPut(key, content, lifeMs),
     delete: (keys) => inner.delete(keys),
     ...operations,
   };

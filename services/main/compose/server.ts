@@ -202,7 +202,7 @@ async function addBus({
   const registry = () => project.current.registry;
   await streams.want(registry().entityTypes());
   project.onChange(({ registry: changed }) => streams.wantSoon(changed.entityTypes()));
-  const offloaded = new Offloaded(store, config.offload.keepMs);
+  const offloaded = new Offloaded(store, config.offload.keepMs, config.offload.presign);
   await registerBus(server.app, {
     ...rest,
     streams,
