@@ -183,6 +183,8 @@ export const configSchema = z.strictObject({
     .strictObject({
       /** Payloads in the object store that no event refers to are kept so long: longer than any stream and parking. */
       keepMs: count(14 * 24 * 3600_000),
+      /** How often one worker of ingest looks for these. */
+      collectEveryMs: count(6 * 3600_000),
       /** Producers put payloads into a bucket themselves, by presigned URLs; false where they cannot reach it. */
       presign: flag.default(true),
     })

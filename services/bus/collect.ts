@@ -22,6 +22,8 @@ export interface Collected {
   readonly traced: ReadonlyMap<number, string>;
   /** The accepted events, as slices of one buffer. */
   readonly events: RoutedEvents;
+  /** When the first of the payloads that lie elsewhere was seen to (ms since the epoch); undefined without any. */
+  readonly seenAt: number | undefined;
 }
 
 /** What collecting the events of one request needs. */
@@ -126,6 +128,7 @@ class Collector {
   private readonly slots: Uint32Array;
   private readonly routes: Uint16Array;
   private readonly traced = new Map<number, string>();
+  private seenAt: number | undefined;
 
   constructor(count: number, order: Collecting) {
     this.order = order;
@@ -224,6 +227,7 @@ class Collector {
     end: number,
   ): Promise<number | Code> {
     const { offloaded } = this.order;
+    this.seenAt ??= Date.now();
     if (pending.kind === "referring") {
       return (await offloaded.holds(pending.reference)) ? end - start : "TRB-EVENT-PAYLOAD-MISSING";
     }
@@ -246,6 +250,7 @@ class Collector {
     return {
       results: this.results,
       traced: this.traced,
+      seenAt: this.seenAt,
       events: {
         bytes,
         count,

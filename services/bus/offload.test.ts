@@ -170,6 +170,29 @@ test("while the store fails, its events alone may be sent again", async () => {
   expect(await codes(eventOf(payloadOf(4000)))).toEqual([undefined]);
 });
 
+test("a bus that was frozen since it looked for payloads promises nothing", async () => {
+  for (const event of [eventOf(payloadOf(4000)), referring(payloadOf(4000))]) {
+    if (event.reference !== undefined) {
+      const payload = payloadOf(4000);
+      await bus.store.put(uriOf("acme", sha256(payload)), payload);
+      Object.assign(event, referring(payload));
+    }
+    const release = bus.stream.hold();
+    const before = bus.stream.appends;
+    const answer = publish(event);
+    while (bus.stream.appends === before) await new Promise((resolve) => setTimeout(resolve, 1));
+    // A quarter of what payloads are kept, and a little.
+    vi.useFakeTimers({ now: Date.now() + 31 * 60_000, toFake: ["Date"] });
+    try {
+      release();
+      expect(await answer).toMatchObject({ status: 503, error: { error: { code: "TRB-STORE-FAILED" } } });
+    } finally {
+      vi.useRealTimers();
+    }
+    expect((await publish(event)).status).toBe(200);
+  }
+});
+
 describe("a reference that a producer makes", () => {
   test("is accepted once its payload is there", async () => {
     const payload = payloadOf(5000);

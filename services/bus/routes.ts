@@ -143,13 +143,21 @@ class Publisher {
       this.outlets.admit(grant);
       reservation = this.admission.enter(grant.bearerShare, reader.stop);
       const pieces = await reader.read(reservation);
-      const { results, events, traced } = await this.collect(type, pieces, contracts, grant, reservation);
+      const { results, events, traced, seenAt } = await this.collect(
+        type,
+        pieces,
+        contracts,
+        grant,
+        reservation,
+      );
       // Nothing is accepted that could not land: the producer is told by the status, too.
       const unable = UNABLE.find((code) => results.codes.includes(code));
       if (results.accepted === 0 && unable !== undefined) throw new TributaryError(unable);
       const decoded = Date.now();
       const candidates = traced.size === 0 ? undefined : acceptedOnes(results);
+      this.requireHeld(seenAt);
       const stored = await this.outlets.append(results, events, grant.bearerShare);
+      this.requireHeld(seenAt);
       if (candidates !== undefined) this.tellAppended(results, candidates, traced, decoded);
       this.metrics.count(results);
       status = 200;
@@ -199,6 +207,12 @@ class Publisher {
     } finally {
       work.pause();
     }
+  }
+
+  /** Errors: TRB-STORE-FAILED, when it is too long ago that payloads were seen to lie where their events say. */
+  private requireHeld(seenAt: number | undefined): void {
+    if (seenAt === undefined || !this.offloaded.mayBeGone(seenAt)) return;
+    throw new TributaryError("TRB-STORE-FAILED", "payloads were looked at too long ago; nothing is promised");
   }
 
   /** Of events that turned out not to be taken nothing is told. */

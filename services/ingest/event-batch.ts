@@ -65,6 +65,11 @@ export class EventBatch {
     return this.references.size;
   }
 
+  /** Indices of the events whose payloads are elsewhere. */
+  get offloaded(): Iterable<number> {
+    return this.references.keys();
+  }
+
   private keep(envelope: Envelope): void {
     const { referenceStart, referenceEnd } = envelope;
     if (referenceStart >= 0) this.references.set(this.count, [referenceStart, referenceEnd]);

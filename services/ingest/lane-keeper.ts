@@ -3,6 +3,7 @@ import { EventBatch } from "./event-batch.js";
 import { Lane } from "./lane.js";
 import type { ParkedChunk } from "./parked-format.js";
 import { Parking } from "./parking.js";
+import { keepPayloads } from "./payloads.js";
 
 /** A landing that takes longer holds up nobody but its own type: what waits behind it is parked when it grows. */
 const SLOW_MS = 5_000;
@@ -207,7 +208,7 @@ export class LaneKeeper {
     this.gathered = undefined;
     this.context.log.warn({ entityType: this.entityType }, "landing is slow; parking what waits behind it");
     const parking = (async () => {
-      await this.parking.append(flight.batch.events);
+      await this.aside(flight.batch.events);
       this.host.settled(flight.batch.reads);
       if (gathered !== undefined) await this.park(gathered);
     })();
@@ -243,9 +244,13 @@ export class LaneKeeper {
     this.parking.assigned();
   }
 
+  private aside(events: EventBatch): Promise<void> {
+    return this.parking.append(events, () => keepPayloads(events, this.context.decoding.offloaded));
+  }
+
   /** Parks a batch for good, or lands it should that be possible meanwhile. */
   private async park(batch: Gathered): Promise<void> {
-    await this.parking.append(batch.events);
+    await this.aside(batch.events);
     this.host.settled(batch.reads);
     this.host.freed(batch.events.byteCount);
     this.parking.recover();

@@ -17,6 +17,7 @@ import { requireLanded } from "./already-landed.js";
 import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
 import { ModelSeat } from "./model-seat.js";
+import { keepPayloads } from "./payloads.js";
 import { RawRows, rawRoot, rawSpec } from "./raw-table.js";
 import type { Target } from "./target.js";
 import { tellStep } from "./tracing.js";
@@ -174,6 +175,7 @@ export class Lane {
 
   /** False when another worker was faster; nothing was changed then. */
   private async landAndRefine(batch: EventBatch): Promise<boolean> {
+    await keepPayloads(batch, this.context.decoding.offloaded);
     const before = this.rawProgress();
     const to = batch.reached();
     const along: ReadonlySet<Track> = new Set(progressAlong(batch.stream, to).keys());

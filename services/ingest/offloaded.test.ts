@@ -4,6 +4,8 @@ import protobuf from "protobufjs";
 import { expect, test } from "vitest";
 import { overriding } from "../../test/support/faulty-store.js";
 import { Lake, type LakeOptions, THING, THINGS_SQL } from "../../test/support/lake.js";
+import { MemoryReader } from "../../test/support/memory-reader.js";
+import { breakable, pipelineLake, startPipeline, until } from "../../test/support/pipeline-run.js";
 import { TributaryError } from "../base/errors.js";
 import { type EventInit, encodeEvent } from "../contracts/encode-event.js";
 import { uriOf } from "../contracts/payload-reference.js";
@@ -233,4 +235,58 @@ test("a new model reads references from raw, also from a raw table that an older
       ["third", "e3", keyOf(payload), BigInt(payload.length)],
     ]);
   });
+});
+
+test("what lands is kept for good before its commit, and no more than once; what cannot be kept does not land", async () => {
+  const order: string[] = [];
+  let failing = true;
+  const store: LakeOptions["store"] = (inner) =>
+    overriding(inner, {
+      putIfAbsent: async (key, bytes) => {
+        if (key.startsWith("kept/") && failing)
+          throw new TributaryError("TRB-STORE-FAILED", "a test's fault");
+        if (key.startsWith("kept/") || /^raw.*json$/.test(key)) order.push(key.split("/")[0]!);
+        return inner.putIfAbsent(key, bytes);
+      },
+    });
+  await withLake({ store }, async (lake) => {
+    const payload = payloadOf("kept");
+    await lake.context.store.put(keyOf(payload), payload);
+    const lane = await lake.lane();
+    order.length = 0;
+    const batch = batchOf(referring("a", payload), referring("b", payload));
+    await expect(lane.land(batch)).rejects.toMatchObject({ code: "TRB-STORE-FAILED" });
+    expect(order).toEqual([]);
+    failing = false;
+    await lane.reopen();
+    await lane.land(batch);
+    await lane.land(batchOf(referring("c", payload)));
+    expect(order).toEqual(["kept", "raw", "raw"]);
+    const key = `kept/acme/${sha256(payload).toString("hex")}`;
+    expect((await lake.context.store.stat(key))?.bytes).toBe(0);
+  });
+});
+
+test("what is parked is kept for good before it is", async () => {
+  const state = { down: true };
+  const lake = await pipelineLake({ store: breakable(state) });
+  try {
+    const { store } = lake.context;
+    const payload = payloadOf("parked");
+    await store.put(keyOf(payload), payload);
+    const reader = new MemoryReader("test");
+    const { stop } = startPipeline(lake, reader);
+    reader.append(0, encodeEvent(referring("a", payload)));
+    const first = async (prefix: string): Promise<string | undefined> => {
+      for await (const { key } of store.list(prefix)) return key;
+      return undefined;
+    };
+    await until("it is parked", async () => (await first("parked/")) !== undefined);
+    expect(await first("kept/")).toBe(`kept/acme/${sha256(payload).toString("hex")}`);
+    state.down = false;
+    await until("it has landed", async () => (await first("parked/")) === undefined && reader.caughtUp);
+    await stop();
+  } finally {
+    await lake.close();
+  }
 });

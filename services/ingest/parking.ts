@@ -64,10 +64,14 @@ export class Parking {
     return this.unwell;
   }
 
-  /** Resolves when the events are parked, however often that has to be tried. Rejects only after the signal. */
-  async append(events: ParkedEvents): Promise<void> {
+  /**
+   * Resolves when the events are parked, however often that has to be tried, with what is done `before` each try.
+   * Rejects only after the signal.
+   */
+  async append(events: ParkedEvents, before = async () => {}): Promise<void> {
     await new Retry(this.signal).run(
       async () => {
+        await before();
         await this.log.append(this.context.stream, events);
         // A lake that is closed since may have been copied without them: then they are to be read again elsewhere.
         await requireOpen(this.context.store);

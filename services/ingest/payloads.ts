@@ -83,6 +83,22 @@ export async function* slicesOf(batch: EventBatch, slicing: Slicing): AsyncGener
   }
 }
 
+/**
+ * Before events land or are parked, after which their stream may forget them: their payloads stay from now on.
+ * Errors: TRB-STORE-FAILED.
+ */
+export async function keepPayloads(batch: EventBatch, offloaded: Offloaded): Promise<void> {
+  if (batch.offloadedCount === 0) return;
+  const envelope = new Envelope();
+  const uris: string[] = [];
+  for (const i of batch.offloaded) {
+    batch.read(i, envelope);
+    const reference = referenceOf(envelope);
+    if (reference !== undefined) uris.push(reference.uri);
+  }
+  await offloaded.keepForGood(uris);
+}
+
 /** A batch without packed payloads, or without events, as one slice. */
 export const whole = (events: EventBatch): Slice => ({
   events,

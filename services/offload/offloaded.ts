@@ -17,7 +17,7 @@ const ATTEMPTS = 3;
 export type Unusable = "missing" | "corrupt";
 
 /** What is needed to know a payload by. */
-type Named = Pick<PayloadReference, "uri" | "sizeBytes">;
+type Named = Omit<PayloadReference, "typeUrl">;
 
 /**
  * Payloads that are too large to travel with their events: objects by the hash of their bytes, a tenant's own below its
@@ -36,7 +36,7 @@ export class Offloaded {
    */
   constructor(
     private readonly store: ObjectStore,
-    readonly keepMs: number,
+    private readonly keepMs: number,
     private readonly presigns = true,
   ) {}
 
@@ -44,23 +44,21 @@ export class Offloaded {
   async put(tenant: string, typeUrl: string, payload: Buffer): Promise<PayloadReference> {
     const sha256 = await hashOf(payload);
     const uri = uriOf(tenant, sha256);
-    await this.keep(uri, payload);
+    await this.keep({ uri, sizeBytes: payload.length, sha256 }, payload);
     return { uri, typeUrl, sizeBytes: payload.length, sha256 };
   }
 
   /** The same for a payload that its producer has put a hash on; false, and nothing is put, when it has another. */
   async putAs(tenant: string, sha256: Buffer, payload: Buffer): Promise<boolean> {
     if (!(await hashOf(payload)).equals(sha256)) return false;
-    await this.keep(uriOf(tenant, sha256), payload);
+    await this.keep({ uri: uriOf(tenant, sha256), sizeBytes: payload.length, sha256 }, payload);
     return true;
   }
 
-  private async keep(uri: string, payload: Buffer): Promise<void> {
-    if ((await this.store.putIfAbsent(uri, payload)) === "created") return;
+  private async keep(named: Named, payload: Buffer): Promise<void> {
+    if ((await this.store.putIfAbsent(named.uri, payload)) === "created") return;
     // Old, or damaged, which is mended by this: it stays, and another lies beside it.
-    if ((await this.lasting({ uri, sizeBytes: payload.length })) !== "lasts") {
-      await this.store.put(laterKey(uri), payload);
-    }
+    if ((await this.lasting(named)) !== "lasts") await this.store.put(laterKey(named.uri), payload);
   }
 
   /**
@@ -76,7 +74,7 @@ export class Offloaded {
    * For a payload that its producer wants to put: "held" where it need not, else how it may do so past us; undefined
    * where it has to come by us. Errors: TRB-STORE-FAILED.
    */
-  async offer(reference: Named & Pick<PayloadReference, "sha256">, lifeMs: number): Promise<Offer> {
+  async offer(reference: Named, lifeMs: number): Promise<Offer> {
     if (await this.holds(reference)) return "held";
     if (!this.presigns) return undefined;
     const { uri, sizeBytes: bytes, sha256 } = reference;
@@ -84,11 +82,11 @@ export class Offloaded {
     return this.store.presignPut(key, { bytes, sha256 }, lifeMs);
   }
 
-  private async renew(key: string, { uri, sizeBytes }: Named): Promise<boolean> {
+  private async renew(key: string, { uri, sizeBytes, sha256 }: Named): Promise<boolean> {
     const done = await this.renewing.acquire();
     try {
       const payload = await this.store.get(key);
-      if (payload?.length !== sizeBytes) return false;
+      if (payload?.length !== sizeBytes || !(await hashOf(payload)).equals(sha256)) return false;
       await this.store.put(laterKey(uri), payload);
       return true;
     } finally {
@@ -139,6 +137,14 @@ export class Offloaded {
       if ((await this.store.putIfAbsent(key, Buffer.alloc(0))) === "exists") await this.store.confirm([key]);
       this.remember(uri);
     }
+  }
+
+  /**
+   * Whether what was found to be held at `since` (ms since the epoch) may have been taken away by now: a process that
+   * was frozen for days in between must not promise anything.
+   */
+  mayBeGone(since: number): boolean {
+    return Date.now() - since > this.keepMs / 4;
   }
 
   /** The payload, verified. Errors: TRB-STORE-FAILED, which says nothing of the payload. */

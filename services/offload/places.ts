@@ -8,7 +8,7 @@ import type { ObjectInfo } from "../storage/object-store.js";
  * stays.
  */
 export const OFFLOAD = "offload/";
-const KEPT = "kept/";
+export const KEPT = "kept/";
 /** Milliseconds in digits that order as text. */
 const TIME_DIGITS = 9;
 

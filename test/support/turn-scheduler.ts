@@ -120,6 +120,7 @@ class Actor {
       get: (key) => this.gated(`get ${key}`, () => inner.get(key)) as Promise<Buffer | undefined>,
       getRange: (key, start, end) =>
         this.gated(`getRange ${key}`, () => inner.getRange(key, start, end)) as Promise<Buffer>,
+      stat: (key) => this.gated(`stat ${key}`, () => inner.stat(key)) as ReturnType<ObjectStore["stat"]>,
       put: (key, bytes) => this.gated(`put ${key}`, () => inner.put(key, bytes)) as Promise<void>,
       putIfAbsent: (key, bytes) =>
         this.gated(`putIfAbsent ${key}`, () => inner.putIfAbsent(key, bytes)) as Promise<

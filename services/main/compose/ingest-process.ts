@@ -12,10 +12,13 @@ import { layout } from "../../base/paths.js";
 import { type ProcessLock, waitForLock } from "../../base/process-lock.js";
 import { SharedCrew } from "../../ingest/crew.js";
 import { type Ingest, openContext, SOLE, startIngest } from "../../ingest/ingest.js";
+import { PayloadRounds } from "../../ingest/payload-rounds.js";
+import { CONSUMER } from "../../ingest/pipeline.js";
 import type { Project } from "../../ingest/project.js";
+import { Collector } from "../../offload/collector.js";
 import { cachesIn } from "../../storage/object-cache.js";
 import type { ObjectStore } from "../../storage/object-store.js";
-import type { ChangeStreamReader } from "../../stream/change-stream.js";
+import type { ChangeStreamReader, StreamBatch } from "../../stream/change-stream.js";
 import { openStore } from "./lake-store.js";
 import { lockData, openLog, openTraces } from "./runtime.js";
 import { OpenStreams, streamKind, typesOfDomains } from "./streams.js";
@@ -73,6 +76,11 @@ export async function runIngest(config: Config, project: Project): Promise<Runni
     const { done, stop } = ingest;
     const streams = await landStreams(config, project, ingest, metrics, log);
     closers.push(() => streams.close());
+    const { keepMs, collectEveryMs } = config.offload;
+    const waiting = () => waitingAnywhere(config, project);
+    const collector = new Collector({ store, keepMs, waiting });
+    const rounds = new PayloadRounds(context, () => collector.run(), collectEveryMs, metrics);
+    closers.push(() => rounds.close());
     return { done: done.finally(close), stop, metrics };
   } catch (error) {
     await close();
@@ -128,6 +136,19 @@ async function landStreams(
   await streams.want(typesOfDomains(kind, registry.entityTypes(), config.ingest.domains));
   await Promise.race([Promise.all(joining), ingest.done]);
   return streams;
+}
+
+/** What waits in the streams of all domains, whichever are landed here. Errors: those of the streams. */
+async function* waitingAnywhere(config: Config, { registry }: Project): AsyncGenerator<StreamBatch> {
+  const kind = await streamKind(config);
+  for (const name of new Set(registry.entityTypes().map((type) => kind.nameOf(type)))) {
+    const reader = await kind.reader(name);
+    try {
+      yield* reader.waiting(CONSUMER);
+    } finally {
+      await reader.close();
+    }
+  }
 }
 
 /** Removes files of a run that was killed; nobody else stages or spills here while the place is held. */
