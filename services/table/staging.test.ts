@@ -1,4 +1,4 @@
-import { readdirSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, expect, test } from "vitest";
@@ -90,6 +90,65 @@ test.each([
     expect(await lake.rawPositions()).toEqual([...stream.positions].sort());
   },
 );
+
+test("vectors and data files go up side by side, and when one fails the other is waited for and removed", async () => {
+  let late = "none";
+  let together: { readonly meet: () => Promise<void>; readonly fails: boolean } | undefined;
+  const lake = await Lake.create({
+    compactAfterFiles: 1000,
+    store: (inner) =>
+      overriding(inner, {
+        adopt: async (files) => {
+          if (together !== undefined && files.some(({ key }) => key.startsWith("refined/"))) {
+            const { meet, fails } = together;
+            await meet();
+            if (fails) await down();
+          }
+          return inner.adopt(files);
+        },
+        put: async (key, bytes) => {
+          if (together !== undefined && key.includes("deletion_vector")) {
+            const { meet, fails } = together;
+            await meet();
+            // It arrives after the other has failed.
+            if (fails) {
+              late = key;
+              await sleep(50);
+            }
+          }
+          return inner.put(key, bytes);
+        },
+      }),
+  });
+  open.push(lake);
+  const stream = new TestStream();
+  await lake.land(stream.batch([event(1), event(2), event(3)]));
+  await lake.settled();
+  for (const fails of [false, true]) {
+    let arrived = 0;
+    let go: () => void = () => undefined;
+    const both = new Promise<void>((resolve) => {
+      go = resolve;
+    });
+    together = {
+      fails,
+      meet: async () => {
+        if (++arrived === 2) {
+          together = undefined;
+          go();
+        }
+        await Promise.race([both, sleep(5_000)]);
+      },
+    };
+    // Replaces one row of the first file, so that a file of vectors is made as well.
+    await lake.land(stream.batch([event(fails ? 2 : 1, 2n)]));
+    await lake.settled();
+    expect(arrived).toBe(2);
+  }
+  expect(late).toContain("deletion_vector");
+  expect(existsSync(join(lake.folder, "lake", late))).toBe(false);
+  expect(await lake.rows()).toHaveLength(3);
+});
 
 test("no files are made while a commit is in doubt: those of each try would pile up where nothing can be deleted", async () => {
   let failing = false;

@@ -38,30 +38,35 @@ export class Staging {
     }
   }
 
-  /** Runs `write` with the path of a local file to be made; the clean-up waits for it. */
+  /** Runs `write` with the path of a local file to be made. */
   async write<T>(name: string, write: (localPath: string) => Promise<T>): Promise<T> {
     const localPath = join(this.table.store.staging, name);
     this.local.add(localPath);
-    const running = write(localPath);
-    this.running.add(running);
-    try {
-      return await running;
-    } finally {
-      this.running.delete(running);
-    }
+    return this.awaited(write(localPath));
   }
 
   /** Makes staged files durable objects of the store, in one go. */
   async publish(files: readonly StagedFile[]): Promise<void> {
+    if (files.length === 0) return;
     for (const { key } of files) this.remember(key);
-    await this.table.store.adopt(files);
+    await this.awaited(this.table.store.adopt(files));
     for (const { localPath } of files) this.local.delete(localPath);
   }
 
   /** A durable object that is no data file: vectors. */
   async put(key: string, bytes: Uint8Array): Promise<void> {
     this.remember(key);
-    await this.table.store.put(key, bytes);
+    await this.awaited(this.table.store.put(key, bytes));
+  }
+
+  /** The clean-up waits for it: of several side by side one may fail while the others still write. */
+  private async awaited<T>(work: Promise<T>): Promise<T> {
+    this.running.add(work);
+    try {
+      return await work;
+    } finally {
+      this.running.delete(work);
+    }
   }
 
   private remember(key: string): void {
