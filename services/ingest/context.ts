@@ -53,6 +53,8 @@ export interface IngestMetrics {
   readonly commits: Counter<"layer">;
   /** Batches that another worker's commit has overtaken, and that are redone. */
   readonly conflicts: Counter<"layer">;
+  /** Commits of other workers that an upsert has taken in its stride. */
+  readonly overtaken: Counter;
   readonly landSeconds: Histogram;
   readonly freshnessSeconds: Gauge;
   readonly behind: Gauge<"model">;

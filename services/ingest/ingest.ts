@@ -34,6 +34,7 @@ const SLICES_AT_ONCE = 2;
 /** A compaction's rows are in memory as they are read, sorted, and as the file that is written; others run beside it. */
 const COMPACTIONS_IN_MEMORY = 16;
 const RANGE_EVENTS = 100_000;
+const REFINED = { layer: "refined" } as const;
 
 /** Everything ingest needs, opened: descriptors, bound models, tables' engine, dead letters. */
 export async function openContext(options: {
@@ -71,6 +72,7 @@ export async function openContext(options: {
   const registers = [options.registry];
   const fingerprints = models.map(({ fingerprint }) => fingerprint);
   const tenants = new TenantOrdinals();
+  const metrics = metricsOf(options.registry);
   return {
     stream,
     store,
@@ -88,7 +90,7 @@ export async function openContext(options: {
     config,
     tableOptions,
     log,
-    metrics: metricsOf(options.registry),
+    metrics,
     suspects: Suspects.open(
       join(layout(config.data).scratch, folder === SOLE ? "suspects" : `suspects-${folder}`),
     ),
@@ -108,6 +110,12 @@ export async function openContext(options: {
         table,
         config.ingest.keyIndexBytes / Math.max(models.length, 1),
         new EntityKeys(entityType, tenants),
+        (result) => {
+          if (result.kind === "conflict") metrics.conflicts.inc(REFINED);
+          if (result.kind !== "committed") return;
+          metrics.commits.inc(REFINED);
+          metrics.overtaken.inc(result.overtaken);
+        },
       ),
   };
 }
@@ -236,6 +244,11 @@ function metricsOf(registry: Registry): IngestMetrics {
       name: "tributary_ingest_conflicts_total",
       help: "Batches that another worker's commit has overtaken, and that were redone.",
       labelNames: ["layer"],
+      registers,
+    }),
+    overtaken: new Counter({
+      name: "tributary_ingest_overtaken_total",
+      help: "Commits of other workers that came before one of ours, which was settled key by key and stands.",
       registers,
     }),
     landSeconds: new Histogram({

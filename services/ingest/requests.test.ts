@@ -5,6 +5,34 @@ import type { DeltaTable } from "../table/delta-table.js";
 
 const KINDS = ["get", "range", "put", "put if absent", "adopt", "list"];
 
+test("metrics count commits of raw and of refined tables", async () => {
+  const lake = await Lake.create();
+  const layer = async (name: "raw" | "refined") => {
+    const { values } = await lake.context.metrics.commits.get();
+    return values.find(({ labels }) => labels.layer === name)?.value ?? 0;
+  };
+  try {
+    const stream = new TestStream();
+    const random = new Random(12);
+    const lane = await lake.lane();
+    const { table } = await lake.target();
+    await lake.settled();
+    const [raw, refined] = [lane.raw.snapshot.version, table.snapshot.version];
+    const before = [await layer("raw"), await layer("refined")];
+    for (let batch = 0; batch < 3; batch++) {
+      await lane.land(stream.batch(randomEvents(random, 10)));
+      await lake.settled();
+    }
+    expect([await layer("raw"), await layer("refined")]).toEqual([
+      before[0]! + lane.raw.snapshot.version - raw,
+      before[1]! + table.snapshot.version - refined,
+    ]);
+    expect(await layer("refined")).toBeGreaterThanOrEqual(3);
+  } finally {
+    await lake.close();
+  }
+});
+
 /** Each request to a remote store takes its time and costs money. */
 test("a raw commit takes three requests to the store at most, a refined one five, log checkpoints included", async () => {
   let counting: CountingStore | undefined;

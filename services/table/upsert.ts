@@ -75,10 +75,17 @@ export class UpsertWriter {
     readonly locator: EntityLocator,
     /** Makes the key words of the records that it is given. */
     readonly keys: EntityKeys,
+    /** Told how each batch ended. */
+    private readonly ended: (result: UpsertResult) => void = () => undefined,
   ) {}
 
-  static for(table: DeltaTable, indexBytes: number, keys: EntityKeys): UpsertWriter {
-    return new UpsertWriter(table, new EntityLocator(table, indexBytes, keys), keys);
+  static for(
+    table: DeltaTable,
+    indexBytes: number,
+    keys: EntityKeys,
+    ended?: (result: UpsertResult) => void,
+  ): UpsertWriter {
+    return new UpsertWriter(table, new EntityLocator(table, indexBytes, keys), keys, ended);
   }
 
   /**
@@ -88,7 +95,9 @@ export class UpsertWriter {
   upsert(upsert: Upsert): Promise<UpsertResult> {
     return this.exclusively(async () => {
       try {
-        return await Staging.run(this.table, (staging) => this.apply(upsert, staging));
+        const result = await Staging.run(this.table, (staging) => this.apply(upsert, staging));
+        this.ended(result);
+        return result;
       } catch (error) {
         // The index may be what is wrong.
         if (error instanceof AssertionFailure) this.locator.forget();

@@ -1,0 +1,151 @@
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { parseArgs } from "node:util";
+import { loadConfig } from "../services/base/config.js";
+import { textTable } from "../services/main/terminal/text-table.js";
+import { landed, tokenFor } from "./end-to-end.js";
+import { BenchServer, benchFolder, Load } from "./processes.js";
+import { RemoteServices } from "./remote-services.js";
+
+/**
+ * 1, 2 and 4 processes of `tributary ingest` on Kafka's partitions and one lake in S3, without a shared disk, while a bus
+ * takes in events as fast as it can: how evenly they share the work, what was thrown away and done again because another
+ * was faster, the slowest landing, and their CPU. Starts Kafka and S3 by itself.
+ */
+const { values: options } = parseArgs({
+  options: {
+    events: { type: "string", default: "200000" },
+    partitions: { type: "string", default: "8" },
+    workers: { type: "string", default: "1,2,4" },
+    "delay-ms": { type: "string", default: "0" },
+  },
+});
+const partitions = Number(options.partitions);
+const root = benchFolder("workers");
+
+interface Told {
+  readonly events: number;
+  readonly commits: number;
+  readonly redone: number;
+  /** Bound of the bucket that the slowest landing fell into, in seconds. */
+  readonly slowest: number;
+}
+
+/** Samples of a metric in the text exposition format, by their labels. */
+function samples(text: string, name: string): [string, number][] {
+  return text
+    .split("\n")
+    .filter((line) => line.startsWith(`${name}{`) || line.startsWith(`${name} `))
+    .map((line) => [
+      line.slice(name.length, line.lastIndexOf(" ")),
+      Number(line.slice(line.lastIndexOf(" "))),
+    ]);
+}
+
+const sum = (values: readonly number[]): number => values.reduce((total, value) => total + value, 0);
+
+async function tell(worker: BenchServer, data: string): Promise<Told> {
+  const answer = await fetch(`${worker.url}/metrics`, {
+    headers: { authorization: `Bearer ${await tokenFor(data, "operator")}` },
+  });
+  const text = await answer.text();
+  const total = (name: string) => sum(samples(text, name).map(([, value]) => value));
+  const buckets = samples(text, "tributary_ingest_land_seconds_bucket")
+    .map(
+      ([labels, count]) =>
+        [Number(/le="([^"]+)"/.exec(labels)![1]!.replace("+Inf", "Infinity")), count] as const,
+    )
+    .sort(([a], [b]) => a - b);
+  const all = buckets.at(-1)?.[1] ?? 0;
+  return {
+    events: total("tributary_ingest_events_total"),
+    commits: total("tributary_ingest_commits_total"),
+    redone: total("tributary_ingest_conflicts_total"),
+    slowest: buckets.find(([, count]) => count === all)?.[0] ?? 0,
+  };
+}
+
+async function round(services: RemoteServices, count: number) {
+  const { env, direct } = await services.fresh(`bench-${count}`);
+  const folder = join(root, String(count));
+  const bus = await BenchServer.start("bus", join(folder, "bus"), env);
+  const places = Array.from({ length: count }, (_, i) => join(folder, `worker-${i}`));
+  const workers = await Promise.all(places.map((data) => BenchServer.start("ingest", data, env)));
+  const load = await Load.prepare({
+    url: bus.url,
+    token: await tokenFor(join(folder, "bus"), "producer"),
+    protoDirs: loadConfig().protoDirs,
+    events: Number(options.events),
+    bodyEvents: 100,
+    eventBytes: 700,
+    connections: 16,
+    seed: 7,
+    tenants: 500,
+    entities: 300_000,
+  });
+  // The last one that joined has its share.
+  await sleep(5_000);
+  const cpu = () => workers.map((worker) => worker.cpu()).map(({ own, below }) => own + below);
+  const before = cpu();
+  const started = performance.now();
+  const report = await load.run();
+  await landed(join(folder, "checker"), direct, 200);
+  const seconds = (performance.now() - started) / 1000;
+  const used = cpu().map((after, i) => ((after - before[i]!) * 1e6) / report.events);
+  const told = await Promise.all(workers.map((worker, i) => tell(worker, places[i]!)));
+  await Promise.all([bus.stop(), ...workers.map((worker) => worker.stop())]);
+  const events = told.map((one) => one.events);
+  const commits = sum(told.map((one) => one.commits));
+  return {
+    count,
+    rate: report.events / seconds,
+    share: Math.max(...events) / (sum(events) / count),
+    events,
+    used,
+    commits,
+    redone: sum(told.map((one) => one.redone)),
+    slowest: Math.max(...told.map((one) => one.slowest)),
+  };
+}
+
+const services = await RemoteServices.start({ partitions, delayMs: Number(options["delay-ms"]) });
+try {
+  const rounds: Awaited<ReturnType<typeof round>>[] = [];
+  for (const count of options.workers.split(",")) rounds.push(await round(services, Number(count)));
+  console.log(
+    textTable(
+      [
+        "workers",
+        "events/s",
+        "events by worker",
+        "CPU µs/event by worker",
+        "in all",
+        "commits",
+        "redone",
+        "landing ≤ s",
+      ],
+      rounds.map((one) => [
+        one.count,
+        Math.round(one.rate),
+        one.events.join(" "),
+        one.used.map((micros) => micros.toFixed(1)).join(" "),
+        sum(one.used).toFixed(1),
+        one.commits,
+        one.redone,
+        one.slowest,
+      ]),
+    ),
+  );
+  console.log();
+  for (const one of rounds.filter(({ count }) => count > 1)) {
+    console.log(
+      `ratio of the busiest of ${one.count} workers to the mean, in events: ${one.share.toFixed(2)} (goal ≤ 1.2)`,
+    );
+  }
+  const commits = sum(rounds.map((one) => one.commits));
+  const redone = (sum(rounds.map((one) => one.redone)) * 1000) / commits;
+  console.log(`batches redone by 1,000 commits: ${redone.toFixed(1)} (goal ≤ 5), of ${commits} commits`);
+  console.log(`slowest landing, in s: ≤ ${Math.max(...rounds.map((one) => one.slowest))} (goal ≤ 5)`);
+} finally {
+  await services.stop();
+}
