@@ -1,5 +1,6 @@
 import { type ChildProcess, fork } from "node:child_process";
 import { once } from "node:events";
+import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
@@ -267,6 +268,7 @@ async function round(
     name,
     rowsPerSecond: sum((one) => one.rows) / more.seconds,
     cpuMicrosPerRow: (sum((one) => one.cpuSeconds) * 1e6) / sum((one) => one.rows),
+    cores: sum((one) => one.cpuSeconds) / more.seconds,
     commits,
     overtaken: (sum((one) => one.overtaken) * 1000) / commits,
     redone: (sum((one) => one.redone) * 1000) / commits,
@@ -281,7 +283,8 @@ async function main(): Promise<void> {
     options: {
       keys: { type: "string", default: "200000" },
       rows: { type: "string", default: "10000" },
-      seconds: { type: "string", default: "20" },
+      seconds: { type: "string", default: "12" },
+      rounds: { type: "string", default: "2" },
       json: { type: "boolean", default: false },
     },
   });
@@ -290,12 +293,20 @@ async function main(): Promise<void> {
   const of = (writers: number) => ({ keys: Math.floor(Number(options.keys) / writers), rows, seconds });
   const own = (count: number) => Array.from({ length: count }, (_, index) => ({ index, count }));
   const all = { index: 0, count: 1 };
-  const results = [
-    await round("1 writer", [all], of(1)),
-    await round("2 writers, slots of their own", own(2), of(2)),
+  const results: Awaited<ReturnType<typeof round>>[] = [];
+  const gains: number[] = [];
+  const works: number[] = [];
+  for (let turn = 0; turn < Number(options.rounds); turn++) {
+    const one = await round("1 writer", [all], of(1));
+    const two = await round("2 writers, slots of their own", own(2), of(2));
+    gains.push(two.rowsPerSecond / one.rowsPerSecond);
+    works.push(two.cpuMicrosPerRow / one.cpuMicrosPerRow);
+    results.push(one, two);
+  }
+  results.push(
     await round("4 writers, slots of their own", own(4), of(4)),
     await round("2 writers of the same entities", [all, all], of(1)),
-  ];
+  );
   if (options.json) {
     console.log(JSON.stringify(results));
     return;
@@ -308,12 +319,31 @@ async function main(): Promise<void> {
     one.commits,
     one.overtaken.toFixed(1),
     one.redone.toFixed(1),
+    one.cores.toFixed(2),
     one.compactions,
     one.loads.join(" "),
     Math.round(one.longestMs),
   ]);
   const head = ["", "rows/s", "ratio", "CPU µs/row", "commits", "overtaken ‰", "redone ‰"];
-  console.log(textTable([...head, "compactions", "index loads", "longest ms"], cells));
+  console.log(textTable([...head, "cores", "compactions", "index loads", "longest ms"], cells));
+  const shown = (ratios: readonly number[]) => ratios.map((ratio) => ratio.toFixed(2)).join(", ");
+  console.log(
+    `\nratio of rows/s, 2 writers / 1: ${Math.max(...gains).toFixed(2)} (goal ≥ 1.6); rounds ${shown(gains)}`,
+  );
+  console.log(
+    `ratio of CPU µs a row, 2 writers / 1: ${Math.min(...works).toFixed(2)}; rounds ${shown(works)}`,
+  );
+  const [first] = results;
+  const idle = availableParallelism() / first!.cores;
+  console.log(
+    `one writer keeps ${first!.cores.toFixed(2)} of ${availableParallelism()} cores busy: more writers can make ${idle.toFixed(2)} times as much at most`,
+  );
+  const apart = results.filter(({ name }) => name !== results.at(-1)!.name);
+  const perThousand = Math.max(...apart.map(({ redone }) => redone));
+  console.log(`batches redone by 1,000 commits, slots of their own: ${perThousand.toFixed(1)} (goal ≤ 5)`);
+  console.log(
+    `longest upsert: ${Math.round(Math.max(...results.map(({ longestMs }) => longestMs)))} ms (goal ≤ 5000)`,
+  );
 }
 
 if (process.argv.includes("--worker")) {
