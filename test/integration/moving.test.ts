@@ -6,7 +6,7 @@ import { afterAll, beforeAll, expect, it } from "vitest";
 import { stringify } from "yaml";
 import { KafkaCluster } from "../servers/kafka.js";
 import { credentials, startS3 } from "../servers/s3.js";
-import { newBucket } from "../support/s3-lake.js";
+import { newBucket, onS3 } from "../support/s3-lake.js";
 import {
   cli,
   makeToken,
@@ -119,7 +119,7 @@ it("a lake moves from files to S3: it loses no event, doubles none, and is never
     expect(await ask(server, "select key from issues")).toHaveLength(20);
     await server.stop();
 
-    const env = { ...credentials, ...onS3(place) };
+    const env = onS3(place);
     server = await Server.start("up", data, env);
     producer.url = server.url;
     await until("more to be accepted", async () => producer.accepted.get("MOVE-1")! > before + 40);
@@ -136,14 +136,6 @@ it("a lake moves from files to S3: it loses no event, doubles none, and is never
     await producer.stop();
     await server.stop();
   }
-});
-
-const onS3 = (place: { bucket: string; prefix: string; endpoint: string }): NodeJS.ProcessEnv => ({
-  TRIBUTARY_STORAGE__KIND: "s3",
-  TRIBUTARY_STORAGE__S3__BUCKET: place.bucket,
-  TRIBUTARY_STORAGE__S3__PREFIX: place.prefix,
-  TRIBUTARY_STORAGE__S3__ENDPOINT: place.endpoint,
-  TRIBUTARY_STORAGE__S3__FORCE_PATH_STYLE: "true",
 });
 
 it("a lake goes on by another stream, from the embedded log to Kafka, without losing or doubling an event", async () => {

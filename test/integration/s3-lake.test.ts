@@ -2,11 +2,10 @@ import { readdirSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { credentials, startS3 } from "../servers/s3.js";
-import { readForeign } from "../support/foreign.js";
+import { startS3 } from "../servers/s3.js";
 import { Oracle } from "../support/oracle.js";
 import { actualRow, digestOf, type TableName } from "../support/oracle-tables.js";
-import { newBucket } from "../support/s3-lake.js";
+import { newBucket, onS3, readOnS3 } from "../support/s3-lake.js";
 import { changeLogs } from "../support/shared-data.js";
 import { cli, makeToken, removeFolder, Server, temporaryFolder, untilLanded } from "../support/stack.js";
 
@@ -23,17 +22,6 @@ beforeAll(async () => {
 afterAll(async () => {
   await s3?.stop();
   await removeFolder(folder);
-});
-
-/** Settings of a lake on S3, as variables. */
-const onS3 = (bucket: string, more: NodeJS.ProcessEnv = {}): NodeJS.ProcessEnv => ({
-  ...credentials,
-  TRIBUTARY_STORAGE__KIND: "s3",
-  TRIBUTARY_STORAGE__S3__BUCKET: bucket,
-  TRIBUTARY_STORAGE__S3__PREFIX: "lakes/test",
-  TRIBUTARY_STORAGE__S3__ENDPOINT: s3.endpoint,
-  TRIBUTARY_STORAGE__S3__FORCE_PATH_STYLE: "true",
-  ...more,
 });
 
 async function publish(server: Server, data: string, events: readonly string[]): Promise<void> {
@@ -56,8 +44,8 @@ async function ask(server: Server, data: string, sql: string): Promise<unknown[]
 describe("a lake on S3", () => {
   it("lands, answers, and goes on where it was with an emptied cache and elsewhere; deltalake reads it", async () => {
     const data = join(folder, "data");
-    const bucket = await newBucket(s3.endpoint);
-    const env = onS3(bucket);
+    const place = { endpoint: s3.endpoint, bucket: await newBucket(s3.endpoint), prefix: "lakes/test" };
+    const env = onS3(place);
     const counts = "select count(*), sum(lines_added) from files";
     let server = await Server.start("up", data, env);
     try {
@@ -88,15 +76,10 @@ describe("a lake on S3", () => {
     expect(shown.code, shown.stderr).toBe(0);
     expect(readdirSync(join(data, "staging")).filter((name) => name.startsWith("cli-"))).toEqual([]);
 
-    Object.assign(process.env, {
-      AWS_ENDPOINT_URL: s3.endpoint,
-      AWS_ALLOW_HTTP: "true",
-      AWS_REGION: "us-east-1",
-    });
     const oracle = new Oracle();
     for (const line of lines) oracle.applyLine(line);
     for (const name of ["scm.files", "scm.commits"] satisfies TableName[]) {
-      const rows = await readForeign(`s3://${bucket}/lakes/test/refined/${name.replace(".", "/")}`);
+      const rows = await readOnS3(place, `refined/${name.replace(".", "/")}`);
       expect(digestOf(rows.map((row) => actualRow(name, row)))).toBe(oracle.digest(name));
     }
   });

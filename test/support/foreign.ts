@@ -32,12 +32,20 @@ export async function runForeign(script: string, ...args: readonly string[]): Pr
 export async function readForeign(
   folder: string,
   sql = "SELECT * FROM t",
+  env: NodeJS.ProcessEnv = {},
 ): Promise<Record<string, unknown>[]> {
-  return (await runForeign("foreign_reader.py", folder, sql))
+  const { stdout } = await run(python(), [join(scripts, "foreign_reader.py"), folder, sql], {
+    ...limits,
+    env: { ...process.env, ...env },
+  });
+  return rowsOfLines(stdout);
+}
+
+const rowsOfLines = (text: string): Record<string, unknown>[] =>
+  text
     .split("\n")
     .filter((line) => line !== "")
     .map((line) => JSON.parse(line) as Record<string, unknown>);
-}
 
 export interface Digest {
   readonly rows: number;
@@ -112,10 +120,15 @@ export interface SparkTold {
   readonly attempts: Readonly<Record<string, string>>;
 }
 
+function sparkPython(release: "35" | "4"): string {
+  const path = join(tools, `spark${release}`, "bin", "python");
+  if (!existsSync(path)) throw new Error(`no Spark ${release}: run .ci/run once`);
+  return path;
+}
+
 /** Spark reads all tables, then tries to write to them. */
 export async function runSpark(release: "35" | "4", lake: string, answers: string): Promise<SparkTold> {
-  const spark = join(tools, `spark${release}`, "bin", "python");
-  if (!existsSync(spark)) throw new Error(`no Spark ${release}: run .ci/run once`);
+  const spark = sparkPython(release);
   const out = await mkdtemp(join(tmpdir(), "tributary-spark-"));
   try {
     await mkdir(join(out, "parquet"));
@@ -133,6 +146,30 @@ export async function runSpark(release: "35" | "4", lake: string, answers: strin
   }
 }
 
+/**
+ * Rows of tables at s3a:// addresses, as one Spark reads them.
+ * `env`: credentials, as the SDK's chain finds them.
+ */
+export async function readBySpark(
+  endpoint: string,
+  tables: readonly string[],
+  env: NodeJS.ProcessEnv,
+): Promise<Record<string, unknown>[][]> {
+  const out = await mkdtemp(join(tmpdir(), "tributary-spark-"));
+  try {
+    await run(sparkPython("35"), [join(scripts, "read_spark_s3.py"), endpoint, out, ...tables], {
+      ...limits,
+      // Jars of their own: those beside the other Spark are Delta Kernel's, too.
+      env: { ...process.env, ...env, TZ: "UTC", TEST_IVY: join(tools, "ivy-spark35-s3") },
+    });
+    return await Promise.all(
+      tables.map(async (_, at) => rowsOfLines(await readFile(join(out, `${at}.ndjson`), "utf8"))),
+    );
+  } finally {
+    await rm(out, { recursive: true, force: true });
+  }
+}
+
 /** By model, of dbt's table and of ours: by tenant, digests of each column together with the keys. */
 export type Built = Record<
   string,
@@ -145,8 +182,7 @@ export async function buildOnSpark(
   lake: string,
   models: Readonly<Record<string, { readonly folder: string; readonly columns: readonly string[] }>>,
 ): Promise<Built> {
-  const spark = join(tools, "spark4", "bin", "python");
-  if (!existsSync(spark)) throw new Error("no Spark 4: run .ci/run once");
+  const spark = sparkPython("4");
   const out = await mkdtemp(join(tmpdir(), "tributary-spark-"));
   try {
     const env = { ...process.env, TEST_IVY: join(tools, "ivy-spark4") };

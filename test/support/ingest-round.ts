@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -30,6 +31,13 @@ function signal(server: Server, name: "SIGSTOP" | "SIGCONT"): void {
   for (const pid of family(server.process.pid!)) process.kill(pid, name);
 }
 
+/** A table that was found right: what any other engine must make of its rows, too. */
+export interface LandedTable {
+  readonly root: string;
+  readonly digest: string;
+  readonly digestOf: (rows: readonly Readonly<Record<string, unknown>>[]) => string;
+}
+
 export interface RoundOptions {
   readonly folder: string;
   readonly env: NodeJS.ProcessEnv;
@@ -39,6 +47,8 @@ export interface RoundOptions {
   readonly leaseMs: number;
   /** Rows of a table by its place in the lake, as another engine reads them. */
   readonly readTable: (root: string) => Promise<readonly Readonly<Record<string, unknown>>[]>;
+  /** Is told of each table once it is what it should be. */
+  readonly landed?: (table: LandedTable) => void;
   /** What befalls the stream itself in mid-stream. */
   readonly shake: () => Promise<void>;
   readonly note: string;
@@ -56,7 +66,11 @@ export async function ingestRound(options: RoundOptions): Promise<void> {
   const bus = await Server.start("bus", join(folder, "bus"), env);
   try {
     await Promise.all([join_(), join_(), join_()]);
-    const published = publish(bus, folder, lines);
+    const token = await makeToken(join(folder, "bus"), "producer");
+    const batch = 20 + random.below(400);
+    const late = Math.floor(lines.length * 0.9);
+    const pauseMs = (SPREAD_MS * batch) / late;
+    const published = publish(bus, token, lines.slice(0, late), batch, pauseMs);
     published.catch(() => undefined);
     const [killed, frozen] = random.shuffle(workers.slice());
     await sleep(1_000 + random.below(4_000));
@@ -69,6 +83,7 @@ export async function ingestRound(options: RoundOptions): Promise<void> {
     await sleep(leaseMs * 1.5);
     signal(frozen!, "SIGCONT");
     await published;
+    await publish(bus, token, lines.slice(late), batch, 0);
     const oracle = new Oracle();
     for (const line of lines) oracle.applyLine(line);
     const types = [...new Set(lines.map((line) => (JSON.parse(line) as { entityType: string }).entityType))];
@@ -81,14 +96,20 @@ export async function ingestRound(options: RoundOptions): Promise<void> {
   }
 }
 
-const BATCH = 200;
+/** About as long as the troubles take, so that they come in mid-stream; the last events come after them. */
+const SPREAD_MS = 12_000;
 
 /** In order; what is refused, or not answered, is sent again with the rest of its batch: then it is two records. */
-async function publish(bus: Server, folder: string, lines: readonly string[]): Promise<void> {
-  const token = await makeToken(join(folder, "bus"), "producer");
+async function publish(
+  bus: Server,
+  token: string,
+  lines: readonly string[],
+  batch: number,
+  pauseMs: number,
+): Promise<void> {
   const headers = { authorization: `Bearer ${token}`, "content-type": "application/x-ndjson" };
-  for (let at = 0; at < lines.length; at += BATCH) {
-    const body = lines.slice(at, at + BATCH).join("\n");
+  for (let at = 0; at < lines.length; at += batch) {
+    const body = lines.slice(at, at + batch).join("\n");
     await until(
       "a batch to be accepted",
       async () => {
@@ -105,6 +126,7 @@ async function publish(bus: Server, folder: string, lines: readonly string[]): P
       },
       120,
     );
+    await sleep(pauseMs);
   }
 }
 
@@ -113,12 +135,12 @@ async function publish(bus: Server, folder: string, lines: readonly string[]): P
  * refined is what the oracle says. Resolves to the places of the records, "partition/position".
  */
 export async function checkLanded(
-  options: Pick<RoundOptions, "folder" | "env" | "readTable" | "note"> & {
+  options: Pick<RoundOptions, "folder" | "env" | "readTable" | "landed" | "note"> & {
     readonly types: readonly string[];
     readonly oracle: Oracle;
   },
 ): Promise<ReadonlySet<string>> {
-  const { folder, env, types, oracle, readTable, note } = options;
+  const { folder, env, types, oracle, readTable, landed, note } = options;
   const config = loadConfig({ data: join(folder, "checker") }, { env });
   const kind = await streamKind(config);
   const models = loadModels(config.transformsDir);
@@ -154,7 +176,7 @@ export async function checkLanded(
             ),
           ),
         );
-        return rows.flatMap((some) => some.map((row) => row.join("/")));
+        return rows.map((some) => some.map((row) => row.join("/")).sort());
       };
       await until(
         `${note}: everything to land`,
@@ -167,9 +189,16 @@ export async function checkLanded(
         },
         180,
       );
-      const positions = await found();
+      const placesOf = await found();
+      const positions = placesOf.flat();
       expect(new Set(positions).size, `${note}: positions in raw once`).toBe(positions.length);
       expect(positions.sort(), `${note}: raw`).toEqual([...due].sort());
+      for (const [at, type] of types.entries())
+        landed?.({
+          root: rawRoot(type),
+          digest: textDigest(placesOf[at]!),
+          digestOf: (rows) => textDigest(rows.map((row) => `${row.stream}/${row.partition}/${row.position}`)),
+        });
       for (const model of models.filter(({ entityType }) => types.includes(entityType))) {
         const table = await open(refinedRoot(model));
         const source = raw[types.indexOf(model.entityType)]!;
@@ -182,10 +211,14 @@ export async function checkLanded(
           180,
         );
         const name = model.name as TableName;
-        const rows = await readTable(refinedRoot(model));
-        expect(digestOf(rows.map((row) => actualRow(name, row))), `${note}: ${name}`).toBe(
-          oracle.digest(name),
-        );
+        const refined: LandedTable = {
+          root: refinedRoot(model),
+          digest: oracle.digest(name),
+          digestOf: (rows) => digestOf(rows.map((row) => actualRow(name, row))),
+        };
+        const rows = await readTable(refined.root);
+        expect(refined.digestOf(rows), `${note}: ${name}`).toBe(refined.digest);
+        landed?.(refined);
       }
     });
     return places;
@@ -193,6 +226,10 @@ export async function checkLanded(
     duck.close();
   }
 }
+
+/** Of texts in any order. */
+const textDigest = (texts: readonly string[]): string =>
+  createHash("sha256").update(texts.toSorted().join("\n")).digest("hex");
 
 async function tableAt(store: ObjectStore, root: string, duck: Awaited<ReturnType<typeof readingDuck>>) {
   let table: DeltaTable | undefined;

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { CreateBucketCommand, S3Client } from "@aws-sdk/client-s3";
 import { S3Store, type S3StoreOptions } from "../../services/storage/s3-store.js";
 import { credentials } from "../servers/s3.js";
+import { readForeign } from "./foreign.js";
 
 Object.assign(process.env, credentials);
 
@@ -20,6 +21,35 @@ export async function newBucket(endpoint: string): Promise<string> {
   client.destroy();
   return bucket;
 }
+
+export interface S3Place {
+  readonly endpoint: string;
+  readonly bucket: string;
+  readonly prefix: string;
+}
+
+/** Settings of a process whose lake lies there, as variables. */
+export const onS3 = ({ endpoint, bucket, prefix }: S3Place): NodeJS.ProcessEnv => ({
+  ...credentials,
+  AWS_REGION: "us-east-1",
+  TRIBUTARY_STORAGE__KIND: "s3",
+  TRIBUTARY_STORAGE__S3__BUCKET: bucket,
+  TRIBUTARY_STORAGE__S3__PREFIX: prefix,
+  TRIBUTARY_STORAGE__S3__ENDPOINT: endpoint,
+  TRIBUTARY_STORAGE__S3__FORCE_PATH_STYLE: "true",
+});
+
+/** Rows of a table of that lake, by its root, as deltalake reads them. */
+export const readOnS3 = (
+  { endpoint, bucket, prefix }: S3Place,
+  root: string,
+): Promise<Record<string, unknown>[]> =>
+  readForeign(`s3://${bucket}/${prefix}/${root}`, "SELECT * FROM t", {
+    ...credentials,
+    AWS_ENDPOINT_URL: endpoint,
+    AWS_ALLOW_HTTP: "true",
+    AWS_REGION: "us-east-1",
+  });
 
 /** Stores on one bucket, each as a process of its own would open it. */
 export class S3Fixture {
