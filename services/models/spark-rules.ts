@@ -1,7 +1,7 @@
 /**
- * What means the same to DuckDB and to Spark, by kinds of values. Reviewed: what is not here is refused. Each entry has
- * expressions that both engines must answer alike over values at the edges (test/support/spark-proofs.ts), with Spark's
- * ANSI mode and UTC, which transforms/macros/session.sql sets.
+ * What means the same to DuckDB and to Spark, by kinds of values. Reviewed: what is not here is refused. Each entry is
+ * run on both engines over values at the edges (test/support/spark-proofs.ts, test/slow/spark-models.test.ts), with
+ * Spark's ANSI mode and UTC, which transforms/macros/session.sql sets.
  */
 
 export type Kind =
