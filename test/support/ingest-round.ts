@@ -61,13 +61,16 @@ export interface RoundOptions {
 export async function ingestRound(options: RoundOptions): Promise<void> {
   const { folder, env, lines, random, leaseMs, shake, note } = options;
   const workers: Server[] = [];
-  const join_ = async () =>
-    void workers.push(await Server.start("ingest", join(folder, `worker-${workers.length}`), env));
+  let joined = 0;
+  const join_ = async () => {
+    const data = join(folder, `worker-${joined++}`);
+    workers.push(await Server.start("ingest", data, env));
+  };
   const bus = await Server.start("bus", join(folder, "bus"), env);
   try {
     await Promise.all([join_(), join_(), join_()]);
     const token = await makeToken(join(folder, "bus"), "producer");
-    const batch = 20 + random.below(400);
+    const batch = Math.ceil(lines.length / (10 + random.below(50)));
     const late = Math.floor(lines.length * 0.9);
     const pauseMs = (SPREAD_MS * batch) / late;
     const published = publish(bus, token, lines.slice(0, late), batch, pauseMs);
