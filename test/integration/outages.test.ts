@@ -5,13 +5,12 @@ import { DynamoLeaseStore } from "../../services/lease/dynamo-lease-store.js";
 import { startDynamoDb } from "../servers/dynamodb.js";
 import { KafkaCluster } from "../servers/kafka.js";
 import { startKinesis } from "../servers/kinesis.js";
-import { credentials, startS3 } from "../servers/s3.js";
+import { startS3 } from "../servers/s3.js";
 import { HttpFaultProxy } from "../support/fault-proxy.js";
-import { readForeign } from "../support/foreign.js";
 import { TestStream } from "../support/kinesis.js";
 import { Random } from "../support/lake.js";
 import { type OutageOptions, outageRound } from "../support/outage-round.js";
-import { newBucket } from "../support/s3-lake.js";
+import { newBucket, onS3, readOnS3 } from "../support/s3-lake.js";
 import { removeFolder, temporaryFolder } from "../support/stack.js";
 
 /** TEST_OUTAGE_SECONDS=300 for the whole of it; TEST_SEED repeats one. */
@@ -29,12 +28,6 @@ let bucket: string;
 beforeAll(async () => {
   [s3, folder] = await Promise.all([startS3(), temporaryFolder()]);
   store = await HttpFaultProxy.start(s3.endpoint);
-  Object.assign(process.env, {
-    AWS_ENDPOINT_URL_S3: s3.endpoint,
-    AWS_ENDPOINT_URL: s3.endpoint,
-    AWS_ALLOW_HTTP: "true",
-    AWS_REGION: "us-east-1",
-  });
 }, 900_000);
 beforeEach(async () => {
   bucket = await newBucket(s3.endpoint);
@@ -55,15 +48,9 @@ async function round(name: string, env: NodeJS.ProcessEnv, refuse: OutageOptions
     refuse,
     seconds,
     random: new Random(seed),
-    readTable: (root) => readForeign(`s3://${bucket}/${PREFIX}/${root}`),
+    readTable: (root) => readOnS3({ endpoint: s3.endpoint, bucket, prefix: PREFIX }, root),
     env: {
-      ...credentials,
-      AWS_REGION: "us-east-1",
-      TRIBUTARY_STORAGE__KIND: "s3",
-      TRIBUTARY_STORAGE__S3__BUCKET: bucket,
-      TRIBUTARY_STORAGE__S3__PREFIX: PREFIX,
-      TRIBUTARY_STORAGE__S3__ENDPOINT: store.endpoint,
-      TRIBUTARY_STORAGE__S3__FORCE_PATH_STYLE: "true",
+      ...onS3({ endpoint: store.endpoint, bucket, prefix: PREFIX }),
       ...env,
     },
   });
