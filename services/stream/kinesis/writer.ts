@@ -101,6 +101,7 @@ export class KinesisWriter implements ChangeStreamWriter {
     this.closing ??= (async () => {
       await Promise.allSettled(this.appendings);
       clearTimeout(this.timer);
+      await this.backlog.close();
     })();
     return this.closing;
   }
