@@ -57,6 +57,8 @@ class IndexFile {
 
   apply(changes, to) {
     for (const change of changes) {
+      // Its payload is missing: tables do not have it either, and tell of it in the dead letters.
+      if (change.payloadFault !== undefined) continue;
       if (!this.tenants.has(change.tenantId)) this.tenants.set(change.tenantId, new TenantIndex());
       this.tenants.get(change.tenantId).apply(change);
     }
@@ -76,7 +78,7 @@ class IndexFile {
 
 async function followInto(path, untilHead) {
   const index = new IndexFile(path);
-  const { reader, registry } = await openStream();
+  const { reader, registry, payloads } = await openStream();
   const stop = new AbortController();
   for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => stop.abort());
   let saved = 0;
@@ -84,6 +86,7 @@ async function followInto(path, untilHead) {
   for await (const { changes, to } of follow({
     reader,
     registry,
+    payloads,
     from: index.to,
     untilHead,
     signal: stop.signal,

@@ -133,8 +133,8 @@ export const EVENT_CODES = {
   "TRB-EVENT-PAYLOAD-SIZE": entry(
     413,
     false,
-    "the payload is over the inline limit",
-    "keep payloads under the limit; larger ones need offload, which is not there yet",
+    "the payload, or an event's text in JSON, is over the limit",
+    "no payload may have more than bus.maxOffloadBytes; an event in JSON has less room: put its payload by POST /v1/uploads and refer to it, or publish it as protobuf",
   ),
   "TRB-EVENT-STREAM-SIZE": entry(
     413,

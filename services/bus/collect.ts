@@ -296,5 +296,5 @@ const tooMany = (maxEvents: number) =>
 
 const tooLong = (maxBytes: number): JsonEvent => ({
   code: "TRB-EVENT-PAYLOAD-SIZE",
-  message: `event: expected at most ${maxBytes} bytes of JSON`,
+  message: `event: expected at most ${maxBytes} bytes of JSON; larger payloads go by POST /v1/uploads, or as protobuf`,
 });

@@ -193,6 +193,50 @@ test("a bus that was frozen since it looked for payloads promises nothing", asyn
   }
 });
 
+describe.each(["application/json", "application/x-ndjson"])("in %s", (type) => {
+  const post = async (event: object) => {
+    const reply = await bus.server.app.inject({
+      method: "POST",
+      url: "/v1/events",
+      headers: { authorization, "content-type": type },
+      payload: type === "application/json" ? JSON.stringify([event]) : JSON.stringify(event),
+    });
+    return (reply.json() as { results: { accepted?: boolean; code?: string; message?: string }[] })
+      .results[0]!;
+  };
+  const common = {
+    tenantId: "acme",
+    entityType: "scm.v1.File",
+    entityId: "a",
+    operation: "OPERATION_UPDATED",
+    version: "1",
+  };
+
+  test("a payload over the limit is moved", async () => {
+    const withPath = (bytes: number) => ({
+      ...common,
+      payload: { "@type": "type.googleapis.com/scm.v1.File", path: "p".repeat(bytes) },
+    });
+    expect(await post(withPath(5_000))).toMatchObject({ accepted: true });
+    expect(storedEvents()[0]!.reference?.sizeBytes).toBe(5_003);
+  });
+
+  test("a payload that its producer has put is referred to", async () => {
+    const payload = payloadOf(5000);
+    const uri = uriOf("acme", sha256(payload));
+    const payloadReference = {
+      uri,
+      typeUrl: "type.googleapis.com/scm.v1.File",
+      sizeBytes: String(payload.length),
+      sha256: sha256(payload).toString("base64"),
+    };
+    expect(await post({ ...common, payloadReference })).toMatchObject({ code: "TRB-EVENT-PAYLOAD-MISSING" });
+    await bus.store.put(uri, payload);
+    expect(await post({ ...common, payloadReference })).toMatchObject({ accepted: true });
+    expect(storedEvents()[0]!.reference).toMatchObject({ uri, sizeBytes: payload.length });
+  });
+});
+
 describe("a reference that a producer makes", () => {
   test("is accepted once its payload is there", async () => {
     const payload = payloadOf(5000);

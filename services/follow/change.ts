@@ -2,8 +2,9 @@ import { fromBinary, type JsonValue, toJson } from "@bufbuild/protobuf";
 import type { Code } from "../base/codes.js";
 import { contentHash } from "../contracts/content-hash.js";
 import { COMPRESSION_NONE, Envelope, OPERATION_DELETED } from "../contracts/envelope.js";
+import { referenceOf } from "../contracts/payload-reference.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
-import { unpackPayload } from "../contracts/unpack.js";
+import { type PayloadFault, type PayloadSource, payloadAt, unpacked } from "../offload/payload-of.js";
 
 const OPERATIONS = { 1: "CREATED", 2: "UPDATED", 3: "DELETED" } as const;
 
@@ -20,6 +21,11 @@ export interface Change {
   readonly payload: JsonValue | undefined;
   /** The payload's bytes, unpacked, for generated code; undefined without one. */
   readonly payloadBytes: Buffer | undefined;
+  /**
+   * Why a payload that did not travel with its event is not to be had, such as TRB-EVENT-PAYLOAD-MISSING; undefined when
+   * nothing is wrong. Tables do not have such a change either, until it is redriven.
+   */
+  readonly payloadFault: PayloadFault | undefined;
   /** The producer's own. */
   readonly attributes: ReadonlyMap<string, string>;
   readonly eventId: string | undefined;
@@ -44,15 +50,14 @@ export type About = Pick<Change, "tenantId" | "entityType">;
 export class Changes {
   private readonly envelope = new Envelope();
 
-  /** `maxPayloadBytes` bounds what a packed payload may become. */
   constructor(
     private readonly registry: ProtoRegistry,
-    private readonly maxPayloadBytes: number,
+    private readonly payloads: PayloadSource,
   ) {}
 
   /**
    * bytes[start, end) as a change, undefined when `wanted` says no; the code where the bytes are no event, or hold
-   * a payload that no descriptor reads.
+   * a payload that no descriptor reads. A promise where the payload is elsewhere. Errors: TRB-STORE-FAILED.
    */
   read(
     bytes: Buffer,
@@ -60,22 +65,48 @@ export class Changes {
     end: number,
     place: Place,
     wanted: (about: About) => boolean,
-  ): Change | Code | undefined {
+  ): Change | Code | undefined | Promise<Change | Code> {
     const { envelope } = this;
     const code = envelope.read(bytes, start, end);
     if (code !== undefined) return code;
     const about = { tenantId: envelope.tenantId(), entityType: envelope.entityType() };
     if (!wanted(about)) return undefined;
+    if (envelope.referenceStart >= 0) return this.fetched(bytes, start, end, about, place);
     const packed = envelope.payload();
-    const unpacked =
+    const plain =
       packed === undefined || envelope.compression === COMPRESSION_NONE
         ? packed
-        : unpackPayload(envelope.compression, packed, this.maxPayloadBytes);
-    if (typeof unpacked === "string") return unpacked;
+        : unpacked(envelope.compression, packed);
     // A copy: the slices belong to the stream's buffers, which a consumer that keeps changes would keep alive.
-    const payloadBytes = unpacked === undefined ? undefined : Buffer.from(unpacked);
+    return this.change(envelope, about, place, Buffer.isBuffer(plain) ? Buffer.from(plain) : plain);
+  }
+
+  private async fetched(
+    bytes: Buffer,
+    start: number,
+    end: number,
+    about: About,
+    place: Place,
+  ): Promise<Change | Code> {
+    // Others are read with ours meanwhile.
+    const envelope = new Envelope();
+    envelope.read(bytes, start, end);
+    const payload = await payloadAt(referenceOf(envelope), envelope.compression, this.payloads);
+    return this.change(envelope, about, place, payload);
+  }
+
+  private change(
+    envelope: Envelope,
+    about: About,
+    place: Place,
+    found: Buffer | PayloadFault | undefined,
+  ): Change | Code {
+    const payloadBytes = Buffer.isBuffer(found) ? found : undefined;
+    const payloadFault = Buffer.isBuffer(found) ? undefined : found;
     const payload = this.decode(about.entityType, payloadBytes);
-    if (payload instanceof Undecoded) return "TRB-EVENT-PAYLOAD-DECODE";
+    if (payload instanceof Undecoded || payloadFault?.code === "TRB-EVENT-PAYLOAD-DECODE") {
+      return "TRB-EVENT-PAYLOAD-DECODE";
+    }
     return {
       ...about,
       entityId: envelope.entityId(),
@@ -84,6 +115,7 @@ export class Changes {
       occurredAt: occurredAt(envelope),
       payload,
       payloadBytes,
+      payloadFault,
       attributes: envelope.attributeMap(),
       eventId: envelope.eventIdEnd > envelope.eventIdStart ? envelope.eventId() : undefined,
       order: orderOf(envelope, payloadBytes),
@@ -118,10 +150,14 @@ const hex = (value: bigint): string => BigInt.asUintN(64, value).toString(16).pa
 function orderOf(envelope: Envelope, payload: Buffer | undefined): string {
   const { bytes, operation, typeUrlStart, typeUrlEnd } = envelope;
   const nothing = Buffer.alloc(0);
+  const { referenceStart, referenceEnd } = envelope;
   const hash =
-    payload === undefined
-      ? contentHash(nothing, 0, 0, nothing, 0, 0)
-      : contentHash(bytes, typeUrlStart, typeUrlEnd, payload, 0, payload.length);
+    payload !== undefined
+      ? contentHash(bytes, typeUrlStart, typeUrlEnd, payload, 0, payload.length)
+      : referenceStart >= 0
+        ? // What is there of it stands for it, as in tables.
+          contentHash(bytes, typeUrlStart, typeUrlEnd, bytes, referenceStart, referenceEnd)
+        : contentHash(nothing, 0, 0, nothing, 0, 0);
   const deleted = operation === OPERATION_DELETED ? 1 : 0;
   return `${hex(envelope.version())}${deleted}${hex(hash)}${hex(occurredOrder(envelope))}${operation}`;
 }

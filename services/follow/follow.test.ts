@@ -1,11 +1,16 @@
+import { createHash } from "node:crypto";
+import { gzipSync } from "node:zlib";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { testRegistry } from "../../test/support/bus-server.js";
 import { MemoryReader } from "../../test/support/memory-reader.js";
+import { MemoryStore } from "../../test/support/memory-store.js";
 import { type EventInit, encodeEvent } from "../contracts/encode-event.js";
+import { uriOf } from "../contracts/payload-reference.js";
 import { EventBatch } from "../ingest/event-batch.js";
 import { whole } from "../ingest/payloads.js";
 import { winnersOf } from "../ingest/winners.js";
+import { Offloaded } from "../offload/offloaded.js";
 import { EntityKeys } from "../table/entity-keys.js";
 import { compareOrder, WORDS } from "../table/order.js";
 import type { Change } from "./change.js";
@@ -33,11 +38,28 @@ const deletion = (fields: Partial<EventInit>): Buffer =>
     operation: 3,
   });
 
+const store = new MemoryStore();
+const payloads = new Offloaded(store, 1e9);
+const path = (text: string): Buffer => Buffer.from(File.encode(File.create({ path: text })).finish());
+/** The event with its payload in the store. */
+async function offloaded(value: Buffer, fields: Partial<EventInit> = {}): Promise<Buffer> {
+  const reference = await payloads.put("acme", "type.googleapis.com/scm.v1.File", value);
+  return encodeEvent({
+    tenantId: "acme",
+    entityType: "scm.v1.File",
+    entityId: "a.ts",
+    operation: 2,
+    version: 7,
+    reference,
+    ...fields,
+  });
+}
+
 async function followed(reader: MemoryReader, from: FollowedTo | "oldest" | "next") {
   const changes: Change[] = [];
   let unreadable = 0;
   let to: FollowedTo | undefined;
-  for await (const some of follow({ reader, registry: testRegistry, from, untilHead: true })) {
+  for await (const some of follow({ reader, registry: testRegistry, payloads, from, untilHead: true })) {
     changes.push(...some.changes);
     unreadable += some.unreadable;
     to = some.to;
@@ -79,6 +101,66 @@ describe("a follower", () => {
     expect((await followed(reader, "next")).changes).toEqual([]);
   });
 
+  test("gets payloads that did not travel with their events, as those that did", async () => {
+    const reader = new MemoryReader("s");
+    const value = path("x");
+    reader.append(0, fileEvent({ payload: { value } }));
+    reader.append(0, await offloaded(value));
+    reader.append(0, await offloaded(gzipSync(value), { compression: 1 }));
+    const { changes } = await followed(reader, "oldest");
+    expect(changes.map(({ payload }) => payload)).toEqual([{ path: "x" }, { path: "x" }, { path: "x" }]);
+    expect(changes.map(({ payloadBytes }) => payloadBytes?.equals(value))).toEqual([true, true, true]);
+    expect(changes.map(({ payloadFault }) => payloadFault)).toEqual([undefined, undefined, undefined]);
+    expect(new Set(changes.map(({ order }) => order)).size).toBe(1);
+  });
+
+  test("is told why a payload is not to be had", async () => {
+    const reader = new MemoryReader("s");
+    const keyOf = (value: Buffer) => uriOf("acme", createHash("sha256").update(value).digest());
+    for (const text of ["missing", "rotten", "short"]) reader.append(0, await offloaded(path(text)));
+    // Another tenant's: not even looked for.
+    reader.append(0, await offloaded(path("foreign"), { tenantId: "globex" }));
+    await store.delete([keyOf(path("missing"))]);
+    await store.put(keyOf(path("rotten")), Buffer.from(path("rotten")).fill(7, 5));
+    await store.put(keyOf(path("short")), path("short").subarray(1));
+    const { changes, unreadable } = await followed(reader, "oldest");
+    expect(unreadable).toBe(0);
+    expect(changes.map(({ payload, payloadFault }) => [payload, payloadFault?.code])).toEqual([
+      [undefined, "TRB-EVENT-PAYLOAD-MISSING"],
+      [undefined, "TRB-EVENT-PAYLOAD-CORRUPT"],
+      [undefined, "TRB-EVENT-PAYLOAD-CORRUPT"],
+      [undefined, "TRB-EVENT-PAYLOAD-MISSING"],
+    ]);
+    expect(changes[0]!.payloadFault?.reason).toBe("the object store does not hold the payload");
+  });
+
+  test("has no more large payloads at once than memory holds, and goes on from between them", async () => {
+    const reader = new MemoryReader("s");
+    // Most of it in a field that nobody knows, which takes no time to read.
+    const unknown = Buffer.concat([
+      Buffer.from([0xc2, 0x3e, 0x80, 0x87, 0xa7, 0x0e]),
+      Buffer.alloc(30_000_000),
+    ]);
+    for (let i = 0; i < 4; i++) reader.append(0, await offloaded(Buffer.concat([path(String(i)), unknown])));
+    const seen: { readonly count: number; readonly at: string | undefined }[] = [];
+    let middle: FollowedTo | undefined;
+    for await (const some of follow({
+      reader,
+      registry: testRegistry,
+      payloads,
+      from: "oldest",
+      untilHead: true,
+    })) {
+      seen.push({ count: some.changes.length, at: some.to.positions["0"] });
+      middle ??= some.to;
+    }
+    expect(seen.map(({ count, at }) => [count, Number(at)])).toEqual([
+      [3, 3],
+      [1, 4],
+    ]);
+    expect((await followed(reader, middle!)).changes).toHaveLength(1);
+  });
+
   test("builds only what is wanted, and still moves past the rest; what cannot be read is counted", async () => {
     const reader = new MemoryReader("s");
     reader.append(0, fileEvent({ tenantId: "globex" }));
@@ -91,6 +173,7 @@ describe("a follower", () => {
     for await (const some of follow({
       reader,
       registry: testRegistry,
+      payloads,
       from: "oldest",
       wanted,
       untilHead: true,

@@ -1,6 +1,7 @@
 import { setImmediate } from "node:timers/promises";
 import { TributaryError } from "../base/errors.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
+import type { PayloadSource } from "../offload/payload-of.js";
 import type { ChangeStreamReader, Checkpoint, StreamBatch } from "../stream/change-stream.js";
 import { type About, type Change, Changes } from "./change.js";
 
@@ -23,6 +24,8 @@ export interface Followed {
 export interface FollowOptions {
   readonly reader: ChangeStreamReader;
   readonly registry: ProtoRegistry;
+  /** Where payloads are that did not travel with their events. */
+  readonly payloads: PayloadSource;
   /** Where to begin: what an earlier follower has come to, the oldest event that is left, or the next one to come. */
   readonly from: FollowedTo | "oldest" | "next";
   /** Whose changes are built; default: all. */
@@ -35,7 +38,8 @@ export interface FollowOptions {
 const READ = { maxEvents: 1_000, maxBytes: 4 * 1024 * 1024 };
 const WAIT_MS = 1_000;
 const PATIENCE_MS = 30_000;
-const MAX_PAYLOAD_BYTES = 64 * 1024 * 1024;
+/** Payloads from elsewhere that are delivered at once, or one that is larger. */
+const FETCHED_BYTES = 64 * 1024 * 1024;
 /** Events decoded in one turn of the event loop. */
 const AT_ONCE = 100;
 
@@ -44,7 +48,7 @@ const AT_ONCE = 100;
  * it made of the changes gets each event again that it has not kept, and may see some twice; `Change.order` settles that,
  * too. Yields without changes every second while none come: a time to save. Nothing waits for a follower: one that is
  * slower than the stream's retention is told.
- * Errors: TRB-STREAM-FORGOTTEN, TRB-BUS-STREAM-DOWN; TRB-CONFIG for a `from` of another stream.
+ * Errors: TRB-STREAM-FORGOTTEN, TRB-BUS-STREAM-DOWN, TRB-STORE-FAILED (large payloads cannot be fetched now); TRB-CONFIG for a `from` of another stream.
  */
 export async function* follow(options: FollowOptions): AsyncGenerator<Followed> {
   const { reader, from, signal } = options;
@@ -55,7 +59,8 @@ export async function* follow(options: FollowOptions): AsyncGenerator<Followed> 
   const goal = options.untilHead ? head : undefined;
   const follower = await reader.follow(start);
   let idle = 0;
-  const changes = new Changes(options.registry, MAX_PAYLOAD_BYTES);
+  const wanted = options.wanted ?? (() => true);
+  const changes = new Changes(options.registry, options.payloads);
   try {
     while (signal?.aborted !== true && !(goal !== undefined && hasReached(reached, goal))) {
       const batch = await follower.read({
@@ -71,32 +76,51 @@ export async function* follow(options: FollowOptions): AsyncGenerator<Followed> 
         continue;
       }
       idle = 0;
-      const { read, unreadable } = await readAll(changes, batch, options.wanted ?? (() => true));
-      for (let i = 0; i < batch.count; i++)
-        reached.set(batch.names[batch.partitions[i]!]!, batch.positions[i]!);
-      to = { stream: reader.name, positions: Object.fromEntries(reached) };
-      yield { changes: read, unreadable, to };
+      for await (const { read, unreadable, end } of portions(changes, batch, wanted)) {
+        for (const [partition, position] of end) reached.set(partition, position);
+        to = { stream: reader.name, positions: Object.fromEntries(reached) };
+        yield { changes: read, unreadable, to };
+      }
     }
   } finally {
     await follower.close();
   }
 }
 
-async function readAll(changes: Changes, batch: StreamBatch, wanted: (about: About) => boolean) {
-  const read: Change[] = [];
+interface Portion {
+  readonly read: readonly Change[];
+  readonly unreadable: number;
+  /** Partition → position of the last event up to here. */
+  readonly end: Checkpoint;
+}
+
+/** A batch, cut where payloads that are fetched for it would fill memory. */
+async function* portions(
+  changes: Changes,
+  batch: StreamBatch,
+  wanted: (about: About) => boolean,
+): AsyncGenerator<Portion> {
+  let read: Change[] = [];
   let unreadable = 0;
+  let fetched = 0;
+  let end = new Map<string, string>();
   for (let i = 0; i < batch.count; i++) {
-    const place = {
-      partition: batch.names[batch.partitions[i]!]!,
-      position: batch.positions[i]!,
-      receivedAt: batch.receivedAt[i]!,
-    };
-    const change = changes.read(batch.bytes, batch.starts[i]!, batch.ends[i]!, place, wanted);
+    const partition = batch.names[batch.partitions[i]!]!;
+    const position = batch.positions[i]!;
+    const place = { partition, position, receivedAt: batch.receivedAt[i]! };
+    const found = changes.read(batch.bytes, batch.starts[i]!, batch.ends[i]!, place, wanted);
+    const change = found instanceof Promise ? await found : found;
+    if (found instanceof Promise && typeof change === "object") fetched += change.payloadBytes?.length ?? 0;
+    end.set(partition, position);
     if (typeof change === "string") unreadable++;
     else if (change !== undefined) read.push(change);
+    if (fetched >= FETCHED_BYTES) {
+      yield { read, unreadable, end };
+      [read, unreadable, fetched, end] = [[], 0, 0, new Map()];
+    }
     if (i % AT_ONCE === AT_ONCE - 1) await setImmediate();
   }
-  return { read, unreadable };
+  if (end.size > 0) yield { read, unreadable, end };
 }
 
 const hasReached = (reached: Checkpoint, goal: Checkpoint): boolean =>

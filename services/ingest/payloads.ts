@@ -1,24 +1,15 @@
 import type { Permits } from "../base/permits.js";
 import { Envelope } from "../contracts/envelope.js";
-import { type PayloadReference, referenceOf } from "../contracts/payload-reference.js";
-import { unpackPayload } from "../contracts/unpack.js";
-import type { Offloaded, Unusable } from "../offload/offloaded.js";
+import { referenceOf } from "../contracts/payload-reference.js";
+import type { Offloaded } from "../offload/offloaded.js";
+import { type PayloadFault, payloadAt, unpacked } from "../offload/payload-of.js";
 import { EventBatch } from "./event-batch.js";
-import type { PoisonCode } from "./model-failure.js";
 
-/** Unpacked payloads beyond this are a fault of the event. */
-const MAX_UNPACKED_BYTES = 64 * 1024 * 1024;
 /** So much may be unpacked without a permit: batches of small packed payloads wait for nobody. */
 const FREE_BYTES = 2 * 1024 * 1024;
 
 /** An unpacked payload lies beside the packed one; and who sends much of it gives others a turn more often. */
 const UNPACKED_WEIGHT = 2;
-
-/** Why there is no payload for an event: a fault that is its own. */
-export interface PayloadFault {
-  readonly code: PoisonCode;
-  readonly reason: string;
-}
 
 /** Part of a batch that is decoded at once, its packed payloads unpacked and offloaded ones fetched, each once. */
 export interface Slice {
@@ -65,7 +56,7 @@ export async function* slicesOf(batch: EventBatch, slicing: Slicing): AsyncGener
       }
       if (slice.unpackedBytes + coming > FREE_BYTES) await slice.permit(permits);
       let payload: Buffer | PayloadFault | undefined;
-      if (elsewhere) payload = await fetched(reference, envelope.compression, offloaded);
+      if (elsewhere) payload = await payloadAt(reference, envelope.compression, offloaded);
       else if (envelope.compression !== 0) payload = unpack(envelope.compression, envelope.payload());
       const bytes =
         payload === undefined ? envelope.end - envelope.start : UNPACKED_WEIGHT * lengthOf(payload);
@@ -137,41 +128,9 @@ class Growing implements Slice {
   readonly release = (): void => this.giveBack?.();
 }
 
-export const UNDECODABLE: PayloadFault = {
-  code: "TRB-EVENT-PAYLOAD-DECODE",
-  reason: "the payload does not decode",
-};
-const FAULTS: Readonly<Record<Unusable, PayloadFault>> = {
-  missing: { code: "TRB-EVENT-PAYLOAD-MISSING", reason: "the object store does not hold the payload" },
-  corrupt: {
-    code: "TRB-EVENT-PAYLOAD-CORRUPT",
-    reason: "the object that holds the payload has another size or SHA-256 than the event says",
-  },
-};
-/** A producer past the bus may have written anything. */
-const NO_REFERENCE: PayloadFault = {
-  code: "TRB-EVENT-PAYLOAD-MISSING",
-  reason: "payload_reference names no payload of the event's own tenant and type",
-};
-
-async function fetched(
-  reference: PayloadReference | undefined,
-  compression: number,
-  offloaded: Offloaded,
-): Promise<Buffer | PayloadFault> {
-  if (reference === undefined) return NO_REFERENCE;
-  if (reference.sizeBytes > MAX_UNPACKED_BYTES) return UNDECODABLE;
-  const payload = await offloaded.fetch(reference);
-  if (typeof payload === "string") return FAULTS[payload];
-  return compression === 0 ? payload : unpack(compression, payload);
-}
-
 /** Deletes have no payload, whatever they say it is packed by. */
-function unpack(compression: number, packed: Buffer | undefined): Buffer | PayloadFault {
-  const unpacked = unpackPayload(compression, packed ?? Buffer.alloc(0), MAX_UNPACKED_BYTES);
-  if (typeof unpacked === "string") return UNDECODABLE;
-  return Buffer.from(unpacked.buffer, unpacked.byteOffset, unpacked.byteLength);
-}
+const unpack = (compression: number, packed: Buffer | undefined): Buffer | PayloadFault =>
+  unpacked(compression, packed ?? Buffer.alloc(0));
 
 const lengthOf = (payload: Buffer | PayloadFault | undefined): number =>
   Buffer.isBuffer(payload) ? payload.length : 0;

@@ -7,12 +7,13 @@ import { Envelope, OPERATION_DELETED } from "../contracts/envelope.js";
 import { PayloadDecoder } from "../contracts/payload-columns.js";
 import type { ProtoRegistry } from "../contracts/registry.js";
 import type { BoundModel } from "../models/bind.js";
+import { type PayloadFault, UNDECODABLE } from "../offload/payload-of.js";
 import { CONTENT_HI, CONTENT_LO, FLAGS, WORDS } from "../table/order.js";
 import type { RowSource, SourceRows } from "../table/row-source.js";
 import { ORDER_COLUMNS } from "../table/upsert.js";
 import { OPERATIONS } from "./event-batch.js";
 import { ModelFailure, modelFailureOf, type Poison } from "./model-failure.js";
-import { type PayloadFault, type Slice, UNDECODABLE } from "./payloads.js";
+import type { Slice } from "./payloads.js";
 import { putOccurred } from "./raw-table.js";
 import type { Winners } from "./winners.js";
 

@@ -1,5 +1,6 @@
 import { contentHash } from "../contracts/content-hash.js";
 import { Envelope } from "../contracts/envelope.js";
+import type { PayloadFault } from "../offload/payload-of.js";
 import type { EntityKeys } from "../table/entity-keys.js";
 import { KeyIndex } from "../table/key-index.js";
 import {
@@ -15,7 +16,7 @@ import {
   WORDS,
 } from "../table/order.js";
 import { occurredHalves } from "./event-batch.js";
-import type { PayloadFault, Slice } from "./payloads.js";
+import type { Slice } from "./payloads.js";
 
 /** The winners of a slice: `events[ord]` is the event of record `ord`. */
 export interface Winners {

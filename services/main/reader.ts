@@ -1,7 +1,8 @@
 import { loadConfig } from "../base/config.js";
 import { ProtoRegistry } from "../contracts/registry.js";
+import type { PayloadSource } from "../offload/payload-of.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
-import { openReader } from "./compose/runtime.js";
+import { openPayloads, openReader } from "./compose/runtime.js";
 
 /**
  * The library for programs that read the stream beside the lake: `import { openStream, follow } from "tributary/reader"`.
@@ -9,10 +10,13 @@ import { openReader } from "./compose/runtime.js";
  */
 export type { Change } from "../follow/change.js";
 export { type Followed, type FollowedTo, type FollowOptions, follow } from "../follow/follow.js";
+export type { PayloadFault } from "../offload/payload-of.js";
 
 export interface OpenedStream {
   readonly reader: ChangeStreamReader;
   readonly registry: ProtoRegistry;
+  /** Payloads that did not travel with their events; the lake's store is opened with the first of them. */
+  readonly payloads: PayloadSource;
 }
 
 /**
@@ -25,5 +29,5 @@ export async function openStream(
 ): Promise<OpenedStream> {
   const config = loadConfig(settings);
   const registry = ProtoRegistry.load(config.protoDirs, config.protoDescriptors);
-  return { reader: await openReader(config, domain), registry };
+  return { reader: await openReader(config, domain), registry, payloads: openPayloads(config) };
 }

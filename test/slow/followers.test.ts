@@ -1,7 +1,7 @@
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
-import { readFile } from "node:fs/promises";
+import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -89,6 +89,18 @@ describe("tail", () => {
       "acme",
     ]);
     expect(await tail("--from", "oldest", "--type", "scm.v1.File")).toEqual([]);
+  });
+
+  test("shows payloads that lie in the store, and why one is not there", async () => {
+    const summary = "s".repeat(1_100_000);
+    await publish({ tenant: "acme", key: "A-1", version: 1, summary });
+    expect((await tail("--from", "oldest")).map(({ payload }) => payload?.summary === summary)).toEqual([
+      true,
+    ]);
+    await rm(join(data, "lake", "offload"), { recursive: true });
+    expect(await tail("--from", "oldest")).toMatchObject([
+      { entityId: "A-1", payloadFault: { code: "TRB-EVENT-PAYLOAD-MISSING" } },
+    ]);
   });
 
   test("waits for what comes, and ends on a signal", async () => {

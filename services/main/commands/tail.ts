@@ -7,7 +7,7 @@ import { ProtoRegistry } from "../../contracts/registry.js";
 import type { Change } from "../../follow/change.js";
 import { type FollowedTo, follow } from "../../follow/follow.js";
 import { domainOf } from "../../stream/domains.js";
-import { openReader } from "../compose/runtime.js";
+import { openPayloads, openReader } from "../compose/runtime.js";
 import { configOf, type DataOptions, withData } from "./options.js";
 import { stopSignal } from "./stop-signal.js";
 
@@ -47,6 +47,7 @@ async function tail({ domain, ...options }: TailOptions): Promise<void> {
     const changes = follow({
       reader,
       registry,
+      payloads: openPayloads(config),
       from: savedIn(checkpoint) ?? options.from,
       wanted: (about) =>
         (tenant === undefined || about.tenantId === tenant) &&
@@ -111,4 +112,5 @@ const textOf = ({ receivedAt, tenantId, entityType, entityId, operation, version
     operation,
     `v${version}`,
     `${at.partition}/${at.position}`,
+    ...(at.payloadFault === undefined ? [] : [`${at.payloadFault.code}: ${at.payloadFault.reason}`]),
   ].join("  ");

@@ -10,6 +10,8 @@ import { nodeFiles } from "../../base/files.js";
 import { layout } from "../../base/paths.js";
 import { acquireLock, type ProcessLock } from "../../base/process-lock.js";
 import { NO_TRACES, type Traces } from "../../base/traces.js";
+import { Offloaded } from "../../offload/offloaded.js";
+import type { PayloadSource } from "../../offload/payload-of.js";
 import { clearCopies } from "../../storage/object-cache.js";
 import type { ObjectStore } from "../../storage/object-store.js";
 import type { ChangeStreamReader } from "../../stream/change-stream.js";
@@ -85,6 +87,22 @@ export async function openReader(config: Config, domain?: string): Promise<Chang
     throw lacks("kinesis.stream");
   const streams = await streamKind(config);
   return streams.reader(streams.nameOf(domain === undefined ? "" : `${domain}.`));
+}
+
+/** Payloads that did not travel with their events. The lake's store is opened with the first of them. */
+export function openPayloads(config: Config): PayloadSource {
+  let opened: Promise<Offloaded> | undefined;
+  const open = async () =>
+    new Offloaded(await openStore(config, `cli-${process.pid}-follower`), config.offload.keepMs);
+  return {
+    fetch: async (reference) => {
+      opened ??= open().catch((error: unknown) => {
+        opened = undefined;
+        throw error;
+      });
+      return (await opened).fetch(reference);
+    },
+  };
 }
 
 /** What OpenTelemetry needs is loaded where it is asked for, and nowhere else. */
