@@ -105,6 +105,7 @@ try {
   const before = up.cpu();
   const running = load.run();
   await sleep(warmSeconds * 1000);
+  ledger.restart();
   const asked: Promise<Probe | undefined>[] = [];
   for (let end = performance.now() + seconds * 1000; performance.now() < end; ) {
     asked.push(probe(up.url, token, asked.length));
@@ -139,7 +140,7 @@ try {
   );
   console.log(line);
   const { raw, refined } = { raw: ledger.perCommit("raw"), refined: ledger.perCommit("refined") };
-  const { requests, dollars } = ledger.perMillion(events);
+  const { requests, dollars } = ledger.perMillion(rate * seconds + probes.length);
   console.log(
     `ratio of freshness p99 to a second, at ${rate} events/s and ${options["delay-ms"]} ms a request: ${(p99 / 1000).toFixed(2)} (goal ≤ 1)`,
   );

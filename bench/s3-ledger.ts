@@ -32,6 +32,11 @@ export class S3Ledger {
 
   begin(bucket: string): void {
     this.bucket = bucket;
+    this.restart();
+  }
+
+  /** Forgets what was asked so far. */
+  restart(): void {
     this.costs.clear();
   }
 
