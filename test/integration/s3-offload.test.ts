@@ -3,6 +3,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { Producer } from "../../clients/producer/src/producer.js";
 import { uriOf } from "../../services/contracts/payload-reference.js";
+import { Collector } from "../../services/offload/collector.js";
 import { Offloaded } from "../../services/offload/offloaded.js";
 import type { PresignedPut } from "../../services/storage/object-store.js";
 import type { S3Store } from "../../services/storage/s3-store.js";
@@ -100,6 +101,57 @@ describe.each(["versitygw", "minio"] as const)("a presigned put on %s", (kind) =
     expect(await offloaded.offer(reference, 60_000)).toBe("held");
     const got = await offloaded.fetch(reference);
     expect(Buffer.isBuffer(got) && got.equals(payload)).toBe(true);
+  });
+});
+
+describe.each(["versitygw", "minio"] as const)("the collector on %s", (kind) => {
+  let server: Awaited<ReturnType<typeof startS3>>;
+  let fixture: S3Fixture;
+  beforeAll(async () => {
+    server = await startS3(kind);
+    fixture = new S3Fixture(server.endpoint, await newBucket(server.endpoint));
+  }, 900_000);
+  afterAll(async () => {
+    fixture?.dispose();
+    await server?.stop();
+  });
+
+  test("takes away what nothing names, by whatever names its listings come in order", async () => {
+    const requests: string[] = [];
+    const store = await fixture.open({ onRequest: (operation) => requests.push(operation) });
+    // Ages are told in seconds.
+    const keepMs = 4_000;
+    const offloaded = new Offloaded(store, keepMs);
+    const tenants = ["acme", "acme-2", "Acme", "a.b", "z:1"];
+    const put = async (tenant: string, text: string) =>
+      (await offloaded.put(tenant, "t/t.v1.T", Buffer.from(`${tenant} ${text}`))).uri;
+    const named: string[] = [];
+    const unnamed: string[] = [];
+    for (const tenant of tenants) {
+      named.push(await put(tenant, "named"));
+      unnamed.push(await put(tenant, "unnamed"));
+    }
+    await offloaded.keepForGood(named);
+    await sleep(keepMs + 1_500);
+    const young = await put("acme", "young");
+    const collector = new Collector({ store, keepMs, waiting: async function* () {} });
+    requests.length = 0;
+    expect(await collector.run()).toMatchObject({ objects: named.length + 1, removed: unnamed.length });
+    // Two listings; for each that goes a last look and what is left of it.
+    expect(
+      [...new Set(requests)].map((each) => [each, requests.filter((one) => one === each).length]),
+    ).toEqual([
+      ["list", 2],
+      ["head", unnamed.length],
+      ["put", unnamed.length],
+    ]);
+    for (const uri of unnamed) expect((await store.stat(uri))?.bytes).toBe(0);
+    for (const uri of [...named, young]) expect((await store.stat(uri))!.bytes).toBeGreaterThan(0);
+    // One of them comes again, to another key.
+    expect(await put("acme", "unnamed")).toBe(unnamed[0]);
+    const payload = Buffer.from("acme unnamed");
+    const reference = { uri: unnamed[0]!, typeUrl: "", sizeBytes: payload.length, sha256: sha256(payload) };
+    expect(await offloaded.fetch(reference)).toEqual(payload);
   });
 });
 
