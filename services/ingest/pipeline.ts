@@ -18,6 +18,7 @@ import { isLakeClosed } from "./failure.js";
 import { farthest, knownTypes } from "./farthest.js";
 import { fresh } from "./fresh-events.js";
 import { Holdings } from "./holdings.js";
+import { joinedUnlessStopped } from "./joining.js";
 import { type KeeperHost, LaneKeeper } from "./lane-keeper.js";
 import { parkedTables } from "./parked-log.js";
 import { ProgressTracker } from "./progress-tracker.js";
@@ -108,13 +109,15 @@ export class Pipeline implements PartitionHolder {
 
   /** Runs until `stop`. Rejects when the stream cannot be read, or when only a new process helps. */
   async run(): Promise<void> {
-    const consumer = await this.reader.consume(CONSUMER, this);
-    this.consumer = consumer;
-    this.join();
-    this.beginRounds();
-    this.retention.start();
     const { signal } = this.stopping;
+    const joining = this.reader.consume(CONSUMER, this);
+    this.consumer = await joinedUnlessStopped(joining, signal, HAND_OVER_MS);
+    const { consumer } = this;
     try {
+      if (consumer === undefined) return;
+      this.join();
+      this.beginRounds();
+      this.retention.start();
       while (!signal.aborted) await this.step(consumer);
       await this.drain();
       if (this.failure !== undefined) throw this.failure;
@@ -127,7 +130,7 @@ export class Pipeline implements PartitionHolder {
       await Promise.allSettled([...this.keepers.values()].map((keeper) => keeper.close()));
       await this.unreadables.close();
       await this.lowWaterWrite;
-      await consumer.close();
+      await consumer?.close();
     }
   }
 

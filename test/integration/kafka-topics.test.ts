@@ -90,6 +90,16 @@ test("max.message.bytes made smaller while the bus runs: what is too large now i
   expect([alone.positions, alone.tooLarge]).toEqual([[undefined], new Set([0])]);
 });
 
+test("a group that nobody can join, as its topic is gone, is a stream that is down: the reader goes on, and ends", async () => {
+  const topic = newTopic();
+  await opened(await openKafkaWriter(cluster, topic, FEW)).append(texts(0, 4));
+  const reader = opened(await openKafkaReader(cluster, topic, FEW, { joinMs: 300 }));
+  await admin.deleteTopics({ topics: [topic] });
+  for (let i = 0; i < 2; i++) {
+    await expect(reader.consume("c")).rejects.toMatchObject({ code: "TRB-BUS-STREAM-DOWN" });
+  }
+});
+
 test("a topic that a lost disk takes along is refused, with what was found and what is expected", async () => {
   const topic = newTopic();
   await made(topic);

@@ -23,6 +23,7 @@ export interface ConsumerOptions {
   readonly holder: PartitionHolder | undefined;
   readonly times: GroupTimes;
   readonly fetch: FetchLimits;
+  readonly joinMs: number;
 }
 
 type ReadLimit = Parameters<StreamConsumer["read"]>[0];
@@ -38,7 +39,6 @@ interface Held {
   reached: number;
 }
 
-const JOIN_MS = 60_000;
 const COMMIT_PAUSE_MS = 100;
 
 /** Errors that end when the group has gathered, or its coordinator is found again. */
@@ -64,10 +64,14 @@ export class KafkaConsumer implements StreamConsumer, PartitionOwner {
   private closed = false;
 
   /** Errors: TRB-CONFIG, TRB-STREAM-FORGOTTEN, TRB-BUS-STREAM-DOWN. */
-  static async open(topic: Topic, options: ConsumerOptions, onClose: () => void): Promise<KafkaConsumer> {
+  static async open(
+    topic: Topic,
+    options: ConsumerOptions,
+    onClose: (closed: KafkaConsumer) => void,
+  ): Promise<KafkaConsumer> {
     const consumer = new KafkaConsumer(topic, options, onClose);
     try {
-      await consumer.member.start(JOIN_MS);
+      await consumer.member.start(options.joinMs);
       return consumer;
     } catch (error) {
       await consumer.close();
@@ -78,7 +82,7 @@ export class KafkaConsumer implements StreamConsumer, PartitionOwner {
   private constructor(
     private readonly topic: Topic,
     private readonly options: ConsumerOptions,
-    private readonly onClose: () => void,
+    private readonly onClose: (closed: KafkaConsumer) => void,
   ) {
     this.names = namesOf(topic.state.leaders.length);
     this.fetcher = new Fetcher(topic, options.fetch);
@@ -243,6 +247,6 @@ export class KafkaConsumer implements StreamConsumer, PartitionOwner {
     await this.topic.brokers.close();
     await this.member.ended();
     await this.committing;
-    this.onClose();
+    this.onClose(this);
   }
 }

@@ -24,7 +24,7 @@ export class KafkaFollower implements StreamFollower {
     topic: Topic,
     from: Checkpoint | "oldest" | "next",
     fetch: FetchLimits,
-    onClose: () => void,
+    onClose: (closed: KafkaFollower) => void,
   ): Promise<KafkaFollower> {
     const follower = new KafkaFollower(topic, fetch, onClose);
     await topic.ask(() => follower.begin(from));
@@ -34,7 +34,7 @@ export class KafkaFollower implements StreamFollower {
   private constructor(
     private readonly topic: Topic,
     fetch: FetchLimits,
-    private readonly onClose: () => void,
+    private readonly onClose: (closed: KafkaFollower) => void,
   ) {
     this.fetcher = new Fetcher(topic, fetch);
   }
@@ -79,6 +79,6 @@ export class KafkaFollower implements StreamFollower {
     this.fetcher.close();
     await this.topic.brokers.close();
     await this.looking;
-    this.onClose();
+    this.onClose(this);
   }
 }

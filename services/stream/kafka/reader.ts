@@ -22,6 +22,8 @@ export interface KafkaReaderOptions {
   readonly topic: TopicSettings;
   readonly times?: GroupTimes;
   readonly fetch?: FetchLimits;
+  /** How long a consumer waits to be taken into its group. */
+  readonly joinMs?: number;
 }
 
 const TIMES: GroupTimes = { sessionMs: 10_000, heartbeatMs: 500 };
@@ -29,6 +31,7 @@ const FETCH: FetchLimits = { bytes: 16 * 1024 * 1024, waitMs: 500 };
 /** What a look hands out at once: a slice that others need not wait long for. */
 const LOOK = { maxEvents: 4_096, maxBytes: 1024 * 1024 };
 const LOOK_MS = 1_000;
+const JOIN_MS = 60_000;
 
 /** The reading end of one topic. A named consumer is a consumer group of the topic. */
 export class KafkaReader implements ChangeStreamReader {
@@ -70,11 +73,11 @@ export class KafkaReader implements ChangeStreamReader {
   async consume(consumer: string, holder?: PartitionHolder): Promise<StreamConsumer> {
     if (this.closed) throw closedError("stream reader");
     const group = groupOf(this.topic.name, consumer);
-    const { times = TIMES, fetch = FETCH } = this.options;
+    const { times = TIMES, fetch = FETCH, joinMs = JOIN_MS } = this.options;
     // Over connections of its own: others' waiting is not ours.
     const topic = this.topic.over(new Brokers(this.options.brokers));
-    const reading = await KafkaConsumer.open(topic, { group, holder, times, fetch }, () =>
-      this.opened.delete(reading),
+    const reading = await KafkaConsumer.open(topic, { group, holder, times, fetch, joinMs }, (closed) =>
+      this.opened.delete(closed),
     );
     this.opened.add(reading);
     return reading;
@@ -85,7 +88,7 @@ export class KafkaReader implements ChangeStreamReader {
     const topic = this.topic.over(new Brokers(this.options.brokers));
     try {
       const { fetch = FETCH } = this.options;
-      const following = await KafkaFollower.open(topic, from, fetch, () => this.opened.delete(following));
+      const following = await KafkaFollower.open(topic, from, fetch, (closed) => this.opened.delete(closed));
       this.opened.add(following);
       return following;
     } catch (error) {
