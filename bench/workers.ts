@@ -46,6 +46,8 @@ function samples(text: string, name: string): [string, number][] {
 const sum = (values: readonly number[]): number => values.reduce((total, value) => total + value, 0);
 
 async function tell(worker: BenchServer, data: string): Promise<Told> {
+  // What stands in the tables is counted a moment later.
+  await sleep(1_000);
   const answer = await fetch(`${worker.url}/metrics`, {
     headers: { authorization: `Bearer ${await tokenFor(data, "operator")}` },
   });
