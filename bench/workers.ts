@@ -28,8 +28,8 @@ interface Told {
   readonly events: number;
   readonly commits: number;
   readonly redone: number;
-  /** Bound of the bucket that the slowest landing fell into, in seconds. */
-  readonly slowest: number;
+  /** Upper bound of a bucket, in seconds → landings that took no longer. */
+  readonly landings: ReadonlyMap<number, number>;
 }
 
 /** Samples of a metric in the text exposition format, by their labels. */
@@ -53,19 +53,24 @@ async function tell(worker: BenchServer, data: string): Promise<Told> {
   });
   const text = await answer.text();
   const total = (name: string) => sum(samples(text, name).map(([, value]) => value));
-  const buckets = samples(text, "tributary_ingest_land_seconds_bucket")
-    .map(
-      ([labels, count]) =>
-        [Number(/le="([^"]+)"/.exec(labels)![1]!.replace("+Inf", "Infinity")), count] as const,
-    )
-    .sort(([a], [b]) => a - b);
-  const all = buckets.at(-1)?.[1] ?? 0;
+  const landings = new Map<number, number>();
+  for (const [labels, count] of samples(text, "tributary_ingest_land_seconds_bucket")) {
+    const bound = Number(/le="([^"]+)"/.exec(labels)![1]!.replace("+Inf", "Infinity"));
+    landings.set(bound, (landings.get(bound) ?? 0) + count);
+  }
   return {
     events: total("tributary_ingest_events_total"),
     commits: total("tributary_ingest_commits_total"),
     redone: total("tributary_ingest_conflicts_total"),
-    slowest: buckets.find(([, count]) => count === all)?.[0] ?? 0,
+    landings,
   };
+}
+
+/** Bound of the bucket that the slowest landing between the two fell into, in seconds. */
+function slowest(before: Told, after: Told): number {
+  const bounds = [...after.landings.keys()].sort((a, b) => a - b);
+  const since = (bound: number) => after.landings.get(bound)! - (before.landings.get(bound) ?? 0);
+  return bounds.find((bound) => since(bound) === since(Number.POSITIVE_INFINITY)) ?? 0;
 }
 
 async function round(services: RemoteServices, count: number) {
@@ -112,7 +117,7 @@ async function round(services: RemoteServices, count: number) {
     used,
     commits,
     redone: sum(grown((one) => one.redone)),
-    slowest: Math.max(...told.map((one) => one.slowest)),
+    slowest: Math.max(...told.map((one, i) => slowest(cold[i]!, one))),
   };
 }
 

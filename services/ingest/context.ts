@@ -58,6 +58,7 @@ export interface IngestMetrics {
   readonly landSeconds: Histogram;
   readonly freshnessSeconds: Gauge;
   readonly behind: Gauge<"model">;
+  readonly streamFailures: Counter<"stream">;
   readonly retention: Gauge<"stream">;
   readonly retentionLeft: Gauge<"stream">;
 }

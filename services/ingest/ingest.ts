@@ -173,13 +173,14 @@ export function startIngest(context: IngestContext): Ingest {
           await pipeline.run();
         },
         ({ error, pauseMs }) => {
-          if (!isDown(error)) throw error;
-          log.error({ err: error, stream: reader.name, pauseMs }, "a stream is down; trying again");
+          if (!isOfStreamAlone(error, running.size)) throw error;
+          context.metrics.streamFailures.inc({ stream: name });
+          log.error({ err: error, stream: reader.name, pauseMs }, "a stream cannot be read; trying again");
           joined();
         },
       )
       .catch((error: unknown) => {
-        if (!stopping.signal.aborted || !isDown(error)) fail(error);
+        if (!stopping.signal.aborted || !isOfStreamAlone(error, running.size)) fail(error);
       })
       .finally(() => {
         joined();
@@ -206,7 +207,12 @@ export function startIngest(context: IngestContext): Ingest {
   return { land, done, stop };
 }
 
-const isDown = (error: unknown): boolean => hasCode(error, "TRB-BUS-STREAM-DOWN");
+/**
+ * What holds up one of so many streams and is no reason to leave the others alone. What a stream has forgotten ends an
+ * ingest that has nothing else to do: whoever started it has to see that.
+ */
+const isOfStreamAlone = (error: unknown, streams: number): boolean =>
+  hasCode(error, "TRB-BUS-STREAM-DOWN") || (streams > 1 && hasCode(error, "TRB-STREAM-FORGOTTEN"));
 
 const quarantinedGauge = (registers: Registry[]) =>
   new Gauge({
@@ -266,6 +272,12 @@ function metricsOf(registry: Registry): IngestMetrics {
       name: "tributary_ingest_model_behind",
       help: "1 while a model catches up from raw.",
       labelNames: ["model"],
+      registers,
+    }),
+    streamFailures: new Counter({
+      name: "tributary_ingest_stream_failures_total",
+      help: "Times that a stream could not be read, or had forgotten what had not landed; it is tried again.",
+      labelNames: ["stream"],
       registers,
     }),
     retention: new Gauge({
