@@ -130,11 +130,17 @@ export const EVENT_CODES = {
     "the payload does not decode as its type",
     "encode it with the deployed descriptors",
   ),
+  "TRB-EVENT-ATTRIBUTES": entry(
+    400,
+    false,
+    "attributes: expected 256 at most",
+    "put what is more into the payload",
+  ),
   "TRB-EVENT-PAYLOAD-SIZE": entry(
     413,
     false,
-    "the payload, or an event's text in JSON, is over the limit",
-    "no payload may have more than bus.maxOffloadBytes; an event in JSON has less room: put its payload by POST /v1/uploads and refer to it, or publish it as protobuf",
+    "the payload, what an event has beside it, or an event's text in JSON is over the limit",
+    "no payload may have more than bus.maxOffloadBytes, and nothing else of an event more than 256 KiB; an event in JSON has less room: put its payload by POST /v1/uploads and refer to it, or publish it as protobuf",
   ),
   "TRB-EVENT-STREAM-SIZE": entry(
     413,

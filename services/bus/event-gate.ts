@@ -92,8 +92,8 @@ export class EventGate {
     this.route = type.route;
     const { payloadStart, payloadEnd, compression } = envelope;
     const payloadBytes = payloadEnd - payloadStart;
+    if (end - start - payloadBytes > ENVELOPE_BYTES) return "TRB-EVENT-PAYLOAD-SIZE";
     if (payloadBytes > maxPayloadBytes || envelope.referenceStart >= 0) return this.elsewhere(type.name);
-    if (end - start > maxPayloadBytes + ENVELOPE_BYTES) return "TRB-EVENT-PAYLOAD-SIZE";
     if (payloadStart >= 0 && compression === COMPRESSION_NONE) {
       if (!type.checker.check(bytes, payloadStart, payloadEnd)) return "TRB-EVENT-PAYLOAD-DECODE";
     }

@@ -141,6 +141,15 @@ test("the limits: what is not over the one stays inline, what is over the other 
   expect(storedEvents().filter(({ reference }) => reference !== undefined).length).toBe(2);
 });
 
+test("what an event has beside its payload is limited wherever that lies", async () => {
+  await bus.store.put(referring(payloadOf(100)).reference!.uri, payloadOf(100));
+  const attributes = { long: "x".repeat(270_000) };
+  const large = eventOf(Buffer.alloc(2000), { attributes });
+  const { results } = await publish(referring(payloadOf(100), { attributes }), large);
+  expect(results.map(({ code }) => code)).toEqual(["TRB-EVENT-PAYLOAD-SIZE", "TRB-EVENT-PAYLOAD-SIZE"]);
+  expect(bus.stream.stored).toEqual([]);
+});
+
 test("a packed payload is offloaded as it is", async () => {
   const packed = gzipSync(payloadOf(4000));
   expect(await codes(eventOf(packed, { compression: 1 }))).toEqual([undefined]);
@@ -402,6 +411,14 @@ describe("an upload by the producer itself", () => {
       expect((await ask(payload, wrong)).status).toBe("more" in wrong ? 200 : "tenant" in wrong ? 403 : 400);
     authorization = await bus.bearer({ role: "analyst" });
     expect((await ask(payload)).status).toBe(403);
+  });
+
+  test("a URL that is handed on names none of the token's other tenants", async () => {
+    authorization = await bus.bearer({ tenants: ["acme", "umbrella"] });
+    const { url } = await ask(payloadOf(3000));
+    const claims = Buffer.from(url!.split(".")[1]!, "base64url").toString();
+    expect(claims).toContain("acme");
+    expect(claims).not.toContain("umbrella");
   });
 
   test("a ticket is no token, a token no ticket, and neither lasts", async () => {

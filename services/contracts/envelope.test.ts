@@ -245,6 +245,18 @@ describe("each rule of the envelope has its code", () => {
     expect(envelope.occurredMicros).toBeNaN();
   });
 
+  test("attributes are few, and a flood of them is told before it is taken in", () => {
+    const many = (count: number) =>
+      Object.fromEntries(Array.from({ length: count }, (_, i) => [`k${i}`, "v"]));
+    expect(codeOf({ ...good, attributes: many(256) })).toBeUndefined();
+    expect(envelope.attributeMap().size).toBe(256);
+    expect(codeOf({ ...good, attributes: many(257) })).toBe("TRB-EVENT-ATTRIBUTES");
+    const kept = envelope.attributes.byteLength;
+    const flood = Buffer.concat([encodeEvent(good), Buffer.alloc(1_000_000, Buffer.from([0x52, 0]))]);
+    expect(envelope.read(flood, 0, flood.length)).toBe("TRB-EVENT-ATTRIBUTES");
+    expect(envelope.attributes.byteLength).toBe(kept);
+  });
+
   test("times before 1970 round down", () => {
     expect(codeOf({ ...good, occurredAt: { seconds: -1, nanos: 999_999_999 } })).toBeUndefined();
     expect(envelope.occurredMicros).toBe(-1);

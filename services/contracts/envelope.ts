@@ -11,6 +11,8 @@ export const COMPRESSION_ZSTD = 2;
 
 const MAX_TENANT_BYTES = 128;
 const MAX_ENTITY_ID_BYTES = 1024;
+/** They are trace context and the like; each costs more than its bytes, in every process that it passes. */
+const MOST_ATTRIBUTES = 256;
 /** 1: may start a tenant id; 1 or 2: may follow. */
 const tenantBytes = new Uint8Array(256);
 for (const letter of "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789") {
@@ -71,7 +73,7 @@ export class Envelope {
   /** 0 none, 1 gzip, 2 zstd. */
   compression = 0;
   /** keyStart, keyEnd, valueStart, valueEnd of each attribute, in wire order; of equal keys the last stands. */
-  attributes = new Int32Array(64);
+  attributes = new Int32Array(4 * MOST_ATTRIBUTES);
   attributeCount = 0;
   eventIdStart = 0;
   eventIdEnd = 0;
@@ -87,7 +89,8 @@ export class Envelope {
     this.versionLo = this.versionHi = this.attributeCount = this.occurredNanos = 0;
     this.occurredSeconds = Number.NaN;
     this.payloadStart = this.payloadEnd = this.referenceStart = this.referenceEnd = -1;
-    return this.structure(bytes, start, end) ? this.meaning(bytes) : "TRB-EVENT-MALFORMED";
+    if (this.structure(bytes, start, end)) return this.meaning(bytes);
+    return this.attributeCount > MOST_ATTRIBUTES ? "TRB-EVENT-ATTRIBUTES" : "TRB-EVENT-MALFORMED";
   }
 
   private structure(bytes: Buffer, start: number, end: number): boolean {
@@ -254,6 +257,10 @@ export class Envelope {
   }
 
   private attribute(bytes: Buffer, start: number, end: number): boolean {
+    if (this.attributeCount === MOST_ATTRIBUTES) {
+      this.attributeCount++;
+      return false;
+    }
     let keyStart = start;
     let keyEnd = start;
     let valueStart = start;
@@ -276,11 +283,6 @@ export class Envelope {
     }
     if (!wire.isUtf8(bytes, keyStart, keyEnd) || !wire.isUtf8(bytes, valueStart, valueEnd)) return false;
     const at = this.attributeCount * 4;
-    if (at === this.attributes.length) {
-      const larger = new Int32Array(at * 2);
-      larger.set(this.attributes);
-      this.attributes = larger;
-    }
     this.attributes[at] = keyStart;
     this.attributes[at + 1] = keyEnd;
     this.attributes[at + 2] = valueStart;

@@ -178,28 +178,30 @@ export class RawRows {
     this.sha256.set(row, sha256, 0, sha256.length);
   }
 
-  /** Of equal keys the last stands, as a map has it. */
-  private putAttributes(row: number, envelope: Envelope): void {
-    const { attributes, attributeCount, bytes } = envelope;
-    for (let at = 0; at < attributeCount * 4; at += 4) {
-      let overwritten = false;
-      for (let later = at + 4; later < attributeCount * 4 && !overwritten; later += 4) {
-        overwritten =
-          bytes.compare(
-            bytes,
-            attributes[at],
-            attributes[at + 1],
-            attributes[later],
-            attributes[later + 1],
-          ) === 0;
-      }
-      if (overwritten) continue;
+  private putAttributes(row: number, { bytes, attributes, attributeCount }: Envelope): void {
+    for (const at of lastOfEach(bytes, attributes, attributeCount)) {
       const element = this.attributes.append(row);
       this.attributeKey.set(element, bytes, attributes[at]!, attributes[at + 1]!);
       this.attributeValue.set(element, bytes, attributes[at + 2]!, attributes[at + 3]!);
     }
   }
 }
+
+/** Where the attributes begin: of equal keys the last stands, as a map has it. */
+function lastOfEach(bytes: Buffer, attributes: Int32Array, count: number): Iterable<number> {
+  // As most events have none, or a trace context.
+  if (count < 2) return count === 0 ? NOWHERE : FIRST;
+  const last = new Map<string, number>();
+  for (let at = 0; at < count * 4; at += 4) {
+    const key = bytes.toString("latin1", attributes[at], attributes[at + 1]);
+    last.delete(key);
+    last.set(key, at);
+  }
+  return last.values();
+}
+
+const NOWHERE: readonly number[] = [];
+const FIRST: readonly number[] = [0];
 
 /** occurred_at in microseconds, rounded down; NULL where the event has none. */
 export function putOccurred(column: FixedColumn, row: number, envelope: Envelope): void {

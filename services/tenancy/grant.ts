@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { ByteTable } from "../contracts/byte-table.js";
 import { isTenantId } from "../contracts/envelope.js";
 
@@ -37,7 +38,8 @@ export class Grant {
     this.tenants = claims.tenants;
     this.scope = claims.scope;
     this.tenantsShare = claims.tenants === "*" ? "*" : claims.tenants.join("\n");
-    this.bearerShare = `${subject}\n${this.tenantsShare}`;
+    // It goes into tickets, which are handed on: names of tenants do not.
+    this.bearerShare = createHash("sha256").update(`${subject}\n${this.tenantsShare}`).digest("base64url");
     this.entityTypes = claims.entityTypes && new Set(claims.entityTypes);
     if (claims.tenants !== "*") {
       this.tenantBytes = new ByteTable(claims.tenants.length);

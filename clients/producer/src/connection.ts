@@ -51,7 +51,8 @@ export class Connection {
   }
 
   private at(path: string): URL {
-    return new URL(this.base.pathname.replace(/\/$/, "") + path, this.base);
+    // Never resolved: what begins with two slashes would name another host, and be sent the token.
+    return new URL(this.base.origin + this.base.pathname.replace(/\/+$/, "") + path);
   }
 
   private async send(
