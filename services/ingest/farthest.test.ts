@@ -1,6 +1,8 @@
 import { expect, test } from "vitest";
-import { Lake, Random, randomEvents, TestStream } from "../../test/support/lake.js";
+import { encodeTestEvent, Lake, Random, randomEvents, TestStream } from "../../test/support/lake.js";
 import { farthest } from "./farthest.js";
+import type { ParkedEvents } from "./parked-format.js";
+import { ParkedLog } from "./parked-log.js";
 
 test("the farthest of a partition is what the table has that has come the farthest along it", async () => {
   const lake = await Lake.create();
@@ -15,10 +17,24 @@ test("the farthest of a partition is what the table has that has come the farthe
       const [partition, position] = each.split("/").slice(-2) as [string, string];
       if (position > (ends.get(partition) ?? "")) ends.set(partition, position);
     }
-    const context = { ...lake.context, stream: "log" };
-    expect(await farthest(context, [...ends.keys(), "99"])).toEqual(ends);
-    expect(await farthest(context, ["99"])).toEqual(new Map());
-    expect((await farthest({ ...context, stream: "third" }, [...ends.keys()])).size).toBe(0);
+    expect(await farthest({ ...lake.context, stream: "log" })).toEqual(ends);
+    expect(await farthest({ ...lake.context, stream: "third" })).toBeUndefined();
+    // What is parked has left the stream, too.
+    const parked = new ParkedLog(lake.context.store, "t.v1.Thing", () => true);
+    const [event] = randomEvents(new Random(3), 1);
+    const bytes = encodeTestEvent(event!);
+    await parked.append("third", {
+      bytes,
+      count: 1,
+      starts: Uint32Array.of(0),
+      ends: Uint32Array.of(bytes.length),
+      partitions: ["7"],
+      positions: ["0000000000000012"],
+      receivedAt: Float64Array.of(5),
+    } as unknown as ParkedEvents);
+    expect(await farthest({ ...lake.context, stream: "third" })).toEqual(
+      new Map([["7", "0000000000000012"]]),
+    );
   } finally {
     await lake.close();
   }

@@ -1,12 +1,14 @@
+import { hasCode } from "../base/errors.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import type { Checkpoint } from "../stream/change-stream.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { positionsOf } from "../table/progress.js";
 import type { IngestContext } from "./context.js";
-import { DEAD_LETTERS_ROOT } from "./dead-letters.js";
 import { ENTITY_TYPE } from "./event-batch.js";
-import { foldersOf, parkedTables } from "./parked-log.js";
+import { foldersOf, parkedPositions, parkedTables } from "./parked-log.js";
 import { rawRoot } from "./raw-table.js";
+
+const AT_ONCE = 8;
 
 /** Entity types that have a raw table or parked events. Errors: TRB-STORE-FAILED. */
 export async function knownTypes(store: ObjectStore): Promise<string[]> {
@@ -15,20 +17,30 @@ export async function knownTypes(store: ObjectStore): Promise<string[]> {
 }
 
 /**
- * How far whichever table has come the farthest has come along these partitions of the stream. It opens all tables.
- * Errors: TRB-STORE-FAILED, TRB-TABLE-CORRUPT.
+ * How far whichever table has come the farthest, or has events parked, along each partition of the stream; undefined when
+ * none has any of it. It opens all raw tables; what one cannot tell that is damaged the others tell. Errors:
+ * TRB-STORE-FAILED, TRB-STREAM-CORRUPT.
  */
-export async function farthest(context: IngestContext, partitions: readonly string[]): Promise<Checkpoint> {
+export async function farthest(context: IngestContext): Promise<Checkpoint | undefined> {
   const { store, duck, tableOptions, stream } = context;
-  const wanted = new Set(partitions);
   const found = new Map<string, string>();
-  const roots = [...(await knownTypes(store)).map(rawRoot), DEAD_LETTERS_ROOT];
-  for (const root of roots) {
-    const table = await DeltaTable.open(store, root, duck, tableOptions);
-    if (table === undefined) continue;
-    for (const [partition, position] of positionsOf(table.snapshot, stream)) {
-      if (wanted.has(partition) && position > (found.get(partition) ?? "")) found.set(partition, position);
-    }
+  const reached = (partition: string, position: string) => {
+    if (position > (found.get(partition) ?? "")) found.set(partition, position);
+  };
+  const types = await knownTypes(store);
+  for (let i = 0; i < types.length; i += AT_ONCE) {
+    const tables = types.slice(i, i + AT_ONCE).map(async (type) => {
+      const table = await DeltaTable.open(store, rawRoot(type), duck, tableOptions).catch(
+        (error: unknown) => {
+          if (hasCode(error, "TRB-TABLE-CORRUPT")) return undefined;
+          throw error;
+        },
+      );
+      if (table === undefined) return;
+      for (const [partition, position] of positionsOf(table.snapshot, stream)) reached(partition, position);
+    });
+    await Promise.all(tables);
   }
-  return found;
+  for (const { partition, position } of await parkedPositions(store, stream)) reached(partition, position);
+  return found.size === 0 ? undefined : found;
 }

@@ -169,8 +169,8 @@ export class Pipeline implements PartitionHolder {
     this.context.health.holds(this.reader.name, this.holdings.names);
   }
 
-  landed(names: readonly string[]): Promise<Checkpoint> {
-    return farthest(this.context, names);
+  landed(): Promise<Checkpoint | undefined> {
+    return farthest(this.context);
   }
 
   /** What is in memory of these partitions is nobody's business any more. */

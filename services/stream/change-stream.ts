@@ -82,10 +82,10 @@ export interface PartitionHolder {
    */
   revoked(names: readonly string[]): Promise<void>;
   /**
-   * How far anything of these partitions has been landed, by the holder's own account. Asked where the stream has no
-   * low-water record of a partition whose oldest events are gone: only a holder who has had none of it begins there.
+   * How far the stream has been landed, by the holder's own account; undefined when nothing of it has been. Asked where the
+   * stream has no low-water record of a partition whose oldest events are gone: only a newcomer begins with what is left.
    */
-  landed?(names: readonly string[]): Promise<Checkpoint>;
+  landed?(): Promise<Checkpoint | undefined>;
 }
 
 export interface ChangeStreamReader {

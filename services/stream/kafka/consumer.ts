@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { TributaryError } from "../../base/errors.js";
 import { slotsOfRange } from "../../base/slots.js";
-
 import type { Checkpoint, PartitionHolder, StreamBatch, StreamConsumer } from "../change-stream.js";
 import { closedError, streamDown } from "../failures.js";
 import { BatchCutter, readWhenThere } from "./batches.js";
@@ -212,11 +212,14 @@ export class KafkaConsumer implements StreamConsumer, PartitionOwner {
     const missed = new Map<number, number>();
     const begun = [...fresh].filter(([, earliest]) => earliest > 0);
     if (begun.length === 0) return missed;
-    const landed = await this.options.holder?.landed?.(begun.map(([partition]) => partitionName(partition)));
+    const landed = await this.options.holder?.landed?.().catch((cause: unknown) => {
+      throw new TributaryError("TRB-BUS-STREAM-DOWN", "how far tables are cannot be told", { cause });
+    });
+    if (landed === undefined) return missed;
     for (const [partition, earliest] of begun) {
-      const position = landed?.get(partitionName(partition));
-      if (position !== undefined && offsetAt(position) + 1 < earliest)
-        missed.set(partition, offsetAt(position) + 1);
+      const position = landed.get(partitionName(partition));
+      const next = position === undefined ? 0 : offsetAt(position) + 1;
+      if (next < earliest) missed.set(partition, next);
     }
     return missed;
   }

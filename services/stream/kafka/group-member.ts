@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { heartbeatV4, joinGroupV7, leaveGroupV5, syncGroupV5 } from "@platformatic/kafka";
 import { TributaryError } from "../../base/errors.js";
+import { within } from "../../base/within.js";
 import {
   ASSIGNOR,
   assign,
@@ -174,7 +175,7 @@ export class GroupMember {
       const gone = this.owned.filter((p) => !given.includes(p));
       const gained = given.filter((p) => !this.owned.includes(p));
       this.owned = given.filter((p) => !gained.includes(p));
-      if (gained.length > 0) await this.owner.gained(gained, this.membership!);
+      if (gained.length > 0) await this.whileBeating(this.owner.gained(gained, this.membership!));
       this.owned = given;
       if (gone.length === 0) return;
       await this.drained(gone);
@@ -184,20 +185,26 @@ export class GroupMember {
 
   /** Hands over while heartbeats go on: others wait, but not for ever. */
   private async drained(gone: readonly number[]): Promise<void> {
+    const handedOver = this.owner.handOver(gone).catch(() => undefined);
+    await this.whileBeating(within(this.times.sessionMs, handedOver));
+    this.owner.lost(gone);
+  }
+
+  /** What takes long is no reason to be taken for dead. */
+  private async whileBeating<T>(work: Promise<T>): Promise<T> {
     const over = new AbortController();
-    const patience = sleep(this.times.sessionMs, undefined, { signal: over.signal, ref: false }).catch(
-      () => undefined,
-    );
     const beating = (async () => {
       while (!over.signal.aborted) {
         await sleep(this.times.heartbeatMs, undefined, { signal: over.signal, ref: false });
         await this.beat();
       }
     })().catch(() => undefined);
-    await Promise.race([this.owner.handOver(gone).catch(() => undefined), patience]);
-    over.abort();
-    await beating;
-    this.owner.lost(gone);
+    try {
+      return await work;
+    } finally {
+      over.abort();
+      await beating;
+    }
   }
 
   /** One round of the group: says what we have, learns what we get. */
