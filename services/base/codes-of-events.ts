@@ -157,8 +157,8 @@ export const EVENT_CODES = {
   "TRB-EVENT-REFERENCE": entry(
     400,
     false,
-    "payload_reference does not name a payload of this tenant and type",
-    "use the uri, sha256 and size that POST /v1/uploads was asked with",
+    "payload_reference does not name a payload of this tenant and type, or one so small that it travels in its event",
+    "use the uri, sha256 and size that POST /v1/uploads was asked with; publish payloads of less than 64 KiB in their events",
   ),
   // --- the bus and its stream ---------------------------------------------------------------------------
   "TRB-EVENT-PAYLOAD-MISSING": entry(

@@ -1,13 +1,13 @@
 import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
 import { TRACED_AT_ONCE } from "../base/traces.js";
-import { Frames } from "../contracts/envelope.js";
+import { COMPRESSION_NONE, Frames } from "../contracts/envelope.js";
 import type { JsonEvent, JsonEvents } from "../contracts/json.js";
 import { elements, type Found, lines } from "../contracts/json-body.js";
 import { withReference } from "../contracts/payload-reference.js";
 import type { Offloaded } from "../offload/offloaded.js";
 import type { Grant } from "../tenancy/grant.js";
-import { ENVELOPE_BYTES, type EventGate, type Pending } from "./event-gate.js";
+import { ENVELOPE_BYTES, type EventGate, leastReferred, type Pending } from "./event-gate.js";
 import type { RoutedEvents } from "./outlets.js";
 import { Results } from "./response.js";
 import type { Work } from "./work.js";
@@ -34,6 +34,7 @@ export interface Collecting {
   readonly work: Work;
   readonly maxEvents: number;
   readonly maxPayloadBytes: number;
+  readonly maxOffloadBytes: number;
   /** Look for the traces of events. */
   readonly tracing: boolean;
   /** Where payloads of more bytes go. */
@@ -191,8 +192,16 @@ class Collector {
     let length: number | Code;
     if (pending.kind === "packed") length = (await this.unpack(pending)) ?? end - start;
     else {
-      // What is referred to has to be taken in, and counts like what was sent.
-      if (pending.kind === "referring") work.decode(pending.reference.sizeBytes);
+      if (pending.kind === "referring") {
+        const least = leastReferred(this.order.maxPayloadBytes);
+        if (pending.reference.sizeBytes < least) {
+          this.reject(i, "TRB-EVENT-REFERENCE", tooSmall(least));
+          return 0;
+        }
+        // What is referred to has to be taken in, and counts like what was sent; packed, as the most it may be.
+        const packed = pending.compression !== COMPRESSION_NONE;
+        work.decode(packed ? this.order.maxOffloadBytes : pending.reference.sizeBytes);
+      }
       work.pause();
       length = await this.elsewhere(pending, bytes, start, end).catch(storeFailed);
       await work.begin();
@@ -293,6 +302,9 @@ function storeFailed(error: unknown): Code {
 
 const tooMany = (maxEvents: number) =>
   new TributaryError("TRB-REQ-TOO-MANY-EVENTS", `body: expected at most ${maxEvents} events`);
+
+const tooSmall = (least: number): string =>
+  `payload_reference.size_bytes: expected at least ${least}; smaller payloads travel in their event`;
 
 const tooLong = (maxBytes: number): JsonEvent => ({
   code: "TRB-EVENT-PAYLOAD-SIZE",

@@ -13,6 +13,13 @@ import type { HeldTypes } from "./held-types.js";
 /** What an event may have beside its payload: ids, attributes, fields that nobody knows. */
 export const ENVELOPE_BYTES = 256 * 1024;
 
+/** So small a payload travels in its event: each that does not costs requests to the store and an object that stays. */
+const LEAST_REFERRED_BYTES = 64 * 1024;
+
+/** The least bytes that a payload has which is referred to, so that none is too large for the one and small for the other. */
+export const leastReferred = (maxPayloadBytes: number): number =>
+  Math.min(LEAST_REFERRED_BYTES, maxPayloadBytes + 1);
+
 interface PayloadType {
   readonly name: string;
   readonly checker: PayloadChecker;
@@ -42,6 +49,8 @@ interface Large {
 interface Referring {
   readonly kind: "referring";
   readonly reference: PayloadReference;
+  /** As it is packed, if it is. */
+  readonly compression: number;
 }
 
 type Sizes = Pick<Config["bus"], "maxPayloadBytes" | "maxOffloadBytes">;
@@ -113,7 +122,7 @@ export class EventGate {
       const reference = referenceOf(envelope);
       if (reference === undefined) return "TRB-EVENT-REFERENCE";
       if (reference.sizeBytes > maxOffloadBytes) return "TRB-EVENT-PAYLOAD-SIZE";
-      return { kind: "referring", reference };
+      return { kind: "referring", reference, compression: envelope.compression };
     }
     if (payload.length > maxOffloadBytes) return "TRB-EVENT-PAYLOAD-SIZE";
     return { kind: "large", tenant: envelope.tenantId(), typeUrl: envelope.typeUrl(), bytes: payload };

@@ -10,6 +10,7 @@ import { type EventInit, encodeEvent, encodeRequest } from "../contracts/encode-
 import { Envelope } from "../contracts/envelope.js";
 import { type PayloadReference, referenceOf, uriOf } from "../contracts/payload-reference.js";
 import { Offloaded } from "../offload/offloaded.js";
+import { leastReferred } from "./event-gate.js";
 
 /** Payloads that are too large for a stream. */
 
@@ -290,6 +291,34 @@ describe("a reference that a producer makes", () => {
     expect((await publish(...many.slice(0, 4))).status).toBe(200);
   });
 
+  test("costs, packed, the most that it may unpack to", async () => {
+    const packed = gzipSync(Buffer.alloc(2_000_000));
+    expect(packed.length).toBeLessThan(5000);
+    await bus.store.put(uriOf("acme", sha256(packed)), packed);
+    const many = Array.from({ length: 5 }, (_, i) =>
+      referring(packed, { entityId: `e${i}`, compression: 1 }),
+    );
+    expect(await publish(...many)).toMatchObject({ status: 413 });
+    expect((await publish(...many.slice(0, 4))).results.map(({ accepted }) => accepted)).toEqual(
+      Array.from({ length: 4 }, () => true),
+    );
+  });
+
+  test("is refused where the payload is small enough to travel", async () => {
+    const payload = Buffer.alloc(1000);
+    await bus.store.put(uriOf("acme", sha256(payload)), payload);
+    const { results } = await publish(referring(payload), eventOf(payloadOf(10)));
+    expect(results).toMatchObject([
+      {
+        code: "TRB-EVENT-REFERENCE",
+        message:
+          "payload_reference.size_bytes: expected at least 1001; smaller payloads travel in their event",
+      },
+      { accepted: true },
+    ]);
+    expect([leastReferred(1000), leastReferred(1_000_000)]).toEqual([1001, 65_536]);
+  });
+
   test("to an old payload puts it anew beside the old one, which a collector may have an eye on", async () => {
     const payload = payloadOf(3000);
     const key = uriOf("acme", sha256(payload));
@@ -419,6 +448,13 @@ describe("an upload by the producer itself", () => {
     const claims = Buffer.from(url!.split(".")[1]!, "base64url").toString();
     expect(claims).toContain("acme");
     expect(claims).not.toContain("umbrella");
+  });
+
+  test("is not for a payload that travels in its event", async () => {
+    expect(await ask(Buffer.alloc(1000))).toMatchObject({
+      status: 400,
+      error: { code: "TRB-REQ-INVALID", message: expect.stringMatching(/sizeBytes.*1001/) as string },
+    });
   });
 
   test("a ticket is no token, a token no ticket, and neither lasts", async () => {

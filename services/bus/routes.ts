@@ -20,7 +20,7 @@ import { grantOf, requireRole, TOKEN_CODES } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
 import type { UploadTickets } from "../tenancy/upload-tickets.js";
 import { ANSWER_BYTES, type Collected, collectJson, collectNdjson, collectProtobuf } from "./collect.js";
-import { EventGate } from "./event-gate.js";
+import { EventGate, leastReferred } from "./event-gate.js";
 import { HeldTypes } from "./held-types.js";
 import { BusMetrics } from "./metrics.js";
 import { Outlets } from "./outlets.js";
@@ -64,6 +64,7 @@ export async function registerBus(app: FastifyInstance, options: BusOptions): Pr
     verifier,
     tickets,
     admission,
+    minBytes: leastReferred(config.bus.maxPayloadBytes),
     maxBytes: config.bus.maxOffloadBytes,
   });
   // A scope of its own: here bodies are handed over unread, whatever other services do with theirs.
@@ -186,7 +187,7 @@ class Publisher {
     grant: Grant,
     reservation: Reservation,
   ): Promise<Collected> {
-    const { maxEventsPerRequest, maxPayloadBytes, maxDecodedBytes } = this.limits;
+    const { maxEventsPerRequest, maxPayloadBytes, maxOffloadBytes, maxDecodedBytes } = this.limits;
     const work = new Work(this.workshop, grant.bearerShare, maxDecodedBytes);
     const wait = work.begin();
     if (wait) await wait;
@@ -198,6 +199,7 @@ class Publisher {
         work,
         maxEvents: maxEventsPerRequest,
         maxPayloadBytes,
+        maxOffloadBytes,
         offloaded: this.offloaded,
         tracing: this.traces.on,
         grow: reservation.grow,

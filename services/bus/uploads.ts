@@ -15,7 +15,8 @@ export interface UploadOptions {
   readonly verifier: TokenVerifier;
   readonly tickets: UploadTickets;
   readonly admission: Admission;
-  /** The most bytes of a payload. */
+  /** The least and the most bytes of a payload. */
+  readonly minBytes: number;
   readonly maxBytes: number;
 }
 
@@ -38,7 +39,7 @@ export async function registerUploads(app: FastifyInstance, options: UploadOptio
       "/v1/uploads",
       {
         bodyLimit: MAX_QUESTION_BYTES,
-        schema: askSchema(options.maxBytes),
+        schema: askSchema(options),
         onRequest: requireRole(options.verifier, "producer"),
       },
       (request) => ask(request, options),
@@ -93,7 +94,7 @@ async function take(
 
 const text = (description: string) => ({ type: "string", description });
 
-const askSchema = (maxBytes: number) => ({
+const askSchema = ({ minBytes, maxBytes }: UploadOptions) => ({
   tags: ["events"],
   summary: "Ask where a large payload may be put",
   description:
@@ -107,7 +108,7 @@ const askSchema = (maxBytes: number) => ({
     properties: {
       tenant: text("Whose payload it is."),
       sha256: { ...text("SHA-256 of its bytes, in hexadecimal digits."), pattern: "^[0-9a-f]{64}$" },
-      sizeBytes: { type: "integer", minimum: 1, maximum: maxBytes },
+      sizeBytes: { type: "integer", minimum: minBytes, maximum: maxBytes },
     },
   },
   response: {

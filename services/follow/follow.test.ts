@@ -114,6 +114,24 @@ describe("a follower", () => {
     expect(new Set(changes.map(({ order }) => order)).size).toBe(1);
   });
 
+  test("gets no more payloads at once than memory is meant to hold, however small they were packed", async () => {
+    const reader = new MemoryReader("s");
+    const value = gzipSync(path(" ".repeat(999_990)));
+    for (let i = 0; i < 100; i++) reader.append(0, fileEvent({ payload: { value }, compression: 1 }, `${i}`));
+    const portions: number[] = [];
+    for await (const { changes } of follow({
+      reader,
+      registry: testRegistry,
+      payloads,
+      from: "oldest",
+      untilHead: true,
+    })) {
+      portions.push(changes.reduce((sum, { payloadBytes }) => sum + payloadBytes!.length, 0));
+    }
+    expect(Math.max(...portions)).toBeLessThan(65 * 1024 * 1024);
+    expect(portions.reduce((sum, bytes) => sum + bytes, 0)).toBe(100 * path(" ".repeat(999_990)).length);
+  });
+
   test("is told why a payload is not to be had", async () => {
     const reader = new MemoryReader("s");
     const keyOf = (value: Buffer) => uriOf("acme", createHash("sha256").update(value).digest());

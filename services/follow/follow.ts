@@ -38,8 +38,8 @@ export interface FollowOptions {
 const READ = { maxEvents: 1_000, maxBytes: 4 * 1024 * 1024 };
 const WAIT_MS = 1_000;
 const PATIENCE_MS = 30_000;
-/** Payloads from elsewhere that are delivered at once, or one that is larger. */
-const FETCHED_BYTES = 64 * 1024 * 1024;
+/** Payloads that are delivered at once, unpacked and those from elsewhere included, and one more. */
+const PAYLOAD_BYTES = 64 * 1024 * 1024;
 /** Events decoded in one turn of the event loop. */
 const AT_ONCE = 100;
 
@@ -94,7 +94,7 @@ interface Portion {
   readonly end: Checkpoint;
 }
 
-/** A batch, cut where payloads that are fetched for it would fill memory. */
+/** A batch, cut where its payloads, which may be packed or fetched for it, would fill memory. */
 async function* portions(
   changes: Changes,
   batch: StreamBatch,
@@ -102,7 +102,7 @@ async function* portions(
 ): AsyncGenerator<Portion> {
   let read: Change[] = [];
   let unreadable = 0;
-  let fetched = 0;
+  let held = 0;
   let end = new Map<string, string>();
   for (let i = 0; i < batch.count; i++) {
     const partition = batch.names[batch.partitions[i]!]!;
@@ -110,13 +110,15 @@ async function* portions(
     const place = { partition, position, receivedAt: batch.receivedAt[i]! };
     const found = changes.read(batch.bytes, batch.starts[i]!, batch.ends[i]!, place, wanted);
     const change = found instanceof Promise ? await found : found;
-    if (found instanceof Promise && typeof change === "object") fetched += change.payloadBytes?.length ?? 0;
     end.set(partition, position);
     if (typeof change === "string") unreadable++;
-    else if (change !== undefined) read.push(change);
-    if (fetched >= FETCHED_BYTES) {
+    else if (change !== undefined) {
+      read.push(change);
+      held += change.payloadBytes?.length ?? 0;
+    }
+    if (held >= PAYLOAD_BYTES) {
       yield { read, unreadable, end };
-      [read, unreadable, fetched, end] = [[], 0, 0, new Map()];
+      [read, unreadable, held, end] = [[], 0, 0, new Map()];
     }
     if (i % AT_ONCE === AT_ONCE - 1) await setImmediate();
   }

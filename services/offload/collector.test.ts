@@ -113,6 +113,28 @@ describe("a round of the collector", () => {
     expect(await gets(reference)).toBe(true);
   });
 
+  test("begins where the one before has ended, so that nobody's garbage keeps another's there", async () => {
+    const others = referenceTo(payload, "zeta");
+    await store.put(others.uri, payload);
+    const flood = async (count: number) => {
+      for (let i = 0; i < count; i++)
+        await store.put(uriOf("acme", createHash("sha256").update(`${Date.now()} ${i}`).digest()), payload);
+    };
+    await flood(10_000);
+    pass(KEEP - HOUR);
+    await flood(10_000);
+    pass(2 * HOUR);
+    const collector = collectorOf();
+    expect(await collector.run()).toMatchObject({ removed: 10_000, objects: 10_001, bytes: 9 * 10_001 });
+    // So many more have become old meanwhile.
+    pass(KEEP);
+    await collector.run();
+    expect(await keys("offload/zeta/")).toEqual([others.uri]);
+    expect((await store.stat(others.uri))?.bytes).toBe(0);
+    // And around: what it has passed by is not forgotten.
+    expect(await collector.run()).toMatchObject({ removed: 1, objects: 0, bytes: 0 });
+  });
+
   test("leaves other objects alone", async () => {
     const others = ["offload/acme/x", "offload/y", `${reference.uri}x`, "raw/z", "kept/acme/q"];
     for (const key of others) await store.put(key, Buffer.from("other"));

@@ -33,6 +33,11 @@ interface Lying {
   readonly objects: readonly ObjectInfo[];
 }
 
+/** What may go of one payload. */
+interface Candidate extends Lying {
+  readonly kept: boolean;
+}
+
 /**
  * Takes payloads away that nothing names and that are older than any stream and parking keep events; and of those that
  * stay, objects that a later one has replaced.
@@ -46,36 +51,49 @@ interface Lying {
 export class Collector {
   private readonly store: ObjectStore;
   private readonly keepMs: number;
+  /** The uri up to which the last round came; undefined when it came to the end. */
+  private reached: string | undefined;
 
   constructor(private readonly options: CollectorOptions) {
     this.store = options.store;
     this.keepMs = options.keepMs;
   }
 
-  /** One round. Errors: TRB-STORE-FAILED, and those of the streams; what was not decided then stays. */
+  /**
+   * One round, which begins where the last one ended, so that nobody's garbage keeps others' from being looked at.
+   * Errors: TRB-STORE-FAILED, and those of the streams; what was not decided then stays.
+   */
   async run(): Promise<Collected> {
     let objects = 0;
     let bytes = 0;
-    const replaced: string[] = [];
-    const unnamed: Lying[] = [];
+    const ahead: Candidate[] = [];
+    const behind: Candidate[] = [];
     for await (const { lying, kept } of this.payloads()) {
       objects += lying.objects.length;
       for (const object of lying.objects) bytes += object.bytes;
-      if (replaced.length + unnamed.length >= MOST_AT_ONCE) continue;
-      if (kept) replaced.push(...this.replacedOf(lying));
-      else if (lying.objects.some((object) => this.isOld(object))) unnamed.push(lying);
+      const old = kept ? this.replacedOf(lying) : lying.objects.filter((object) => this.isOld(object));
+      const some = this.reached === undefined || lying.uri > this.reached ? ahead : behind;
+      if (old.length > 0 && some.length < MOST_AT_ONCE) some.push({ uri: lying.uri, objects: old, kept });
     }
-    const named = unnamed.length === 0 ? new Set<string>() : await this.waitingUris();
-    const doomed: string[] = [];
-    for (const { uri, objects: found } of unnamed) {
-      if (named?.has(uri) !== false) continue;
-      // Only now: what has left the streams since was kept before.
-      if ((await this.store.stat(keptKey(uri))) !== undefined) continue;
-      for (const object of found) if (this.isOld(object)) doomed.push(object.key);
+    const candidates = [...ahead, ...behind].slice(0, MOST_AT_ONCE);
+    const named = candidates.every(({ kept }) => kept) ? new Set<string>() : await this.waitingUris();
+    let removed = 0;
+    for (const candidate of candidates) {
+      if (!candidate.kept && !(await this.isUnnamed(candidate, named))) continue;
+      for (const object of candidate.objects) {
+        await this.remove(object.key);
+        removed++;
+        bytes -= object.bytes;
+      }
     }
-    for (const key of [...replaced, ...doomed]) await this.remove(key);
-    const removed = replaced.length + doomed.length;
+    this.reached = candidates.length < MOST_AT_ONCE ? undefined : candidates.at(-1)!.uri;
     return { objects: objects - removed, bytes, removed, undecided: named === undefined };
+  }
+
+  /** `waiting`: those that events name which wait; undefined where nobody knows. */
+  private async isUnnamed({ uri }: Lying, waiting: ReadonlySet<string> | undefined): Promise<boolean> {
+    // Only now: what has left the streams since was kept before.
+    return waiting?.has(uri) === false && (await this.store.stat(keptKey(uri))) === undefined;
   }
 
   private isOld(object: ObjectInfo): boolean {
@@ -89,12 +107,10 @@ export class Collector {
   }
 
   /** Old ones that have a later one of the same size. */
-  private replacedOf({ objects }: Lying): string[] {
-    return objects
-      .filter(
-        (object, i) => this.isOld(object) && objects.slice(i + 1).some(({ bytes }) => bytes === object.bytes),
-      )
-      .map(({ key }) => key);
+  private replacedOf({ objects }: Lying): ObjectInfo[] {
+    return objects.filter(
+      (object, i) => this.isOld(object) && objects.slice(i + 1).some(({ bytes }) => bytes === object.bytes),
+    );
   }
 
   /** Payloads by uri, and whether they are kept; both listings come in one order. */

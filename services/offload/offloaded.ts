@@ -7,6 +7,8 @@ import { isOld, keptKey, laterKey, laterPrefix } from "./places.js";
 
 /** How much is hashed at once, so that others run between: a millisecond or so. */
 const HASHED_AT_ONCE = 512 * 1024;
+/** Payloads that one batch has kept for good at a time. */
+const KEPT_AT_ONCE = 16;
 /** Payloads that are remembered as kept. */
 const REMEMBERED = 10_000;
 
@@ -29,6 +31,8 @@ export class Offloaded {
   /** Old ones are put anew from memory: one at a time. */
   private readonly renewing = new Permits(1);
   private readonly kept = new Set<string>();
+  /** Those that are being kept, whoever asked for it first. */
+  private readonly keeping = new Map<string, Promise<void>>();
 
   /**
    * What nobody refers to is kept for `keepMs`. Events rely on an object of less than half that age alone, or on one
@@ -58,7 +62,7 @@ export class Offloaded {
   private async keep(named: Named, payload: Buffer): Promise<void> {
     if ((await this.store.putIfAbsent(named.uri, payload)) === "created") return;
     // Old, or damaged, which is mended by this: it stays, and another lies beside it.
-    if ((await this.lasting(named)) !== "lasts") await this.store.put(laterKey(named.uri), payload);
+    if ((await this.lasting(named)) !== "lasts") await this.putAnew(named, payload);
   }
 
   /**
@@ -67,31 +71,43 @@ export class Offloaded {
    */
   async holds(reference: Named): Promise<boolean> {
     const found = await this.lasting(reference);
-    return found === "lasts" || (found !== undefined && this.renew(found.key, reference));
+    if (found === "lasts" || found === undefined) return found !== undefined;
+    return this.putAnew(reference);
   }
 
   /**
    * For a payload that its producer wants to put: "held" where it need not, else how it may do so past us; undefined
-   * where it has to come by us. Errors: TRB-STORE-FAILED.
+   * where it has to come by us. One that is old it puts again: we would have to read it. Errors: TRB-STORE-FAILED.
    */
   async offer(reference: Named, lifeMs: number): Promise<Offer> {
-    if (await this.holds(reference)) return "held";
+    if ((await this.lasting(reference)) === "lasts") return "held";
     if (!this.presigns) return undefined;
     const { uri, sizeBytes: bytes, sha256 } = reference;
     const key = (await this.store.stat(uri)) === undefined ? uri : laterKey(uri);
     return this.store.presignPut(key, { bytes, sha256 }, lifeMs);
   }
 
-  private async renew(key: string, { uri, sizeBytes, sha256 }: Named): Promise<boolean> {
+  /**
+   * Puts a payload anew: `given`, or else what lies there and is old. False where there is none. Many may ask for the same
+   * at once: the first one does it for all.
+   */
+  private async putAnew(named: Named, given?: Buffer): Promise<boolean> {
     const done = await this.renewing.acquire();
     try {
-      const payload = await this.store.get(key);
-      if (payload?.length !== sizeBytes || !(await hashOf(payload)).equals(sha256)) return false;
-      await this.store.put(laterKey(uri), payload);
+      const found = await this.lasting(named);
+      if (found === "lasts") return true;
+      const payload = given ?? (found && (await this.verified(found.key, named)));
+      if (payload === undefined) return false;
+      await this.store.put(laterKey(named.uri), payload);
       return true;
     } finally {
       done();
     }
+  }
+
+  private async verified(key: string, { sizeBytes, sha256 }: Named): Promise<Buffer | undefined> {
+    const payload = await this.store.get(key);
+    return payload?.length === sizeBytes && (await hashOf(payload)).equals(sha256) ? payload : undefined;
   }
 
   /** "lasts": events may rely on it. Else one that is old; undefined: there is none of that size. */
@@ -131,12 +147,26 @@ export class Offloaded {
    * resolved. Errors: TRB-STORE-FAILED.
    */
   async keepForGood(uris: Iterable<string>): Promise<void> {
-    for (const uri of new Set(uris)) {
-      if (this.kept.has(uri)) continue;
-      const key = keptKey(uri);
-      if ((await this.store.putIfAbsent(key, Buffer.alloc(0))) === "exists") await this.store.confirm([key]);
-      this.remember(uri);
-    }
+    const left = [...new Set(uris)].filter((uri) => !this.kept.has(uri)).values();
+    const some = async () => {
+      for (const uri of left) await this.keepOne(uri);
+    };
+    await Promise.all(Array.from({ length: KEPT_AT_ONCE }, some));
+  }
+
+  private keepOne(uri: string): Promise<void> {
+    const before = this.keeping.get(uri);
+    if (before !== undefined) return before;
+    const keeping = this.mark(uri).finally(() => this.keeping.delete(uri));
+    this.keeping.set(uri, keeping);
+    return keeping;
+  }
+
+  private async mark(uri: string): Promise<void> {
+    if (this.kept.has(uri)) return;
+    const key = keptKey(uri);
+    if ((await this.store.putIfAbsent(key, Buffer.alloc(0))) === "exists") await this.store.confirm([key]);
+    this.remember(uri);
   }
 
   /**

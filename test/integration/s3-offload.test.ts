@@ -208,7 +208,7 @@ describe("bus and ingest without a shared disk, on Kafka and S3", () => {
       const asked = await fetch(`${server.url}/v1/uploads`, {
         method: "POST",
         headers: { authorization: `Bearer ${token}`, "content-type": "application/json" },
-        body: JSON.stringify({ tenant: "acme", sha256: "0".repeat(64), sizeBytes: 9 }),
+        body: JSON.stringify({ tenant: "acme", sha256: "0".repeat(64), sizeBytes: 9_000_000 }),
       });
       const { url } = (await asked.json()) as { url: string };
       expect(url.startsWith(s3.endpoint)).toBe(name !== "ticket");

@@ -17,7 +17,7 @@ export interface ProducerOptions {
   readonly gzip?: boolean;
   /**
    * Payloads of more bytes, 1,000,000 by default, go to the object store by the bus's POST /v1/uploads, and their events
-   * refer to them.
+   * refer to them. No less than 65,535: the bus wants smaller ones in their events.
    */
   readonly uploadAboveBytes?: number;
   /** Bytes of events that may wait or be in flight, 16 MiB by default. A larger event is let in when nothing else is. */
@@ -41,6 +41,8 @@ const DEFAULTS = {
   silenceMs: 30_000,
 } as const;
 
+const LEAST: Partial<Record<keyof typeof DEFAULTS, number>> = { lingerMs: 0, uploadAboveBytes: 65_535 };
+
 export type Settings = Required<ProducerOptions>;
 
 /** The options with their defaults. Errors: TRB-PRODUCER-OPTIONS. */
@@ -48,7 +50,7 @@ export function settingsOf(options: ProducerOptions): Settings {
   const settings: Settings = { ...DEFAULTS, gzip: false, whenFull: "wait", ...options };
   for (const name of Object.keys(DEFAULTS) as (keyof typeof DEFAULTS)[]) {
     const value = settings[name];
-    const least = name === "lingerMs" ? 0 : 1;
+    const least = LEAST[name] ?? 1;
     if (!Number.isInteger(value) || value < least || value > 2 ** 31 - 1) {
       throw new ProducerError("TRB-PRODUCER-OPTIONS", `${name}: expected a whole number from ${least}`);
     }

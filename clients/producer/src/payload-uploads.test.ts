@@ -8,7 +8,7 @@ let bus: FakeBus;
 let producer: Producer;
 beforeEach(async () => {
   bus = await FakeBus.start();
-  producer = new Producer({ url: bus.url, token: "t", uploadAboveBytes: 1000, deadlineMs: 20_000 });
+  producer = new Producer({ url: bus.url, token: "t", uploadAboveBytes: 65_535, deadlineMs: 20_000 });
 });
 afterEach(async () => {
   await producer.close({ withinMs: 0 });
@@ -35,7 +35,7 @@ describe("a large payload", () => {
       event(1, Buffer.alloc(10)),
       event(2, payload),
       event(3, large),
-      event(4, Buffer.alloc(1000)),
+      event(4, Buffer.alloc(65_535)),
     ].map((each) => producer.send(each));
     // It may be reused.
     payload.fill(0);

@@ -402,6 +402,7 @@ describe("what cannot be", () => {
     ["maxBatchEvents", { maxBatchEvents: 0 }],
     ["lingerMs", { lingerMs: -1 }],
     ["deadlineMs", { deadlineMs: 1.5 }],
+    ["uploadAboveBytes", { uploadAboveBytes: 65_534 }],
     ["whenFull", { whenFull: "drop" as "reject" }],
   ])("%s is refused by name", (name, options) => {
     const base = { url: bus.url, token: "t" };
