@@ -143,10 +143,15 @@ test("the limits: what is not over the one stays inline, what is over the other 
 });
 
 test("what an event has beside its payload is limited wherever that lies", async () => {
-  await bus.store.put(referring(payloadOf(100)).reference!.uri, payloadOf(100));
+  // One that takes such requests.
+  await bus.close();
+  bus = await startTestBus({ maxPayloadBytes: 1000, maxOffloadBytes: 20_000 });
+  authorization = await bus.bearer();
+  const payload = payloadOf(3000);
+  await bus.store.put(uriOf("acme", sha256(payload)), payload);
   const attributes = { long: "x".repeat(270_000) };
   const large = eventOf(Buffer.alloc(2000), { attributes });
-  const { results } = await publish(referring(payloadOf(100), { attributes }), large);
+  const { results } = await publish(referring(payload, { attributes }), large);
   expect(results.map(({ code }) => code)).toEqual(["TRB-EVENT-PAYLOAD-SIZE", "TRB-EVENT-PAYLOAD-SIZE"]);
   expect(bus.stream.stored).toEqual([]);
 });
