@@ -16,7 +16,7 @@ import { readForeign } from "../support/foreign.js";
 import { makeToken, removeFolder, Server, temporaryFolder, until, untilLanded } from "../support/stack.js";
 
 const SEED = Number(process.env.TEST_SEED ?? Date.now() % 1_000_000);
-const ROUNDS = Number(process.env.TEST_ROUNDS ?? 20);
+const ROUNDS = Number(process.env.TEST_ROUNDS ?? 10);
 const TYPE = "tracker.v1.Issue";
 const LIMITS = { events: 100, bytes: 1_000_000 };
 
