@@ -144,6 +144,26 @@ describe("a round of the collector", () => {
   });
 });
 
+test("a collector that is frozen after its look at the streams leaves what was young when it listed", async () => {
+  const payload = Buffer.from("a payload");
+  const reference = referenceTo(payload);
+  await offloadedIn(store).put("acme", TYPE_URL, payload);
+  pass(0.6 * KEEP);
+  // Anew beside the first, for an event that did not come in the end.
+  expect(await offloadedIn(store).holds(reference)).toBe(true);
+  pass(0.45 * KEEP);
+  const frozen = async function* () {
+    yield* reader.waiting();
+    const seenAt = Date.now();
+    expect(await offloadedIn(store).holds(reference)).toBe(true);
+    expect(offloadedIn(store).mayBeGone(seenAt)).toBe(false);
+    reader.append(0, eventOf(reference));
+    pass(0.6 * KEEP);
+  };
+  expect(await collectorOf(store, frozen).run()).toMatchObject({ removed: 1 });
+  expect(await gets(reference)).toBe(true);
+});
+
 test.each(["first", "later"])(
   "a collector that was frozen before it took the %s object away takes nothing that was put since",
   async (which) => {
