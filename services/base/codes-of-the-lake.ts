@@ -20,7 +20,7 @@ export const LAKE_CODES = {
     503,
     true,
     "this lake was closed because it moves; it can be read, not written",
-    "start ingest with the configuration of the lake that it has moved to",
+    "start bus and ingest with the configuration of the lake that it has moved to",
   ),
   "TRB-LAKE-DIVERGED": entry(
     409,

@@ -228,7 +228,7 @@ class Collector {
     return fits ? undefined : "TRB-EVENT-PAYLOAD-DECODE";
   }
 
-  /** Length or code of an event whose payload is, or is put, into the object store. Errors: TRB-STORE-FAILED. */
+  /** Length or code of an event whose payload is, or is put, into the object store. Errors: TRB-STORE-FAILED, TRB-LAKE-CLOSED. */
   private async elsewhere(
     pending: Exclude<Pending, { kind: "packed" }>,
     bytes: Buffer,

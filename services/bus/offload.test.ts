@@ -10,6 +10,7 @@ import { type EventInit, encodeEvent, encodeRequest } from "../contracts/encode-
 import { Envelope } from "../contracts/envelope.js";
 import { type PayloadReference, referenceOf, uriOf } from "../contracts/payload-reference.js";
 import { Offloaded } from "../offload/offloaded.js";
+import { markClosed } from "../table/closing.js";
 import { leastReferred } from "./event-gate.js";
 
 /** Payloads that are too large for a stream. */
@@ -45,9 +46,12 @@ const referring = (payload: Uint8Array, more: Partial<EventInit> = {}): EventIni
 let bus: TestBus;
 let authorization: string;
 let failing: boolean;
+/** Called when a payload was put, before that is answered. */
+let whenPut: () => Promise<void>;
 let counting: CountingStore;
 beforeEach(async () => {
   failing = false;
+  whenPut = async () => undefined;
   bus = await startTestBus(
     { maxPayloadBytes: 1000, maxOffloadBytes: 20_000, maxDecodedBytes: 100_000 },
     {
@@ -56,7 +60,9 @@ beforeEach(async () => {
         return overriding(counting.store, {
           putIfAbsent: async (key, bytes) => {
             if (failing) throw new TributaryError("TRB-STORE-FAILED");
-            return counting.store.putIfAbsent(key, bytes);
+            const done = await counting.store.putIfAbsent(key, bytes);
+            if (key.startsWith("offload/")) await whenPut();
+            return done;
           },
         });
       },
@@ -183,6 +189,30 @@ test("while the store fails, its events alone may be sent again", async () => {
   expect((await publish(eventOf(payloadOf(4000)))).status).toBe(503);
   failing = false;
   expect(await codes(eventOf(payloadOf(4000)))).toEqual([undefined]);
+});
+
+test("from the closing on, a lake that moves takes no payloads, not even one that is being put; others go on", async () => {
+  const there = payloadOf(3000);
+  await publish(eventOf(there));
+  const ask = () =>
+    bus.server.app.inject({
+      method: "POST",
+      url: "/v1/uploads",
+      headers: { authorization },
+      payload: { tenant: "acme", sha256: sha256(payloadOf(9)).toString("hex"), sizeBytes: 3000 },
+    });
+  expect((await ask()).statusCode).toBe(200);
+  whenPut = () => markClosed(bus.store);
+  const { results } = await publish(eventOf(payloadOf(3000)), eventOf(payloadOf(10)), referring(there));
+  expect(results.map(({ code, retryable }) => [code, retryable])).toEqual([
+    ["TRB-LAKE-CLOSED", true],
+    [undefined, undefined],
+    ["TRB-LAKE-CLOSED", true],
+  ]);
+  const closed = { error: { code: "TRB-LAKE-CLOSED" } };
+  expect(await publish(eventOf(payloadOf(3000)))).toMatchObject({ status: 503, error: closed });
+  const asked = await ask();
+  expect([asked.statusCode, asked.json()]).toMatchObject([503, closed]);
 });
 
 test("a bus that was frozen since it looked for payloads promises nothing", async () => {
@@ -364,7 +394,7 @@ describe("a reference that a producer makes", () => {
     expect(found).toEqual([key]);
   });
 
-  test("is checked by one cheap request", async () => {
+  test("is checked by two cheap requests", async () => {
     const payload = payloadOf(3000);
     await bus.store.put(uriOf("acme", sha256(payload)), payload);
     counting.requests.length = 0;
@@ -372,7 +402,7 @@ describe("a reference that a producer makes", () => {
       undefined,
       "TRB-EVENT-PAYLOAD-MISSING",
     ]);
-    expect(counting.requests.map(({ operation }) => operation)).toEqual(["stat", "stat"]);
+    expect(counting.requests.map(({ operation }) => operation)).toEqual(["stat", "get", "stat", "get"]);
   });
 });
 

@@ -87,7 +87,7 @@ export async function registerBus(app: FastifyInstance, options: BusOptions): Pr
 }
 
 /** What keeps events from being taken that are well. */
-const UNABLE: readonly Code[] = ["TRB-BUS-TABLE-HELD", "TRB-STORE-FAILED"];
+const UNABLE: readonly Code[] = ["TRB-BUS-TABLE-HELD", "TRB-STORE-FAILED", "TRB-LAKE-CLOSED"];
 
 /** What events are checked by; a request keeps what it began with. */
 interface Contracts {
@@ -385,6 +385,7 @@ const publishSchema = {
       "TRB-BUS-TABLE-HELD",
       "TRB-BUS-STREAM-DOWN",
       "TRB-STORE-FAILED",
+      "TRB-LAKE-CLOSED",
       "TRB-BUS-DRAINING",
     ),
   },

@@ -128,7 +128,13 @@ const askSchema = ({ minBytes, maxBytes }: UploadOptions) => ({
         expiresAt: text("ISO 8601."),
       },
     },
-    ...errorResponses("TRB-REQ-INVALID", ...TOKEN_CODES, "TRB-AUTH-TENANT", "TRB-STORE-FAILED"),
+    ...errorResponses(
+      "TRB-REQ-INVALID",
+      ...TOKEN_CODES,
+      "TRB-AUTH-TENANT",
+      "TRB-STORE-FAILED",
+      "TRB-LAKE-CLOSED",
+    ),
   },
 });
 
@@ -155,6 +161,7 @@ const putSchema = {
       "TRB-REQ-ENCODING",
       "TRB-BUS-BUSY",
       "TRB-STORE-FAILED",
+      "TRB-LAKE-CLOSED",
     ),
   },
 };

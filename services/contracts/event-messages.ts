@@ -25,6 +25,8 @@ const MESSAGES: Partial<Record<Code, string>> = {
     "payload_reference: expected uri offload/<tenant_id>/<sha256 hex>, the 32 bytes of sha256, a type_url that ends in /<entity_type> and size_bytes of at least 1",
   "TRB-EVENT-PAYLOAD-MISSING":
     "payload_reference: expected an object at uri that has size_bytes; upload it, then publish the event again",
+  "TRB-LAKE-CLOSED":
+    "payload: expected one that travels in its event while the lake moves; send this event again later",
   "TRB-BUS-BUSY":
     "entity_type: expected one whose stream takes events now; this event was not accepted: send it again later",
   "TRB-BUS-STREAM-DOWN":

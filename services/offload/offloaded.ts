@@ -36,15 +36,18 @@ export class Offloaded {
 
   /**
    * What nobody refers to is kept for `keepMs`. Events rely on an object of less than half that age alone, or on one
-   * that is kept for good. `presigns`: whether producers may put payloads into the store themselves.
+   * that is kept for good. `presigns`: whether producers may put payloads into the store themselves. `requireOpen`
+   * rejects with TRB-LAKE-CLOSED once the lake is closed because it moves. It is asked after a payload was put or seen:
+   * one that lay there while the lake was open is copied with it.
    */
   constructor(
     private readonly store: ObjectStore,
     private readonly keepMs: number,
     private readonly presigns = true,
+    private readonly requireOpen: () => Promise<void> = async () => undefined,
   ) {}
 
-  /** Durable when resolved. Errors: TRB-STORE-FAILED. */
+  /** Durable when resolved. Errors: TRB-STORE-FAILED, TRB-LAKE-CLOSED. */
   async put(tenant: string, typeUrl: string, payload: Buffer): Promise<PayloadReference> {
     const sha256 = await hashOf(payload);
     const uri = uriOf(tenant, sha256);
@@ -60,26 +63,30 @@ export class Offloaded {
   }
 
   private async keep(named: Named, payload: Buffer): Promise<void> {
-    if ((await this.store.putIfAbsent(named.uri, payload)) === "created") return;
+    const isThere = (await this.store.putIfAbsent(named.uri, payload)) === "exists";
     // Old, or damaged, which is mended by this: it stays, and another lies beside it.
-    if ((await this.lasting(named)) !== "lasts") await this.putAnew(named, payload);
+    if (isThere && (await this.lasting(named)) !== "lasts") await this.putAnew(named, payload);
+    await this.requireOpen();
   }
 
   /**
    * Whether the payload lies there, of the size that the reference says, and will for as long as events wait: one that
-   * is old is renewed. Its bytes are looked at by whoever takes it in. Errors: TRB-STORE-FAILED.
+   * is old is renewed. Its bytes are looked at by whoever takes it in. Errors: TRB-STORE-FAILED, TRB-LAKE-CLOSED.
    */
   async holds(reference: Named): Promise<boolean> {
     const found = await this.lasting(reference);
-    if (found === "lasts" || found === undefined) return found !== undefined;
-    return this.putAnew(reference);
+    const held = found === "lasts" || (found !== undefined && (await this.putAnew(reference)));
+    await this.requireOpen();
+    return held;
   }
 
   /**
    * For a payload that its producer wants to put: "held" where it need not, else how it may do so past us; undefined
-   * where it has to come by us. One that is old it puts again: we would have to read it. Errors: TRB-STORE-FAILED.
+   * where it has to come by us. One that is old it puts again: we would have to read it.
+   * Errors: TRB-STORE-FAILED, TRB-LAKE-CLOSED.
    */
   async offer(reference: Named, lifeMs: number): Promise<Offer> {
+    await this.requireOpen();
     if ((await this.lasting(reference)) === "lasts") return "held";
     if (!this.presigns) return undefined;
     const { uri, sizeBytes: bytes, sha256 } = reference;

@@ -15,6 +15,7 @@ import { FileStore } from "../../services/storage/file-store.js";
 import type { ObjectStore } from "../../services/storage/object-store.js";
 import type { ChangeStreamWriter } from "../../services/stream/change-stream.js";
 import type { Streams } from "../../services/stream/domains.js";
+import { requireOpen } from "../../services/table/closing.js";
 import { requireRole } from "../../services/tenancy/http-auth.js";
 import { SigningKey } from "../../services/tenancy/signing-key.js";
 import { signToken, type TokenInit, TokenVerifier } from "../../services/tenancy/tokens.js";
@@ -76,7 +77,7 @@ export async function startTestBus(
   await registerBus(server.app, {
     traces,
     tickets: new UploadTickets(key, "tributary"),
-    offloaded: new Offloaded(store, 2 * 3600_000),
+    offloaded: new Offloaded(store, 2 * 3600_000, true, () => requireOpen(store)),
     streams: streams ?? { nameOf: () => stream.name, stream: () => stream },
     registry: () => testRegistry,
     verifier,

@@ -14,6 +14,7 @@ import { registerQuery } from "../../query/routes.js";
 import { type IngestStatus, readIngestStatus } from "../../status/ingest-status.js";
 import type { ObjectStore } from "../../storage/object-store.js";
 import type { ChangeStreamWriter } from "../../stream/change-stream.js";
+import { requireOpen } from "../../table/closing.js";
 import type { Role } from "../../tenancy/grant.js";
 import { requireRole } from "../../tenancy/http-auth.js";
 import { KeySet } from "../../tenancy/key-sets.js";
@@ -202,7 +203,8 @@ async function addBus({
   const registry = () => project.current.registry;
   await streams.want(registry().entityTypes());
   project.onChange(({ registry: changed }) => streams.wantSoon(changed.entityTypes()));
-  const offloaded = new Offloaded(store, config.offload.keepMs, config.offload.presign);
+  const { keepMs, presign } = config.offload;
+  const offloaded = new Offloaded(store, keepMs, presign, () => requireOpen(store));
   await registerBus(server.app, {
     ...rest,
     streams,
