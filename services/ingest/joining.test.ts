@@ -33,6 +33,21 @@ test("a stream that lets nobody in is not waited for after a stop; who is let in
   await expect.poll(() => closed).toBe(true);
 });
 
+test("who is let in late and cannot leave in good order harms nobody", async () => {
+  const stopping = new AbortController();
+  stopping.abort();
+  let closed = false;
+  const close = async () => {
+    closed = true;
+    throw new Error("the stream is away");
+  };
+  const late = sleep(30).then(async () => Object.assign(await consumer(), { close }));
+  // A rejection that nobody handles fails the run.
+  expect(await joinedUnlessStopped(late, stopping.signal, 5)).toBeUndefined();
+  await expect.poll(() => closed).toBe(true);
+  await sleep(10);
+});
+
 test("a stream that cannot be joined is told of", async () => {
   const failed = Promise.reject(new Error("no"));
   await expect(joinedUnlessStopped(failed, new AbortController().signal, 10)).rejects.toThrow("no");

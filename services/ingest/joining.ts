@@ -23,10 +23,7 @@ export async function joinedUnlessStopped(
   });
   const consumer = await Promise.race([joining, gaveUp]);
   if (consumer === undefined) {
-    joining.then(
-      (late) => late.close(),
-      () => undefined,
-    );
+    joining.then((late) => late.close()).catch(() => undefined);
   }
   return consumer;
 }

@@ -1,6 +1,6 @@
 import { rmSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterEach, describe, expect, test } from "vitest";
+import { afterEach, describe, expect, test, vi } from "vitest";
 import { overriding } from "../../test/support/faulty-store.js";
 import {
   expectedThings,
@@ -53,6 +53,30 @@ describe("a log that was restored from an older copy than the lake", () => {
     expect(health.get("raw", THING)).toMatchObject({ state: "quarantined", code: "TRB-STREAM-CORRUPT" });
     await second.stop();
     expect(await lake.rawPositions()).toEqual([...positions].sort());
+  });
+});
+
+describe("a pipeline that has ended", () => {
+  test("takes nothing from a stream that lets it in late", async () => {
+    let lists = 0;
+    const store: LakeOptions["store"] = (inner) =>
+      overriding(inner, {
+        list: (...asked) => {
+          lists++;
+          return inner.list(...asked);
+        },
+      });
+    const lake = await makeLake({ store });
+    const { pipeline, stop } = startPipeline(lake, new MemoryReader("test"));
+    await pipeline.joined;
+    await stop();
+    const before = lists;
+    expect(before).toBeGreaterThan(0);
+    const holds = vi.spyOn(lake.context.health, "holds");
+    pipeline.assigned([{ name: "0", slots: { start: 0, end: 1 } }]);
+    await sleep(50);
+    expect(lists).toBe(before);
+    expect(holds).not.toHaveBeenCalled();
   });
 });
 

@@ -144,6 +144,8 @@ export class Pipeline implements PartitionHolder {
   readonly joined: Promise<void>;
 
   assigned(partitions: readonly Partition[]): void {
+    // Who was let in late, by a stream that was away: nobody would close what is opened now.
+    if (this.ended) return;
     // Their reading begins anew, also of one that comes back before it was handed over.
     this.forget(partitions.map(({ name }) => name));
     this.holdings.assigned(partitions);

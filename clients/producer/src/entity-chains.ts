@@ -25,4 +25,4 @@ export class EntityChains {
 }
 
 /** Two entities may share a key where a bus would refuse both; then one waits for the other. */
-const keyOf = ({ event }: Entry): string => `${event.tenantId}\0${event.entityType}\0${event.entityId}`;
+const keyOf = ({ entity }: Entry): string => `${entity.tenantId}\0${entity.entityType}\0${entity.entityId}`;

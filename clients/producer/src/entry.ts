@@ -18,11 +18,18 @@ const OVERHEAD_BYTES = 512;
 
 /** An event from `send` until nothing of it is in flight any more. */
 export class Entry {
+  /** The caller's own object, which may have been filled anew since. */
   readonly event: ChangeEvent;
-  /** The event on the wire; where `upload` is not undefined, without what refers to its payload. */
+  /** Whose it was at `send`. */
+  readonly entity: Pick<ChangeEvent, "tenantId" | "entityType" | "entityId">;
+  /** The event on the wire; of one with an `upload`, without what refers to its payload until that is uploaded. */
   bytes: Uint8Array;
-  /** The payload that is to be uploaded before the event may leave. */
-  upload: Uint8Array | undefined;
+  /** As it was at `send`. */
+  readonly encoded: Uint8Array;
+  /** The payload that is to be uploaded before the event may leave; kept, as what was uploaded may be gone again. */
+  readonly upload: Uint8Array | undefined;
+  /** How often it was. */
+  uploads = 0;
   /** What it counts for in the buffer. */
   readonly size: number;
   /** performance.now() at `send`. */
@@ -46,7 +53,10 @@ export class Entry {
 
   constructor(event: ChangeEvent, bytes: Uint8Array, upload: Uint8Array | undefined, since: number) {
     this.event = event;
+    const { tenantId, entityType, entityId } = event;
+    this.entity = { tenantId, entityType, entityId };
     this.bytes = bytes;
+    this.encoded = bytes;
     this.upload = upload;
     this.size = bytes.length + (upload?.length ?? 0) + OVERHEAD_BYTES;
     this.since = since;

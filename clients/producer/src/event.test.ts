@@ -3,7 +3,7 @@ import { TimestampSchema } from "@bufbuild/protobuf/wkt";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import * as contracts from "../../../services/contracts/encode-event.js";
 import { startTestBus, type TestBus, testRegistry } from "../../../test/support/bus-server.js";
-import { type ChangeEvent, changeEvent, encodeEvent, encodeRequest } from "./event.js";
+import { type ChangeEvent, changeEvent, encodeEvent, encodeRequest, withReference } from "./event.js";
 import { Producer } from "./producer.js";
 
 const full: ChangeEvent = {
@@ -52,8 +52,15 @@ describe("an event", () => {
       reference,
     });
     const event = { ...full, entityType: "a.B", entityId: "e", operation: "created", version: 1 } as const;
-    const { occurredAt: _, compression: __, attributes: ___, eventId: ____, ...plain } = event;
-    expect(Buffer.from(encodeEvent(plain, reference))).toEqual(theirs);
+    const {
+      payload: _,
+      occurredAt: __,
+      compression: ___,
+      attributes: ____,
+      eventId: _____,
+      ...plain
+    } = event;
+    expect(Buffer.from(withReference(encodeEvent(plain), reference))).toEqual(theirs);
   });
 
   it("is typed by a generated message, given as one or as its fields", () => {

@@ -68,10 +68,10 @@ const COMPRESSIONS = { gzip: 1, zstd: 2 } as const;
 export const typeUrlOf = (entityType: string): string => `type.googleapis.com/${entityType}`;
 
 /**
- * The event as tributary.v1.ChangeEvent; with `reference`, that stands in place of the payload. What the bus checks
- * (ids, types, content) is left to it. Errors: TRB-PRODUCER-EVENT where there is no encoding.
+ * The event as tributary.v1.ChangeEvent. What the bus checks (ids, types, content) is left to it. Errors:
+ * TRB-PRODUCER-EVENT where there is no encoding.
  */
-export function encodeEvent(event: ChangeEvent, reference?: PayloadReference): Uint8Array {
+export function encodeEvent(event: ChangeEvent): Uint8Array {
   const out = new BinaryWriter();
   text(out, 1, event.tenantId, "tenantId");
   text(out, 2, event.entityType, "entityType");
@@ -86,13 +86,7 @@ export function encodeEvent(event: ChangeEvent, reference?: PayloadReference): U
     if (nanos > 0) out.tag(2, WireType.Varint).int32(nanos);
     out.join();
   }
-  if (reference !== undefined) {
-    out.tag(8, WireType.LengthDelimited).fork();
-    text(out, 1, reference.uri, "reference");
-    text(out, 2, reference.typeUrl, "reference");
-    out.tag(3, WireType.Varint).int64(reference.sizeBytes);
-    out.tag(4, WireType.LengthDelimited).bytes(reference.sha256).join();
-  } else if (event.payload !== undefined) {
+  if (event.payload !== undefined) {
     if (!(event.payload instanceof Uint8Array)) throw wrong("payload", "bytes");
     out.tag(7, WireType.LengthDelimited).fork();
     text(out, 1, typeUrlOf(event.entityType), "entityType");
@@ -111,6 +105,17 @@ export function encodeEvent(event: ChangeEvent, reference?: PayloadReference): U
   }
   if (event.eventId !== undefined) text(out, 11, event.eventId, "eventId");
   return out.finish();
+}
+
+/** An event that was encoded without a payload, with what refers to it. */
+export function withReference(event: Uint8Array, reference: PayloadReference): Uint8Array {
+  const out = new BinaryWriter().tag(8, WireType.LengthDelimited).fork();
+  text(out, 1, reference.uri, "reference");
+  text(out, 2, reference.typeUrl, "reference");
+  out.tag(3, WireType.Varint).int64(reference.sizeBytes);
+  out.tag(4, WireType.LengthDelimited).bytes(reference.sha256).join();
+  // Fields may come in any order.
+  return Buffer.concat([event, out.finish()]);
 }
 
 /** A PublishRequest of encoded events. */

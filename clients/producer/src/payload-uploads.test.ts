@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { FakeBus } from "../test/fake-bus.js";
-import { type ChangeEvent, encodeEvent, typeUrlOf } from "./event.js";
+import { type ChangeEvent, encodeEvent, typeUrlOf, withReference } from "./event.js";
 import { Producer } from "./producer.js";
 
 let bus: FakeBus;
@@ -44,9 +44,75 @@ describe("a large payload", () => {
     expect(bus.objects.get(`/${uri}`)?.equals(large)).toBe(true);
     expect(bus.puts).toBe(1);
     for (const { version, bytes } of bus.taken.slice(1, 3)) {
-      expect(Buffer.from(bytes)).toEqual(Buffer.from(encodeEvent(event(version, large), reference)));
+      const { payload: _, ...rest } = event(version, large);
+      expect(Buffer.from(bytes)).toEqual(Buffer.from(withReference(encodeEvent(rest), reference)));
     }
     expect(producer.pending).toEqual({ events: 0, bytes: 0 });
+  });
+
+  it("goes with its event as that was when it was sent, though the caller fills one object again and again", async () => {
+    const filled = { ...event(0, large), attributes: { number: "" }, occurredAt: new Date(0) };
+    const sent: Promise<unknown>[] = [];
+    const expected: Buffer[] = [];
+    for (let version = 1; version <= 3; version++) {
+      const payload = Buffer.alloc(70_000, version);
+      Object.assign(filled, { version, payload, entityId: `e${version}` });
+      filled.attributes.number = String(version);
+      filled.occurredAt.setTime(version);
+      const sha256 = createHash("sha256").update(payload).digest();
+      const where = {
+        ...reference,
+        uri: `offload/acme/${sha256.toString("hex")}`,
+        sizeBytes: 70_000,
+        sha256,
+      };
+      const { payload: _, ...rest } = filled;
+      expected.push(Buffer.from(withReference(encodeEvent(rest), where)));
+      sent.push(producer.send(filled));
+    }
+    Object.assign(filled, { tenantId: "other", entityType: "other.v1.File", version: -1 });
+    await Promise.all(sent);
+    const taken = bus.taken.toSorted((a, b) => a.version - b.version);
+    expect(taken.map(({ bytes }) => Buffer.from(bytes))).toEqual(expected);
+    expect(producer.pending).toEqual({ events: 0, bytes: 0 });
+  });
+
+  it("that the bus does not find any more is uploaded once more, and no oftener", async () => {
+    const known: string[] = [];
+    const missing = { code: "TRB-EVENT-PAYLOAD-MISSING", retryable: false };
+    bus.behave = ({ number }) => {
+      known.push([...bus.objects.keys()].join());
+      if (number === 1) bus.objects.clear();
+      return { kind: "take", refuse: ({ version }) => (number === 1 || version > 2 ? missing : undefined) };
+    };
+    await producer.send(event(1, large));
+    expect(known).toEqual([`/${uri}`, `/${uri}`]);
+    expect([bus.puts, bus.taken.length]).toEqual([2, 1]);
+    const [second, third] = await Promise.allSettled([
+      producer.send(event(2, large)),
+      producer.send(event(3, Buffer.alloc(70_000))),
+    ]);
+    expect(second.status).toBe("fulfilled");
+    expect(third).toMatchObject({ reason: { code: "TRB-EVENT-PAYLOAD-MISSING", refused: "event" } });
+    expect(known).toHaveLength(5);
+    expect(producer.pending).toEqual({ events: 0, bytes: 0 });
+  });
+
+  it("whose place makes no sense is asked for again, and holds up no other", async () => {
+    let told = 0;
+    bus.place = (where) => (++told <= 3 ? "\ud800" : where);
+    await Promise.all(
+      ["a", "b", "c", "d"].map((entityId, i) =>
+        producer.send({ ...event(1, Buffer.alloc(70_000, i)), entityId }),
+      ),
+    );
+    expect(bus.taken).toHaveLength(4);
+    expect(told).toBe(7);
+  });
+
+  it("that is no bytes is refused at once", async () => {
+    const text = "1".repeat(70_000) as unknown as Uint8Array;
+    await expect(producer.send(event(1, text))).rejects.toMatchObject({ code: "TRB-PRODUCER-EVENT" });
   });
 
   it("goes to the bus itself where that says so", async () => {

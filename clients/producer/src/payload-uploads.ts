@@ -5,6 +5,8 @@ import type { Answer } from "./connection.js";
 import { ProducerError } from "./errors.js";
 import { type ChangeEvent, type PayloadReference, typeUrlOf } from "./event.js";
 
+type Entity = Pick<ChangeEvent, "tenantId" | "entityType">;
+
 /** Hashed between two turns of the event loop. */
 const SLICE_BYTES = 1024 * 1024;
 
@@ -23,23 +25,31 @@ export class PayloadUploads {
 
   /**
    * Resolves to where the payload lies, once it is durable there, or to what stands in the way; where that is
-   * `retryable`, the same may be asked again. To put a payload twice does no harm.
+   * `retryable`, the same may be asked again. To put a payload twice does no harm. Never rejects.
    */
-  async put(
-    event: ChangeEvent,
+  async put(entity: Entity, payload: Uint8Array, signal: AbortSignal): Promise<PayloadReference | Refused> {
+    try {
+      return await this.tryPut(entity, payload, signal);
+    } catch (cause) {
+      return new Refused(unreachable("the upload ended in an error", cause));
+    }
+  }
+
+  private async tryPut(
+    entity: Entity,
     payload: Uint8Array,
     signal: AbortSignal,
   ): Promise<PayloadReference | Refused> {
     const sha256 = await digestOf(payload);
     const sizeBytes = payload.length;
-    const place = await this.ask(event.tenantId, sha256, sizeBytes, signal);
+    const place = await this.ask(entity.tenantId, sha256, sizeBytes, signal);
     if (place instanceof Refused) return place;
     if (!place.uploaded) {
       const answer = await this.bus.put(place.url, place.headers, payload, signal);
       const refused = refusalOf(answer);
       if (refused !== undefined) return refused;
     }
-    return { uri: place.uri, typeUrl: typeUrlOf(event.entityType), sizeBytes, sha256 };
+    return { uri: place.uri, typeUrl: typeUrlOf(entity.entityType), sizeBytes, sha256 };
   }
 
   private async ask(
@@ -89,7 +99,7 @@ function placeOf({ body }: Answer): Place | undefined {
       headers?: Readonly<Record<string, string>>;
     };
     const { uri, uploaded, method, url, headers = {} } = told;
-    if (typeof uri !== "string") return undefined;
+    if (typeof uri !== "string" || !uri.isWellFormed()) return undefined;
     if (uploaded === true) return { uri, uploaded };
     return typeof url === "string" && method === "PUT" ? { uri, uploaded: false, url, headers } : undefined;
   } catch {

@@ -232,6 +232,17 @@ describe("a bus that is not well", () => {
     expect(producer.pending.events).toBe(0);
   });
 
+  it.each([
+    ["TRB-BUS-STREAM-DOWN", true],
+    ["TRB-INTERNAL", true],
+    ["TRB-BUS-BUSY", false],
+  ])("that says %s of one event has left it in doubt: %s", async (code, mayHaveLanded) => {
+    bus.behave = () => ({ kind: "take", refuse: () => ({ code, retryable: true }) });
+    make({ deadlineMs: 150 });
+    const error = await failureOf(producer.send(event("a")));
+    expect(error).toMatchObject({ code: "TRB-PRODUCER-DEADLINE", mayHaveLanded, cause: { mayHaveLanded } });
+  });
+
   it("that nobody can reach is asked until the deadline; nothing can have landed", async () => {
     // It ends in a pause: what is refused takes no time, and the pauses double.
     make({ deadlineMs: 1_000 });

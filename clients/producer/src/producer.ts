@@ -4,19 +4,23 @@ import { BusClient, type Outcome, PROTOBUF } from "./bus-client.js";
 import { EntityChains } from "./entity-chains.js";
 import { Entry, type Receipt } from "./entry.js";
 import { type ProducerCode, ProducerError } from "./errors.js";
-import { type ChangeEvent, encodeEvent, encodeRequest } from "./event.js";
+import { type ChangeEvent, encodeEvent, encodeRequest, withReference } from "./event.js";
 import { type ProducerOptions, type Settings, settingsOf } from "./options.js";
 import { pauseMs } from "./pause.js";
 import { PayloadUploads, Refused } from "./payload-uploads.js";
 import { ReadyQueue } from "./ready-queue.js";
 
 export interface CloseReport {
-  /** What was sent before `close` and not accepted by its end, and why. */
+  /** What was sent before `close` and not accepted by its end, and why: the objects that `send` was given. */
   readonly undelivered: readonly { readonly event: ChangeEvent; readonly error: ProducerError }[];
 }
 
 /** Uploads at a time. */
 const UPLOADS = 2;
+/** What a bus says of an event whose payload is not where it looks: it was collected, or the bus has another store now. */
+const PAYLOAD_MISSING = "TRB-EVENT-PAYLOAD-MISSING";
+/** What it says of one that may be in the stream all the same. */
+const MAY_HAVE_LANDED = new Set(["TRB-BUS-STREAM-DOWN", "TRB-INTERNAL"]);
 
 /**
  * Publishes change events in batches and keeps at it until each is accepted, refused for good, or past its deadline.
@@ -64,7 +68,7 @@ export class Producer {
   }
 
   /**
-   * Resolves once the event is durable. The event is encoded at once; its payload may be reused.
+   * Resolves once the event is durable. The event is encoded at once; it and its payload may be reused.
    * Errors: ProducerError with the bus's code where it refused the event, else TRB-PRODUCER-EVENT, -FULL, -DEADLINE,
    * -CLOSED.
    */
@@ -136,7 +140,7 @@ export class Producer {
   private entryOf(event: ChangeEvent): Entry {
     const { payload } = event;
     const now = performance.now();
-    if (payload === undefined || payload.length <= this.settings.uploadAboveBytes) {
+    if (!(payload instanceof Uint8Array) || payload.length <= this.settings.uploadAboveBytes) {
       return new Entry(event, encodeEvent(event), undefined, now);
     }
     const { payload: _, ...rest } = event;
@@ -169,11 +173,11 @@ export class Producer {
     if (entry === undefined) return;
     this.uploading++;
     for (let attempt = 1; !entry.done; attempt++) {
-      const reference = await this.payloads.put(entry.event, entry.upload!, this.abort.signal);
+      const reference = await this.payloads.put(entry.entity, entry.upload!, this.abort.signal);
       if (entry.done) break;
       if (!(reference instanceof Refused)) {
-        entry.bytes = encodeEvent(entry.event, reference);
-        entry.upload = undefined;
+        entry.bytes = withReference(entry.encoded, reference);
+        entry.uploads++;
         this.ready.add(entry);
         this.pump();
         break;
@@ -272,6 +276,7 @@ export class Producer {
     { answer, retryAfterMs }: Outcome & { kind: "answered" },
   ): void {
     const again: Entry[] = [];
+    const lost: Entry[] = [];
     let attempts = 0;
     for (const [i, result] of answer.results().entries()) {
       const entry = batch[i]!;
@@ -281,16 +286,21 @@ export class Producer {
         continue;
       }
       const { code, message, retryable } = result;
-      if (retryable) {
-        entry.obstacle = new ProducerError(code, message, { retryable });
+      entry.mayHaveLanded ||= MAY_HAVE_LANDED.has(code);
+      const { mayHaveLanded } = entry;
+      if (code === PAYLOAD_MISSING && entry.uploads === 1) {
+        entry.obstacle = new ProducerError(code, message, { mayHaveLanded });
+        lost.push(entry);
+      } else if (retryable) {
+        entry.obstacle = new ProducerError(code, message, { retryable, mayHaveLanded });
         attempts = Math.max(attempts, ++entry.attempts);
         again.push(entry);
       } else {
-        const { mayHaveLanded } = entry;
         entry.giveUp(new ProducerError(code, message, { refused: "event", mayHaveLanded }));
         this.leave(entry);
       }
     }
+    for (const entry of this.unlessDone(lost)) this.advance(entry);
     const rest = this.unlessDone(again);
     if (rest.length === 0) return;
     // They alone rest; what else is there goes on meanwhile.

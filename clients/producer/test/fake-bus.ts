@@ -50,6 +50,8 @@ export class FakeBus {
   /** Of POST /v1/uploads and of the PUT; 200 does as asked. */
   presign: (asked: number) => number = () => 200;
   put: (asked: number) => number = () => 200;
+  /** What it says of where an upload lies. */
+  place: (uri: string) => string = (uri) => uri;
   /** Whether uploads go to the bus itself, by a URL that is relative to it. */
   ticketed = false;
   presigned = 0;
@@ -115,7 +117,8 @@ export class FakeBus {
     const url = this.ticketed ? `/${uri}` : `${this.url}/${uri}`;
     const uploaded = this.objects.has(`/${uri}`);
     const where = { method: "PUT", url, headers: { "if-none-match": "*" } };
-    response.end(JSON.stringify(uploaded ? { uri, uploaded } : { uri, uploaded, ...where }));
+    const told = { uri: this.place(uri), uploaded };
+    response.end(JSON.stringify(uploaded ? told : { ...told, ...where }));
   }
 
   private store(request: IncomingMessage, body: Buffer, response: ServerResponse): void {

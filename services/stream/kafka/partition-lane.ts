@@ -117,8 +117,7 @@ export class PartitionLane {
     const { owners, count, eventBytes } = this.sending!;
     this.sequence = sequenceAfter(this.sequence, count);
     this.sending = undefined;
-    this.failures = 0;
-    this.failingSince = undefined;
+    this.recover();
     this.suspect = false;
     owners.keep(offset);
     return { partition: this.partition, events: count, bytes: eventBytes };
@@ -153,9 +152,7 @@ export class PartitionLane {
     const { sending } = this;
     this.sending = undefined;
     this.suspect = true;
-    this.failures = 0;
-    this.failingSince = undefined;
-    this.notBefore = 0;
+    this.recover();
     // A batch of the same count would be taken for this one.
     if (sending?.signed === true) this.identity = undefined;
     if (sending?.doubtful === true) sending.owners.doubt(cause);
@@ -172,6 +169,7 @@ export class PartitionLane {
     }
     this.sending = undefined;
     this.identity = undefined;
+    this.recover();
     if (sending?.count === 1) sending.owners.refuseLarge();
     else sending?.owners.refuse();
   }
@@ -181,7 +179,15 @@ export class PartitionLane {
     const { sending } = this;
     this.sending = undefined;
     this.identity = undefined;
+    this.recover();
     if (sending?.doubtful === true) sending.owners.doubt(cause);
     else sending?.owners.refuse(cause);
+  }
+
+  /** What failed is settled; the next batch has failed at nothing. */
+  private recover(): void {
+    this.failures = 0;
+    this.failingSince = undefined;
+    this.notBefore = 0;
   }
 }

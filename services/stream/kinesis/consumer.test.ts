@@ -1,4 +1,8 @@
-import { GetRecordsCommand, GetShardIteratorCommand } from "@aws-sdk/client-kinesis";
+import {
+  DescribeStreamSummaryCommand,
+  GetRecordsCommand,
+  GetShardIteratorCommand,
+} from "@aws-sdk/client-kinesis";
 import { pino } from "pino";
 import { Registry } from "prom-client";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
@@ -19,8 +23,9 @@ let leases: MemoryLeases;
 let writer: KinesisWriter;
 const open: { close(): Promise<void> }[] = [];
 
-async function begin(shards: number): Promise<void> {
+async function begin(shards: number, retentionMs = DAY): Promise<void> {
   kinesis = new FakeKinesis(shards);
+  kinesis.retentionHours = retentionMs / 3_600_000;
   leases = new MemoryLeases();
   writer = await KinesisWriter.open(options());
   open.push(writer);
@@ -205,6 +210,53 @@ test("records that were trimmed before they were read are told of, never jumped 
   await leases.change([{ from: lease, to: { ...lease, checkpoint: "TRIM_HORIZON" } }]);
   consumer = await reader.consume("c");
   expect(texts(await readEvents(consumer, 10))).toEqual(numbered(20, 10));
+});
+
+test("what is trimmed because the retention was made shorter while we run is told of, by whoever reads", async () => {
+  await begin(1, 7 * DAY);
+  await append(0, 10);
+  const reader = await openReader();
+  const running = await reader.follow("oldest");
+  const events = await readEvents(running, 10);
+  const consumer = await reader.consume("c");
+  await consumer.commit(ends(await readEvents(consumer, 10)));
+  await consumer.close();
+  // Nobody is answered for two days of seven; then the stream keeps one.
+  let down = true;
+  kinesis.before = (command) => {
+    if (down && command instanceof GetRecordsCommand) throw throttled();
+  };
+  await append(10, 10);
+  await append(20, 10);
+  later(2 * DAY);
+  kinesis.retentionHours = 24;
+  kinesis.shards[0]!.records.splice(0, 2);
+  down = false;
+  await expect(running.read(LIMIT)).rejects.toMatchObject({ code: "TRB-STREAM-FORGOTTEN" });
+  const next = await reader.consume("c");
+  await expect(next.read(LIMIT)).rejects.toMatchObject({ code: "TRB-STREAM-FORGOTTEN" });
+  // What was gone is so when the stream keeps more again, too.
+  kinesis.retentionHours = 7 * 24;
+  expect(await reader.retentionMs()).toBe(7 * DAY);
+  const follower = await reader.follow(ends(events));
+  await expect(follower.read(LIMIT)).rejects.toMatchObject({ code: "TRB-STREAM-FORGOTTEN" });
+});
+
+test("a retention that cannot be asked for is as it was", async () => {
+  await append(0, 10);
+  const reader = await openReader();
+  let consumer = await reader.consume("c");
+  await consumer.commit(ends(await readEvents(consumer, 10)));
+  await consumer.close();
+  later(2 * DAY);
+  kinesis.shards[0]!.records.length = 0;
+  await append(10, 10);
+  const denied = Object.assign(new Error("no"), { name: "AccessDeniedException" });
+  kinesis.before = (command) => {
+    if (command instanceof DescribeStreamSummaryCommand) throw denied;
+  };
+  consumer = await reader.consume("c");
+  await expect(consumer.read(LIMIT)).rejects.toMatchObject({ code: "TRB-STREAM-FORGOTTEN" });
 });
 
 test("a last record that is still there proves that nothing is missing, however old it is", async () => {

@@ -180,9 +180,9 @@ export class KinesisConsumer implements StreamConsumer {
   /** Whether nothing has come for so long that its lease should say so, lest it look as if something could be missing. */
   private isQuiet({ feed, fetchedUntil, position, coveredUntil }: HeldShard): boolean {
     if (!feed.drained || (feed.last ?? "") > (position ?? "")) return false;
-    const { retentionMs } = this.options.api;
+    const { shortestMs } = this.options.api;
     const age = (fetchedUntil ?? 0) - (coveredUntil ?? 0);
-    return age > Math.min(QUIET_MS, retentionMs * QUIET_PART);
+    return age > Math.min(QUIET_MS, shortestMs * QUIET_PART);
   }
 
   private async tend(): Promise<void> {
@@ -245,7 +245,7 @@ export class KinesisConsumer implements StreamConsumer {
     for (const { name, checkpoint } of leases) {
       const shard = this.shardOf(name);
       const { position, coveredUntil, damage } = readCheckpoint(checkpoint);
-      const guard = new LossGuard(api.retentionMs, coveredUntil);
+      const guard = new LossGuard(api, coveredUntil);
       const feed = new ShardFeed(shard, position, this.feeds, (ms) => {
         held.fetchedUntil = guard.coveredUntil;
         metrics?.setBehind(api.streamName, shard, ms);

@@ -86,7 +86,7 @@ export class KinesisFollower implements StreamFollower {
     const position = this.from.get(id);
     const place: ShardPlace = position === undefined ? otherwise : { sequence: sequenceOf(position) };
     // Who keeps a position cannot tell what came after it: it has to be there.
-    const guard = new LossGuard(api.retentionMs, position === undefined ? undefined : 0);
+    const guard = new LossGuard(api, position === undefined ? undefined : 0);
     const feed = new ShardFeed(id, position, this.feeds);
     const source = new PollSource({ api, shard: id, place, guard, signal: feed.signal, metrics: undefined });
     if (place === "next") await source.begin();

@@ -1,6 +1,17 @@
 import { TributaryError } from "../../base/errors.js";
 import type { Fetched } from "./shard-source.js";
 
+/** How long a stream keeps its records, as far as it is known. */
+export interface Retention {
+  /** The shortest that was seen: what is gone does not come back when a stream keeps more again. */
+  readonly shortestMs: number;
+  /** Asks the stream, unless it was asked just now. One that does not answer leaves it as it was. */
+  lookAgain(): Promise<void>;
+}
+
+/** No stream keeps less. */
+const ALWAYS_KEPT_MS = 24 * 3_600_000;
+
 /**
  * Watches that nothing is trimmed from a shard before it is read. Kinesis does not tell: an iterator whose place has been
  * trimmed goes on at the oldest record that is left. What proves that nothing is missing is either the last record read,
@@ -11,7 +22,7 @@ export class LossGuard {
   private expected: string | undefined;
 
   constructor(
-    private readonly retentionMs: number,
+    private readonly retention: Retention,
     /** Everything that arrived before then has been read (ms since the epoch); undefined: what is gone is gone. */
     private covered: number | undefined,
   ) {}
@@ -23,8 +34,18 @@ export class LossGuard {
   }
 
   /** Whether so much time has passed that what comes next may not be what followed. */
-  get doubts(): boolean {
-    return !this.pending && this.covered !== undefined && this.covered < Date.now() - this.retentionMs;
+  async doubts(): Promise<boolean> {
+    return !this.pending && (await this.mayMiss());
+  }
+
+  private async mayMiss(): Promise<boolean> {
+    const { covered, retention } = this;
+    if (covered === undefined || covered >= Date.now() - Math.min(ALWAYS_KEPT_MS, retention.shortestMs)) {
+      return false;
+    }
+    // Operators may have made it shorter; it matters here alone.
+    await retention.lookAgain();
+    return covered < Date.now() - retention.shortestMs;
   }
 
   get coveredUntil(): number | undefined {
@@ -32,13 +53,11 @@ export class LossGuard {
   }
 
   /** Errors: TRB-STREAM-FORGOTTEN. */
-  check({ records, behindMs, ended }: Fetched, shard: string): void {
+  async check({ records, behindMs, ended }: Fetched, shard: string): Promise<void> {
     const [first] = records;
     if (first === undefined && behindMs > 0 && !ended) return;
     const found = first !== undefined && first.sequence === this.expected;
-    if (this.pending && !found && (this.covered ?? 0) < Date.now() - this.retentionMs) {
-      throw forgotten(shard);
-    }
+    if (this.pending && !found && (await this.mayMiss())) throw forgotten(shard);
     this.pending = false;
     this.covered = Date.now() - behindMs;
   }

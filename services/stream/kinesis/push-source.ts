@@ -68,7 +68,7 @@ export class PushSource implements ShardSource {
     for (;;) {
       signal.throwIfAborted();
       try {
-        if (guard.doubts) this.unsubscribe();
+        if (await guard.doubts()) this.unsubscribe();
         this.events ??= await this.subscribe();
         const { value, done } = await this.events.next();
         const event = done === true ? undefined : value.SubscribeToShardEvent;
@@ -79,7 +79,7 @@ export class PushSource implements ShardSource {
         this.failures = 0;
         const { Records, MillisBehindLatest, ContinuationSequenceNumber } = event;
         const fetched = fetchedOf(Records, MillisBehindLatest, ContinuationSequenceNumber === undefined);
-        guard.check(fetched, shard);
+        await guard.check(fetched, shard);
         const last = fetched.records.at(-1);
         if (last !== undefined) this.place = { sequence: last.sequence };
         return fetched;

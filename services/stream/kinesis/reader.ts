@@ -140,7 +140,7 @@ export class KinesisReader implements ChangeStreamReader {
   private poll(options: Pick<SourceOptions, "shard" | "place" | "signal">): PollSource {
     const { api } = this;
     // Who only looks misses nothing: what is gone does not wait.
-    const guard = new LossGuard(api.retentionMs, undefined);
+    const guard = new LossGuard(api, undefined);
     return new PollSource({ ...options, api, guard, metrics: this.options.metrics });
   }
 

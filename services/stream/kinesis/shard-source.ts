@@ -85,9 +85,9 @@ export class PollSource implements ShardSource {
     const { api, shard, guard, signal, metrics } = this.options;
     for (;;) {
       signal.throwIfAborted();
-      if (guard.doubts) this.iterator = undefined;
-      this.iterator ??= await this.findPlace();
       await sleep(Math.max(0, this.readAt + READ_GAP_MS - performance.now()), undefined, { signal });
+      if (await guard.doubts()) this.iterator = undefined;
+      this.iterator ??= await this.findPlace();
       this.readAt = performance.now();
       try {
         const answer = await api.records(this.iterator, signal);
@@ -95,7 +95,7 @@ export class PollSource implements ShardSource {
         this.iterator = answer.NextShardIterator;
         const { Records, MillisBehindLatest, NextShardIterator } = answer;
         const fetched = fetchedOf(Records, MillisBehindLatest, NextShardIterator === undefined);
-        guard.check(fetched, shard);
+        await guard.check(fetched, shard);
         const last = fetched.records.at(-1);
         if (last !== undefined) this.place = { sequence: last.sequence };
         return fetched;

@@ -16,6 +16,7 @@ import { TributaryError } from "../../base/errors.js";
 import { pauseAfter } from "../../base/retry.js";
 import type { SlotRange } from "../../base/slots.js";
 import { streamDown } from "../failures.js";
+import type { Retention } from "./loss-guard.js";
 
 /** A shard of the stream, open or closed. */
 export interface ShardInfo {
@@ -43,6 +44,8 @@ export function startingAt(place: ShardPlace) {
 
 const TRIES = 6;
 const HOUR_MS = 3_600_000;
+/** How often the retention is asked for at most by who watches for what is gone: AWS takes 20 such requests a second. */
+const RETENTION_GAP_MS = 10_000;
 /** A slot is the upper 32 of the 128 bits of a hash key. */
 const SLOT_SHIFT = 96n;
 
@@ -63,7 +66,11 @@ const isFinal = (error: unknown): boolean =>
 export { ExpiredIteratorException, InvalidArgumentException, ResourceNotFoundException };
 
 /** One stream's requests, beside writing. The client makes one try; here is the policy of trying again. */
-export class StreamApi {
+export class StreamApi implements Retention {
+  shortestMs: number;
+  private retentionAskedAt = Date.now();
+  private asking: Promise<void> | undefined;
+
   private constructor(
     readonly client: KinesisClient,
     /** As AWS names it. */
@@ -75,7 +82,9 @@ export class StreamApi {
     readonly retentionMs: number,
     /** Of data and partition key. */
     readonly maxRecordBytes: number,
-  ) {}
+  ) {
+    this.shortestMs = retentionMs;
+  }
 
   /** Errors: TRB-CONFIG when there is no such stream or no right to it, TRB-BUS-STREAM-DOWN. */
   static async open(client: KinesisClient, streamName: string): Promise<StreamApi> {
@@ -111,9 +120,23 @@ export class StreamApi {
     const { StreamDescriptionSummary: found } = await this.asked("be described", () =>
       this.client.send(command),
     );
-    return found?.RetentionPeriodHours === undefined
-      ? this.retentionMs
-      : found.RetentionPeriodHours * HOUR_MS;
+    const hours = found?.RetentionPeriodHours;
+    const ms = hours === undefined ? this.retentionMs : hours * HOUR_MS;
+    this.shortestMs = Math.min(this.shortestMs, ms);
+    return ms;
+  }
+
+  async lookAgain(): Promise<void> {
+    if (this.asking === undefined) {
+      // By the clock that tells the ages of records, which may have been set back.
+      if (Math.abs(Date.now() - this.retentionAskedAt) < RETENTION_GAP_MS) return;
+      this.retentionAskedAt = Date.now();
+      const over = () => {
+        this.asking = undefined;
+      };
+      this.asking = this.currentRetentionMs().then(over, over);
+    }
+    await this.asking;
   }
 
   async shards(): Promise<readonly ShardInfo[]> {
