@@ -17,8 +17,10 @@ export interface BusOptions {
   readonly gzip?: boolean;
 }
 
-/** What became of a request as a whole. */
-export type Outcome =
+/** What became of a request as a whole; `sentTwice`: its events may be in the stream, whatever the answer says. */
+export type Outcome = Verdict & { readonly sentTwice?: boolean };
+
+type Verdict =
   | { readonly kind: "answered"; readonly answer: PublishAnswer; readonly retryAfterMs: number | undefined }
   /** It may do better later; `error.mayHaveLanded` where the events may be in the stream all the same. */
   | {
@@ -82,7 +84,8 @@ export class BusClient {
     };
     const bytes = packed ? await gzip(body, { level: 1 }) : body;
     const answer = await this.post("/v1/events", headers, bytes, signal);
-    return answer instanceof ProducerError ? withoutAnswer(answer) : outcomeOf(answer, count);
+    if (answer instanceof ProducerError) return withoutAnswer(answer);
+    return { ...outcomeOf(answer, count), sentTwice: answer.sentTwice };
   }
 
   /**

@@ -5,6 +5,8 @@ export interface Answer {
   readonly status: number;
   readonly headers: http.IncomingHttpHeaders;
   readonly body: Buffer;
+  /** It was sent before, over a connection that was cut then: it may have been carried out, whatever this answer says. */
+  readonly sentTwice: boolean;
 }
 
 export interface RequestOptions {
@@ -27,8 +29,8 @@ export class Connection {
 
   /**
    * Any answer is an answer, whatever its status. Only for requests that may be repeated: one that meets a connection
-   * which the server closes at that moment is sent again. Errors: those of node:http, with its codes; ETIMEDOUT; the
-   * signal's reason.
+   * which the server closes at that moment is sent again. Errors: those of node:http, with its codes, the first one
+   * where it was sent again; ETIMEDOUT; the signal's reason.
    */
   post(
     path: string,
@@ -63,13 +65,15 @@ export class Connection {
     options: RequestOptions,
   ): Promise<Answer> {
     const whole = { ...headers, "content-length": body.length };
-    for (;;) {
+    for (let cut: unknown; ; ) {
       const stale = { reused: false };
       try {
-        return await this.request(method, url, whole, body, options, stale);
+        const answer = await this.request(method, url, whole, body, options, stale);
+        return { ...answer, sentTwice: cut !== undefined };
       } catch (error) {
         const code = errno(error);
-        if (!stale.reused || (code !== "ECONNRESET" && code !== "EPIPE")) throw error;
+        if (!stale.reused || (code !== "ECONNRESET" && code !== "EPIPE")) throw cut ?? error;
+        cut ??= error;
       }
     }
   }
@@ -85,7 +89,7 @@ export class Connection {
     body: Uint8Array,
     { silenceMs, signal }: RequestOptions,
     stale: { reused: boolean },
-  ): Promise<Answer> {
+  ): Promise<Omit<Answer, "sentTwice">> {
     const { request: start } = url.protocol === "https:" ? https : http;
     // Another server's connections are Node's own business.
     const own = url.origin === this.base.origin ? { agent: this.agent } : {};

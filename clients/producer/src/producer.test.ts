@@ -243,6 +243,21 @@ describe("a bus that is not well", () => {
     expect(error).toMatchObject({ code: "TRB-PRODUCER-DEADLINE", mayHaveLanded, cause: { mayHaveLanded } });
   });
 
+  it("that cut a kept connection leaves the events in doubt, whatever it says when they come again", async () => {
+    const busy: Behaviour = {
+      kind: "status",
+      status: 429,
+      code: "TRB-BUS-BUSY",
+      headers: { "retry-after": "30" },
+    };
+    script({ kind: "take" }, { kind: "cut", when: "after" }, busy);
+    make({ deadlineMs: 500 });
+    await producer.send(event("a"));
+    const error = await failureOf(producer.send(event("b")));
+    expect(bus.taken.map(({ entityId }) => entityId)).toEqual(["a", "b"]);
+    expect(error).toMatchObject({ code: "TRB-PRODUCER-DEADLINE", mayHaveLanded: true });
+  });
+
   it("that nobody can reach is asked until the deadline; nothing can have landed", async () => {
     // It ends in a pause: what is refused takes no time, and the pauses double.
     make({ deadlineMs: 1_000 });

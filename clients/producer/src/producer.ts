@@ -241,6 +241,7 @@ export class Producer {
   }
 
   private settle(batch: readonly Entry[], outcome: Outcome): void {
+    if (outcome.sentTwice) for (const entry of batch) entry.mayHaveLanded = true;
     switch (outcome.kind) {
       case "answered":
         this.failures = 0;
