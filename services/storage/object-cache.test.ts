@@ -256,7 +256,7 @@ describe("faults", () => {
     const again = await open();
     expect(again.bytes).toBe(2 * KB);
     expect(await read(again, origin, "k", "l")).toEqual(["k", "l"]);
-    expect(origin.fetched).toEqual(["k", "l"]);
+    expect([...origin.fetched].sort()).toEqual(["k", "l"]);
     expect(await readdir(own)).toHaveLength(2);
     const smaller = await open({ bytes: KB });
     expect(smaller.bytes).toBe(KB);
