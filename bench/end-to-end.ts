@@ -24,6 +24,20 @@ export const tokenFor = async (data: string, role: Role) =>
     expiresIn: 3600,
   });
 
+/** The load that figures of remote streams and stores are taken with. */
+export const orderTo = async (bus: BenchServer, data: string, events: number) => ({
+  url: bus.url,
+  token: await tokenFor(data, "producer"),
+  protoDirs: loadConfig().protoDirs,
+  events,
+  bodyEvents: 100,
+  eventBytes: 700,
+  connections: 16,
+  seed: 7,
+  tenants: 500,
+  entities: 300_000,
+});
+
 /**
  * Resolves when all that the bus has acknowledged is in raw and refined. `env`: where stream and lake are, as this process
  * reaches them; `domain`: whose stream it is, where each has its own.

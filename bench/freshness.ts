@@ -1,8 +1,7 @@
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
-import { loadConfig } from "../services/base/config.js";
-import { landed, tokenFor } from "./end-to-end.js";
+import { landed, orderTo, tokenFor } from "./end-to-end.js";
 import { BenchServer, benchFolder, Load } from "./processes.js";
 import { RemoteServices } from "./remote-services.js";
 
@@ -90,16 +89,7 @@ try {
   const up = await BenchServer.start("up", data, env);
   const token = await tokenFor(data, "producer");
   const load = await Load.prepare({
-    url: up.url,
-    token,
-    protoDirs: loadConfig().protoDirs,
-    events: rate * (warmSeconds + seconds),
-    bodyEvents: 100,
-    eventBytes: 700,
-    connections: 16,
-    seed: 7,
-    tenants: 500,
-    entities: 300_000,
+    ...(await orderTo(up, data, rate * (warmSeconds + seconds))),
     eventsPerSecond: rate,
   });
   const before = up.cpu();

@@ -1,8 +1,7 @@
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { loadConfig } from "../services/base/config.js";
 import { textTable } from "../services/main/terminal/text-table.js";
-import { type EndToEnd, endToEnd, tokenFor } from "./end-to-end.js";
+import { type EndToEnd, endToEnd, orderTo } from "./end-to-end.js";
 import { BenchServer, benchFolder } from "./processes.js";
 import { RemoteServices } from "./remote-services.js";
 
@@ -27,18 +26,8 @@ const WARM_EVENTS = 10_000;
 async function run(name: string, env: NodeJS.ProcessEnv, direct: NodeJS.ProcessEnv, lookMs: number) {
   const data = join(root, name);
   const up = await BenchServer.start("up", data, env);
-  const order = {
-    url: up.url,
-    token: await tokenFor(data, "producer"),
-    protoDirs: loadConfig().protoDirs,
-    events: Number(options.events),
-    bodyEvents: 100,
-    eventBytes: Number(options["event-bytes"]),
-    connections: 16,
-    seed: 7,
-    tenants: 500,
-    entities: 300_000,
-  };
+  const eventBytes = Number(options["event-bytes"]);
+  const order = { ...(await orderTo(up, data, Number(options.events))), eventBytes };
   // Lanes open, code is compiled: what is measured is the flow.
   await endToEnd(up, data, { ...order, events: WARM_EVENTS, seed: 3 }, direct, lookMs);
   services.ledger.restart();

@@ -1,9 +1,8 @@
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
-import { loadConfig } from "../services/base/config.js";
 import { textTable } from "../services/main/terminal/text-table.js";
-import { landed, tokenFor } from "./end-to-end.js";
+import { landed, orderTo, tokenFor } from "./end-to-end.js";
 import { BenchServer, benchFolder, Load } from "./processes.js";
 import { RemoteServices } from "./remote-services.js";
 
@@ -79,18 +78,7 @@ async function round(services: RemoteServices, count: number) {
   const bus = await BenchServer.start("bus", join(folder, "bus"), env);
   const places = Array.from({ length: count }, (_, i) => join(folder, `worker-${i}`));
   const workers = await Promise.all(places.map((data) => BenchServer.start("ingest", data, env)));
-  const order = {
-    url: bus.url,
-    token: await tokenFor(join(folder, "bus"), "producer"),
-    protoDirs: loadConfig().protoDirs,
-    events: Number(options.events),
-    bodyEvents: 100,
-    eventBytes: 700,
-    connections: 16,
-    seed: 7,
-    tenants: 500,
-    entities: 300_000,
-  };
+  const order = await orderTo(bus, join(folder, "bus"), Number(options.events));
   // The last one that joined has its share, and lanes are open everywhere.
   await sleep(5_000);
   await (await Load.prepare({ ...order, events: WARM_EVENTS, seed: 3 })).run();

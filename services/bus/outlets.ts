@@ -77,10 +77,7 @@ export class Outlets {
     );
     const stored = settle(results, events.routes, outcomes);
     // What is too large will be as long as it is sent: that has to be told of each, or all would come again.
-    const hopeless = [...outcomes.values()].some(
-      (outcome) => !(outcome instanceof TributaryError) && outcome.tooLarge !== undefined,
-    );
-    if (results.accepted > 0 || hopeless) return stored;
+    if (results.accepted > 0 || results.codes.includes("TRB-EVENT-STREAM-SIZE")) return stored;
     const failures = [...outcomes.values()].filter((outcome) => outcome instanceof TributaryError);
     // The one that leaves it open whether an event was stored is what the producer has to know.
     const worst = failures.find(({ code }) => code !== "TRB-BUS-BUSY") ?? failures[0];

@@ -1,4 +1,5 @@
 import { hasCode } from "../base/errors.js";
+import { inGroups } from "../base/in-groups.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import type { Checkpoint } from "../stream/change-stream.js";
 import { DeltaTable } from "../table/delta-table.js";
@@ -27,20 +28,14 @@ export async function farthest(context: IngestContext): Promise<Checkpoint | und
   const reached = (partition: string, position: string) => {
     if (position > (found.get(partition) ?? "")) found.set(partition, position);
   };
-  const types = await knownTypes(store);
-  for (let i = 0; i < types.length; i += AT_ONCE) {
-    const tables = types.slice(i, i + AT_ONCE).map(async (type) => {
-      const table = await DeltaTable.open(store, rawRoot(type), duck, tableOptions).catch(
-        (error: unknown) => {
-          if (hasCode(error, "TRB-TABLE-CORRUPT")) return undefined;
-          throw error;
-        },
-      );
-      if (table === undefined) return;
-      for (const [partition, position] of positionsOf(table.snapshot, stream)) reached(partition, position);
+  await inGroups(await knownTypes(store), AT_ONCE, async (type) => {
+    const table = await DeltaTable.open(store, rawRoot(type), duck, tableOptions).catch((error: unknown) => {
+      if (hasCode(error, "TRB-TABLE-CORRUPT")) return undefined;
+      throw error;
     });
-    await Promise.all(tables);
-  }
+    if (table === undefined) return;
+    for (const [partition, position] of positionsOf(table.snapshot, stream)) reached(partition, position);
+  });
   for (const { partition, position } of await parkedPositions(store, stream)) reached(partition, position);
   return found.size === 0 ? undefined : found;
 }

@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import { inGroups } from "../base/in-groups.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { type Track, trackOf } from "../table/progress.js";
 import { decode, encode, type ParkedChunk, type ParkedEvents } from "./parked-format.js";
@@ -86,7 +87,7 @@ export class ParkedLog {
       if (picked !== undefined) picked.push(i);
       else if (this.isOurs(trackOf(stream, partition))) byPartition.set(partition, [i]);
     }
-    await inTurns([...byPartition], async ([partition, picked]) => {
+    await inGroups([...byPartition], AT_ONCE, async ([partition, picked]) => {
       const place = [this.table, stream, partition].map(encodeURIComponent).join("/");
       const key = `${ROOT}${place}/${events.positions[picked[0]!]}-${randomUUID()}`;
       const bytes = encode(stream, partition, events, picked);
@@ -115,7 +116,10 @@ export class ParkedLog {
       picked.push(one);
       bytes += one.bytes;
     }
-    const read = await inTurns(picked, async ({ key }) => ({ key, bytes: await this.store.get(key) }));
+    const read = await inGroups(picked, AT_ONCE, async ({ key }) => ({
+      key,
+      bytes: await this.store.get(key),
+    }));
     const objects: { key: string; bytes: Buffer }[] = [];
     let events = 0;
     for (const { key, bytes: object } of read) {
@@ -143,15 +147,6 @@ function parkedOf(key: string, bytes: number): Parked | undefined {
   const [, , stream, partition] = key.split("/").map(decodeURIComponent);
   if (stream === undefined || partition === undefined) return undefined;
   return { key, stream, partition, track: trackOf(stream, partition), bytes };
-}
-
-/** Runs `each` for all, some at a time; results in their order. */
-async function inTurns<T, R>(all: readonly T[], each: (one: T) => Promise<R>): Promise<R[]> {
-  const results: R[] = [];
-  for (let at = 0; at < all.length; at += AT_ONCE) {
-    results.push(...(await Promise.all(all.slice(at, at + AT_ONCE).map(each))));
-  }
-  return results;
 }
 
 /** The tables that have parked events. Errors: TRB-STORE-FAILED. */

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { KafkaCluster, START_MS } from "../servers/kafka.js";
+import { onKafka } from "../support/kafka.js";
 import { cli, makeToken, removeFolder, Server, temporaryFolder, until } from "../support/stack.js";
 
 /** One product domain's topic is away; what is the other's business with it? */
@@ -27,10 +28,8 @@ afterAll(async () => {
 });
 
 const env = () => ({
-  TRIBUTARY_STREAM__KIND: "kafka",
-  TRIBUTARY_STREAM__KAFKA__BROKERS: cluster.brokers.join(","),
+  ...onKafka(cluster),
   TRIBUTARY_STREAM__KAFKA__TOPIC_PREFIX: "domain-",
-  TRIBUTARY_STREAM__KAFKA__ALLOW_FEW_REPLICAS: "true",
 });
 
 const bodies = {

@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { KafkaCluster, START_MS } from "../servers/kafka.js";
+import { onKafka } from "../support/kafka.js";
 import { makeToken, removeFolder, Server, temporaryFolder } from "../support/stack.js";
 
 let cluster: KafkaCluster;
@@ -16,10 +17,8 @@ afterAll(async () => {
 });
 
 const env = () => ({
-  TRIBUTARY_STREAM__KIND: "kafka",
-  TRIBUTARY_STREAM__KAFKA__BROKERS: cluster.brokers.join(","),
+  ...onKafka(cluster),
   TRIBUTARY_STREAM__KAFKA__TOPIC: "tributary",
-  TRIBUTARY_STREAM__KAFKA__ALLOW_FEW_REPLICAS: "true",
 });
 
 function publish(url: string, producer: string, from: number, count: number): Promise<Response> {

@@ -6,6 +6,7 @@ import { afterAll, beforeAll, expect, it } from "vitest";
 import { stringify } from "yaml";
 import { KafkaCluster } from "../servers/kafka.js";
 import { credentials, startS3 } from "../servers/s3.js";
+import { onKafka } from "../support/kafka.js";
 import { newBucket, onS3 } from "../support/s3-lake.js";
 import {
   cli,
@@ -141,13 +142,11 @@ it("a lake moves from files to S3: it loses no event, doubles none, and is never
 it("a lake goes on by another stream, from the embedded log to Kafka, without losing or doubling an event", async () => {
   const data = join(folder, "streams");
   const kafka = await KafkaCluster.start({ nodes: 1 });
-  const onKafka = {
-    TRIBUTARY_STREAM__KIND: "kafka",
-    TRIBUTARY_STREAM__KAFKA__BROKERS: kafka.brokers.join(","),
+  const topic = {
+    ...onKafka(kafka),
     TRIBUTARY_STREAM__KAFKA__TOPIC: "changes",
     TRIBUTARY_STREAM__KAFKA__REPLICATION_FACTOR: "1",
     TRIBUTARY_STREAM__KAFKA__MIN_INSYNC_REPLICAS: "1",
-    TRIBUTARY_STREAM__KAFKA__ALLOW_FEW_REPLICAS: "true",
   };
   const analyst = await makeToken(data, "analyst", "acme");
   const producer = new Producer(await makeToken(data, "producer", "acme"));
@@ -166,7 +165,7 @@ it("a lake goes on by another stream, from the embedded log to Kafka, without lo
     const old = await start("up");
     producer.url = old.url;
     await until("some to land", async () => (await rowsOf(old)).length === 20);
-    const bus = await start("bus", onKafka);
+    const bus = await start("bus", topic);
     producer.url = bus.url;
     await old.stop();
     // All that is left to do for the old log: to be landed, and to take nothing more.
@@ -176,7 +175,7 @@ it("a lake goes on by another stream, from the embedded log to Kafka, without lo
     expect(JSON.parse(moved.stdout)).toMatchObject({ closed: true });
     await last.stop();
     await expect(Server.start("bus", data)).rejects.toThrow("TRB-STREAM-CLOSED");
-    const up = await start("up", onKafka);
+    const up = await start("up", topic);
     const before = producer.accepted.get("MOVE-1")!;
     await until("more to be accepted", async () => producer.accepted.get("MOVE-1")! > before + 40);
     await producer.stop();
@@ -187,7 +186,7 @@ it("a lake goes on by another stream, from the embedded log to Kafka, without lo
       async () => JSON.stringify(await rowsOf(up)) === JSON.stringify(expected),
       120,
     );
-    const verified = await cli(["table", "verify", "--data", data, "--json"], onKafka);
+    const verified = await cli(["table", "verify", "--data", data, "--json"], topic);
     expect(JSON.parse(verified.stdout)).toMatchObject({ ok: true, problems: [] });
   } finally {
     await producer.stop();

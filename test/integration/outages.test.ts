@@ -7,6 +7,7 @@ import { KafkaCluster } from "../servers/kafka.js";
 import { startKinesis } from "../servers/kinesis.js";
 import { startS3 } from "../servers/s3.js";
 import { HttpFaultProxy } from "../support/fault-proxy.js";
+import { onKafka } from "../support/kafka.js";
 import { TestStream } from "../support/kinesis.js";
 import { Random } from "../support/lake.js";
 import { type OutageOptions, outageRound } from "../support/outage-round.js";
@@ -85,7 +86,7 @@ function withoutRoom(body: Buffer, refused: () => boolean) {
   };
 }
 
-const onKinesis = () =>
+const kinesisRound = () =>
   test(
     "Kinesis has no room for 30 % of the records",
     async () => {
@@ -129,7 +130,7 @@ const onKinesis = () =>
     LIMIT_MS,
   );
 
-const onKafka = () =>
+const kafkaRound = () =>
   test(
     "3 of 10 partitions of Kafka lack a replica and take nothing",
     async () => {
@@ -156,11 +157,9 @@ const onKafka = () =>
           ...configs.flatMap((config) => ["--config", config]),
         );
         const env = {
-          TRIBUTARY_STREAM__KIND: "kafka",
+          ...onKafka(kafka),
           TRIBUTARY_STREAM__PARTITIONS: "10",
-          TRIBUTARY_STREAM__KAFKA__BROKERS: kafka.brokers.join(","),
           TRIBUTARY_STREAM__KAFKA__TOPIC: "outage",
-          TRIBUTARY_STREAM__KAFKA__ALLOW_FEW_REPLICAS: "true",
         };
         await round("kafka", env, async () => {
           await kafka.signal(1, "SIGKILL");
@@ -174,6 +173,6 @@ const onKafka = () =>
   );
 
 describe("the stream refuses, the store fails, then is away", () => {
-  if (drawn("Kinesis")) onKinesis();
-  if (drawn("Kafka")) onKafka();
+  if (drawn("Kinesis")) kinesisRound();
+  if (drawn("Kafka")) kafkaRound();
 });

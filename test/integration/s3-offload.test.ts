@@ -9,6 +9,7 @@ import type { PresignedPut } from "../../services/storage/object-store.js";
 import type { S3Store } from "../../services/storage/s3-store.js";
 import { KafkaCluster, START_MS } from "../servers/kafka.js";
 import { credentials, startS3 } from "../servers/s3.js";
+import { onKafka } from "../support/kafka.js";
 import { digestOfPath, payloadOf, refinedDigests, SIZES, sha256 } from "../support/large-payloads.js";
 import { newBucket, S3Fixture } from "../support/s3-lake.js";
 import { makeToken, removeFolder, Server, temporaryFolder, until } from "../support/stack.js";
@@ -177,9 +178,7 @@ describe("bus and ingest without a shared disk, on Kafka and S3", () => {
 
   const env = (presign: boolean): NodeJS.ProcessEnv => ({
     ...credentials,
-    TRIBUTARY_STREAM__KIND: "kafka",
-    TRIBUTARY_STREAM__KAFKA__BROKERS: cluster.brokers.join(","),
-    TRIBUTARY_STREAM__KAFKA__ALLOW_FEW_REPLICAS: "true",
+    ...onKafka(cluster),
     TRIBUTARY_STORAGE__KIND: "s3",
     TRIBUTARY_STORAGE__S3__BUCKET: bucket,
     TRIBUTARY_STORAGE__S3__ENDPOINT: s3.endpoint,

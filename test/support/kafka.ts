@@ -23,6 +23,13 @@ export const brokerSettings = (cluster: Pick<KafkaCluster, "brokers">): BrokerSe
   clientId: "test",
 });
 
+/** Settings of a process whose streams lie there, without the replicas that production wants, as variables. */
+export const onKafka = ({ brokers }: Pick<KafkaCluster, "brokers">): NodeJS.ProcessEnv => ({
+  TRIBUTARY_STREAM__KIND: "kafka",
+  TRIBUTARY_STREAM__KAFKA__BROKERS: brokers.join(","),
+  TRIBUTARY_STREAM__KAFKA__ALLOW_FEW_REPLICAS: "true",
+});
+
 /** Events of tests are no envelopes: no keys. */
 export const openKafkaWriter = (
   cluster: Pick<KafkaCluster, "brokers">,

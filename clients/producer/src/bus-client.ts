@@ -111,14 +111,10 @@ export class BusClient {
           cause,
         });
       }
-      let answer: Answer;
-      try {
-        const authorization = `Bearer ${token}`;
-        const options = { silenceMs: this.options.silenceMs, signal };
-        answer = await this.connection.post(path, { ...headers, authorization }, body, options);
-      } catch (cause) {
-        return unreachable(reasonOf(cause), cause);
-      }
+      const authorization = `Bearer ${token}`;
+      const options = { silenceMs: this.options.silenceMs, signal };
+      const answer = await answered(this.connection.post(path, { ...headers, authorization }, body, options));
+      if (answer instanceof ProducerError) return answer;
       if (answer.status !== 401 || renewed || typeof this.options.token === "string") return answer;
       // Several requests may be refused at once: one of them asks, all use what it gets.
       if (this.token === used) this.token = undefined;
@@ -129,17 +125,13 @@ export class BusClient {
    * Puts bytes where the bus has said, on it or elsewhere; no token goes with them. A returned error is retryable: there
    * was no answer.
    */
-  async put(
+  put(
     to: string,
     headers: Readonly<Record<string, string>>,
     body: Uint8Array,
     signal?: AbortSignal,
   ): Promise<Answer | ProducerError> {
-    try {
-      return await this.connection.put(to, headers, body, { silenceMs: this.options.silenceMs, signal });
-    } catch (cause) {
-      return unreachable(reasonOf(cause), cause);
-    }
+    return answered(this.connection.put(to, headers, body, { silenceMs: this.options.silenceMs, signal }));
   }
 
   close(): void {
@@ -229,6 +221,10 @@ function retryAfterOf(answer: Answer): number | undefined {
 
 /** Failures to connect: nothing was sent. */
 const NOT_CONNECTED = new Set(["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN"]);
+
+/** The answer, or that there was none. */
+const answered = (answer: Promise<Answer>): Promise<Answer | ProducerError> =>
+  answer.catch((cause: unknown) => unreachable(reasonOf(cause), cause));
 
 export function unreachable(reason: string, cause?: unknown): ProducerError {
   const mayHaveLanded = !NOT_CONNECTED.has(errno(cause) ?? "");

@@ -7,6 +7,7 @@ import { checkData, openData } from "../../base/data-format.js";
 import { Duck } from "../../base/duckdb.js";
 import { TributaryError } from "../../base/errors.js";
 import { nodeFiles } from "../../base/files.js";
+import { Once } from "../../base/once.js";
 import { layout } from "../../base/paths.js";
 import { acquireLock, type ProcessLock } from "../../base/process-lock.js";
 import { NO_TRACES, type Traces } from "../../base/traces.js";
@@ -91,18 +92,10 @@ export async function openReader(config: Config, domain?: string): Promise<Chang
 
 /** Payloads that did not travel with their events. The lake's store is opened with the first of them. */
 export function openPayloads(config: Config): PayloadSource {
-  let opened: Promise<Offloaded> | undefined;
-  const open = async () =>
-    new Offloaded(await openStore(config, `cli-${process.pid}-follower`), config.offload.keepMs);
-  return {
-    fetch: async (reference) => {
-      opened ??= open().catch((error: unknown) => {
-        opened = undefined;
-        throw error;
-      });
-      return (await opened).fetch(reference);
-    },
-  };
+  const opened = new Once(
+    async () => new Offloaded(await openStore(config, `cli-${process.pid}-follower`), config.offload.keepMs),
+  );
+  return { fetch: async (reference) => (await opened.get()).fetch(reference) };
 }
 
 /** What OpenTelemetry needs is loaded where it is asked for, and nowhere else. */
