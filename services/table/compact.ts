@@ -1,16 +1,16 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { identifier, literal } from "../base/duckdb.js";
-import { assert } from "../base/errors.js";
-import { type AddAction, removeOf } from "./actions.js";
+import { removeOf } from "./actions.js";
 import { withPieces } from "./compact-split.js";
 import { allRows, stageFile } from "./data-file.js";
 import type { DeltaTable } from "./delta-table.js";
 import { layoutFor, layoutOf, piecesOf } from "./layout.js";
 import type { Relocation } from "./locator.js";
+import { MaskedMeanwhile } from "./masked-meanwhile.js";
 import { withFiles, withFilesScan } from "./scan.js";
 import type { Slots } from "./slot-ranges.js";
 import { type StagedFile, Staging } from "./staging.js";
-import { filesOf, type TableFile } from "./types.js";
+import type { TableFile } from "./types.js";
 import { KEY_COLUMNS, ORDER_COLUMNS, SHARED_PARTITION, type UpsertWriter } from "./upsert.js";
 import { stageVectors } from "./vectors.js";
 
@@ -78,35 +78,39 @@ export function compactUpserted(
     if (!tombstones) {
       for (const file of staged) relocations.push(await writer.locator.prepareMove(file, connection));
     }
-    return writer.exclusively(async (): Promise<Compaction> => {
-      for (let overtaken = 0; overtaken <= MOST_OVERTAKEN; overtaken++) {
-        const snapshot = table.snapshot;
-        const live = filesOf(snapshot);
-        const current = sources.map(({ path }) => live.get(path));
-        if (!current.every((file) => file !== undefined)) break;
-        const born = tombstones
-          ? staged.map((file) => ({ add: file.add, masked: allRows(file) }))
-          : await maskedMeanwhile(table, connection, sources, current, staged);
-        const now = Date.now();
-        const commit = await staging.commit({
-          operation: "OPTIMIZE",
-          actions: [
-            ...current.map(({ add }) => ({ remove: removeOf(add, now, false) })),
-            ...(await stageVectors(staging, new Map(), born)),
-          ],
-          expect: new Map(),
-          basedOn: snapshot.version,
-          // It adds nothing that was not there: all that can come between is a change of its sources.
-          serializable: false,
-        });
-        if (commit.kind === "conflict" && commit.reason === "file") continue;
-        if (commit.kind === "conflict") break;
-        writer.locator.applied({ version: commit.version, moved: { relocations, sources } });
-        const rows = staged.reduce((sum, file) => sum + file.rows, 0);
-        return { kind: "compacted", files: sources.length, rows, version: commit.version };
-      }
-      return { kind: "overtaken" };
-    });
+    const meanwhile = await MaskedMeanwhile.since(table, connection, sources, tombstones ? [] : staged);
+    /** Undefined when upserts of another process came between. */
+    const commit = async (): Promise<Compaction | undefined> => {
+      const basedOn = table.snapshot.version;
+      const current = await meanwhile.look();
+      if (current === undefined) return { kind: "overtaken" };
+      const born = tombstones
+        ? staged.map((file) => ({ add: file.add, masked: allRows(file) }))
+        : meanwhile.born;
+      const now = Date.now();
+      const result = await staging.commit({
+        operation: "OPTIMIZE",
+        actions: [
+          ...current.map(({ add }) => ({ remove: removeOf(add, now, false) })),
+          ...(await stageVectors(staging, new Map(), born)),
+        ],
+        expect: new Map(),
+        basedOn,
+        // It adds nothing that was not there: all that can come between is a change of its sources.
+        serializable: false,
+      });
+      if (result.kind === "conflict") return result.reason === "file" ? undefined : { kind: "overtaken" };
+      writer.locator.applied({ version: result.version, moved: { relocations, sources } });
+      const rows = staged.reduce((sum, file) => sum + file.rows, 0);
+      return { kind: "compacted", files: sources.length, rows, version: result.version };
+    };
+    for (let overtaken = 0; overtaken <= MOST_OVERTAKEN; overtaken++) {
+      // Most of what came meanwhile is taken in beside upserts of this process, which then wait for little.
+      if ((await meanwhile.look()) === undefined) break;
+      const result = await writer.exclusively(commit);
+      if (result !== undefined) return result;
+    }
+    return { kind: "overtaken" };
   });
 }
 
@@ -180,39 +184,4 @@ function stageTombstones(
       pieces[0]!,
     ),
   ]);
-}
-
-/** The new files, with those of their rows whose originals were masked after the sources were read. */
-async function maskedMeanwhile(
-  table: DeltaTable,
-  connection: DuckDBConnection,
-  sources: readonly TableFile[],
-  current: readonly TableFile[],
-  staged: readonly StagedFile[],
-): Promise<{ add: AddAction; masked: Uint32Array }[]> {
-  const rows = staged.map((): number[] => []);
-  for (const [index, source] of sources.entries()) {
-    const before = await table.mask(source);
-    const after = await table.mask(current[index]!);
-    if (after === undefined || after.count === (before?.count ?? 0)) continue;
-    const fresh = [...after.toRows()].filter((row) => before?.has(row) !== true);
-    let found = 0;
-    for (const [into, { key }] of staged.entries()) {
-      const keys = [`${table.root}/${source.path}`, key];
-      const result = await table.store.withLocal(keys, ([before, merged]) =>
-        connection.runAndReadAll(
-          `SELECT n.file_row_number
-           FROM read_parquet(${literal(before!)}, file_row_number=true, hive_partitioning=false) o
-           JOIN read_parquet(${literal(merged!)}, file_row_number=true, hive_partitioning=false) n
-             ON n.entity_id = o.entity_id AND n.tenant_id = o.tenant_id
-           WHERE o.file_row_number IN (${fresh.join(", ")})`,
-        ),
-      );
-      const numbers = (result.getColumns()[0] ?? []) as bigint[];
-      found += numbers.length;
-      rows[into]!.push(...numbers.map(Number));
-    }
-    assert(found === fresh.length, "a masked row is not in the new files");
-  }
-  return staged.map(({ add }, i) => ({ add, masked: Uint32Array.from(rows[i]!).sort() }));
 }
