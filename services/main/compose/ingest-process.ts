@@ -6,10 +6,9 @@ import type { Logger } from "pino";
 import { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
 import { checkData } from "../../base/data-format.js";
-import { hasCode } from "../../base/errors.js";
 import { nodeFiles } from "../../base/files.js";
 import { layout } from "../../base/paths.js";
-import { type ProcessLock, waitForLock } from "../../base/process-lock.js";
+import { waitForLock } from "../../base/process-lock.js";
 import { SharedCrew } from "../../ingest/crew.js";
 import { type Ingest, openContext, SOLE, startIngest } from "../../ingest/ingest.js";
 import { PayloadRounds } from "../../ingest/payload-rounds.js";
@@ -20,23 +19,14 @@ import { cachesIn } from "../../storage/object-cache.js";
 import type { ObjectStore } from "../../storage/object-store.js";
 import type { ChangeStreamReader, StreamBatch } from "../../stream/change-stream.js";
 import { openStore } from "./lake-store.js";
-import { lockData, openLog, openTraces } from "./runtime.js";
+import { freePlace, lockData, openLog, openTraces, type Place } from "./runtime.js";
 import { OpenStreams, streamKind, typesOfDomains } from "./streams.js";
 
 const LOCK_WAIT_MS = 10_000;
 const DAY_MS = 24 * 3600 * 1000;
-/** Workers that share one data folder's disk. */
-const MOST_WORKERS = 64;
 
 export interface RunningIngest extends Pick<Ingest, "done" | "stop"> {
   readonly metrics: Registry;
-}
-
-/** A worker's part of the data folder, which is nobody else's until it is released. */
-interface Place {
-  /** Of its folders for staged, spilled and cached files. */
-  readonly folder: string;
-  readonly lock: ProcessLock;
 }
 
 /**
@@ -90,18 +80,8 @@ export async function runIngest(config: Config, project: Project): Promise<Runni
 
 /** The first place that is free; the embedded log's one worker waits for the one there is. */
 async function placeOf(config: Config): Promise<Place> {
-  if (config.stream.kind === "embedded") {
-    return { folder: SOLE, lock: await waitForLock(LOCK_WAIT_MS, () => lockData(config, SOLE)) };
-  }
-  for (let number = 1; ; number++) {
-    const folder = number === 1 ? SOLE : `${SOLE}-${number}`;
-    try {
-      return { folder, lock: await lockData(config, folder) };
-    } catch (error) {
-      const isTaken = hasCode(error, "TRB-STREAM-LOCKED");
-      if (!isTaken || number === MOST_WORKERS) throw error;
-    }
-  }
+  if (config.stream.kind !== "embedded") return freePlace(config, SOLE);
+  return { folder: SOLE, lock: await waitForLock(LOCK_WAIT_MS, () => lockData(config, SOLE)) };
 }
 
 /** Of a name that no process had before: one that was frozen may wake up beside its successor. */

@@ -2,10 +2,11 @@ import { existsSync, rmSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import pino, { type Logger } from "pino";
+import type { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
 import { checkData, openData } from "../../base/data-format.js";
 import { Duck } from "../../base/duckdb.js";
-import { TributaryError } from "../../base/errors.js";
+import { hasCode, TributaryError } from "../../base/errors.js";
 import { nodeFiles } from "../../base/files.js";
 import { Once } from "../../base/once.js";
 import { layout } from "../../base/paths.js";
@@ -75,6 +76,27 @@ async function withOpened<T>(
   }
 }
 
+/**
+ * For a server, of which several may share a data folder. Copies of remote objects are counted and let go by one process:
+ * each has a place of its own for them. Files that are staged have names of their own.
+ */
+export async function openServerStore(
+  config: Config,
+  name: string,
+  metrics?: Registry,
+): Promise<{ readonly store: ObjectStore; release(): Promise<void> }> {
+  if (config.storage.kind === "files") {
+    return { store: await openStore(config, name, metrics), release: async () => undefined };
+  }
+  const { folder, lock } = await freePlace(config, name);
+  try {
+    return { store: await openStore(config, folder, metrics), release: () => lock.release() };
+  } catch (error) {
+    await lock.release();
+    throw error;
+  }
+}
+
 /** The one stream for all domains, or that of one domain. Errors: TRB-CONFIG where none is named and each has its own. */
 export async function openReader(config: Config, domain?: string): Promise<ChangeStreamReader> {
   const { kind, kafka, kinesis } = config.stream;
@@ -125,6 +147,29 @@ export async function makeDataFolder({ data }: Config): Promise<void> {
 export async function lockData(config: Config, name: string): Promise<ProcessLock> {
   await makeDataFolder(config);
   return acquireLock(nodeFiles, config.data, name);
+}
+
+/** A process's part of the data folder, which is nobody else's until it is released. */
+export interface Place {
+  /** Of its folders for staged, spilled and cached files. */
+  readonly folder: string;
+  readonly lock: ProcessLock;
+}
+
+/** Processes of one kind that share one data folder's disk. */
+const MOST_PLACES = 64;
+
+/** The first place of this name that is free: NAME, NAME-2, … Errors: TRB-STREAM-LOCKED. */
+export async function freePlace(config: Config, name: string): Promise<Place> {
+  for (let number = 1; ; number++) {
+    const folder = number === 1 ? name : `${name}-${number}`;
+    try {
+      return { folder, lock: await lockData(config, folder) };
+    } catch (error) {
+      const isTaken = hasCode(error, "TRB-STREAM-LOCKED");
+      if (!isTaken || number === MOST_PLACES) throw error;
+    }
+  }
 }
 
 /** For reading tables only. */

@@ -23,9 +23,8 @@ import { signToken, TokenVerifier } from "../../tenancy/tokens.js";
 import { UploadTickets } from "../../tenancy/upload-tickets.js";
 import { merged, tellOfProcess } from "./exposition.js";
 import { IngestSupervisor } from "./ingest-supervisor.js";
-import { openStore } from "./lake-store.js";
 import { ProjectKeeper } from "./project-keeper.js";
-import { makeDataFolder, openKey, openLog, openTraces, readingDuck } from "./runtime.js";
+import { makeDataFolder, openKey, openLog, openServerStore, openTraces, readingDuck } from "./runtime.js";
 import { OpenStreams, streamKind } from "./streams.js";
 
 export interface ServerParts {
@@ -64,7 +63,7 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
   });
   const traces = await openTraces(config, "tributary-bus");
   closers.push(() => traces.close());
-  const store = await openStore(config, parts.query ? "query" : "bus", metrics);
+  const { store, release } = await openServerStore(config, parts.query ? "query" : "bus", metrics);
   const project = await ProjectKeeper.open({ config, log, metrics, models: parts.query || parts.ingest });
   closers.push(() => project.close());
   const supervisor = parts.ingest ? new IngestSupervisor(config, project.current, log) : undefined;
@@ -108,13 +107,13 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
       reload: () => project.reload(),
       close: async () => {
         await running.drain();
-        await closeAll(closers);
+        await closeAll([...closers, release]);
       },
     };
   } catch (error) {
     await supervisor?.stop();
     await server?.drain();
-    await closeAll(closers).catch(() => undefined);
+    await closeAll([...closers, release]).catch(() => undefined);
     throw error;
   }
 }
