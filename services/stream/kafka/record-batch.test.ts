@@ -140,6 +140,34 @@ describe("record batches", () => {
     });
   });
 
+  test("an answer that holds far more than it weighs is unpacked piece by piece, and nothing of it is passed over", async () => {
+    const MiB = 1024 * 1024;
+    const builder = new BatchBuilder(MiB);
+    builder.add(Buffer.alloc(MiB - 1_000), 0, MiB - 1_000, undefined, 0);
+    const small = builder.finish(await pack("gzip", builder.records));
+    sign(small, { id: 1n, epoch: 0 }, 0);
+    // 50 of each partition: 100 MiB, packed into a ten-thousandth of the most that a broker answers at once.
+    const answer = Buffer.concat(Array.from({ length: 50 }, (_, i) => at(small, i)));
+    expect(answer.length).toBeLessThan(MiB);
+    const next = new Map([
+      [3, 0],
+      [4, 0],
+    ]);
+    const seen = new Map<number, number[]>([
+      [3, []],
+      [4, []],
+    ]);
+    for (let turn = 0; turn < 10; turn++) {
+      const answers = [fetched(answer), fetched(answer, { index: 4 })];
+      const window = await windowOf(turn % 2 === 0 ? answers : answers.reverse(), next);
+      expect(window.bytes.length).toBeLessThan(34 * MiB);
+      for (let i = 0; i < window.count; i++) seen.get(window.partitions[i]!)!.push(window.offsets[i]!);
+      for (const [partition, offset] of window.next) next.set(partition, offset);
+    }
+    const all = Array.from({ length: 50 }, (_, i) => i);
+    expect(Object.fromEntries(seen)).toEqual({ 3: all, 4: all });
+  });
+
   test("of transactions, aborted events and marks are stepped over; what others wrote between stays", async () => {
     const TRANSACTIONAL = 0x10;
     const CONTROL = 0x20;

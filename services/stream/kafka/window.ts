@@ -33,6 +33,11 @@ const TRANSACTIONAL = 0x10;
 const CONTROL = 0x20;
 /** What one batch may hold when it is unpacked: many times what brokers take packed. */
 const MAX_UNPACKED_BYTES = 256 * 1024 * 1024;
+/**
+ * Beyond this no further batch of an answer is unpacked: what is left is fetched again. A broker counts what it answers as
+ * it is packed, and that may be a thousandth.
+ */
+const ENOUGH_BYTES = 32 * 1024 * 1024;
 
 interface Batch {
   readonly partition: number;
@@ -46,8 +51,8 @@ interface Batch {
 }
 
 /**
- * The events at `from` and later of each partition; without control records and what aborted transactions have left.
- * Errors: TRB-STREAM-CORRUPT.
+ * The events at `from` and later of each partition, as many as may be in memory at once; without control records and what
+ * aborted transactions have left. Errors: TRB-STREAM-CORRUPT.
  */
 export async function windowOf(
   answers: readonly FetchedPartition[],
@@ -60,8 +65,16 @@ export async function windowOf(
   }
   // Views of what came over the wire where nothing is packed; otherwise of a copy that has all of it.
   const packed = batches.some(({ codec }) => codec !== 0);
-  for (const batch of batches) {
+  let bytes = 0;
+  let taken = 0;
+  for (; taken < batches.length && bytes < ENOUGH_BYTES; taken++) {
+    const batch = batches[taken]!;
     if (batch.codec !== 0) batch.records = await unpack(batch.codec, batch.records, MAX_UNPACKED_BYTES);
+    bytes += batch.records.length;
+  }
+  // The last one set is the first one left of its partition.
+  for (const { partition, base } of batches.splice(taken).reverse()) {
+    next.set(partition, Math.max(base, from.get(partition)!));
   }
   const whole =
     packed || batches.length === 0 ? Buffer.concat(batches.map(({ records }) => records)) : undefined;
