@@ -188,7 +188,7 @@ export const EVENT_CODES = {
   "TRB-BUS-TABLE-HELD": entry(
     429,
     true,
-    "the raw table of this entity type cannot land events and its disk budget is used; other types go on",
+    "the raw table of this entity type cannot land events and its budget for parked events is used up; other types go on",
     "send the event again later; operators see why in `tributary table ls`",
   ),
   "TRB-BUS-STREAM-DOWN": entry(

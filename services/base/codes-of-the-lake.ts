@@ -53,12 +53,6 @@ export const LAKE_CODES = {
     "one event alone needs more memory than ingest may use",
     "raise ingest.duckdbMemoryBytes or mend the model, then `tributary deadletter redrive`",
   ),
-  "TRB-INGEST-EVENT": entry(
-    500,
-    false,
-    "an event of the stream cannot be read",
-    "see the dead letter; redrive it after the fix",
-  ),
   "TRB-MODEL-FAILED": entry(
     500,
     false,

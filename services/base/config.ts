@@ -127,12 +127,12 @@ export const configSchema = z.strictObject({
   data: z.string().min(1).default("./data"),
   /** A variable gives several, separated by commas. */
   protoDirs: z.preprocess(
-    (value) => (typeof value === "string" ? value.split(",") : value),
+    several,
     z.array(z.string().min(1)).default(() => [join(packageRoot, "proto")]),
   ),
   /** Files with FileDescriptorSets (buf build -o, protoc --include_imports), beside protoDirs or in their place. */
   protoDescriptors: z.preprocess(
-    (value) => (typeof value === "string" ? value.split(",") : value),
+    several,
     z.array(z.string().min(1)).default(() => []),
   ),
   transformsDir: z.string().default(() => join(packageRoot, "transforms")),
@@ -181,7 +181,7 @@ export const configSchema = z.strictObject({
     .prefault({}),
   offload: z
     .strictObject({
-      /** Payloads in the object store that no event refers to are kept so long: longer than any stream and parking. */
+      /** Payloads in the object store that no event refers to are kept so long; events rely on one of half that age. */
       keepMs: count(14 * 24 * 3600_000),
       /** How often one worker of ingest looks for these. */
       collectEveryMs: count(6 * 3600_000),
@@ -203,7 +203,7 @@ export const configSchema = z.strictObject({
     .strictObject({
       /** Product domains whose streams are landed; all when empty. A variable gives several, separated by commas. */
       domains: z.preprocess(
-        (value) => (typeof value === "string" ? value.split(",") : value),
+        several,
         z.array(z.string().min(1)).default(() => []),
       ),
       flushEvents: count(50_000),
@@ -212,7 +212,7 @@ export const configSchema = z.strictObject({
       lingerMs: count(15, 0),
       /** Commits over all tables a second, averaged; a burst of as many is free. */
       commitsPerSecond: count(40),
-      /** Disk for accepted events of one entity type whose raw table cannot land; beyond it the bus refuses the type. */
+      /** Accepted events of one entity type that are parked in the lake while its raw table cannot land; beyond it the bus refuses the type. */
       parkedBytes: count(1024 * MiB),
       keyIndexBytes: count(1024 * MiB, 0),
       duckdbMemoryBytes: count(2048 * MiB),

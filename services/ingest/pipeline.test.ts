@@ -113,7 +113,7 @@ describe("a raw table that cannot land", () => {
     expect(await lake.rows()).toEqual(expectedThings(events));
   });
 
-  test("holds its type's events back only once its disk budget is used, and what comes yet is parked too", async () => {
+  test("holds its type's events back only once its budget is used up, and what comes yet is parked too", async () => {
     const state = { down: true };
     const lake = await makeLake({ ingest: { parkedBytes: 3_000 } });
     await lake.reopen({ store: breakable(state) });

@@ -27,7 +27,7 @@ export interface BoundColumn {
 const STORAGE_VERSION = "1";
 
 /** The columns of the decoded relation beside `payload`: nothing outside the last-write-wins tuple (design 3.1). */
-export const ENVELOPE_COLUMNS = [
+const ENVELOPE_COLUMNS = [
   { name: "tenant_id", type: "VARCHAR" },
   { name: "entity_id", type: "VARCHAR" },
   { name: "operation", type: "VARCHAR" },

@@ -20,7 +20,7 @@ export function positionAt(sql: string, byteOffset: number | undefined): SqlPosi
 }
 
 /** Brackets that may be open at once. The parser's own stack is far deeper; people's queries are far shallower. */
-export const MAX_NESTING = 100;
+const MAX_NESTING = 100;
 
 /**
  * What can be told of SQL without parsing it: its size, its characters, how deep its brackets go. Runs before the

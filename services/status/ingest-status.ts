@@ -34,7 +34,7 @@ const tableStatus = z.object({
   nextTryAt: z.string().optional(),
   /** Bytes of accepted events kept aside until a raw table lands again. */
   parkedBytes: z.number().default(0),
-  /** True once that has used up its disk budget: the bus refuses further events of this entity type, retryably. */
+  /** True once that has used up its budget (`ingest.parkedBytes`): the bus refuses further events of this entity type, retryably. */
   held: z.boolean().default(false),
 });
 

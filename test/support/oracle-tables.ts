@@ -83,12 +83,6 @@ export const columnsOf = (table: TableName): readonly string[] => [
   ...Object.keys(TABLES[table]!.columns),
 ];
 
-/** SQL that reads what `actualRow` compares. */
-export const selectAll = (table: TableName): string =>
-  `SELECT ${columnsOf(table)
-    .map((name) => `"${name}"`)
-    .join(", ")} FROM ${table}`;
-
 /** The row that the model makes of a decoded payload. */
 export function expectedRow(
   table: TableName,

@@ -34,7 +34,7 @@ export interface InputFile {
   readonly gzip: boolean;
 }
 
-export const MAX_LINE_BYTES = 64 * 1024 * 1024;
+const MAX_LINE_BYTES = 64 * 1024 * 1024;
 const HEAD_BYTES = 64 * 1024;
 
 /** Errors: TRB-CLI-SOURCE. */

@@ -24,7 +24,7 @@ export const MARKER_BYTES = 8;
 /** More than any append needs; a length beyond it is damage. */
 export const MAX_FRAME_BYTES = 512 * 1024 * 1024;
 
-export const align8 = (bytes: number) => Math.ceil(bytes / 8) * 8;
+const align8 = (bytes: number) => Math.ceil(bytes / 8) * 8;
 export const segmentHeaderBytes = (partitions: number) => 48 + 8 * partitions;
 export const frameHeaderBytes = (partitions: number) => 32 + 8 * partitions;
 

@@ -36,7 +36,7 @@ const ENTITY_TYPE = nameBytes("entity-type");
 const TRACEPARENT = nameBytes("traceparent");
 
 /** What a record takes beside the event and its key, at most. */
-export const recordOverhead = (facts: EventFacts | undefined): number =>
+const recordOverhead = (facts: EventFacts | undefined): number =>
   facts === undefined
     ? RECORD_BYTES
     : RECORD_BYTES +
