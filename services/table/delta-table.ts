@@ -3,7 +3,13 @@ import type { Duck } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
 import type { ObjectStore } from "../storage/object-store.js";
-import { commitKey, encodeCommit, type MetaDataAction, type ProtocolAction } from "./actions.js";
+import {
+  commitKey,
+  type DeletionVectorDescriptor,
+  encodeCommit,
+  type MetaDataAction,
+  type ProtocolAction,
+} from "./actions.js";
 import { type Change, concerns, RecentChanges } from "./changes.js";
 import { isClosed, requireOpen } from "./closing.js";
 import { commitInfo, stamped } from "./commit-info.js";
@@ -168,11 +174,6 @@ export class DeltaTable {
     return this.recent.newest();
   }
 
-  /** A live file, as of the last refresh or commit of this object. */
-  file(path: string): TableFile | undefined {
-    return this.state.files.get(path);
-  }
-
   async refresh(): Promise<TableSnapshot> {
     return this.turns.run(async () => {
       await this.advance();
@@ -240,8 +241,8 @@ export class DeltaTable {
   }
 
   /** Lets a writer hand over masks it has just made, so that they are not read back. */
-  rememberMask(file: TableFile, mask: Mask): void {
-    this.masks.set(vectorId(file.add.deletionVector), Promise.resolve(mask));
+  rememberMask(vector: DeletionVectorDescriptor, mask: Mask): void {
+    this.masks.set(vectorId(vector), Promise.resolve(mask));
   }
 
   /**

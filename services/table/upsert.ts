@@ -1,7 +1,7 @@
 import { INTEGER, LIST, listValue } from "@duckdb/node-api";
 import { AssertionFailure, assert } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
-import type { AddAction } from "./actions.js";
+import type { Action, AddAction } from "./actions.js";
 import type { CommitResult } from "./commit-request.js";
 import { allRows, stageFile } from "./data-file.js";
 import type { DeltaTable } from "./delta-table.js";
@@ -138,7 +138,7 @@ export class UpsertWriter {
         newest,
       });
       if (result.kind === "committed") {
-        this.committed(result.version, standing, staged, outcome);
+        this.committed(result.version, standing, staged, outcome, vectors);
         return {
           kind: "committed",
           version: result.version,
@@ -255,10 +255,18 @@ export class UpsertWriter {
   }
 
   /** Tells index and masks of a commit, so that nothing of it is read back. */
-  private committed(version: number, standing: Standing, staged: Staged, { masked, born }: Outcome): void {
-    for (const [{ path }, mask] of masked) {
-      const file = this.table.file(path);
-      if (file !== undefined) this.table.rememberMask(file, mask);
+  private committed(
+    version: number,
+    standing: Standing,
+    staged: Staged,
+    { masked, born }: Outcome,
+    vectors: readonly Action[],
+  ): void {
+    // By the commit's own vectors: while its answer was lost others may have laid newer ones over the same files.
+    const own = new Map(vectors.flatMap(({ add }) => (add === undefined ? [] : [[add.path, add]])));
+    for (const [{ add }, mask] of masked) {
+      const vector = own.get(add.path)?.deletionVector;
+      if (vector !== undefined) this.table.rememberMask(vector, mask);
     }
     const named = new Set(born.map(({ add }) => add.path));
     const placed = [
