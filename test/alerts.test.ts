@@ -5,7 +5,7 @@ import { expect, test } from "vitest";
 import { parse } from "yaml";
 import { packageRoot } from "../services/base/paths.js";
 
-/** Dashboard and alert rules (deploy/) ask for metrics that there are, by labels that these have. */
+/** Dashboard and alert rules (deploy/) ask for metrics that there are, by labels that these have; docs/ tells of all. */
 
 interface Metric {
   readonly kind: string;
@@ -79,6 +79,21 @@ test("every metric and label that is asked for exists", async () => {
     for (const label of [...grouped, ...matched]) if (!labels.has(label)) wrong.push(`${label}: ${expr}`);
   }
   expect(wrong).toEqual([]);
+});
+
+test("every metric stands in the operators' page, with its labels", () => {
+  const page = readFileSync(join(packageRoot, "docs/operations.md"), "utf8");
+  const told = new Map<string, string>();
+  for (const [, names, labels] of page.matchAll(/^\| (`[a-z_`, ]+) \| ([a-z_`, ]*)\|[^|]+\|$/gm)) {
+    for (const [, name] of names!.matchAll(/`(\w+)`/g)) told.set(`tributary_${name}`, labels!);
+  }
+  const made = [...declared()].map(([name, { labels }]) => [
+    name,
+    labels.map((one) => `\`${one}\``).join(", "),
+  ]);
+  expect(Object.fromEntries([...told].map(([name, labels]) => [name, labels.trim()]))).toEqual(
+    Object.fromEntries(made),
+  );
 });
 
 test("every alert says what it is and what to do, and has a case in the rules' own tests", () => {

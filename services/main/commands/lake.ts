@@ -53,7 +53,7 @@ function show({ tables, objects, bytes, closed }: LakeCopied): void {
   console.log(`\ncopied ${objects} objects, ${bytes} bytes`);
   console.log(
     closed
-      ? "this lake is closed: start ingest, then query, with the other configuration"
+      ? "this lake is closed: restart the bus, then start ingest and query, with the other configuration"
       : "writers went on meanwhile: copy again as often as you like, the last time with --close",
   );
 }
