@@ -6,6 +6,8 @@ import { type Progress, positionsAlong } from "../table/progress.js";
 
 /** Words an event takes in `EventBatch.fields`. */
 const FIELDS = 17;
+/** What an event occupies beside its bytes, at least: its fields, its position, its places in the arrays. */
+export const EVENT_BYTES = 128;
 
 /**
  * Events of one entity type on their way into tables: slices of the stream's buffers, where their fields lie in them,
@@ -21,6 +23,8 @@ export class EventBatch {
   /** Milliseconds since the epoch. */
   readonly receivedAt: number[] = [];
   byteCount = 0;
+  /** Bytes of the buffers that the events are slices of, which stay in memory as long as one of them does. */
+  heldBytes = 0;
   /** How many of the payloads are packed. */
   packedCount = 0;
   /** Where the references of those lie whose payload did not travel with them. */
@@ -39,6 +43,11 @@ export class EventBatch {
     return this.starts.length;
   }
 
+  /** Bytes that the events take, but for what else of their buffers is held. */
+  get memoryBytes(): number {
+    return this.byteCount + EVENT_BYTES * this.count;
+  }
+
   /** `read` has the event's fields, when the caller has read them already. */
   add(
     bytes: Buffer,
@@ -50,6 +59,8 @@ export class EventBatch {
     read: Envelope = readEnvelope(bytes, start, end),
   ): void {
     this.keep(read);
+    // Events of one buffer come together.
+    if (this.bytes[this.count - 1] !== bytes) this.heldBytes += bytes.length;
     this.bytes.push(bytes);
     this.starts.push(start);
     this.ends.push(end);

@@ -10,6 +10,8 @@ const SLOW_MS = 5_000;
 /** What is to be parked gathers a little longer than what is to land: nobody can query it anyway. */
 const PARK_AFTER_MS = 250;
 const PARK_BYTES = 1024 * 1024;
+/** A type's share of memory is for its own events; what it keeps of others', whose reads they came with, may be more. */
+const HELD_SHARES = 4;
 
 /** Events of one type that are in memory, and the reads of the stream they came with. */
 export interface Gathered {
@@ -125,15 +127,22 @@ export class LaneKeeper {
     const age = now - gathered.since;
     const bytes = gathered.events.byteCount;
     if (this.busy) {
-      if (bytes < this.share || this.flight === undefined || this.flight.parked) return undefined;
+      if (!this.overShare || this.flight === undefined || this.flight.parked) return undefined;
       return Math.max(0, SLOW_MS - (now - this.flight.since));
     }
     if (this.lands) {
       return gathered.events.count >= flushEvents || bytes >= flushBytes ? 0 : Math.max(0, lingerMs - age);
     }
     // Raw may be about to open, or to take in the last of what was parked.
-    if (!this.parking.failing && bytes < this.share) return Math.max(0, SLOW_MS - age);
+    if (!this.parking.failing && !this.overShare) return Math.max(0, SLOW_MS - age);
     return bytes >= PARK_BYTES ? 0 : Math.max(0, PARK_AFTER_MS - age);
+  }
+
+  /** Whether what waits takes more memory than this type may while it does not land. */
+  private get overShare(): boolean {
+    if (this.gathered === undefined) return false;
+    const { memoryBytes, heldBytes } = this.gathered.events;
+    return memoryBytes >= this.share || heldBytes >= HELD_SHARES * this.share;
   }
 
   /** True when what was gathered fills a batch, which asks for no leave. */
@@ -186,13 +195,13 @@ export class LaneKeeper {
       this.parking.failed({ error, attempts: 1, pauseMs: 0 });
       this.flight = undefined;
       if (!flight.parked) await this.park(batch);
-      else this.host.freed(batch.events.byteCount);
+      else this.host.freed(batch.events.memoryBytes);
       this.parking.recover();
       return;
     }
     this.flight = undefined;
     if (!flight.parked) this.host.settled(batch.reads);
-    this.host.freed(batch.events.byteCount);
+    this.host.freed(batch.events.memoryBytes);
     const { metrics } = this.context;
     metrics.landSeconds.observe((performance.now() - flight.since) / 1000);
     metrics.freshnessSeconds.set((Date.now() - batch.events.receivedAt.at(-1)!) / 1000);
@@ -229,7 +238,7 @@ export class LaneKeeper {
     const events = gathered.events.filter((i) => !partitions.has(gathered.events.partitions[i]!));
     this.gathered = events.count === 0 ? undefined : { ...gathered, events };
     if (events.count === 0) this.host.settled(gathered.reads);
-    this.host.freed(gathered.events.byteCount - events.byteCount);
+    this.host.freed(gathered.events.memoryBytes - events.memoryBytes);
   }
 
   /** Looks at what others have done to the tables that are tended here. */
@@ -252,7 +261,7 @@ export class LaneKeeper {
   private async park(batch: Gathered): Promise<void> {
     await this.aside(batch.events);
     this.host.settled(batch.reads);
-    this.host.freed(batch.events.byteCount);
+    this.host.freed(batch.events.memoryBytes);
     this.parking.recover();
   }
 

@@ -13,6 +13,7 @@ import {
 import { MemoryReader } from "../../test/support/memory-reader.js";
 import { breakable, pipelineLake, publishTo, startPipeline, until } from "../../test/support/pipeline-run.js";
 import { TributaryError } from "../base/errors.js";
+import { ProgressTracker } from "./progress-tracker.js";
 
 const lakes: Lake[] = [];
 afterEach(async () => {
@@ -206,6 +207,41 @@ describe("events that are none", () => {
     await until("the letters", () => health.get("dead-letters", "dead_letters") === undefined);
     await stop();
     expect(await lake.deadLetters()).toHaveLength(2);
+  });
+});
+
+describe("events without a single byte", () => {
+  test("count for memory: reading waits for the dead letters to take them", async () => {
+    let release: () => void = () => undefined;
+    const hanging = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    const lake = await makeLake({ ingest: { flushEvents: 10, flushBytes: 4_000 } });
+    await lake.reopen({
+      store: (inner) =>
+        overriding(inner, {
+          adopt: async (files) => {
+            await hanging;
+            return inner.adopt(files);
+          },
+          put: async (key, bytes) => {
+            if (key.startsWith("parked/")) await hanging;
+            return inner.put(key, bytes);
+          },
+        }),
+    });
+    const reader = new MemoryReader("test");
+    for (let i = 0; i < 300; i++) reader.append(0, Buffer.alloc(0));
+    const begin = vi.spyOn(ProgressTracker.prototype, "begin");
+    const { stop } = startPipeline(lake, reader);
+    await until("some to be read", () => begin.mock.calls.length > 0);
+    await sleep(300);
+    expect(begin.mock.calls.length).toBeLessThan(10);
+    begin.mockRestore();
+    release();
+    // Some by way of what was parked.
+    await until("all to be dead letters", async () => (await lake.deadLetters()).length === 300);
+    await stop();
   });
 });
 

@@ -13,7 +13,7 @@ import {
 import { CommitBudget } from "./commit-budget.js";
 import { Compactor } from "./compactor.js";
 import type { IngestContext } from "./context.js";
-import { route, type Unreadable } from "./event-batch.js";
+import { EVENT_BYTES, route, type Unreadable } from "./event-batch.js";
 import { isLakeClosed } from "./failure.js";
 import { farthest, knownTypes } from "./farthest.js";
 import { fresh } from "./fresh-events.js";
@@ -240,12 +240,13 @@ export class Pipeline implements PartitionHolder {
     route(
       read,
       (type) => this.keeper(type).gather(number, () => this.progress.hold(number)),
-      (event) => unreadable.push(event),
+      // Not as a slice: it may wait for long, and would keep all of the read.
+      (event) => unreadable.push({ ...event, event: Buffer.from(event.event) }),
     );
-    this.pendingBytes += bytesOf(read);
+    this.pendingBytes += bytesOf(read) + EVENT_BYTES * read.count;
     if (unreadable.length > 0) {
       this.progress.hold(number);
-      const bytes = unreadable.reduce((sum, { event }) => sum + event.length, 0);
+      const bytes = unreadable.reduce((sum, { event }) => sum + event.length + EVENT_BYTES, 0);
       const settled = () => {
         this.settled([number]);
         this.freed(bytes);
