@@ -38,12 +38,12 @@ export default defineConfig({
       {
         test: { name: "slow", include: ["test/slow/**/*.test.ts"], fileParallelism: false, ...slowTimeouts },
       },
-      // They start foreign servers by themselves (test/servers/).
+      // They start foreign servers by themselves (test/servers/), and mostly wait: for these, or for a lease to run out.
       {
         test: {
           name: "integration",
           include: ["test/integration/**/*.test.ts"],
-          fileParallelism: false,
+          maxWorkers: 2,
           ...slowTimeouts,
         },
       },
