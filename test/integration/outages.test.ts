@@ -104,12 +104,13 @@ const kinesisRound = () =>
           TRIBUTARY_STREAM__KINESIS__LEASE_ENDPOINT: dynamo.endpoint,
         };
         let [sent, refused] = [0, 0];
+        const random = new Random(seed);
         await round("kinesis", env, async () => {
           proxy.fault = ({ headers }) => {
             if (!String(headers["x-amz-target"]).endsWith(".PutRecords")) return undefined;
             const refuses = () => {
               sent++;
-              const does = Math.random() < REFUSED;
+              const does = random.chance(REFUSED);
               if (does) refused++;
               return does;
             };
