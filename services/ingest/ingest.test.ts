@@ -1,19 +1,27 @@
 import { expect, test } from "vitest";
 import { encodeTestEvent, Lake, Random, randomEvents, THING } from "../../test/support/lake.js";
 import { MemoryReader } from "../../test/support/memory-reader.js";
+import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
 import type { StreamConsumer } from "../stream/change-stream.js";
 import { startIngest } from "./ingest.js";
 
-/** A stream that has forgotten what had not landed: it lets whoever comes in, and has nothing to give. */
-class Forgetful extends MemoryReader {
+/** A stream that lets whoever comes in, and cannot be read: for good. */
+class Unreadable extends MemoryReader {
   tries = 0;
+
+  constructor(
+    name: string,
+    private readonly code: Code,
+  ) {
+    super(name);
+  }
 
   override async consume(): Promise<StreamConsumer> {
     this.tries++;
     return {
       read: async () => {
-        throw new TributaryError("TRB-STREAM-FORGOTTEN");
+        throw new TributaryError(this.code);
       },
       commit: async () => undefined,
       close: async () => undefined,
@@ -21,14 +29,16 @@ class Forgetful extends MemoryReader {
   }
 }
 
-test("a stream that has forgotten something is told of, tried again, and holds up no other", async () => {
+const CODES: readonly Code[] = ["TRB-STREAM-FORGOTTEN", "TRB-STREAM-CORRUPT"];
+
+test.each(CODES)("a stream that ends in %s is told of, tried again, and holds up no other", async (code) => {
   const lake = await Lake.create();
   const ingest = startIngest(lake.context);
   const well = new MemoryReader("well");
-  const forgetful = new Forgetful("forgetful");
+  const unreadable = new Unreadable("unreadable", code);
   const landing = ingest.land({ reader: well, name: "t", carries: (type) => type === THING });
-  await Promise.all([landing, ingest.land({ reader: forgetful, name: "other", carries: () => false })]);
-  await expect.poll(() => forgetful.tries, { timeout: 10_000 }).toBeGreaterThan(2);
+  await Promise.all([landing, ingest.land({ reader: unreadable, name: "other", carries: () => false })]);
+  await expect.poll(() => unreadable.tries, { timeout: 10_000 }).toBeGreaterThan(2);
   for (const event of randomEvents(new Random(1), 20)) well.append(0, encodeTestEvent(event));
   await expect.poll(() => well.caughtUp, { timeout: 10_000 }).toBe(true);
   const { values } = await lake.context.metrics.streamFailures.get();
@@ -38,9 +48,9 @@ test("a stream that has forgotten something is told of, tried again, and holds u
   await ingest.done;
 });
 
-test("where it is the only stream, ingest ends with it", async () => {
+test.each(CODES)("where it is the only stream, ingest ends with its %s", async (code) => {
   const lake = await Lake.create();
   const ingest = startIngest(lake.context);
-  await ingest.land({ reader: new Forgetful("forgetful"), name: "default", carries: () => true });
-  await expect(ingest.done).rejects.toMatchObject({ code: "TRB-STREAM-FORGOTTEN" });
+  await ingest.land({ reader: new Unreadable("unreadable", code), name: "default", carries: () => true });
+  await expect(ingest.done).rejects.toMatchObject({ code });
 });

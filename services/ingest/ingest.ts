@@ -208,11 +208,12 @@ export function startIngest(context: IngestContext): Ingest {
 }
 
 /**
- * What holds up one of so many streams and is no reason to leave the others alone. What a stream has forgotten ends an
- * ingest that has nothing else to do: whoever started it has to see that.
+ * What holds up one of so many streams and is no reason to leave the others alone. What a stream has forgotten, or holds
+ * that nobody can read, ends an ingest that has nothing else to do: whoever started it has to see that.
  */
 const isOfStreamAlone = (error: unknown, streams: number): boolean =>
-  hasCode(error, "TRB-BUS-STREAM-DOWN") || (streams > 1 && hasCode(error, "TRB-STREAM-FORGOTTEN"));
+  hasCode(error, "TRB-BUS-STREAM-DOWN") ||
+  (streams > 1 && (hasCode(error, "TRB-STREAM-FORGOTTEN") || hasCode(error, "TRB-STREAM-CORRUPT")));
 
 const quarantinedGauge = (registers: Registry[]) =>
   new Gauge({

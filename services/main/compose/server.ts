@@ -5,6 +5,7 @@ import { openData } from "../../base/data-format.js";
 import { errno, TributaryError } from "../../base/errors.js";
 import { nodeFiles } from "../../base/files.js";
 import { buildServer, type HttpServer } from "../../base/http.js";
+import { Recent } from "../../base/recent.js";
 import type { Traces } from "../../base/traces.js";
 import { registerBus } from "../../bus/routes.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
@@ -45,6 +46,8 @@ export interface RunningServer {
 }
 
 const DAY = 24 * 3600;
+/** Who asks /readyz needs no token: it asks the store no more often, and waits for it no longer (ms). */
+const STATUS = { everyMs: 1_000, patienceMs: 250 };
 
 /** One process that listens: bus, query or both, with or without ingest beside it. */
 export async function startServer(config: Config, parts: ServerParts): Promise<RunningServer> {
@@ -68,6 +71,7 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
   closers.push(() => project.close());
   const supervisor = parts.ingest ? new IngestSupervisor(config, project.current, log) : undefined;
   project.onChange((changed) => supervisor?.use(changed));
+  const status = new Recent(() => readIngestStatus(store), STATUS.everyMs, STATUS.patienceMs);
   let server: HttpServer | undefined;
   let outgoing: OpenStreams<ChangeStreamWriter> | undefined;
   try {
@@ -84,7 +88,7 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
         ...(supervisor === undefined ? {} : { ingest: supervisor.state }),
         ...(outgoing === undefined ? {} : { streams: Object.fromEntries(outgoing.states) }),
         ...(project.problem === undefined ? {} : { project: projectProblem(project.problem) }),
-        quarantined: quarantined(await readIngestStatus(store)),
+        quarantined: quarantined(await status.get()),
       }),
     });
     const service = { server, project, store, config, key, verifier, traces, metrics, log };
