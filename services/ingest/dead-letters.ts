@@ -18,7 +18,7 @@ import type { TableFile, TableSnapshot } from "../table/types.js";
 
 /**
  * Events that could not be taken in, with why and their bytes (I8). `model` tells which table misses the event; it is
- * empty for what is no event at all and reached no raw table.
+ * NO_MODEL for what is no event at all and reached no raw table.
  */
 export interface DeadLetter {
   readonly model: string;
@@ -30,6 +30,8 @@ export interface DeadLetter {
   readonly receivedAt: number;
   readonly event: Buffer;
 }
+
+export const NO_MODEL = "";
 
 let feeds = 0;
 export const DEAD_LETTERS_ROOT = "dead_letters";

@@ -48,6 +48,15 @@ test.each(CODES)("a stream that ends in %s is told of, tried again, and holds up
   await ingest.done;
 });
 
+test("dead letters are counted from nothing on, so that the first ones show as growth", async () => {
+  const lake = await Lake.create();
+  const { values } = await lake.context.metrics.deadLetters.get();
+  const names = ["", ...lake.context.models.map(({ name }) => name)];
+  expect(names.length).toBeGreaterThan(1);
+  expect(values).toEqual(names.map((model) => expect.objectContaining({ labels: { model }, value: 0 })));
+  await lake.close();
+});
+
 test.each(CODES)("where it is the only stream, ingest ends with its %s", async (code) => {
   const lake = await Lake.create();
   const ingest = startIngest(lake.context);

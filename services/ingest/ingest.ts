@@ -18,6 +18,7 @@ import { UpsertWriter } from "../table/upsert.js";
 import type { IngestContext, IngestMetrics } from "./context.js";
 import { ALONE, type Crew } from "./crew.js";
 import { DeadLetterBox } from "./dead-letter-box.js";
+import { NO_MODEL } from "./dead-letters.js";
 import { Health } from "./health.js";
 import { EVERYTHING } from "./holdings.js";
 import { Pipeline } from "./pipeline.js";
@@ -73,6 +74,9 @@ export async function openContext(options: {
   const fingerprints = models.map(({ fingerprint }) => fingerprint);
   const tenants = new TenantOrdinals();
   const metrics = metricsOf(options.registry);
+  // A counter that comes into being with its first letters has not grown, as Prometheus sees it.
+  for (const name of [NO_MODEL, ...models.map((model) => model.name)])
+    metrics.deadLetters.inc({ model: name }, 0);
   return {
     stream,
     store,

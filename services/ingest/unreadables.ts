@@ -1,5 +1,5 @@
 import type { IngestContext } from "./context.js";
-import type { DeadLetter } from "./dead-letters.js";
+import { type DeadLetter, NO_MODEL } from "./dead-letters.js";
 import { type Unreadable, unreadableCode } from "./event-batch.js";
 import type { ParkedChunk, ParkedEvents } from "./parked-format.js";
 import { Parking } from "./parking.js";
@@ -64,7 +64,7 @@ export class Unreadables {
   /** Letters that lie there already are not added again: this may be the second time after a crash. */
   private async add(letters: readonly DeadLetter[]): Promise<void> {
     await this.context.deadLetters.add(letters);
-    this.context.metrics.deadLetters.inc({ model: "" }, letters.length);
+    this.context.metrics.deadLetters.inc({ model: NO_MODEL }, letters.length);
   }
 
   /** More partitions are ours, and what is parked of them. */
@@ -96,7 +96,7 @@ export class Unreadables {
 
 function letterOf({ event, code, partition, position, receivedAt }: Unreadable, stream: string): DeadLetter {
   const reason = "the event cannot be read";
-  return { model: "", code, reason, stream, partition, position, receivedAt, event };
+  return { model: NO_MODEL, code, reason, stream, partition, position, receivedAt, event };
 }
 
 const lettersOf = (events: ParkedChunk): DeadLetter[] =>
