@@ -1,7 +1,8 @@
 import { writeFileSync } from "node:fs";
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { setImmediate } from "node:timers/promises";
+import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from "vitest";
 import { encodeTestEvent, Lake, type TestEvent, THING, writeProject } from "../../test/support/lake.js";
 import { rowsOf } from "../base/duckdb.js";
 import { EventBatch } from "../ingest/event-batch.js";
@@ -264,6 +265,42 @@ describe("freshness is the tenant's own", () => {
     const tables = await catalog.tables();
     await Promise.all(tables.flatMap((table) => ["acme", "globex", "x"].map((one) => table.freshness(one))));
     expect(stream.looks).toBe(1);
+  });
+
+  test("while a look takes long, who asks shares the next one, which sees what has come since", async () => {
+    vi.useFakeTimers({ toFake: ["Date"] });
+    onTestFinished(() => {
+      vi.useRealTimers();
+    });
+    let release: () => void = () => undefined;
+    const slow = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    const waiting = stream.waiting.bind(stream);
+    let running = 0;
+    let most = 0;
+    stream.waiting = async function* () {
+      most = Math.max(most, ++running);
+      const there = [];
+      for await (const batch of waiting()) there.push(batch);
+      await slow;
+      running--;
+      yield* there;
+    };
+    const table = await things();
+    const first = table.freshness("acme");
+    await expect.poll(() => running).toBe(1);
+    stream.append(thing("acme", "1"), Date.now());
+    const later: Promise<number | null>[] = [];
+    for (let i = 0; i < 20; i++) {
+      vi.setSystemTime(Date.now() + 1_000);
+      later.push(table.freshness("acme"));
+    }
+    await setImmediate();
+    release();
+    expect(await first).toBe(0);
+    expect(await Promise.all(later)).toEqual(Array.from({ length: 20 }, (_, i) => (i + 1) * 1_000));
+    expect([stream.looks, most]).toEqual([2, 1]);
   });
 });
 

@@ -13,11 +13,13 @@ import type { Column, TableSnapshot } from "../table/types.js";
 import { type Catalog, type CatalogTable, emptySql, type TableState } from "./catalog.js";
 import { lookForWaiting, type TableProgress, type Waiting } from "./waiting-events.js";
 
+type LookedAt = Pick<ChangeStreamReader, "name" | "waiting">;
+
 export interface LakeCatalogOptions {
   readonly store: ObjectStore;
   readonly duck: Duck;
   readonly table: TableOptions;
-  readonly streams: Streams<Pick<ChangeStreamReader, "name" | "waiting">>;
+  readonly streams: Streams<LookedAt>;
   /** Whose low-water record says what has landed. */
   readonly consumer: string;
   /** The project's models as of now. */
@@ -26,6 +28,14 @@ export interface LakeCatalogOptions {
 
 /** Milliseconds for which one look at the stream answers all that ask. */
 const LOOK_MS = 100;
+
+interface Look {
+  readonly at: number;
+  readonly found: Promise<Waiting>;
+  running: boolean;
+  /** What those share who have asked since, while it ran. */
+  next: Promise<Waiting> | undefined;
+}
 
 const NOTHING_KNOWN: Waiting = { complete: false, oldest: () => undefined };
 
@@ -44,7 +54,7 @@ export class LakeCatalog implements Catalog {
   private readonly open = new Map<string, DeltaTable>();
   private readonly columns = new WeakMap<BoundModel, Promise<readonly Column[]>>();
   /** The last look at each stream, by its name. */
-  private readonly looks = new Map<string, { readonly at: number; readonly found: Promise<Waiting> }>();
+  private readonly looks = new Map<string, Look>();
 
   constructor(private readonly options: LakeCatalogOptions) {}
 
@@ -162,18 +172,33 @@ export class LakeCatalog implements Catalog {
     const now = Date.now();
     const stream = this.streamOf(entityType);
     if (stream === undefined) return null;
-    let look = this.looks.get(stream.name);
-    if (look === undefined || now - look.at >= LOOK_MS) {
-      const own = progress.filter((one) => this.streamOf(one.entityType) === stream);
-      // Of a stream that cannot be read now, its writer and ingest tell.
-      const found = lookForWaiting(stream, this.options.consumer, own).catch(() => NOTHING_KNOWN);
-      look = { at: now, found };
-      this.looks.set(stream.name, look);
-    }
-    const waiting = await look.found;
+    const own = progress.filter((one) => this.streamOf(one.entityType) === stream);
+    const waiting = await this.look(stream, own);
     const oldest = waiting.oldest(tenant, table);
     if (oldest !== undefined) return Math.max(0, Math.round(now - oldest));
     return waiting.complete ? 0 : null;
+  }
+
+  /** One at a time: a look takes memory, and of a stream that is slow what ingest needs to read it. */
+  private look(stream: LookedAt, own: readonly TableProgress[]): Promise<Waiting> {
+    const last = this.looks.get(stream.name);
+    if (last === undefined) return this.lookNow(stream, own);
+    if (Date.now() - last.at < LOOK_MS) return last.found;
+    // It may not have seen what has come since it began.
+    if (last.running) last.next ??= last.found.then(() => this.lookNow(stream, own));
+    return last.next ?? this.lookNow(stream, own);
+  }
+
+  private lookNow(stream: LookedAt, own: readonly TableProgress[]): Promise<Waiting> {
+    const found = lookForWaiting(stream, this.options.consumer, own)
+      // Of a stream that cannot be read now, its writer and ingest tell.
+      .catch(() => NOTHING_KNOWN)
+      .finally(() => {
+        look.running = false;
+      });
+    const look: Look = { at: Date.now(), found, running: true, next: undefined };
+    this.looks.set(stream.name, look);
+    return found;
   }
 }
 
