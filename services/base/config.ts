@@ -195,7 +195,9 @@ export const configSchema = z.strictObject({
       kind: z.enum(["embedded", "kafka", "kinesis"]).default("embedded"),
       kafka: kafka.prefault({}),
       kinesis: kinesis.prefault({}),
+      /** Of the embedded log, and of Kafka's topics that are made. */
       partitions: count(4),
+      /** Of the embedded log. */
       segmentBytes: count(64 * MiB),
     })
     .prefault({}),
