@@ -2,7 +2,8 @@ import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
-import { Duck, rowsOf } from "./duckdb.js";
+import { chunksOf, Duck, rowsOf } from "./duckdb.js";
+import { isOutOfMemory } from "./engine-error.js";
 
 test("engines that spill into one folder do so apart from each other, and leave nothing there", async () => {
   const tempFolder = join(mkdtempSync(join(tmpdir(), "tributary-spill-")), "scratch", "ingest");
@@ -21,5 +22,26 @@ test("engines that spill into one folder do so apart from each other, and leave 
     expect(readdirSync(tempFolder)).toEqual([]);
   } finally {
     rmSync(tempFolder, { recursive: true });
+  }
+});
+
+test("rows that cannot be read to the end are not taken for all there are, and the connection is of use after them", async () => {
+  const duck = await Duck.create({ memoryBytes: 64 * 1024 * 1024 });
+  try {
+    await duck.with(async (connection) => {
+      const read = async (last: number): Promise<number> => {
+        let rows = 0;
+        const sql = `SELECT CASE WHEN i = ${last} THEN error('bad') ELSE i::VARCHAR END FROM range(400000) r(i)`;
+        for await (const chunk of chunksOf(connection, sql)) rows += chunk.rowCount;
+        return rows;
+      };
+      expect(await read(400_000)).toBe(400_000);
+      expect(await read(399_999).catch(isOutOfMemory)).toBe(true);
+      expect(await read(0).catch(isOutOfMemory)).toBe(false);
+      for await (const chunk of chunksOf(connection, "FROM range(400000)")) if (chunk.rowCount > 0) break;
+      expect(await read(400_000)).toBe(400_000);
+    });
+  } finally {
+    duck.close();
   }
 });

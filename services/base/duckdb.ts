@@ -5,7 +5,6 @@ import {
   type DuckDBConnection,
   type DuckDBDataChunk,
   DuckDBInstance,
-  type DuckDBResult,
   type DuckDBValue,
 } from "@duckdb/node-api";
 
@@ -74,12 +73,23 @@ export async function rowsOf(
   return (await connection.runAndReadAll(sql, values)).getRows();
 }
 
-/** The chunks of a streamed result, one at a time; a chunk is read before the next is asked for. */
-export async function* chunksOf(result: DuckDBResult): AsyncGenerator<DuckDBDataChunk> {
-  for (;;) {
-    const chunk = await result.fetchChunk();
-    if (chunk === null || chunk.rowCount === 0) return;
-    yield chunk;
+/**
+ * The chunks of a query's rows, one at a time; a chunk is read before the next is asked for. The connection is for
+ * nothing else until it ends. Errors: the engine's; of rows that could not be read to the end one that `isOutOfMemory` knows.
+ */
+export async function* chunksOf(connection: DuckDBConnection, sql: string): AsyncGenerator<DuckDBDataChunk> {
+  // A stream of rows that fails midway just ends, but it leaves its transaction aborted, which then refuses even this.
+  await connection.run("BEGIN TRANSACTION READ ONLY");
+  try {
+    const result = await connection.stream(sql);
+    for (;;) {
+      const chunk = await result.fetchChunk();
+      if (chunk === null || chunk.rowCount === 0) break;
+      yield chunk;
+    }
+    await connection.run("SELECT 1");
+  } finally {
+    await connection.run("ROLLBACK");
   }
 }
 

@@ -54,11 +54,14 @@ export const isDataError = ({ type }: EngineError): boolean => DATA.has(type);
 
 export const isMemoryError = ({ type }: EngineError): boolean => type === "Out of Memory";
 
-/** The same of an error as it was thrown. */
+/** Of an error as it was thrown, whether less at once may help: what cuts rows short is memory most often. */
 export function isOutOfMemory(error: unknown): boolean {
   const told = engineErrorOf(error);
-  return told !== undefined && isMemoryError(told);
+  return told !== undefined && (isMemoryError(told) || isCutShort(told));
 }
+
+/** Of rows that could not be read to the end; the engine does not say why. */
+export const isCutShort = ({ type }: EngineError): boolean => type === "TransactionContext";
 
 /** A fault of the engine's own, after which it may answer nothing any more. */
 export const isEngineFault = (error: EngineError): boolean =>

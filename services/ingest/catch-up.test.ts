@@ -1,5 +1,5 @@
 import { gzipSync } from "node:zlib";
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import { FaultyStore, overriding } from "../../test/support/faulty-store.js";
 import {
   CAST_SQL,
@@ -240,3 +240,39 @@ test(
     }),
   30_000,
 );
+
+test("a model does not go beyond raw's rows that could not be read to the end", () =>
+  withLake({}, async (lake) => {
+    const events = randomEvents(new Random(2), 80);
+    const stream = new TestStream("log");
+    for (const some of [events.slice(0, 40), events.slice(40)])
+      await (await lake.lane()).land(stream.batch(some));
+    await lake.settled();
+    await lake.reopen({ models: CHANGED });
+    const { duck } = lake.context;
+    const connect = duck.with.bind(duck);
+    let cut = 0;
+    // As the engine is when it has no memory for large rows behind small ones: it just says that there are no more.
+    vi.spyOn(duck, "with").mockImplementation((use) =>
+      connect(async (connection) => {
+        const begin = connection.stream.bind(connection);
+        connection.stream = async (sql) => {
+          const result = await begin(sql);
+          if (cut === 2) return result;
+          cut++;
+          const next = result.fetchChunk.bind(result);
+          let chunks = 0;
+          result.fetchChunk = async () => {
+            if (chunks++ === 0) return next();
+            await connection.run("SELECT error(i::VARCHAR) FROM range(1) r(i)").catch(() => undefined);
+            return null;
+          };
+          return result;
+        };
+        return use(connection);
+      }),
+    );
+    await lake.settled();
+    expect(await lake.rows()).toEqual(expectedThings(events));
+    expect(cut).toBe(2);
+  }));

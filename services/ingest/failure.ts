@@ -1,5 +1,11 @@
 import type { Code } from "../base/codes.js";
-import { type EngineError, engineErrorOf, isEngineGone, isMemoryError } from "../base/engine-error.js";
+import {
+  type EngineError,
+  engineErrorOf,
+  isCutShort,
+  isEngineGone,
+  isMemoryError,
+} from "../base/engine-error.js";
 import { errno, hasCode, TributaryError } from "../base/errors.js";
 
 /** What is told of a failure where others than the operator of this machine read it: no path, no value, no tenant. */
@@ -20,6 +26,11 @@ export function tell(error: unknown): Told {
     }
     if (isMemoryError(engine)) {
       return { code: "TRB-INGEST-MEMORY", reason: "it needs more memory than ingest.duckdbMemoryBytes" };
+    }
+    if (isCutShort(engine)) {
+      const reason =
+        "a file of the table cannot be read to its end: it is damaged, or memory does not suffice";
+      return { code: "TRB-TABLE-CORRUPT", reason };
     }
     if (isFileError(engine)) {
       return { code: "TRB-TABLE-CORRUPT", reason: "a file of the table is missing or damaged" };

@@ -120,7 +120,7 @@ async function* batchesOf(view: RawView, sql: string, limits: BatchLimits): Asyn
     open.set(stream, batch);
     return batch;
   };
-  for await (const chunk of chunksOf(await view.connection.stream(selectEvents(sql)))) {
+  for await (const chunk of chunksOf(view.connection, selectEvents(sql))) {
     const full: EventBatch[] = [];
     reader.read(chunk, batchOf, (batch) => {
       if (batch.count < limits.events && batch.byteCount < limits.bytes) return;
@@ -148,9 +148,8 @@ async function wholeEvents(view: RawView, stream: string, sql: string): Promise<
   const found = new Map<string, Buffer>();
   const reader = new RawEventReader(view.entityType);
   const batch = new EventBatch(view.entityType, stream);
-  const result = await view.connection.stream(selectEvents(sql, UNSEEN));
-  const first = result.columnCount - UNSEEN.length;
-  for await (const chunk of chunksOf(result)) {
+  for await (const chunk of chunksOf(view.connection, selectEvents(sql, UNSEEN))) {
+    const first = chunk.columnCount - UNSEEN.length;
     const attributes = chunk.getColumnValues(first) as (DuckDBMapValue | null)[];
     const eventIds = chunk.getColumnValues(first + 1) as (string | null)[];
     reader.read(

@@ -2,7 +2,7 @@ import { type DuckDBConnection, DuckDBInstance } from "@duckdb/node-api";
 import fc from "fast-check";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { Random } from "../../test/support/lake.js";
-import { chunksOf, identifier, literal, rowsOf } from "../base/duckdb.js";
+import { identifier, literal, rowsOf } from "../base/duckdb.js";
 import { RowEncoder } from "./encode.js";
 
 let instance: DuckDBInstance;
@@ -130,7 +130,10 @@ async function encode(sql: string): Promise<string[]> {
   const result = await connection.stream(sql);
   const encoder = new RowEncoder(result.columnNames(), result.columnTypes(), "json", "exact");
   const rows: string[] = [];
-  for await (const chunk of chunksOf(result)) rows.push(encoder.rows(chunk));
+  for (let chunk = await result.fetchChunk(); chunk !== null && chunk.rowCount > 0; ) {
+    rows.push(encoder.rows(chunk));
+    chunk = await result.fetchChunk();
+  }
   return rows;
 }
 

@@ -29,27 +29,7 @@ export async function withPieces<T>(
     "CREATE OR REPLACE TEMP TABLE compact_pieces (file INTEGER, row UINTEGER, piece INTEGER)",
   );
   try {
-    const appender = await connection.createAppender("compact_pieces", null, "temp");
-    try {
-      let columns: [number[], number[], number[]] = [[], [], []];
-      const flush = () => {
-        const chunk = DuckDBDataChunk.create([INTEGER, UINTEGER, INTEGER], columns[0].length);
-        chunk.setColumns(columns);
-        appender.appendDataChunk(chunk);
-        columns = [[], [], []];
-      };
-      const places = await Promise.all(sources.map((file, i) => scanned(table, file, i << FILE_SHIFT)));
-      await scanKeys(table, connection, keys, places, (record) => {
-        const piece = pieces.findIndex((slots) => holds(slots, record[SLOT]!));
-        columns[0].push(record[FLAGS]! >>> FILE_SHIFT);
-        columns[1].push(record[ROW]!);
-        columns[2].push(piece);
-        if (columns[0].length === CHUNK_ROWS) flush();
-      });
-      if (columns[0].length > 0) flush();
-    } finally {
-      appender.closeSync();
-    }
+    await placePieces(table, connection, keys, sources, pieces);
     return await withFiles(table, sources, (paths) =>
       use((piece, columns) =>
         paths
@@ -64,5 +44,34 @@ export async function withPieces<T>(
     );
   } finally {
     await connection.run("DROP TABLE IF EXISTS compact_pieces");
+  }
+}
+
+/** Puts down which row of which source goes into which piece. */
+async function placePieces(
+  table: DeltaTable,
+  connection: DuckDBConnection,
+  keys: EntityKeys,
+  sources: readonly TableFile[],
+  pieces: readonly Slots[],
+): Promise<void> {
+  const columns: [number[], number[], number[]] = [[], [], []];
+  const places = await Promise.all(sources.map((file, i) => scanned(table, file, i << FILE_SHIFT)));
+  await scanKeys(table, connection, keys, places, (record) => {
+    columns[0].push(record[FLAGS]! >>> FILE_SHIFT);
+    columns[1].push(record[ROW]!);
+    columns[2].push(pieces.findIndex((slots) => holds(slots, record[SLOT]!)));
+  });
+  // Only now: what is appended while rows are being read ends the reading, as if there were no more.
+  const appender = await connection.createAppender("compact_pieces", null, "temp");
+  try {
+    for (let at = 0; at < columns[0].length; at += CHUNK_ROWS) {
+      const rows = columns.map((values) => values.slice(at, at + CHUNK_ROWS));
+      const chunk = DuckDBDataChunk.create([INTEGER, UINTEGER, INTEGER], rows[0]!.length);
+      chunk.setColumns(rows);
+      appender.appendDataChunk(chunk);
+    }
+  } finally {
+    appender.closeSync();
   }
 }

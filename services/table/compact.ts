@@ -1,5 +1,6 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { identifier, literal } from "../base/duckdb.js";
+import { assert } from "../base/errors.js";
 import { removeOf } from "./actions.js";
 import { withPieces } from "./compact-split.js";
 import { allRows, stageFile } from "./data-file.js";
@@ -32,6 +33,7 @@ export function compactAppended(
       const sql = `SELECT * FROM (${rows}) ORDER BY ${orderBy.join(", ")}`;
       return stageFile(staging, connection, sql, { dataChange: false });
     });
+    requireAll(sources, [file]);
     await staging.publish([file]);
     const now = Date.now();
     const result = await staging.commit({
@@ -71,6 +73,7 @@ export function compactUpserted(
       sources,
       pieces,
     );
+    if (!tombstones) requireAll(sources, made);
     const staged = made.filter(({ rows }) => rows > 0);
     await staging.publish(staged);
     // Reading the new files' keys takes a while; it is done before upserts are kept waiting.
@@ -112,6 +115,13 @@ export function compactUpserted(
     }
     return { kind: "overtaken" };
   });
+}
+
+/** Whatever the engine and we make of it, a row that is not in the new files must not go with the old ones. */
+function requireAll(sources: readonly TableFile[], made: readonly StagedFile[]): void {
+  const live = sources.reduce((sum, { rows, maskedRows }) => sum + rows - maskedRows, 0);
+  const rows = made.reduce((sum, file) => sum + file.rows, 0);
+  assert(rows === live, `a compaction made ${rows} rows of ${live}`);
 }
 
 /** Writes a file for each piece; `write` makes one of SQL for its rows. */

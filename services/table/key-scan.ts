@@ -83,14 +83,12 @@ async function scanPaths(
   use: (record: Uint32Array) => void,
 ): Promise<void> {
   const names = files.length === 1 ? "" : ", f.filename";
-  const result = await connection.stream(
-    `SELECT ${ORDER_SELECT}, encode(f.tenant_id), encode(f.entity_id)${names}
+  const sql = `SELECT ${ORDER_SELECT}, encode(f.tenant_id), encode(f.entity_id)${names}
      FROM read_parquet([${paths.map(literal).join(", ")}], filename=true, file_row_number=true,
-                       hive_partitioning=false) f`,
-  );
+                       hive_partitioning=false) f`;
   const byPath = new Map(paths.map((path, i) => [path, files[i]!]));
   const record = new Uint32Array(WORDS);
-  for await (const chunk of chunksOf(result)) {
+  for await (const chunk of chunksOf(connection, sql)) {
     const order = orderColumns(chunk);
     const tenants = chunk.getColumnValues(ORDER_COLUMNS) as DuckDBBlobValue[];
     const entities = chunk.getColumnValues(ORDER_COLUMNS + 1) as DuckDBBlobValue[];
@@ -130,14 +128,12 @@ async function joinPaths(
   use: (record: Uint32Array, ord: number) => void,
 ): Promise<void> {
   const byPath = new Map(paths.map((path, i) => [path, files[i]!]));
-  const result = await connection.stream(
-    `SELECT ${ORDER_SELECT}, f.filename, k.ord
+  const sql = `SELECT ${ORDER_SELECT}, f.filename, k.ord
      FROM read_parquet([${paths.map(literal).join(", ")}],
                        filename=true, file_row_number=true, hive_partitioning=false) f
-     JOIN ${keys} k ON f.entity_id = k.entity_id AND f.tenant_id = k.tenant_id`,
-  );
+     JOIN ${keys} k ON f.entity_id = k.entity_id AND f.tenant_id = k.tenant_id`;
   const record = new Uint32Array(WORDS);
-  for await (const chunk of chunksOf(result)) {
+  for await (const chunk of chunksOf(connection, sql)) {
     const order = orderColumns(chunk);
     const names = chunk.getColumnValues(ORDER_COLUMNS) as string[];
     const ords = chunk.getColumnValues(ORDER_COLUMNS + 1) as number[];

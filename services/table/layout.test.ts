@@ -5,8 +5,10 @@ import type { AddAction } from "./actions.js";
 import { type Change, changeOf } from "./changes.js";
 import { compactUpserted } from "./compact.js";
 import { planCompaction } from "./compaction-plan.js";
+import { stageFile } from "./data-file.js";
 import { layoutFor, layoutOf, piecesOf } from "./layout.js";
 import { EVERY_SLOT, holds, isWithin, type Slots, union } from "./slot-ranges.js";
+import { Staging } from "./staging.js";
 import type { TableFile } from "./types.js";
 import { SHARED_PARTITION } from "./upsert.js";
 import { verifyTable } from "./verify.js";
@@ -147,6 +149,37 @@ test("after one writer became four, compaction makes files disjoint that were on
   // Deleted stays deleted.
   await writer.upsert(deleted.map((one) => ({ ...one, operation: 2 })));
   expect(await writer.rows()).toEqual(expectedRows(all));
+});
+
+test("a file of hundreds of thousands of rows is divided without losing one", async () => {
+  const root = freshRoot();
+  // Without an index, which would take most of the time.
+  const writer = await TableWriter.open(store, duck, root, { ...NEVER, indexBytes: 0 });
+  writers.push(writer);
+  const { table } = writer;
+  // The engine takes in what is appended to it by 204,800 rows.
+  const rows = 206_000;
+  await Staging.run(table, async (staging) => {
+    const sql = `SELECT 'acme' AS tenant_id, md5(i::VARCHAR) AS entity_id, 'v' AS value, 1::BIGINT AS _tributary_version,
+        2::TINYINT AS _tributary_operation, i AS _tributary_hash, NULL::TIMESTAMPTZ AS _tributary_occurred_at
+      FROM range(${rows}) r(i)`;
+    const large = await stageFile(staging, writer.connection, sql, { partition: SHARED_PARTITION });
+    await staging.publish([large]);
+    const actions = [{ add: large.add }];
+    const { version } = table.snapshot;
+    const request = { operation: "MERGE", actions, expect: new Map(), basedOn: version } as const;
+    await staging.commit({ ...request, serializable: false });
+  });
+  const [source] = table.snapshot.files;
+  for (const half of [claimOf(0, 2), claimOf(1, 2)])
+    await writer.upsert([{ tenant: "acme", id: "x", version: 1, operation: 2, content: 1n }], {
+      slots: half,
+    });
+  const { kind } = await duck.with((connection) => compactUpserted(writer.writer, connection, [source!]));
+  expect(kind).toBe("compacted");
+  expect(table.snapshot.files.filter((one) => one.rows > 1000)).toHaveLength(2);
+  const verified = await verifyTable(table);
+  expect([verified.rows, verified.problems]).toEqual([rows + 1, []]);
 });
 
 /** An id of some 500 kB that does not compress to little. */
