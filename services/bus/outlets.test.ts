@@ -160,6 +160,26 @@ test("a stream that hangs delays its own events, and takes half of the memory at
   expect(statuses.filter((status) => status === 200).length).toBeGreaterThan(2);
 });
 
+test.each([
+  ["its part of the memory", 5, {}],
+  ["what the stream itself takes at once", 2, { maxInFlightBytes: 100_000 }],
+])("who floods a stream that is slow leaves others some of %s", async (_what, most, limit) => {
+  Object.assign(streams.get("scm")!, limit);
+  const release = streams.get("scm")!.hold();
+  const events = Array.from({ length: 20 }, () => ({ ...scm("large"), entityId: "x".repeat(1000) }));
+  let refused = 0;
+  const flood = Array.from({ length: 10 }, async () => {
+    const { status } = await publish(events);
+    if (status === 429) refused++;
+  });
+  await expect.poll(() => refused).toBe(10 - most);
+  const others = publish(events, await bus.bearer({ subject: "other" }));
+  await expect.poll(() => streams.get("scm")!.appends).toBe(most + 1);
+  release();
+  expect(await others).toMatchObject({ status: 200, accepted: 20 });
+  await Promise.all(flood);
+});
+
 test("metrics tell of each stream", async () => {
   await publish(MIXED);
   Object.assign(streams.get("tracker")!, { backlog: 7 });

@@ -89,6 +89,7 @@ export class Outlets {
 class Outlet {
   private readonly backlog: Backlog;
   private onTheirWay = 0;
+  private readonly byShare = new Map<string, number>();
 
   constructor(
     readonly name: string,
@@ -112,12 +113,10 @@ class Outlet {
     const stream = this.streams.stream(this.name);
     if (stream === undefined) return new TributaryError("TRB-BUS-STREAM-DOWN");
     const bytes = bytesOf(events);
-    const why =
-      this.onTheirWay > 0 && this.onTheirWay + bytes > most
-        ? "the stream is slow"
-        : this.backlog.refusal(share);
+    const isSlow = this.isFull(share, bytes, Math.min(most, stream.maxInFlightBytes ?? most));
+    const why = isSlow ? "the stream is slow" : this.backlog.refusal(share);
     if (why !== undefined) return new TributaryError("TRB-BUS-BUSY", `${why}; nothing was accepted`);
-    this.onTheirWay += bytes;
+    this.move(share, bytes);
     const started = performance.now();
     try {
       const appended = await stream.append(events);
@@ -129,8 +128,21 @@ class Outlet {
       if (error instanceof TributaryError) return error;
       return new TributaryError("TRB-INTERNAL", undefined, { cause: error });
     } finally {
-      this.onTheirWay -= bytes;
+      this.move(share, -bytes);
     }
+  }
+
+  /** As of the backlog: each share may have as much on its way as is still free, so that one that floods leaves room. */
+  private isFull(share: string, bytes: number, most: number): boolean {
+    const own = this.byShare.get(share) ?? 0;
+    return this.onTheirWay > 0 && this.onTheirWay + own + bytes > most;
+  }
+
+  private move(share: string, bytes: number): void {
+    this.onTheirWay += bytes;
+    const own = (this.byShare.get(share) ?? 0) + bytes;
+    if (own === 0) this.byShare.delete(share);
+    else this.byShare.set(share, own);
   }
 }
 

@@ -62,6 +62,8 @@ export interface ChangeStreamWriter {
   readonly name: string;
   /** Errors: TRB-BUS-STREAM-DOWN (retry may help), TRB-STREAM-CORRUPT. */
   append(events: OutgoingEvents): Promise<Appended>;
+  /** Of events on their way at once, what is beyond this is refused; absent where nothing is refused for that. */
+  readonly maxInFlightBytes?: number;
   /** Bytes between the slowest registered consumer's low-water record and the head; of a remote stream an estimate. */
   backlogBytes(): number;
   close(): Promise<void>;

@@ -80,6 +80,10 @@ export class KafkaWriter implements ChangeStreamWriter {
     return this.topic.streamName;
   }
 
+  get maxInFlightBytes(): number {
+    return this.options.maxInFlightBytes;
+  }
+
   append(events: OutgoingEvents): Promise<Appended> {
     if (this.closed) return Promise.reject(closedError("stream"));
     this.addLanes();
@@ -88,7 +92,7 @@ export class KafkaWriter implements ChangeStreamWriter {
     if (events.count === 0) return Promise.resolve({ names, partitions, positions: [] });
     for (let i = 0; i < events.count; i++) partitions[i] = rangeOfSlot(events.slots[i]!, names.length);
     const bytes = bytesOf(events);
-    if (this.inFlightBytes > 0 && this.inFlightBytes + bytes > this.options.maxInFlightBytes) {
+    if (this.inFlightBytes > 0 && this.inFlightBytes + bytes > this.maxInFlightBytes) {
       return Promise.resolve({
         names,
         partitions,
