@@ -15,6 +15,9 @@ export interface RequestOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** Many times what a bus says of as many events as a request may hold. Longer answers are somebody else's. */
+const MAX_ANSWER_BYTES = 64 * 1024 * 1024;
+
 /** Requests to one server over connections that are kept. */
 export class Connection {
   private readonly base: URL;
@@ -30,7 +33,7 @@ export class Connection {
   /**
    * Any answer is an answer, whatever its status. Only for requests that may be repeated: one that meets a connection
    * which the server closes at that moment is sent again. Errors: those of node:http, with its codes, the first one
-   * where it was sent again; ETIMEDOUT; the signal's reason.
+   * where it was sent again; ETIMEDOUT; EMSGSIZE; the signal's reason.
    */
   post(
     path: string,
@@ -97,7 +100,13 @@ export class Connection {
       if (signal?.aborted) return reject(signal.reason);
       const request = start(url, { method, headers, ...own }, (response) => {
         const chunks: Buffer[] = [];
-        response.on("data", (chunk: Buffer) => chunks.push(chunk));
+        let bytes = 0;
+        response.on("data", (chunk: Buffer) => {
+          chunks.push(chunk);
+          bytes += chunk.length;
+          if (bytes > MAX_ANSWER_BYTES)
+            request.destroy(Object.assign(new Error("too long an answer"), { code: "EMSGSIZE" }));
+        });
         response.on("error", fail);
         response.on("end", () => {
           done();
@@ -133,6 +142,7 @@ export function reasonOf(error: unknown): string {
   if (code === "ECONNREFUSED") return "nothing listens there";
   if (code === "ENOTFOUND" || code === "EAI_AGAIN") return "the host is not known";
   if (code === "ETIMEDOUT") return "no answer in time";
+  if (code === "EMSGSIZE") return "the answer does not end";
   if (code === "ECONNRESET" || code === "EPIPE") return "the connection was cut";
   return `no connection (${code ?? "unknown reason"})`;
 }
