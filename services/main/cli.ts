@@ -8,4 +8,7 @@ process.stdout.on("error", (error) => {
   process.exit();
 });
 
+// AWS's SDK warns at each start that its coming versions want another Node. This one is pinned, which is our business.
+process.env.AWS_SDK_JS_NODE_VERSION_SUPPORT_WARNING_DISABLED ??= "true";
+
 process.exitCode = await runProgram(process.argv.slice(2));
