@@ -211,14 +211,16 @@ export class LaneKeeper {
 
   /** What lands at the moment takes long: it is parked too, and first, so that nothing parked is newer than it. */
   private async spill(): Promise<void> {
-    const { flight, gathered } = this;
+    const { flight } = this;
     if (flight === undefined || flight.parked) return;
     flight.parked = true;
-    this.gathered = undefined;
     this.context.log.warn({ entityType: this.entityType }, "landing is slow; parking what waits behind it");
     const parking = (async () => {
       await this.aside(flight.batch.events);
       this.host.settled(flight.batch.reads);
+      // Only now: events of a partition that went meanwhile are not in the log, and what follows them is forgotten by now.
+      const { gathered } = this;
+      this.gathered = undefined;
       if (gathered !== undefined) await this.park(gathered);
     })();
     // From here on more can be parked, while that still lands.
