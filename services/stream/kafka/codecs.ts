@@ -32,11 +32,14 @@ export function checkCompression(compression: Compression): void {
   }
 }
 
+/** Records as they are sent, and the attribute bits that say how they were packed. */
+export interface Packed {
+  readonly records: Buffer;
+  readonly codec: number;
+}
+
 /** Off this thread where there is a choice. */
-export async function pack(
-  compression: Exclude<Compression, "none">,
-  records: Buffer,
-): Promise<{ records: Buffer; codec: number }> {
+export async function pack(compression: Exclude<Compression, "none">, records: Buffer): Promise<Packed> {
   const codec = CODECS[compression];
   if (compression === "gzip") return { records: await gzip(records, { level: 1 }), codec };
   if (compression === "zstd") return { records: await promisify(zstdCompress!)(records), codec };

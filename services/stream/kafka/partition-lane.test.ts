@@ -1,7 +1,10 @@
-import { beforeEach, expect, test } from "vitest";
+import { beforeEach, expect, test, vi } from "vitest";
 import type { Appended } from "../change-stream.js";
+import { pack } from "./codecs.js";
 import { PartitionLane } from "./partition-lane.js";
 import { PendingAppend } from "./pending-append.js";
+
+vi.mock("./codecs.js", () => ({ pack: vi.fn() }));
 
 let lane: PartitionLane;
 beforeEach(() => {
@@ -53,5 +56,24 @@ test("a batch in doubt that is rejected after a failure does not leave the lane 
   expect(lane.forget()).toBe(false);
   lane.reject(new Error("UNKNOWN_PRODUCER_ID"));
   await expect(done).rejects.toThrow();
+  expectFresh();
+});
+
+test("a batch that cannot be packed is tried again, and those who wait for it are told in the end", async () => {
+  lane = new PartitionLane(0, () => 1024 * 1024, "gzip");
+  lane.identify({ id: 1n, epoch: 0 });
+  vi.mocked(pack).mockRejectedValue(new RangeError("no memory"));
+  const both = [append()];
+  const next = lane.next();
+  both.push(append());
+  await expect(next).rejects.toThrow("no memory");
+  expect(lane.isEmpty).toBe(false);
+  vi.mocked(pack).mockResolvedValueOnce({ records: Buffer.from("packed"), codec: 1 });
+  await lane.next();
+  lane.stored(7);
+  expect((await both[0]!).positions).toEqual([expect.stringMatching(/7$/)]);
+  await expect(lane.next()).rejects.toThrow("no memory");
+  lane.giveUp(new Error("given up"));
+  await expect(both[1]).rejects.toMatchObject({ code: "TRB-BUS-STREAM-DOWN" });
   expectFresh();
 });

@@ -1,4 +1,4 @@
-import { pack } from "./codecs.js";
+import { type Packed, pack } from "./codecs.js";
 import { BatchOwners, type PendingAppend } from "./pending-append.js";
 import { BatchBuilder, type EventFacts, type ProducerIdentity, sequenceAfter, sign } from "./record-batch.js";
 import type { Compression } from "./settings.js";
@@ -91,11 +91,16 @@ export class PartitionLane {
     this.sequence = 0;
   }
 
-  /** The bytes to send next; the same as before until it is settled. */
+  /** The bytes to send next; the same as before until it is settled. Errors: what packing throws. */
   async next(): Promise<Buffer> {
     if (this.sending === undefined) {
-      const { builder, owners } = this.waiting.shift()!;
-      const packed = this.compression === "none" ? undefined : await pack(this.compression, builder.records);
+      const filling = this.waiting.shift()!;
+      const { builder, owners } = filling;
+      const packed = await this.packed(builder.records).catch((error: unknown) => {
+        // It is settled like any that waits, or nobody would ever hear of it.
+        this.waiting.unshift(filling);
+        throw error;
+      });
       this.sending = {
         owners,
         count: builder.count,
@@ -111,6 +116,10 @@ export class PartitionLane {
       this.sending.signed = true;
     }
     return this.sending.bytes;
+  }
+
+  private async packed(records: Buffer): Promise<Packed | undefined> {
+    return this.compression === "none" ? undefined : pack(this.compression, records);
   }
 
   stored(offset: number): Stored {
