@@ -1,7 +1,7 @@
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
 import { describe, expect, test } from "vitest";
-import { FairQueue } from "./fair-queue.js";
+import { FairQueue } from "../base/fair-queue.js";
 import { Work, Workshop } from "./work.js";
 
 const tooLarge = expect.objectContaining({ code: "TRB-REQ-TOO-LARGE" }) as Error;

@@ -1,7 +1,8 @@
 import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
+import { FairQueue } from "../base/fair-queue.js";
+import { FairPermits } from "../base/permits.js";
 import { unpackAside, unpackAtOnce } from "../contracts/unpack.js";
-import { FairQueue } from "./fair-queue.js";
 
 /** How long requests may occupy the event loop in one of its turns before others get to run. */
 const SLICE_MS = 5;
@@ -17,9 +18,8 @@ const INFLATING = 2;
  */
 export class Workshop {
   private readonly waiting = new FairQueue<() => void>();
-  private readonly toInflate = new FairQueue<() => void>();
+  private readonly inflating = new FairPermits(INFLATING);
   private spentMs = 0;
-  private inflating = 0;
 
   /** True when there is time left in this turn, and nobody waits for it. */
   get free(): boolean {
@@ -41,16 +41,8 @@ export class Workshop {
   }
 
   /** Runs `work`, which is done on another thread, with few others beside it. */
-  async aside<T>(producer: string, work: () => Promise<T>): Promise<T> {
-    if (this.inflating < INFLATING) this.inflating++;
-    else await new Promise<void>((resolve) => this.toInflate.add(producer, resolve));
-    try {
-      return await work();
-    } finally {
-      const next = this.toInflate.take();
-      if (next === undefined) this.inflating--;
-      else next();
-    }
+  aside<T>(producer: string, work: () => Promise<T>): Promise<T> {
+    return this.inflating.run(producer, work);
   }
 
   private readonly renew = (): void => {

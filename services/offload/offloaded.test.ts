@@ -41,6 +41,22 @@ describe("an old payload", () => {
     expect(await keysOf(reference.uri)).toHaveLength(2);
   });
 
+  test("of one tenant does not wait for all that another one has", async () => {
+    const offloaded = new Offloaded(store, KEEP);
+    const put = (tenant: string, i: number) => offloaded.put(tenant, "t/T", Buffer.alloc(1000, i));
+    const many = await Promise.all(Array.from({ length: MANY }, (_, i) => put("acme", i)));
+    const few = await put("globex", 1);
+    pass(8 * DAY);
+    const ended: string[] = [];
+    await Promise.all(
+      [...many, few].map(async (reference) => {
+        expect(await offloaded.holds(reference)).toBe(true);
+        ended.push(reference.uri);
+      }),
+    );
+    expect(ended.indexOf(few.uri)).toBeLessThan(3);
+  });
+
   test("is not read for who wants to put it, but taken again", async () => {
     const offers = overriding(store, {
       presignPut: async (key) => ({ method: "PUT", url: key, headers: {} }),

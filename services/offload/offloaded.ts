@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
+import { posix } from "node:path";
 import { setImmediate } from "node:timers/promises";
-import { Permits } from "../base/permits.js";
+import { FairPermits } from "../base/permits.js";
 import { type PayloadReference, uriOf } from "../contracts/payload-reference.js";
 import type { ObjectInfo, ObjectStore, PresignedPut } from "../storage/object-store.js";
 import { isOld, keptKey, laterKey, laterPrefix } from "./places.js";
@@ -28,8 +29,8 @@ type Named = Omit<PayloadReference, "typeUrl">;
  * found old, however late, takes nothing that an event has relied upon since.
  */
 export class Offloaded {
-  /** Old ones are put anew from memory: one at a time. */
-  private readonly renewing = new Permits(1);
+  /** Old ones are put anew from memory: one at a time, of the tenants in turn. */
+  private readonly renewing = new FairPermits(1);
   private readonly kept = new Set<string>();
   /** Those that are being kept, whoever asked for it first. */
   private readonly keeping = new Map<string, Promise<void>>();
@@ -98,18 +99,15 @@ export class Offloaded {
    * Puts a payload anew: `given`, or else what lies there and is old. False where there is none. Many may ask for the same
    * at once: the first one does it for all.
    */
-  private async putAnew(named: Named, given?: Buffer): Promise<boolean> {
-    const done = await this.renewing.acquire();
-    try {
+  private putAnew(named: Named, given?: Buffer): Promise<boolean> {
+    return this.renewing.run(posix.dirname(named.uri), async () => {
       const found = await this.lasting(named);
       if (found === "lasts") return true;
       const payload = given ?? (found && (await this.verified(found.key, named)));
       if (payload === undefined) return false;
       await this.store.put(laterKey(named.uri), payload);
       return true;
-    } finally {
-      done();
-    }
+    });
   }
 
   private async verified(key: string, { sizeBytes, sha256 }: Named): Promise<Buffer | undefined> {
