@@ -285,7 +285,11 @@ export class DeltaTable {
       if (failures >= PUT_ATTEMPTS) throw failure;
       const reason = this.conflict(request);
       if (reason !== undefined && !looked) continue;
-      if (reason !== undefined) return { kind: "conflict", reason };
+      if (reason !== undefined) {
+        // Offered for a version that is still free, it may come about yet: its files are not the caller's again.
+        if (attempt.offered === this.state.version + 1) throw failure;
+        return { kind: "conflict", reason };
+      }
       const version = this.state.version + 1;
       if (attempt.offered !== version) {
         const actions = [...request.actions, ...newestReceived(this.state, request.newest)];

@@ -2,6 +2,7 @@ import { afterEach, expect, test, vi } from "vitest";
 import { overriding } from "../../test/support/faulty-store.js";
 import { expectedRows, TableWriter, type Write } from "../../test/support/table-writers.js";
 import { NEVER, openWorkbench } from "../../test/support/tables.js";
+import { TributaryError } from "../base/errors.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { append } from "./append.js";
 import { compactUpserted } from "./compact.js";
@@ -127,6 +128,29 @@ test("files that were staged for half as long as orphans live are not committed"
   for await (const { key } of store.list(`${root}/`)) if (!key.includes("_delta_log")) files.push(key);
   expect(files).toEqual([]);
   expect(await mine.upsert([write("a")])).toMatchObject({ kind: "committed" });
+});
+
+test("files of a commit that may still come about stay, though they are too old to be offered again", async () => {
+  vi.useFakeTimers({ toFake: ["Date"] });
+  const root = freshRoot();
+  let late: (() => Promise<unknown>) | undefined;
+  const mine = await open(
+    root,
+    overriding(store, {
+      putIfAbsent: async (key, bytes) => {
+        if (late !== undefined || !key.endsWith("00001.json")) return store.putIfAbsent(key, bytes);
+        // The process wakes up in the midst of a request whose answer it does not get.
+        late = () => store.putIfAbsent(key, bytes);
+        vi.setSystemTime(Date.now() + 13 * HOUR_MS);
+        throw new TributaryError("TRB-STORE-FAILED");
+      },
+    }),
+  );
+  await expect(mine.upsert([write("a")])).rejects.toThrow(TributaryError);
+  await late!();
+  const fresh = await open(root);
+  expect((await verifyTable(fresh.table)).problems).toEqual([]);
+  expect(await fresh.rows()).toEqual(expectedRows([write("a")]));
 });
 
 test("a compaction that was frozen is given up, and what it made is removed", async () => {
