@@ -17,6 +17,7 @@ import type { PayloadSource } from "../../offload/payload-of.js";
 import { clearCopies } from "../../storage/object-cache.js";
 import type { ObjectStore } from "../../storage/object-store.js";
 import type { ChangeStreamReader } from "../../stream/change-stream.js";
+import { EmbeddedLogReader } from "../../stream/embedded/reader.js";
 import { KEY_FILE, SigningKey } from "../../tenancy/signing-key.js";
 import { openStore } from "./lake-store.js";
 import { streamKind } from "./streams.js";
@@ -97,7 +98,10 @@ export async function openServerStore(
   }
 }
 
-/** The one stream for all domains, or that of one domain. Errors: TRB-CONFIG where none is named and each has its own. */
+/**
+ * The one stream for all domains, or that of one domain, which must be there. Errors: TRB-CONFIG, also where no domain is
+ * named and each has its own.
+ */
 export async function openReader(config: Config, domain?: string): Promise<ChangeStreamReader> {
   const { kind, kafka, kinesis } = config.stream;
   const lacks = (setting: string) =>
@@ -108,6 +112,8 @@ export async function openReader(config: Config, domain?: string): Promise<Chang
   if (domain === undefined && kind === "kafka" && kafka.topic === undefined) throw lacks("kafka.topic");
   if (domain === undefined && kind === "kinesis" && kinesis.stream === undefined)
     throw lacks("kinesis.stream");
+  // A log that was made here would lie in a folder that others can read, and nobody would write to it.
+  if (kind === "embedded") return EmbeddedLogReader.open({ folder: layout(config.data).stream });
   const streams = await streamKind(config);
   return streams.reader(streams.nameOf(domain === undefined ? "" : `${domain}.`));
 }

@@ -44,15 +44,16 @@ export async function openIdentity(
   folder: string,
   partitions: number | undefined,
 ): Promise<StreamIdentity> {
-  await ensureFolder(files, logFolder(folder));
-  await ensureFolder(files, consumersFolder(folder));
   const path = join(folder, "stream.json");
   let bytes = await readWhole(files, path);
+  // Who only looks leaves nothing behind.
+  if (bytes === undefined && partitions === undefined) {
+    throw new TributaryError("TRB-CONFIG", "stream: there is none in this folder yet");
+  }
+  await ensureFolder(files, logFolder(folder));
+  await ensureFolder(files, consumersFolder(folder));
   if (bytes === undefined) {
-    if (partitions === undefined) {
-      throw new TributaryError("TRB-CONFIG", "stream: there is none in this folder yet");
-    }
-    if (!Number.isInteger(partitions) || partitions < 1 || partitions > MAX_PARTITIONS) {
+    if (!isCount(partitions)) {
       throw new TributaryError(
         "TRB-CONFIG",
         `stream.partitions: expected 1 to ${MAX_PARTITIONS}, found ${partitions}`,
@@ -86,6 +87,9 @@ export async function openIdentity(
   }
   return { name: found.name, partitions: Array.from({ length: found.partitions }, (_, p) => String(p)) };
 }
+
+const isCount = (partitions: unknown): partitions is number =>
+  Number.isInteger(partitions) && (partitions as number) >= 1 && (partitions as number) <= MAX_PARTITIONS;
 
 function isIdentity(value: unknown): value is { name: string; partitions: number } {
   if (typeof value !== "object" || value === null) return false;
