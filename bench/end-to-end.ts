@@ -40,7 +40,7 @@ export const orderTo = async (bus: BenchServer, data: string, events: number) =>
 
 /**
  * Resolves when all that the bus has acknowledged is in raw and refined. `env`: where stream and lake are, as this process
- * reaches them; `domain`: whose stream it is, where each has its own.
+ * reaches them.
  */
 export async function landed(data: string, env: NodeJS.ProcessEnv, lookMs: number, over = {}): Promise<void> {
   const config = loadConfig({ data, ...over }, { env });

@@ -111,6 +111,20 @@ describe("a raw table whose newest commit is torn", () => {
     await expectWhole();
   });
 
+  test("is left as it is where positions do not count events, unless the file that it has left has all of them", async () => {
+    tear(RAW);
+    const { store, duck, tableOptions, models } = lake.context;
+    // Of the kind that Kinesis has.
+    const low = `${"9".repeat(64)}.0000001`;
+    const parts = { store, duck, tableOptions, models, stream: "test", lowWater: new Map([["0", low]]) };
+    const { done, left } = await repairTable(parts, `raw/${THING}`, true);
+    expect(done).toEqual([]);
+    expect(left[0]).toMatch(/^whether events of partition 0 .* cannot be told/);
+    expect(left.at(-1)).toMatch(/nothing was changed$/);
+    await repair(`raw/${THING}`);
+    await expectWhole();
+  });
+
   test("of another program loses nothing when it is set aside", async () => {
     const next = String(commitsOf(RAW).length).padStart(20, "0");
     writeFileSync(inLake(`${RAW}/_delta_log/${next}.json`), '{"add":{"path":"x.parquet"');

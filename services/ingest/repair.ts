@@ -1,34 +1,24 @@
-import { basename, join } from "node:path";
 import type { DuckDBConnection } from "@duckdb/node-api";
-import { type Duck, literal, rowsOf } from "../base/duckdb.js";
+import { literal, rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
-import { type Lend, withAll } from "../base/with-all.js";
 import type { Model } from "../models/project.js";
 import type { RepairReport } from "../status/repair-request.js";
-import type { ObjectStore } from "../storage/object-store.js";
-import type { Checkpoint } from "../stream/change-stream.js";
 import { removeOf } from "../table/actions.js";
 import { stageFile } from "../table/data-file.js";
-import { DeltaTable, type TableOptions } from "../table/delta-table.js";
+import { DeltaTable } from "../table/delta-table.js";
 import { aheadOf, partsOf, progressOf, setProgress, trackOf } from "../table/progress.js";
 import { type Bench, type Inventory, openBench, setLogAside, takeInventory } from "../table/repair.js";
-import { rowsOfFiles, withFilesScan, withScan } from "../table/scan.js";
+import { rowsOfFiles, withFilesScan } from "../table/scan.js";
 import { Staging } from "../table/staging.js";
 import { verifyTable } from "../table/verify.js";
 import { DEAD_LETTERS_ROOT } from "./dead-letters.js";
 import { tell } from "./failure.js";
-import { parkedPositions } from "./parked-log.js";
+import { type EventPlaces, lostPositions } from "./lost-positions.js";
 import { rawRoot } from "./raw-table.js";
 import { AHEAD, FINGERPRINT, refinedRoot } from "./refined-table.js";
 
-export interface RepairParts {
-  readonly store: ObjectStore;
-  readonly duck: Duck;
-  readonly tableOptions: TableOptions;
+export interface RepairParts extends EventPlaces {
   readonly models: readonly Pick<Model, "name" | "domain" | "table" | "entityType">[];
-  /** Today's stream, and up to where it may have forgotten events. */
-  readonly stream: string;
-  readonly lowWater: Checkpoint;
 }
 
 /** What tells events, or letters, of one table apart. */
@@ -174,7 +164,7 @@ class Keeper {
       const [[count]] = (
         rows === undefined ? [[0n]] : await rowsOf(connection, `SELECT count(*) FROM (${rows})`)
       ) as [[bigint]];
-      const lost = this.isRaw ? await this.lostPositions(table, rows) : [];
+      const lost = this.isRaw ? await lostPositions(this.parts, table, rows) : [];
       if (lost.length > 0) {
         report.left.push(
           ...lost,
@@ -316,79 +306,4 @@ class Keeper {
       }),
     );
   }
-
-  /**
-   * Positions that the stream may have forgotten and that stand nowhere: not in any raw table, among the unreadable
-   * events, parked, or in `found`. Those beyond the table's own positions can only have been in what is damaged.
-   */
-  private async lostPositions(table: DeltaTable, found: string | undefined): Promise<string[]> {
-    const { store, duck, tableOptions, stream, lowWater } = this.parts;
-    const own = progressOf(table.snapshot);
-    const due = [...lowWater].filter(([partition, low]) => low > (own.get(trackOf(stream, partition)) ?? ""));
-    if (due.length === 0) return [];
-    const columns = ["stream", "partition", "position"];
-    const lenders: Lend<string>[] = [];
-    for (const root of await rootsOfEvents(store)) {
-      const each =
-        root === table.root
-          ? table
-          : await DeltaTable.open(store, root, duck, tableOptions).catch((error: unknown) => {
-              throw new TributaryError(
-                "TRB-TABLE-CORRUPT",
-                `what is lost cannot be told while ${root} cannot be read; repair that one first`,
-                { cause: error },
-              );
-            });
-      if (each === undefined || each.snapshot.files.length === 0) continue;
-      const where = root === DEAD_LETTERS_ROOT ? { where: "model = ''" } : {};
-      lenders.push((use) => withScan(each, each.snapshot, { columns, ...where }, use));
-    }
-    const aside = await parkedPositions(store, stream);
-    return withAll(lenders, (scans) =>
-      duck.with(async (connection) => {
-        const sources = [
-          ...(found === undefined ? [] : [`SELECT ${columns.join(", ")} FROM (${found})`]),
-          ...scans,
-        ];
-        await connection.run(
-          "CREATE TEMP TABLE parked_positions (stream VARCHAR, partition VARCHAR, position VARCHAR)",
-        );
-        try {
-          for (let at = 0; at < aside.length; at += 1000) {
-            const values = aside
-              .slice(at, at + 1000)
-              .map((one) => `(${[stream, one.partition, one.position].map(literal).join(", ")})`);
-            await connection.run(`INSERT INTO parked_positions VALUES ${values.join(", ")}`);
-          }
-          sources.push(`SELECT ${columns.join(", ")} FROM parked_positions`);
-          const lost: string[] = [];
-          for (const [partition, low] of due) {
-            const position = own.get(trackOf(stream, partition)) ?? "";
-            const [[count]] = (await rowsOf(
-              connection,
-              `SELECT count(DISTINCT position) FROM (${sources.map((one) => `(${one})`).join(" UNION ALL ")})
-             WHERE stream = ${literal(stream)} AND partition = ${literal(partition)}
-               AND position > ${literal(position)} AND position <= ${literal(low)}`,
-            )) as [[bigint]];
-            const missing = BigInt(low) - BigInt(position === "" ? 0 : position) - count;
-            if (missing > 0n) {
-              lost.push(
-                `${missing} events of partition ${partition} between positions ${position || "0"} and ${low} are nowhere else`,
-              );
-            }
-          }
-          return lost;
-        } finally {
-          await connection.run("DROP TABLE parked_positions");
-        }
-      }),
-    );
-  }
-}
-
-/** Where events may stand: raw tables, and dead letters for what is none. */
-async function rootsOfEvents(store: ObjectStore): Promise<string[]> {
-  const roots = new Set<string>([DEAD_LETTERS_ROOT]);
-  for await (const { key } of store.list("raw/")) roots.add(join("raw", key.split("/")[1]!));
-  return [...roots].filter((root) => basename(root) !== "");
 }

@@ -11,7 +11,7 @@ import {
   storedLetters,
 } from "../../ingest/redrive.js";
 import { DeltaTable } from "../../table/delta-table.js";
-import { openLog, openReader, readingDuck, withStore } from "../compose/runtime.js";
+import { openLog, readingDuck, withStore } from "../compose/runtime.js";
 import { textTable } from "../terminal/text-table.js";
 import { configOf, type DataOptions, withData } from "./options.js";
 
@@ -92,20 +92,14 @@ function lettersOf(options: Options): Promise<StoredLetter[]> {
   });
 }
 
-async function apply(config: Config, letters: readonly StoredLetter[]): Promise<Redriven> {
-  const reader = await openReader(config);
-  try {
-    return await withStore(config, async (store) => {
-      const log = openLog(config);
-      const parts = { config, store, stream: reader.name, log, registry: new Registry() };
-      const context = await openContext(parts);
-      try {
-        return await redrive(context, letters);
-      } finally {
-        context.duck.close();
-      }
-    });
-  } finally {
-    await reader.close();
-  }
+/** Letters say which stream they came by; it need not be there any more. */
+function apply(config: Config, letters: readonly StoredLetter[]): Promise<Redriven> {
+  return withStore(config, async (store) => {
+    const context = await openContext({ config, store, log: openLog(config), registry: new Registry() });
+    try {
+      return await redrive(context, letters);
+    } finally {
+      context.duck.close();
+    }
+  });
 }

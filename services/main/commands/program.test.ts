@@ -59,6 +59,24 @@ describe("help", () => {
   });
 });
 
+describe("where each domain has a topic of its own, and no broker answers", () => {
+  beforeEach(() => {
+    vi.stubEnv("TRIBUTARY_STREAM__KIND", "kafka");
+    vi.stubEnv("TRIBUTARY_STREAM__KAFKA__BROKERS", "127.0.0.1:1");
+    vi.stubEnv("TRIBUTARY_LOG__LEVEL", "silent");
+    mkdirSync(join(data(), "lake"), { recursive: true });
+  });
+
+  it.each([
+    [["deadletter", "redrive"], "applied 0"],
+    [["table", "repair", "scm.files", "--dry-run"], "scm.files: nothing is wrong"],
+    [["table", "repair", "dead_letters"], "dead_letters: nothing is wrong"],
+  ])("%s needs none", async (command, answer) => {
+    expect(await runProgram([...command, "--data", data()])).toBe(0);
+    expect(out).toContain(answer);
+  });
+});
+
 describe("a wrong command line ends with 2 and names the field", () => {
   const client = ["--url", "http://127.0.0.1:1"];
   it.each([

@@ -14,6 +14,8 @@ import {
   withdrawRepair,
 } from "../../status/repair-request.js";
 import type { ObjectStore } from "../../storage/object-store.js";
+import type { ChangeStreamReader } from "../../stream/change-stream.js";
+import { domainOf } from "../../stream/domains.js";
 import { lockData, openReader, readingDuck, withStore } from "../compose/runtime.js";
 import { printable } from "../terminal/text-table.js";
 import { configOf, type DataOptions, withData } from "./options.js";
@@ -79,7 +81,7 @@ async function repairHere(
   name: string,
   dryRun: boolean,
 ): Promise<RepairReport> {
-  const reader = await openReader(config);
+  const reader = await readerFor(config, name);
   const duck = await readingDuck();
   try {
     const parts = {
@@ -87,14 +89,20 @@ async function repairHere(
       duck,
       tableOptions: { checkpointEvery: config.table.checkpointEvery },
       models: loadModels(config.transformsDir),
-      stream: reader.name,
-      lowWater: await reader.lowWater(CONSUMER),
+      stream: reader?.name ?? "",
+      lowWater: (await reader?.lowWater(CONSUMER)) ?? new Map<string, string>(),
     };
     return await repairTable(parts, name, dryRun);
   } finally {
     duck.close();
-    await reader.close();
+    await reader?.close();
   }
+}
+
+/** The stream that a raw table's events come by; undefined for other tables, which are mended without. */
+async function readerFor(config: Config, name: string): Promise<ChangeStreamReader | undefined> {
+  const entityType = /^raw\/(.+)$/.exec(name)?.[1];
+  return entityType === undefined ? undefined : openReader(config, domainOf(entityType));
 }
 
 async function repairThere(store: ObjectStore, name: string): Promise<RepairReport> {
