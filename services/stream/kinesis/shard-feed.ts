@@ -4,6 +4,8 @@ import type { FetchedRecord, ShardSource } from "./shard-source.js";
 
 /** A shard asks for more once it holds less than this. */
 const LOW_BYTES = 256 * 1024;
+/** What an event occupies beside its bytes, about: records may be empty, and hold events of no bytes. */
+const EVENT_BYTES = 64;
 /** What one answer of a shard may hold. */
 const MOST_BYTES = 10 * 1024 * 1024;
 
@@ -116,7 +118,7 @@ export class ShardFeed {
     if (after !== undefined) while (at < count && eventPosition(record, at) <= after) at++;
     if (at === count) return after;
     this.records.push({ data, starts, ends, record, arrivedAt, at });
-    this.heldBytes += data.length;
+    this.heldBytes += sizeOf({ data, starts });
     return eventPosition(record, count - 1);
   }
 
@@ -125,7 +127,7 @@ export class ShardFeed {
     const record = this.records.shift();
     if (record === undefined) return;
     this.delivered.push({ position: this.last!, arrivedAt: record.arrivedAt });
-    this.heldBytes -= record.data.length;
+    this.heldBytes -= sizeOf(record);
     if (this.heldBytes < LOW_BYTES) this.more();
   }
 
@@ -137,3 +139,6 @@ export class ShardFeed {
     this.more();
   }
 }
+
+const sizeOf = ({ data, starts }: Pick<HeldRecord, "data" | "starts">): number =>
+  data.length + EVENT_BYTES * starts.length;
