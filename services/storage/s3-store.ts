@@ -77,8 +77,9 @@ export class S3Store implements ObjectStore {
       at.Key,
       async ({ signal, allow }) => {
         const { Body, ContentLength } = await client.send(new GetObjectCommand(at), { abortSignal: signal });
-        allow(requests.timeFor(ContentLength ?? 0));
-        return whole(await Body!.transformToByteArray(), ContentLength);
+        const length = told(ContentLength, Body);
+        allow(requests.timeFor(length));
+        return whole(await Body!.transformToByteArray(), length);
       },
       ({ kind }) => (kind === "absent" ? { value: undefined } : undefined),
     );
@@ -175,17 +176,18 @@ export class S3Store implements ObjectStore {
       at.Key,
       async ({ signal, allow }) => {
         for (;;) {
-          const { Body, ContentLength = 0 } = await client.send(new GetObjectCommand(at), {
+          const { Body, ContentLength } = await client.send(new GetObjectCommand(at), {
             abortSignal: signal,
           });
           const stream = Body as Readable;
           stream.on("error", () => undefined);
+          const length = told(ContentLength, Body);
           allow(ROOM_MS);
-          const made = await room(ContentLength).catch((error: unknown) => {
+          const made = await room(length).catch((error: unknown) => {
             stream.destroy();
             throw error;
           });
-          allow(requests.timeFor(ContentLength));
+          allow(requests.timeFor(length));
           if (made === "waited") {
             // No server waits as long with its answer; the room stays.
             stream.destroy();
@@ -193,7 +195,7 @@ export class S3Store implements ObjectStore {
           }
           const file = createWriteStream(path);
           await pipeline(stream, file, { signal });
-          if (file.bytesWritten !== ContentLength) throw new HalfBody();
+          if (file.bytesWritten !== length) throw new HalfBody();
           return true;
         }
       },
@@ -214,9 +216,12 @@ export class S3Store implements ObjectStore {
         ...(startAfter === "" ? {} : { StartAfter: this.s3.prefix + startAfter }),
         ...(token === undefined ? {} : { ContinuationToken: token }),
       });
-      const page = await requests.send("list", all, ({ signal }) =>
-        client.send(command, { abortSignal: signal }),
-      );
+      const page = await requests.send("list", all, async ({ signal }) => {
+        const answer = await client.send(command, { abortSignal: signal });
+        // Taken for the end, it would make objects that nobody sees.
+        if (answer.IsTruncated === true && answer.NextContinuationToken === undefined) throw new HalfBody();
+        return answer;
+      });
       for (const { Key = "", Size = 0, LastModified } of page.Contents ?? []) {
         const key = Key.slice(this.s3.prefix.length);
         // What consoles make to show a folder is no object of ours.
@@ -257,8 +262,15 @@ export class S3Store implements ObjectStore {
   }
 }
 
+/** The length that an answer announces. What may be of any length fills memory or disk. Errors: as `whole`. */
+function told(length: number | undefined, body: unknown): number {
+  if (length !== undefined) return length;
+  (body as Readable).destroy();
+  throw new HalfBody();
+}
+
 /** Errors: HalfBody, which is tried again. */
-function whole(bytes: Uint8Array, length: number | undefined): Buffer {
+function whole(bytes: Uint8Array, length: number): Buffer {
   if (bytes.length !== length) throw new HalfBody();
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
 }
