@@ -73,9 +73,10 @@ test("an answer that is read at the pace is left in peace, however long it takes
   });
   while (over.length === 0) await soon(10);
   expect(complete).toBe(true);
-  // Longer than one that does not read at all is waited for; the first ten megabytes are in the system's buffers.
+  // Longer than one that does not read at all is waited for.
   expect(performance.now() - started).toBeGreaterThan(1_000);
-  expect(read).toBeGreaterThan(15 * MiB);
+  // What has left is in the system's buffers, and comes.
+  while (read < 20 * MiB) await soon(10);
   socket.destroy();
 });
 
