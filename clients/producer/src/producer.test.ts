@@ -115,6 +115,22 @@ describe("batches", () => {
     expect((settled[5] as PromiseRejectedResult).reason).toMatchObject({ code: "TRB-REQ-TOO-LARGE" });
     expect(bus.taken).toHaveLength(15);
   });
+
+  it("an event that is given up while its batch turns out too large holds up neither its entity nor room", async () => {
+    let answer: (behaviour: Behaviour) => void = () => undefined;
+    const tooLarge = new Promise<Behaviour>((resolve) => {
+      answer = resolve;
+    });
+    bus.behave = ({ number }) => (number === 1 ? tooLarge : { kind: "take" });
+    make({ deadlineMs: 200 });
+    const sent = [failureOf(producer.send(event("a", 1))), failureOf(producer.send(event("b", 1)))];
+    for (const { code } of await Promise.all(sent)) expect(code).toBe("TRB-PRODUCER-DEADLINE");
+    const next = producer.send(event("a", 2));
+    answer({ kind: "status", status: 413, code: "TRB-REQ-TOO-LARGE" });
+    await next;
+    expect(bus.taken.map(({ version }) => version)).toEqual([2]);
+    expect(producer.pending).toEqual({ events: 0, bytes: 0 });
+  });
 });
 
 describe("order", () => {

@@ -260,11 +260,14 @@ export class Producer {
         this.ready.putBack(this.unlessDone(batch));
         return;
       }
-      case "too-large":
+      case "too-large": {
         if (batch.length === 1) break;
-        for (const entry of batch) entry.place = "resting";
-        this.halves.push(batch.slice(0, batch.length >> 1), batch.slice(batch.length >> 1));
+        const rest = this.unlessDone(batch);
+        for (const entry of rest) entry.place = "resting";
+        const middle = rest.length >> 1;
+        this.halves.push(...[rest.slice(0, middle), rest.slice(middle)].filter(({ length }) => length > 0));
         return;
+      }
     }
     for (const entry of batch) {
       entry.giveUp(outcome.error);

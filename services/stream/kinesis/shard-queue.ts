@@ -178,8 +178,9 @@ export class ShardQueue {
     return runs.map(({ next, indexes, ...run }) => ({ ...run, indexes: indexes.slice(next) }));
   }
 
-  /** Lets all go, with an error. */
+  /** Lets all go, with an error, what is on its way too. */
   fail(error: unknown): void {
+    this.sending = undefined;
     for (const { appending } of this.drain()) appending.fail(error);
   }
 }

@@ -189,3 +189,23 @@ test("an event that looks like an aggregated record smuggles nothing in", async 
   expect([...stored(kinesis).values()]).toEqual([event.toString("latin1")]);
   await writer.close();
 });
+
+test("an answer that makes no sense fails what it speaks of, and stops nothing that comes later", async () => {
+  const kinesis = new FakeKinesis(1);
+  const client = kinesis.client();
+  let broken = true;
+  const send = async (command: unknown) => {
+    const answer = await client.send(command as never);
+    if (!broken || !(command instanceof PutRecordsCommand)) return answer;
+    broken = false;
+    return { Records: [{ ShardId: kinesis.shards[0]!.id, SequenceNumber: "not a number" }] };
+  };
+  const writer = await KinesisWriter.open({
+    client: { send } as unknown as typeof client,
+    stream: "fake",
+    leases: async () => new MemoryLeases(),
+  });
+  await expect(writer.append(batch(0, 1))).rejects.toMatchObject({ code: "TRB-STREAM-CORRUPT" });
+  expect((await writer.append(batch(1, 1))).positions).not.toContain(undefined);
+  await writer.close();
+});
