@@ -1,5 +1,6 @@
 import { setImmediate } from "node:timers/promises";
 import { expect, test } from "vitest";
+import { FeedSet } from "./feed-set.js";
 import { ShardFeed } from "./shard-feed.js";
 import type { Fetched } from "./shard-source.js";
 
@@ -35,4 +36,20 @@ test("records without a byte are not read ahead without end, and all come when t
   }
   expect(taken).toBe(LAST * EACH);
   expect(feed.bytes).toBe(0);
+});
+
+test("what was taken of one shard is delivered, also when another one has failed", async () => {
+  const feeds = new FeedSet();
+  const well = new ShardFeed("well", undefined, feeds);
+  const failed = new ShardFeed("failed", undefined, feeds);
+  feeds.add(well);
+  feeds.add(failed);
+  const records = [{ sequence: "1", data: Buffer.from("event"), arrivedAt: 0 }];
+  well.start({ next: async () => ({ records, behindMs: 0, ended: true }) });
+  failed.start({ next: () => Promise.reject(new Error("gone")) });
+  while (well.records.length === 0 || failed.failure === undefined) await setImmediate();
+  const limit = { maxEvents: 10, maxBytes: 1_000, waitMs: 0 };
+  const batch = feeds.take(limit, () => true);
+  expect(batch?.count).toBe(1);
+  expect(() => feeds.take(limit, () => true)).toThrow("gone");
 });
