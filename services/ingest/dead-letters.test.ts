@@ -164,6 +164,29 @@ describe("an event that a model cannot digest", () => {
     }
   });
 
+  test("is not taken for applied where the table has become another model's", async () => {
+    const lake = await Lake.create({ models: CAST });
+    try {
+      await (await lake.lane()).land(new TestStream().batch(mixed(6, [1, 4], [])));
+      const target = await lake.target();
+      const { table } = target;
+      const properties = { ...table.metaData.configuration, "tributary.fingerprint": "another" };
+      await table.commit({
+        operation: "REPLACE TABLE",
+        actions: [{ metaData: { ...table.metaData, configuration: properties } }],
+        expect: new Map(),
+        basedOn: table.snapshot.version,
+        serializable: true,
+      });
+      const batch = new EventBatch("t.v1.Thing", "test");
+      const bytes = encodeTestEvent(thing(7, "7"));
+      batch.add(bytes, 0, bytes.length, "0", at(7), 0);
+      await expect(target.reapply(batch)).rejects.toMatchObject({ code: "TRB-MODEL-INVALID" });
+    } finally {
+      await lake.close();
+    }
+  });
+
   test("that still fails when applied again is told apart from those that go well", async () => {
     const lake = await Lake.create({ models: CAST });
     try {

@@ -1,6 +1,5 @@
 import type { DuckDBBlobValue, DuckDBTimestampTZValue } from "@duckdb/node-api";
 import { literal, rowsOf } from "../base/duckdb.js";
-import { TributaryError } from "../base/errors.js";
 import { type Action, removeOf } from "../table/actions.js";
 import { stageFile } from "../table/data-file.js";
 import type { DeltaTable } from "../table/delta-table.js";
@@ -8,7 +7,7 @@ import { withFilesScan } from "../table/scan.js";
 import { Staging } from "../table/staging.js";
 import type { IngestContext } from "./context.js";
 import { EventBatch } from "./event-batch.js";
-import { Target } from "./target.js";
+import { changed, Target } from "./target.js";
 
 export interface StoredLetter {
   readonly model: string;
@@ -105,12 +104,7 @@ export async function redrive(context: IngestContext, letters: readonly StoredLe
     }
     const target = await Target.open(context, model);
     try {
-      if (target.outdated) {
-        throw new TributaryError(
-          "TRB-MODEL-INVALID",
-          `${name}: the model has changed; ingest rebuilds its table first`,
-        );
-      }
+      if (target.outdated) throw changed(name);
       for (const stream of new Set(own.map((letter) => letter.stream))) {
         const some = own.filter((letter) => letter.stream === stream);
         const batch = new EventBatch(model.entityType, stream);

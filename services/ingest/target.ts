@@ -147,6 +147,7 @@ export class Target {
   /**
    * Applies stored events again without moving positions: redrive of dead letters. Those that the model can digest
    * are in the table when this resolves; the others are returned, as indices into `events`.
+   * Errors: TRB-MODEL-INVALID when the table is another model's.
    */
   async reapply(events: EventBatch): Promise<Poison[]> {
     const failed = new Map<number, Poison>();
@@ -168,6 +169,8 @@ export class Target {
       await this.table.refresh();
       for await (const slice of slicesOf(events, this.context.decoding)) {
         const taken = await takeIn(this.refiner, this.upserts, slice, taking);
+        // Nothing is in, and what the other model makes of the events is its own.
+        if (taken.kind === "given-up") throw changed(this.model.name);
         // Another writer was here. An upsert may be repeated.
         if (taken.kind === "conflict") done = false;
       }
@@ -183,3 +186,7 @@ export class Target {
 }
 
 const NOWHERE: Progress = new Map();
+
+/** For who would apply events to a table that another model has made, or is going to. */
+export const changed = (name: string): TributaryError =>
+  new TributaryError("TRB-MODEL-INVALID", `${name}: the model has changed; ingest rebuilds its table first`);

@@ -6,11 +6,12 @@ import { commit, NEVER, openWorkbench } from "../../test/support/tables.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { type Action, type AddAction, removeOf } from "./actions.js";
 import { definition, type TableSpec } from "./definition.js";
-import { encodeVectorFile, vectorFileName } from "./deletion-vector.js";
+import { encodeVector, encodeVectorFile, vectorFileName } from "./deletion-vector.js";
 import { listLog } from "./delta-log.js";
 import { DeltaTable } from "./delta-table.js";
 import { advancePositions, positionsOf } from "./progress.js";
 import type { TableSnapshot } from "./types.js";
+import { encodeZ85 } from "./z85.js";
 
 const { store, duck, freshRoot } = await openWorkbench();
 
@@ -362,4 +363,20 @@ test("a mask that could not be read is read again, not remembered", async () => 
   await expect(table.mask(file!)).rejects.toThrow("down");
   down = false;
   expect([...(await table.mask(file!))!.toRows()]).toEqual([2, 5]);
+});
+
+test("inline vectors of files alike in what is masked, and not in how many rows they have, are two masks", async () => {
+  const table = await open(freshRoot());
+  const payload = encodeVector(Uint32Array.of(0, 2));
+  const padded = Buffer.concat([payload, Buffer.alloc((4 - (payload.length % 4)) % 4)]);
+  const vector = {
+    storageType: "i",
+    pathOrInlineDv: encodeZ85(padded),
+    sizeInBytes: payload.length,
+    cardinality: 2,
+  } as const;
+  const actions = [3, 30].map((rows) => ({ add: { ...addOf(rows), deletionVector: vector } }));
+  await commit(table, actions);
+  const masks = await Promise.all(table.snapshot.files.map((file) => table.mask(file)));
+  expect(masks.map((mask) => mask!.rows)).toEqual([3, 30]);
 });

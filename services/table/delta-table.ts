@@ -230,7 +230,7 @@ export class DeltaTable {
   async mask(file: TableFile): Promise<Mask | undefined> {
     const vector = file.add.deletionVector;
     if (vector === undefined) return undefined;
-    const id = vectorId(vector);
+    const id = maskId(file.path, vector);
     let mask = this.masks.get(id);
     if (mask === undefined) {
       mask = readMask(this.place, file);
@@ -241,8 +241,8 @@ export class DeltaTable {
   }
 
   /** Lets a writer hand over masks it has just made, so that they are not read back. */
-  rememberMask(vector: DeletionVectorDescriptor, mask: Mask): void {
-    this.masks.set(vectorId(vector), Promise.resolve(mask));
+  rememberMask(path: string, vector: DeletionVectorDescriptor, mask: Mask): void {
+    this.masks.set(maskId(path, vector), Promise.resolve(mask));
   }
 
   /**
@@ -375,7 +375,12 @@ export class DeltaTable {
   private trim(): void {
     this.state.trimRemoved(Date.now() - this.retentionMs);
     if (this.masks.size < 2 * this.state.files.size + 64) return;
-    const live = new Set([...this.state.files.values()].map((file) => vectorId(file.add.deletionVector)));
+    const live = new Set<string>();
+    for (const { path, add } of this.state.files.values())
+      if (add.deletionVector !== undefined) live.add(maskId(path, add.deletionVector));
     for (const id of this.masks.keys()) if (!live.has(id)) this.masks.delete(id);
   }
 }
+
+/** By file, too: other writers' inline vectors of two files may be the same text, and the files have other numbers of rows. */
+const maskId = (path: string, vector: DeletionVectorDescriptor): string => `${vectorId(vector)} ${path}`;

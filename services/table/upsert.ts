@@ -264,9 +264,9 @@ export class UpsertWriter {
   ): void {
     // By the commit's own vectors: while its answer was lost others may have laid newer ones over the same files.
     const own = new Map(vectors.flatMap(({ add }) => (add === undefined ? [] : [[add.path, add]])));
-    for (const [{ add }, mask] of masked) {
+    for (const [{ path, add }, mask] of masked) {
       const vector = own.get(add.path)?.deletionVector;
-      if (vector !== undefined) this.table.rememberMask(vector, mask);
+      if (vector !== undefined) this.table.rememberMask(path, vector, mask);
     }
     const named = new Set(born.map(({ add }) => add.path));
     const placed = [
