@@ -21,18 +21,19 @@ const MAX_BATCHES = 32;
 
 /** The leader has not stored the batch and will not; another try may find the right one. */
 const NOT_STORED: ReadonlySet<number> = new Set<number>([
-  KAFKA.NOT_LEADER_OR_FOLLOWER,
   KAFKA.LEADER_NOT_AVAILABLE,
-  KAFKA.UNKNOWN_TOPIC_OR_PARTITION,
-  KAFKA.KAFKA_STORAGE_ERROR,
   KAFKA.FENCED_LEADER_EPOCH,
   KAFKA.UNKNOWN_LEADER_EPOCH,
   KAFKA.NOT_ENOUGH_REPLICAS,
   KAFKA.CORRUPT_MESSAGE,
 ]);
+/** Also what a leader answers that stops being one, or loses its disk, while a batch of its log waits for the replicas. */
 const DOUBTFUL: ReadonlySet<number> = new Set<number>([
   KAFKA.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
   KAFKA.REQUEST_TIMED_OUT,
+  KAFKA.NOT_LEADER_OR_FOLLOWER,
+  KAFKA.UNKNOWN_TOPIC_OR_PARTITION,
+  KAFKA.KAFKA_STORAGE_ERROR,
 ]);
 /** Somebody has made max.message.bytes smaller since we looked. */
 const TOO_LARGE: ReadonlySet<number> = new Set<number>([
