@@ -139,6 +139,18 @@ test("a follower reads parents before children", async () => {
   expect(new Set(texts(events))).toEqual(new Set(numbered(0, 80)));
 });
 
+test("a follower of what comes next misses nothing, also when its place expires before it has read anything", async () => {
+  let away = true;
+  kinesis.before = (command) => {
+    if (away && command instanceof GetRecordsCommand) throw throttled();
+  };
+  const follower = await (await openReader()).follow("next");
+  await append(0, 40);
+  kinesis.expireIterators();
+  away = false;
+  expect(new Set(texts(await readEvents(follower, 40)))).toEqual(new Set(numbered(0, 40)));
+});
+
 test("several consumers share the shards, hand over what they have read and committed, and miss nothing", async () => {
   await begin(4);
   const held = new Map<string, Set<string>>();

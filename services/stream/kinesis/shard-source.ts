@@ -62,6 +62,8 @@ export interface SourceOptions {
 
 /** A shard answers five reads a second, of all its readers together. */
 const READ_GAP_MS = 200;
+/** How far our clock may be ahead of the one that tells when records came; a few of before may come along. */
+const CLOCKS_MS = 60_000;
 /** Failures in a row; throttling is none. */
 const TRIES = 8;
 
@@ -78,7 +80,10 @@ export class PollSource implements ShardSource {
 
   /** Takes its place now rather than at the first read. */
   async begin(): Promise<void> {
+    const since = Date.now() - CLOCKS_MS;
     this.iterator ??= await this.findPlace();
+    // What comes before the first read is after this place, also when the iterator has expired by then.
+    if (this.place === "next") this.place = { since };
   }
 
   async next(): Promise<Fetched> {
