@@ -4,7 +4,7 @@ import { slotsOfRange } from "../../base/slots.js";
 import type { Checkpoint, PartitionHolder, StreamBatch, StreamConsumer } from "../change-stream.js";
 import { closedError, streamDown } from "../failures.js";
 import { BatchCutter, readWhenThere } from "./batches.js";
-import { codeOf, KAFKA, Unanswered } from "./failures.js";
+import { codeOf, KAFKA, Refused, Unanswered } from "./failures.js";
 import { type Cursor, Fetcher, type FetchLimits } from "./fetcher.js";
 import { GroupMember, type GroupTimes, type PartitionOwner } from "./group-member.js";
 import {
@@ -180,6 +180,9 @@ export class KafkaConsumer implements StreamConsumer, PartitionOwner {
 
   /** Of a partition that nobody of the group has read yet, reading begins with what is there, and that is put down. */
   async gained(partitions: readonly number[], membership: Membership): Promise<void> {
+    // Whoever shares out may have seen more of them than we were told of: asked for again, they have records and names.
+    if (partitions.some((partition) => partition >= this.topic.state.leaders.length))
+      throw new Refused("metadata", KAFKA.UNKNOWN_TOPIC_OR_PARTITION);
     const [committed, earliest] = await Promise.all([
       committedOffsets(this.topic, membership.group, membership.coordinator),
       listOffsets(this.topic, "earliest"),

@@ -122,7 +122,9 @@ export class KafkaReader implements ChangeStreamReader {
         left.add(partition);
         fetcher.add(partition, from);
       }
-      while (left.size > 0 && !this.closed) {
+      while (left.size > 0) {
+        // Whoever looks would take the rest for nothing.
+        if (this.closed) throw closedError("stream reader");
         const fetched = fetcher.take();
         if (fetched === undefined) {
           await fetcher.wait(LOOK_MS);
