@@ -47,7 +47,7 @@ describe("copies", () => {
     const origin = new Origin();
     const keys = ["t=acme/f", "t=acme%2Ff", "t=acme/F", "../t=acme/f", "t=globex/f"];
     for (const _ of [1, 2]) expect(await read(cache, origin, ...keys)).toEqual(keys);
-    expect(origin.fetched).toEqual(keys);
+    expect([...origin.fetched].sort()).toEqual([...keys].sort());
     await cache.withLocal(keys, origin.fetch, async (paths) => {
       expect(new Set(paths).size).toBe(keys.length);
       for (const path of paths) {
