@@ -16,6 +16,7 @@ import { encodeEvent } from "../contracts/encode-event.js";
 import { progressOf } from "../table/progress.js";
 import { withScan } from "../table/scan.js";
 import { EventBatch } from "./event-batch.js";
+import { Target } from "./target.js";
 
 const CHANGED = { things: `${THINGS_SQL} and true` };
 
@@ -275,4 +276,41 @@ test("a model does not go beyond raw's rows that could not be read to the end", 
     await lake.settled();
     expect(await lake.rows()).toEqual(expectedThings(events));
     expect(cut).toBe(2);
+  }));
+
+test("a model takes no live batch while its catch-up still runs, though its table is in step by then", () =>
+  withLake({}, async (lake) => {
+    const events = randomEvents(new Random(3), 60);
+    const stream = new TestStream("log");
+    const lane = await lake.lane();
+    await lake.settled();
+    vi.spyOn(Target.prototype, "refine").mockRejectedValueOnce(new Error("once"));
+    const catchUp = Target.prototype.catchUp;
+    let calls = 0;
+    let isThere = false;
+    let release: () => void = () => undefined;
+    const released = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    vi.spyOn(Target.prototype, "catchUp").mockImplementation(async function (this: Target, ...rest) {
+      // The second is the last step, between batches: a slow store keeps it after its commit.
+      if (++calls === 1) return;
+      await catchUp.apply(this, rest);
+      isThere = true;
+      if (calls === 2) await released;
+    });
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    try {
+      await lane.land(stream.batch(events.slice(0, 30)));
+      await expect.poll(() => isThere).toBe(true);
+      vi.advanceTimersByTime(60_000);
+      await lane.look();
+      expect(lane.behind).toBe(true);
+    } finally {
+      vi.useRealTimers();
+      release();
+    }
+    await lake.settled();
+    await lane.land(stream.batch(events.slice(30)));
+    expect(await lake.rows()).toEqual(expectedThings(events));
   }));

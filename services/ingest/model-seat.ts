@@ -171,12 +171,14 @@ export class ModelSeat {
       let last: Promise<void> | undefined;
       await this.host.exclusively(async () => {
         signal.throwIfAborted();
+        let ended = true;
         // Building it anew, or waiting for somebody who does, would keep them waiting for nothing.
         if (!target.outdated && !target.inStep(this.host.rawProgress())) {
           last = target.catchUp(this.host.raw, signal);
-          await within(PATIENCE_MS, last);
+          ended = await within(PATIENCE_MS, last);
         }
-        this.live = target.inStep(this.host.rawProgress());
+        // One that still runs would go on beside live batches, on the same connection.
+        this.live = ended && target.inStep(this.host.rawProgress());
       });
       await last;
       if (this.live) return;

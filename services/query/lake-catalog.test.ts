@@ -11,6 +11,7 @@ import { type BoundModel, bindModel } from "../models/bind.js";
 import { loadModels } from "../models/project.js";
 import { writeWorkerStatus } from "../status/ingest-status.js";
 import type { StreamBatch } from "../stream/change-stream.js";
+import { setLogAside } from "../table/repair.js";
 import { type CatalogTable, visibleColumns } from "./catalog.js";
 import { LakeCatalog } from "./lake-catalog.js";
 import { lookForWaiting } from "./waiting-events.js";
@@ -121,6 +122,27 @@ const shown = (tables: readonly CatalogTable[]) =>
     description: table.description,
     columns: visibleColumns(table),
   }));
+
+test("a table whose log a repair has set aside is read from its new one, never from both", async () => {
+  const land = async (events: readonly TestEvent[]) => {
+    const done = landed;
+    for (const event of events) stream.append(event, 1);
+    landed += events.length;
+    await (await lake.lane()).land(stream.batch(done));
+  };
+  let landed = 0;
+  for (const id of ["1", "2", "3"]) await land([thing("acme", id)]);
+  await lake.settled();
+  expect(await rows(await things(), "acme")).toHaveLength(3);
+  await lake.reopen();
+  await setLogAside(lake.context.store, "refined/t/things");
+  for (const id of ["1", "2", "4"]) {
+    await land([thing("acme", id)]);
+    await lake.settled();
+    const there = (await rows(await things(), "acme")).map(([, entity]) => entity);
+    expect(there).toEqual(id === "4" ? ["1", "2", "3", "4"] : ["1", "2", "3"]);
+  }
+});
 
 describe("tables are the project's models", () => {
   test("from the first minute, empty, and the same once another tenant has rows", async () => {

@@ -2,9 +2,10 @@ import type { Duck } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import type { BoundModel } from "../models/bind.js";
 import { readIngestStatus, type TableStatus } from "../status/ingest-status.js";
-import type { ObjectStore } from "../storage/object-store.js";
+import type { ObjectInfo, ObjectStore } from "../storage/object-store.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
 import type { Streams } from "../stream/domains.js";
+import { commitKey } from "../table/actions.js";
 import { DeltaTable, type TableOptions } from "../table/delta-table.js";
 import { positionsOf } from "../table/progress.js";
 import { withScan } from "../table/scan.js";
@@ -24,6 +25,13 @@ export interface LakeCatalogOptions {
   readonly consumer: string;
   /** The project's models as of now. */
   readonly models: () => readonly BoundModel[];
+}
+
+interface Opened {
+  readonly table: DeltaTable;
+  /** The newest commit when it was opened: the log is that very one for as long as this is there. */
+  readonly key: string;
+  readonly commit: ObjectInfo | undefined;
 }
 
 /** Milliseconds for which one look at the stream answers all that ask. */
@@ -51,7 +59,7 @@ const REMEDIES: Readonly<Record<TableStatus["state"], string>> = {
  * cannot be read fails the queries that read it, and no other.
  */
 export class LakeCatalog implements Catalog {
-  private readonly open = new Map<string, DeltaTable>();
+  private readonly open = new Map<string, Opened>();
   private readonly columns = new WeakMap<BoundModel, Promise<readonly Column[]>>();
   /** The last look at each stream, by its name. */
   private readonly looks = new Map<string, Look>();
@@ -130,15 +138,28 @@ export class LakeCatalog implements Catalog {
   }
 
   private async snapshot({ domain, table: name }: BoundModel) {
-    const { store, duck, table: options } = this.options;
+    const { store } = this.options;
     const root = `refined/${domain}/${name}`;
-    let table = this.open.get(root);
-    if (table === undefined) {
-      table = await DeltaTable.open(store, root, duck, options);
-      if (table === undefined) return undefined;
-      this.open.set(root, table);
+    for (;;) {
+      const opened = this.open.get(root) ?? (await this.openAt(root));
+      if (opened === undefined) return undefined;
+      const { table, key, commit } = opened;
+      const refreshed = table.refresh();
+      const [there] = await Promise.all([store.stat(key), refreshed.catch(() => undefined)]);
+      if (isSame(commit, there)) return { table, snapshot: await refreshed };
+      // A repair has set the log aside: what is known here is of another table than the one that was made since.
+      if (this.open.get(root) === opened) this.open.delete(root);
     }
-    return { table, snapshot: await table.refresh() };
+  }
+
+  private async openAt(root: string): Promise<Opened | undefined> {
+    const { store, duck, table: options } = this.options;
+    const table = await DeltaTable.open(store, root, duck, options);
+    if (table === undefined) return undefined;
+    const key = commitKey(root, table.snapshot.version);
+    const opened = { table, key, commit: await store.stat(key) };
+    this.open.set(root, opened);
+    return opened;
   }
 
   private streamOf(entityType: string) {
@@ -201,6 +222,9 @@ export class LakeCatalog implements Catalog {
     return found;
   }
 }
+
+const isSame = (a: ObjectInfo | undefined, b: ObjectInfo | undefined): boolean =>
+  a?.modifiedAt === b?.modifiedAt && a?.bytes === b?.bytes;
 
 const unreadable = (name: string, cause: unknown): TributaryError =>
   new TributaryError("TRB-QUERY-UNREADABLE", `${name}: the table cannot be read now`, { cause });

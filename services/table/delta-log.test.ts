@@ -1,7 +1,7 @@
 import { copyFileSync, readFileSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { overriding } from "../../test/support/faulty-store.js";
 import { commit, NEVER, openWorkbench } from "../../test/support/tables.js";
 import { literal, rowsOf } from "../base/duckdb.js";
@@ -97,6 +97,31 @@ describe("a table opens", () => {
     await commit(writer, [{ add: addOf() }]);
     expect(paths(await open(root))).toHaveLength(7);
   });
+});
+
+test("a store that fails does not take the time of the newest commit away from a log checkpoint", async () => {
+  const root = freshRoot();
+  const table = await create(root);
+  const ahead = vi.spyOn(Date, "now").mockReturnValue(4_000_000_000_000);
+  await commit(table, [{ add: addOf() }]);
+  ahead.mockRestore();
+  await table.checkpoint();
+  let failures = 1;
+  const flaky = overriding(store, {
+    get: (key) =>
+      key === commitKey(root, 1) && failures-- > 0
+        ? Promise.reject(new TributaryError("TRB-STORE-FAILED"))
+        : store.get(key),
+  });
+  const opening = DeltaTable.openOrCreate(flaky, root, duck, NEVER, SPEC);
+  await expect(opening).rejects.toMatchObject({ code: "TRB-STORE-FAILED" });
+  await commit(await DeltaTable.openOrCreate(flaky, root, duck, NEVER, SPEC), [{ add: addOf() }]);
+  const times = await Promise.all(
+    [1, 2].map(
+      async (version) => (await readCommit(store, root, version))![0]!.commitInfo!.inCommitTimestamp!,
+    ),
+  );
+  expect(times[1]).toBeGreaterThan(times[0]!);
 });
 
 test.each([

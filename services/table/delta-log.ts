@@ -134,7 +134,9 @@ async function startAt(place: LogPlace, from: LogCheckpoint | undefined): Promis
   if (from !== undefined) {
     await loadCheckpoint(place, from, state);
     // The time of the newest commit, which log checkpoints do not hold.
-    const commit = await readCommit(place.store, place.root, from.version).catch(() => undefined);
+    const commit = await readCommit(place.store, place.root, from.version).catch((error: unknown) => {
+      if (!isDamage(error)) throw error;
+    });
     state.time = commit?.[0]?.commitInfo?.inCommitTimestamp ?? 0;
   }
   await advance(place, state);
