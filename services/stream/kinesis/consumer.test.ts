@@ -254,6 +254,37 @@ test("what is trimmed because the retention was made shorter while we run is tol
   await expect(follower.read(LIMIT)).rejects.toMatchObject({ code: "TRB-STREAM-FORGOTTEN" });
 });
 
+test("what a child has lost before it was begun is told of, when its parent was read long after the split", async () => {
+  kinesis.retentionHours = 7 * 24;
+  const consumer = await (await openReader()).consume("c");
+  await append(0, 4);
+  await readEvents(consumer, 4);
+  await consumer.close();
+  await append(4, 1);
+  kinesis.split(0);
+  await append(5, 2, (i) => 3 * i);
+  later(3 * DAY);
+  // It has got as far as the parent's end, and then is away again.
+  const slow = await (await openReader()).consume("c");
+  kinesis.before = (command) => {
+    if (command instanceof GetRecordsCommand && !command.input.ShardIterator!.includes("-000000000000:")) {
+      throw throttled();
+    }
+  };
+  const events = await readEvents(slow, 5);
+  await slow.commit(ends(events));
+  const parent = `c/${kinesis.shards[0]!.id}`;
+  await vi.waitFor(() => expect(leases.leases.get(parent)).toMatchObject({ finished: true }), 5_000);
+  await slow.close();
+  kinesis.before = () => undefined;
+  vi.restoreAllMocks();
+  later(8 * DAY);
+  for (const { records } of kinesis.shards) records.splice(0);
+  await expect((await (await openReader()).consume("c")).read(LIMIT)).rejects.toMatchObject({
+    code: "TRB-STREAM-FORGOTTEN",
+  });
+});
+
 test("a retention that cannot be asked for is as it was", async () => {
   await append(0, 10);
   const reader = await openReader();

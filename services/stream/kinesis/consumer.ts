@@ -217,17 +217,23 @@ export class KinesisConsumer implements StreamConsumer {
     const shards = await api.shards();
     this.infos = new Map(shards.map((shard) => [shard.id, shard]));
     const found = (await leases.list()).filter(({ name }) => name.startsWith(this.scope));
-    const names = new Set(found.map(({ name }) => name));
-    const fresh = formatCheckpoint({ position: undefined, coveredUntil: Date.now() });
+    const now = Date.now();
+    const known = new Map(found.map((lease) => [this.shardOf(lease.name), lease]));
+    const fresh = ({ parents }: ShardInfo) => {
+      // What came into a child has come since its parents were read so far, which may be days ago.
+      const read = parents.map((parent) => readCheckpoint(known.get(parent)?.checkpoint ?? "").coveredUntil);
+      const coveredUntil = Math.min(...read.map((until) => until ?? now), now);
+      return formatCheckpoint({ position: undefined, coveredUntil });
+    };
     await leases.change([
       ...shards
-        .filter(({ id }) => !names.has(this.scope + id))
-        .map(({ id, parents }) => ({
+        .filter(({ id }) => !known.has(id))
+        .map((shard) => ({
           from: undefined,
           to: newLease(
-            this.scope + id,
-            parents.map((parent) => this.scope + parent),
-            fresh,
+            this.scope + shard.id,
+            shard.parents.map((parent) => this.scope + parent),
+            fresh(shard),
           ),
         })),
       ...found

@@ -59,7 +59,9 @@ export class LossGuard {
     const found = first !== undefined && first.sequence === this.expected;
     if (this.pending && !found && (await this.mayMiss())) throw forgotten(shard);
     this.pending = false;
-    this.covered = Date.now() - behindMs;
+    // A shard that has ended is not behind, however long ago it did: its children may hold all that came since.
+    if (ended) this.covered = Math.max(records.at(-1)?.arrivedAt ?? 0, this.covered ?? 0) || undefined;
+    else this.covered = Date.now() - behindMs;
   }
 }
 
