@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { BusClient } from "../../../clients/producer/src/bus-client.js";
+import { BusClient, unreachable } from "../../../clients/producer/src/bus-client.js";
 import type { ProducerError } from "../../../clients/producer/src/errors.js";
 import { pauseMs } from "../../../clients/producer/src/pause.js";
 import { CODES, type Code } from "../../base/codes.js";
@@ -72,6 +72,11 @@ export class EventSender {
       if (outcome.kind === "later") {
         failure = this.failure(outcome.error);
         this.met ||= outcome.status !== undefined;
+      } else if (outcome.answer.accepted + outcome.answer.rejected !== countOf(contentType, rest)) {
+        // Whatever says so little with 200 is no bus: what it is silent about has not been taken.
+        failure = this.failure(
+          unreachable("expected a PublishResponse for each event, found something else"),
+        );
       } else {
         this.met = true;
         const { answer } = outcome;
@@ -119,10 +124,16 @@ export class EventSender {
   }
 }
 
+const linesOf = (body: Buffer) => [...lines(body)].filter((line) => line !== undefined);
+
+/** Events of a body. */
+const countOf = (contentType: string, body: Buffer): number =>
+  contentType === NDJSON ? linesOf(body).length : frames(body)!.count;
+
 /** A body of the same type with these events alone, in their order. */
 function pick(contentType: string, body: Buffer, indexes: readonly number[]): Buffer {
   if (contentType === NDJSON) {
-    const found = [...lines(body)].filter((line) => line !== undefined);
+    const found = linesOf(body);
     return Buffer.from(indexes.map((index) => `${body.toString("utf8", ...found[index]!)}\n`).join(""));
   }
   const { starts, ends } = frames(body)!;

@@ -239,6 +239,22 @@ describe("when the server is not well", () => {
     expect(bus.requests).toBe(1);
   });
 
+  it("takes an answer that does not speak of every line for none, and sends them again", async () => {
+    bus.intercept = (request, _body, response) => {
+      if (request === 2) response.end();
+      if (request === 3) response.end(encodeAnswer([encodeResult(undefined, 1)]));
+      return request === 2 || request === 3;
+    };
+    const input = fileOf(numbered(9).join("\n"));
+    const summary = await publishFile({ input, url: bus.url, token: "t", batch: 3, concurrency: 1 });
+    expect(summary).toMatchObject({ accepted: 9, rejected: 0, failure: undefined });
+    expect(bus.lines).toEqual(numbered(9));
+    // Never met: whatever answers so is no bus.
+    bus.intercept = (_request, _body, response) => response.end() !== undefined;
+    const other = await publishFile({ input: fileOf("{}\n"), url: bus.url, token: "t" });
+    expect(other).toMatchObject({ accepted: 0, failure: { code: "TRB-CLI-UNREACHABLE" } });
+  });
+
   it("ends at once when the token does not do", async () => {
     bus.intercept = (_, __, response) => refuse(response, 401, "TRB-AUTH-EXPIRED");
     const { failure } = await publish(fileOf("{}"));
