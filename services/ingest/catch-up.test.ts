@@ -311,6 +311,7 @@ test("a model takes no live batch while its catch-up still runs, though its tabl
       release();
     }
     await lake.settled();
+    vi.restoreAllMocks();
     await lane.land(stream.batch(events.slice(30)));
     expect(await lake.rows()).toEqual(expectedThings(events));
   }));

@@ -217,8 +217,11 @@ export class EntityLocator {
     this.wide = isWithin(this.covered, claimed) ? 0 : this.wide + 1;
     // What a single batch was about may come back: it was read at some cost.
     if (this.wide > LINGER) this.drop(without(this.covered, claimed));
-    if (!isWithin(claimed, this.covered) || this.index === undefined)
-      await this.load(snapshot, without(claimed, this.covered), connection);
+    const more = without(claimed, this.covered);
+    // Counted before they are read, or memory would have to hold them first.
+    const bytes = () => KeyIndex.bytesFor((this.index?.size ?? 0) + keysIn(snapshot, more));
+    if (this.index === undefined || (more.length > 0 && bytes() <= this.budgetBytes))
+      await this.load(snapshot, more, connection);
     this.version = snapshot.version;
   }
 

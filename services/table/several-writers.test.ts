@@ -1,4 +1,4 @@
-import { afterEach, expect, test } from "vitest";
+import { afterEach, expect, test, vi } from "vitest";
 import { overriding } from "../../test/support/faulty-store.js";
 import { seeds } from "../../test/support/lake.js";
 import { claimOf, expectedRows, SPEC, TableWriter, type Write } from "../../test/support/table-writers.js";
@@ -8,6 +8,7 @@ import { TributaryError } from "../base/errors.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { removeOf } from "./actions.js";
 import { compactUpserted } from "./compact.js";
+import { KeyIndex } from "./key-index.js";
 import { replaceTable } from "./replace.js";
 import { verifyTable } from "./verify.js";
 
@@ -189,6 +190,28 @@ test("six writers with alternating rows never read the index anew, whatever the 
   }
   await expectSound(all, done);
   expect(all.map(({ writer }) => writer.locator.loads)).toEqual([1, 1, 1, 1, 1, 1]);
+});
+
+test("an index that has no room for what its writer claims by now keeps what it has, and the rest is looked up", async () => {
+  const root = freshRoot();
+  const other = await open(root);
+  const writes = Array.from({ length: 1200 }, (_, i) => write(`k${i}`, 1));
+  await other.upsert(writes);
+  // Up to 716 entities take so much.
+  const mine = await open(root, { indexBytes: 1024 * 48 });
+  const next = (at: number) => writes.slice(at, at + 1).map(({ id }) => write(id, 2));
+  await mine.upsert(next(0), { slots: claimOf(0, 2) });
+  const held = mine.writer.locator.indexedKeys;
+  expect(held).toBeGreaterThan(400);
+  const put = vi.spyOn(KeyIndex.prototype, "put");
+  await mine.upsert(next(1));
+  expect(put.mock.calls.length).toBeLessThan(50);
+  put.mockRestore();
+  expect(mine.writer.locator.indexedKeys).toBeGreaterThanOrEqual(held!);
+  const all = [...writes, ...next(0), ...next(1)];
+  await other.upsert([write("k2", 2)]);
+  await mine.upsert([write("k3", 2), write("k2", 1)], { slots: claimOf(1, 2) });
+  await expectSound([mine, other], [...all, write("k2", 2), write("k3", 2)], false);
 });
 
 test("a compaction of what others have put in meanwhile leaves the index right", async () => {
