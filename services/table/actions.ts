@@ -66,6 +66,8 @@ export interface CommitInfoAction {
   readonly engineInfo: string;
   /** Ours alone: tells an ambiguous put apart from another writer's commit. */
   readonly txnId: string;
+  /** Ours alone: id of the table's metaData. A log that was set aside and begun anew has another. */
+  readonly tableId?: string;
 }
 
 /** The last transaction of an application: what lets its writer know that it need not write again. */

@@ -31,6 +31,7 @@ interface Described {
 /** The commitInfo action of a commit that comes after `before`; it stands first in the commit. */
 export function commitInfo(commit: Described, txnId: string, before: TableState | undefined): Action {
   const { operation, actions, serializable = true } = commit;
+  const tableId = (actions.find(({ metaData }) => metaData !== undefined)?.metaData ?? before?.metaData)?.id;
   const info: CommitInfoAction = {
     timestamp: Date.now(),
     operation,
@@ -43,6 +44,7 @@ export function commitInfo(commit: Described, txnId: string, before: TableState 
     isBlindAppend: !serializable && operation === "WRITE",
     engineInfo: ENGINE,
     txnId,
+    ...(tableId === undefined ? {} : { tableId }),
   };
   return { commitInfo: info };
 }

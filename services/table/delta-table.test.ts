@@ -10,6 +10,7 @@ import { encodeVector, encodeVectorFile, vectorFileName } from "./deletion-vecto
 import { listLog } from "./delta-log.js";
 import { DeltaTable } from "./delta-table.js";
 import { advancePositions, positionsOf } from "./progress.js";
+import { setLogAside } from "./repair.js";
 import type { TableSnapshot } from "./types.js";
 import { encodeZ85 } from "./z85.js";
 
@@ -379,4 +380,27 @@ test("inline vectors of files alike in what is masked, and not in how many rows 
   await commit(table, actions);
   const masks = await Promise.all(table.snapshot.files.map((file) => table.mask(file)));
   expect(masks.map((mask) => mask!.rows)).toEqual([3, 30]);
+});
+
+test("commits of who knows the table from before its log was set aside are not taken for its own, nor it theirs", async () => {
+  const root = freshRoot();
+  const add = async (table: DeltaTable) => commit(table, [{ add: addOf() }]);
+  const before = await open(root);
+  await add(before);
+  await add(before);
+  await setLogAside(store, root);
+  const anew = await open(root);
+  expect(await add(before)).toEqual({ kind: "committed", version: 3 });
+  await add(anew);
+  await add(anew);
+  await expect(add(anew)).rejects.toMatchObject({ code: "TRB-TABLE-CORRUPT", details: { commit: 3 } });
+  expect(anew.snapshot.files).toHaveLength(2);
+
+  const other = freshRoot();
+  const late = await open(other);
+  await setLogAside(store, other);
+  const next = await open(other);
+  for (let i = 0; i < 2; i++) await add(next);
+  await expect(late.refresh()).rejects.toMatchObject({ code: "TRB-TABLE-CORRUPT" });
+  await expect(add(late)).rejects.toMatchObject({ code: "TRB-TABLE-CORRUPT" });
 });

@@ -89,7 +89,12 @@ export class TableState {
         throw corrupt(version, "the log has no protocol or metaData before it");
       }
       const time = actions[0]?.commitInfo?.inCommitTimestamp;
-      const { configuration } = (metaData ?? this.metaData)!;
+      const { configuration, id } = (metaData ?? this.metaData)!;
+      // Whoever has not opened the table since its log was set aside commits to the one that it knew.
+      const tableId = actions[0]?.commitInfo?.tableId;
+      if (tableId !== undefined && tableId !== id) {
+        throw corrupt(version, "it is of another table, whose log was set aside");
+      }
       if (isCommit && configuration[COMMIT_TIMES] === "true" && time === undefined) {
         throw corrupt(version, "its commitInfo is missing; it is torn");
       }
