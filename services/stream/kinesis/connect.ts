@@ -1,5 +1,5 @@
 import { KinesisClient } from "@aws-sdk/client-kinesis";
-import { NodeHttpHandler } from "@smithy/node-http-handler";
+import { NodeHttp2Handler, NodeHttpHandler } from "@smithy/node-http-handler";
 
 const CONNECT_MS = 3_000;
 /** An answer that takes longer has been lost. */
@@ -22,16 +22,16 @@ export function connectKinesis(options: {
     maxAttempts: 1,
     ...(region === undefined ? {} : { region }),
     ...(endpoint === undefined ? {} : { endpoint }),
-    ...(fanOut && endpoint === undefined
-      ? {}
-      : {
-          requestHandler: new NodeHttpHandler({
+    requestHandler:
+      fanOut && endpoint === undefined
+        ? // By itself it waits for minutes.
+          new NodeHttp2Handler({ requestTimeout: answerMs, disableConcurrentStreams: true })
+        : new NodeHttpHandler({
             connectionTimeout: CONNECT_MS,
             requestTimeout: answerMs,
             throwOnRequestTimeout: true,
             httpAgent: { maxSockets: SOCKETS },
             httpsAgent: { maxSockets: SOCKETS },
           }),
-        }),
   });
 }

@@ -24,6 +24,8 @@ const ACTIVE_TRIES = 100;
 const ACTIVE_GAP_MS = 500;
 const TRIES = 8;
 const TAKEN_MS = 1_000;
+/** A subscription says something every few seconds, if only that nothing has come; one that is silent has been cut. */
+const SILENT_MS = 60_000;
 
 /**
  * Registers a consumer with a throughput of its own in each shard. Resolves to its ARN once it may subscribe.
@@ -117,7 +119,7 @@ export class PushSource implements ShardSource {
         ShardId: shard,
         StartingPosition: { Type: type, SequenceNumber: sequence, Timestamp: time },
       }),
-      { abortSignal: AbortSignal.any([signal, this.end.signal]) },
+      { abortSignal: AbortSignal.any([signal, this.end.signal]), requestTimeout: SILENT_MS },
     );
     if (EventStream === undefined) throw new Error("no event stream");
     return EventStream[Symbol.asyncIterator]();
