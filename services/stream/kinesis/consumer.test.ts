@@ -151,6 +151,26 @@ test("a follower of what comes next misses nothing, also when its place expires 
   expect(new Set(texts(await readEvents(follower, 40)))).toEqual(new Set(numbered(0, 40)));
 });
 
+test("children that are not listed yet when their parent has been read are waited for, by consumers and followers", async () => {
+  await append(0, 4);
+  kinesis.split(0);
+  await append(4, 4);
+  const [low, high] = kinesis.shards.splice(1);
+  const reader = await openReader({ leaseMs: 1_000 });
+  const follower = await reader.follow("oldest");
+  const consumer = await reader.consume("c");
+  expect(texts(await readEvents(follower, 4))).toEqual(numbered(0, 4));
+  await consumer.commit(ends(await readEvents(consumer, 4)));
+  const nothing = { ...LIMIT, waitMs: 1_300 };
+  expect(await Promise.all([follower.read(nothing), consumer.read(nothing)])).toEqual([undefined, undefined]);
+  kinesis.shards.push(low!);
+  expect(await Promise.all([follower.read(nothing), consumer.read(nothing)])).toEqual([undefined, undefined]);
+  kinesis.shards.push(high!);
+  const rest = new Set(numbered(4, 4));
+  expect(new Set(texts(await readEvents(follower, 4)))).toEqual(rest);
+  expect(new Set(texts(await readEvents(consumer, 4)))).toEqual(rest);
+});
+
 test("several consumers share the shards, hand over what they have read and committed, and miss nothing", async () => {
   await begin(4);
   const held = new Map<string, Set<string>>();

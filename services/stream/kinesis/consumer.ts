@@ -13,7 +13,7 @@ import type { KinesisMetrics } from "./metrics.js";
 import { formatCheckpoint, parseCheckpoint, type ShardCheckpoint, sequenceOf } from "./positions.js";
 import { ShardFeed } from "./shard-feed.js";
 import type { ShardSource, SourceOptions } from "./shard-source.js";
-import type { ShardInfo, StreamApi } from "./stream-api.js";
+import { isFollowed, type ShardInfo, type StreamApi } from "./stream-api.js";
 
 /** How often low-water records are written at most: each is a write of a lease. */
 const COMMIT_GAP_MS = 1_000;
@@ -207,7 +207,10 @@ export class KinesisConsumer implements StreamConsumer {
     );
     if (done.length === 0) return;
     await this.matchLeases();
-    await this.coordinator.update(new Map(done.map(([shard]) => [this.scope + shard, { finished: true }])));
+    // Nobody looks for children of a shard that is done: until all of them are listed, it is not.
+    const over = done.filter(([shard]) => isFollowed(shard, this.infos));
+    if (over.length === 0) return;
+    await this.coordinator.update(new Map(over.map(([shard]) => [this.scope + shard, { finished: true }])));
     await this.coordinator.look();
   }
 

@@ -5,14 +5,18 @@ import { LossGuard } from "./loss-guard.js";
 import { sequenceOf } from "./positions.js";
 import { ShardFeed } from "./shard-feed.js";
 import { PollSource } from "./shard-source.js";
-import type { ShardInfo, ShardPlace, StreamApi } from "./stream-api.js";
+import { isFollowed, type ShardInfo, type ShardPlace, type StreamApi } from "./stream-api.js";
+
+const LOOK_MS = 1_000;
 
 /** Reads all shards, a child after its parents, for somebody who keeps count himself. */
 export class KinesisFollower implements StreamFollower {
   private readonly feeds = new FeedSet();
   /** Shards that were read to their end, or that are no concern of ours. */
   private readonly over = new Set<string>();
-  private looking: Promise<void> | undefined;
+  private looking: Promise<boolean> | undefined;
+  /** Children of shards that have ended are not looked for before, in ms of performance.now(). */
+  private lookAt = 0;
   private closed = false;
 
   /** Where it begins is settled when this resolves. Errors: TRB-BUS-STREAM-DOWN. */
@@ -45,29 +49,35 @@ export class KinesisFollower implements StreamFollower {
         const { version } = this.feeds;
         const batch = this.feeds.take(limit, () => true);
         if (batch !== undefined) return batch;
-        const ended = this.feeds.all().filter((feed) => feed.ended);
-        if (ended.length > 0) {
-          for (const { name } of ended) {
-            this.feeds.remove(name);
-            this.over.add(name);
-          }
+        const hasEnded = this.feeds.all().some((feed) => feed.ended);
+        if (hasEnded && performance.now() >= this.lookAt) {
           this.looking ??= this.lookOn().finally(() => {
             this.looking = undefined;
           });
-          await this.looking;
-          continue;
+          if (await this.looking) continue;
+          this.lookAt = performance.now() + LOOK_MS;
         }
         const left = until - performance.now();
         if (left <= 0) return undefined;
-        await this.feeds.wait(version, left, limit.signal);
+        const lookIn = hasEnded ? this.lookAt - performance.now() : left;
+        await this.feeds.wait(version, Math.max(1, Math.min(left, lookIn)), limit.signal);
       }
     } catch (error) {
       throw streamDown("the stream could not be read", error);
     }
   }
 
-  private async lookOn(): Promise<void> {
-    await this.advance(await this.api.shards());
+  /** Goes on with the children of shards that have ended, once they are listed. Resolves to whether any were. */
+  private async lookOn(): Promise<boolean> {
+    const shards = await this.api.shards();
+    const infos = new Map(shards.map((shard) => [shard.id, shard]));
+    const over = this.feeds.all().filter((feed) => feed.ended && isFollowed(feed.name, infos));
+    for (const { name } of over) {
+      this.feeds.remove(name);
+      this.over.add(name);
+    }
+    if (over.length > 0) await this.advance(shards);
+    return over.length > 0;
   }
 
   /** Begins with those whose parents are over. */

@@ -27,6 +27,18 @@ export interface ShardInfo {
   readonly open: boolean;
 }
 
+/** Whether the slots of a shard that has ended are those of listed children: a listing may lag behind what is read. */
+export function isFollowed(id: string, shards: ReadonlyMap<string, ShardInfo>): boolean {
+  const ended = shards.get(id);
+  // Long gone, and its children have none to wait for.
+  if (ended === undefined) return true;
+  const children = [...shards.values()].filter(({ parents }) => parents.includes(id));
+  return (
+    Math.min(...children.map(({ slots }) => slots.start)) <= ended.slots.start &&
+    Math.max(...children.map(({ slots }) => slots.end)) >= ended.slots.end
+  );
+}
+
 /** From where a shard is read. */
 export type ShardPlace = "oldest" | "next" | { readonly sequence: string } | { readonly since: number };
 
