@@ -33,6 +33,7 @@ const RECORD_ROOM_BYTES = 4 * 1024;
 export class KafkaWriter implements ChangeStreamWriter {
   private readonly lanes: PartitionLane[] = [];
   private names: readonly string[] = [];
+  private topicId = "";
   private readonly sender: Sender;
   private readonly backlog: Backlog;
   private readonly timer: NodeJS.Timeout;
@@ -136,14 +137,16 @@ export class KafkaWriter implements ChangeStreamWriter {
     }
   }
 
-  /** Partitions may have been added since. */
+  /** Partitions may have been added since; fewer are those of a topic that was made anew. */
   private addLanes(): void {
-    const count = this.topic.state.leaders.length;
-    if (this.lanes.length === count) return;
+    const { id, leaders } = this.topic.state;
+    const count = id === this.topicId ? Math.max(this.names.length, leaders.length) : leaders.length;
+    this.topicId = id;
+    if (this.names.length === count) return;
     for (let p = this.lanes.length; p < count; p++) {
       this.lanes.push(new PartitionLane(p, () => this.topic.maxMessageBytes, this.options.compression));
     }
-    this.names = namesOf(this.lanes.length);
+    this.names = namesOf(count);
   }
 
   backlogBytes(): number {
