@@ -302,7 +302,7 @@ test("a model takes no live batch while its catch-up still runs, though its tabl
     vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
     try {
       await lane.land(stream.batch(events.slice(0, 30)));
-      await expect.poll(() => isThere).toBe(true);
+      await expect.poll(() => isThere, { timeout: 15_000 }).toBe(true);
       vi.advanceTimersByTime(60_000);
       await lane.look();
       expect(lane.behind).toBe(true);
