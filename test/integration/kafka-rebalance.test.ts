@@ -36,6 +36,7 @@ class Worker {
   private consumer!: StreamConsumer;
   private stopped = false;
   private running!: Promise<void>;
+  private landing: Promise<void> = Promise.resolve();
   failure: unknown;
   /** While set, nothing is read or landed. */
   paused = false;
@@ -82,7 +83,13 @@ class Worker {
     }
   }
 
-  private async land(): Promise<void> {
+  /** One at a time: who waits for all to have landed waits for the one under way, too. */
+  private land(): Promise<void> {
+    this.landing = this.landing.then(() => this.landNext());
+    return this.landing;
+  }
+
+  private async landNext(): Promise<void> {
     const batch = this.pending.shift()?.batch;
     if (batch === undefined) return;
     const checkpoint = new Map<string, string>();
@@ -93,6 +100,7 @@ class Worker {
 
   private async landed(): Promise<void> {
     while (this.pending.length > 0) await this.land();
+    await this.landing;
   }
 
   /** As a graceful end: lands what it has read. */
