@@ -24,9 +24,10 @@ export async function serveRepairs(
           return [];
         })
       : [];
-    for (const { id, table } of requests) {
+    for (const { id, table, hopeless } of requests) {
       log.info({ table }, "repairing");
-      const answer = await repairNow(context, pipelines, table).then(
+      const work = hopeless ? Promise.reject(hopelessly()) : repairNow(context, pipelines, table);
+      const answer = await work.then(
         (report) => ({ report }),
         (error: unknown) => {
           log.error({ err: error, table }, "a repair failed");
@@ -40,6 +41,9 @@ export async function serveRepairs(
     await sleep(LOOK_MS, undefined, { signal, ref: false }).catch(() => undefined);
   }
 }
+
+const hopelessly = () =>
+  new TributaryError("TRB-INTERNAL", "ingest ended each time it was tried; stop it, and repair without it");
 
 async function repairNow(context: IngestContext, pipelines: ReadonlyMap<string, Pipeline>, table: string) {
   const { store, duck, tableOptions, models } = context;
