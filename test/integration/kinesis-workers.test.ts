@@ -122,7 +122,7 @@ test("splits, a merge, a frozen and a killed worker: every record comes, in orde
     await expect.poll(() => workers.every(({ holds }) => holds.size > 0), patient).toBe(true);
 
     const frozen = [...b.holds];
-    b.process.kill("SIGSTOP");
+    b.process.kill("SIGUSR2");
     const frozenAt = Date.now();
     const others = () => new Set([...a.holds, ...c.holds]);
     await expect.poll(() => frozen.every((shard) => others().has(shard)), patient).toBe(true);

@@ -30,6 +30,8 @@ let stopping = false;
 process.on("SIGTERM", () => {
   stopping = true;
 });
+// Freezes between two deliveries: within one, what had been checked before would come out after waking.
+process.on("SIGUSR2", () => process.kill(process.pid, "SIGSTOP"));
 say({ at: Date.now(), ready: true });
 while (!stopping) {
   const batch = await consumer.read({ maxEvents: 500, maxBytes: 1e6, waitMs: 200 });
