@@ -62,7 +62,10 @@ export class BodyReader {
     });
   }
 
-  /** Ends reading with this error. What is still on its way is thrown away unseen, so that the sender reads the answer. */
+  /**
+   * Ends reading with this error. What is still on its way is thrown away unseen, so that the sender reads the answer;
+   * meanwhile nothing is held for it.
+   */
   readonly stop = (error: TributaryError): boolean => {
     const { settle, request } = this;
     if (settle === undefined) return false;
@@ -70,6 +73,7 @@ export class BodyReader {
     this.chunks = [];
     request.off("data", this.take).off("data", this.inflate);
     this.gunzip?.destroy();
+    this.reservation?.release();
     request.resume();
     settle.reject(error);
     return true;

@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import type { IncomingMessage } from "node:http";
 import type { Duplex } from "node:stream";
 import Fastify, {
   type FastifyBaseLogger,
@@ -91,8 +92,11 @@ export async function buildServer(options: ServerOptions): Promise<HttpServer> {
     }
   });
   // Otherwise a keep-alive connection whose request was in flight would stay open, idle, and hold up the end.
-  app.addHook("onSend", async (_request, reply) => {
+  app.addHook("onSend", async (request, reply) => {
     if (draining) reply.header("connection", "close");
+    const closes = reply.getHeader("connection") === "close" || !reply.raw.shouldKeepAlive;
+    // Who is too slow would be waited for at its pace.
+    if (closes && reply.statusCode !== CODES["TRB-REQ-TOO-SLOW"].status) await bodyOver(request.raw);
   });
   await registerDocs(app, packageVersion);
   app.addSchema(errorBodySchema);
@@ -108,6 +112,19 @@ export async function buildServer(options: ServerOptions): Promise<HttpServer> {
       return draining;
     },
   };
+}
+
+/**
+ * Throws away what is still to come of a body. A connection that is closed while it comes is reset, and its sender never
+ * reads the answer (RFC 9112, section 9.6).
+ */
+async function bodyOver(request: IncomingMessage): Promise<void> {
+  if (request.complete || request.readableEnded || request.destroyed) return;
+  await new Promise<void>((resolve) => {
+    // An error is what a sender that is too slow meets.
+    for (const event of ["end", "close", "error"]) request.once(event, () => resolve());
+    request.resume();
+  });
 }
 
 /** Closing stops to accept connections and waits for those that are open; so they are helped to end. */

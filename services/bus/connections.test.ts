@@ -339,6 +339,19 @@ describe("over a real connection", () => {
     await bus.server.drain();
   });
 
+  test("a refused client that wants its connection closed may send on until it has heard why", async () => {
+    const url = await listen();
+    bus.stream.backlog = 1e12;
+    const announced = `connection: close\r\ncontent-length: ${20 * MiB}`;
+    const { socket, received } = await half(url, authorization, announced);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    expect(received.closed).toBe(false);
+    socket.write(Buffer.alloc(20 * MiB - 1));
+    await until(() => received.closed);
+    expect(received.text).toMatch(/^HTTP\/1\.1 429 .*TRB-BUS-BUSY/s);
+    await bus.server.drain();
+  });
+
   test("what is not HTTP is answered with the error body", async () => {
     const url = await listen();
     const answer = await new Promise<string>((resolve) => {
