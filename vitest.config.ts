@@ -44,6 +44,7 @@ export default defineConfig({
           name: "integration",
           include: ["test/integration/**/*.test.ts"],
           maxWorkers: 2,
+          globalSetup: "test/servers/install.ts",
           ...slowTimeouts,
         },
       },

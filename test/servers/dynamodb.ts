@@ -8,13 +8,9 @@ import { answers, command, freePort, installed, startTool } from "./tool.js";
 const VERSION = "2.6.1";
 const PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies";
 
-/** AWS's own DynamoDB Local, in memory. Its jars come by Maven. */
-export async function startDynamoDb(): Promise<{
-  readonly endpoint: string;
-  readonly client: () => DynamoDBClient;
-  stop(): Promise<void>;
-}> {
-  const jars = await installed(`dynamodb-local-${VERSION}`, async (folder) => {
+/** Folder with its jars, which come by Maven. */
+export const installDynamoDb = () =>
+  installed(`dynamodb-local-${VERSION}`, async (folder) => {
     const pom = join(folder, "pom.xml");
     writeFileSync(
       pom,
@@ -26,6 +22,14 @@ export async function startDynamoDb(): Promise<{
     const flags = ["-q", "-B", "-ntp", "-f", pom, "-DincludeScope=runtime", `-DoutputDirectory=${folder}`];
     await command("mvn", [...flags, PLUGIN], folder);
   });
+
+/** AWS's own DynamoDB Local, in memory. */
+export async function startDynamoDb(): Promise<{
+  readonly endpoint: string;
+  readonly client: () => DynamoDBClient;
+  stop(): Promise<void>;
+}> {
+  const jars = await installDynamoDb();
   const run = mkdtempSync(join(tmpdir(), "tributary-dynamodb-"));
   const port = await freePort();
   const endpoint = `http://127.0.0.1:${port}`;

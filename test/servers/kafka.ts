@@ -19,7 +19,7 @@ export const SASL_USER = { username: "alice", password: "alice-secret" } as cons
 const run = promisify(execFile);
 
 /** Folder with Kafka's jars, which come by Maven. */
-const jars = () =>
+export const installKafka = () =>
   installed(`kafka-with-tools-${VERSION}`, async (folder) => {
     // One logger alone: older versions bring another.
     const others =
@@ -65,7 +65,7 @@ export class KafkaCluster {
   private readonly clusterId = randomBytes(16).toString("base64url");
 
   static async start(options: KafkaOptions = {}): Promise<KafkaCluster> {
-    const libs = await jars();
+    const libs = await installKafka();
     const ports: Ports[] = [];
     for (let i = 0; i < (options.nodes ?? 1); i++) {
       ports.push({

@@ -13,6 +13,10 @@ const SLOW = [
   "DEREGISTER_STREAM_CONSUMER",
 ].concat(["MERGE_SHARDS", "SPLIT_SHARD", "UPDATE_SHARD_COUNT", "UPDATE_STREAM_MODE"]);
 
+const installLocal = () => npmPackage("kinesis-local", LOCAL);
+const installLite = () => npmPackage("kinesalite", LITE);
+export const installKinesis = () => Promise.all([installLocal(), installLite()]);
+
 export interface KinesisServer {
   readonly endpoint: string;
   stop(): Promise<void>;
@@ -30,12 +34,12 @@ export async function startKinesis(kind: "local" | "lite" = "local"): Promise<Ki
   const ready = () => answers(endpoint);
   const tool = await (async () => {
     if (kind === "lite") {
-      const folder = await npmPackage("kinesalite", LITE);
+      const folder = await installLite();
       const times = ["--createStreamMs", "50", "--deleteStreamMs", "50", "--updateStreamMs", "50"];
       const args = [join(folder, "cli.js"), "--port", String(port), ...times, "--shardLimit", "100"];
       return startTool({ program: process.execPath, args, log, ready });
     }
-    const folder = await npmPackage("kinesis-local", LOCAL);
+    const folder = await installLocal();
     const env = {
       KINESIS_MOCK_PLAIN_PORT: String(port),
       KINESIS_MOCK_TLS_PORT: String(await freePort()),

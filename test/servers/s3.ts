@@ -16,13 +16,18 @@ export interface S3Server {
 /** For the SDK's chain, as every process of ours finds them. */
 export const credentials = { AWS_ACCESS_KEY_ID: ACCESS, AWS_SECRET_ACCESS_KEY: SECRET };
 
-/** Built by Go, which takes minutes the first time. */
+/** Built by Go, which takes minutes of both cores the first time. */
 const goProgram = async (name: string, module: string, version: string): Promise<string> => {
   const folder = await installed(`${name}-${version}`, (into) =>
-    command("env", [`GOBIN=${into}`, "go", "install", `${module}@${version}`]),
+    command("env", [`GOBIN=${into}`, "CGO_ENABLED=0", "go", "install", `${module}@${version}`]),
   );
   return join(folder, name);
 };
+const installMinio = () => goProgram("minio", "github.com/minio/minio", MINIO);
+const installVersityGw = () =>
+  goProgram("versitygw", "github.com/versity/versitygw/cmd/versitygw", VERSITYGW);
+/** One after the other: each uses all cores. */
+export const installS3 = async () => [await installVersityGw(), await installMinio()];
 
 /**
  * "versitygw" stores objects as files, which several gateways can serve at once (`data`: another one's folder); it
@@ -41,7 +46,7 @@ export async function startS3(
   const log = join(run, "log");
   const tool = await (async () => {
     if (kind === "minio") {
-      const program = await goProgram("minio", "github.com/minio/minio", MINIO);
+      const program = await installMinio();
       const env = {
         MINIO_ROOT_USER: ACCESS,
         MINIO_ROOT_PASSWORD: SECRET,
@@ -58,7 +63,7 @@ export async function startS3(
         ready,
       });
     }
-    const program = await goProgram("versitygw", "github.com/versity/versitygw/cmd/versitygw", VERSITYGW);
+    const program = await installVersityGw();
     const server = ["--port", address, "--access", ACCESS, "--secret", SECRET, "--keep-alive", "--quiet"];
     const args = [...server, "--health", "/health", "posix", folder];
     return startTool({ program, args, log, ready: () => answers(`${endpoint}/health`) });
