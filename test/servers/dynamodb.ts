@@ -1,27 +1,18 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DynamoDBClient } from "@aws-sdk/client-dynamodb";
 import { NodeHttpHandler } from "@smithy/node-http-handler";
-import { answers, command, freePort, installed, startTool } from "./tool.js";
+import { answers, freePort, mavenJars, startTool } from "./tool.js";
 
 const VERSION = "2.6.1";
-const PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies";
 
 /** Folder with its jars, which come by Maven. */
 export const installDynamoDb = () =>
-  installed(`dynamodb-local-${VERSION}`, async (folder) => {
-    const pom = join(folder, "pom.xml");
-    writeFileSync(
-      pom,
-      `<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
-       <groupId>tributary</groupId><artifactId>tools</artifactId><version>1</version><dependencies><dependency>
-       <groupId>com.amazonaws</groupId><artifactId>DynamoDBLocal</artifactId><version>${VERSION}</version>
-       </dependency></dependencies></project>`,
-    );
-    const flags = ["-q", "-B", "-ntp", "-f", pom, "-DincludeScope=runtime", `-DoutputDirectory=${folder}`];
-    await command("mvn", [...flags, PLUGIN], folder);
-  });
+  mavenJars(
+    `dynamodb-local-${VERSION}`,
+    `<dependency><groupId>com.amazonaws</groupId><artifactId>DynamoDBLocal</artifactId><version>${VERSION}</version></dependency>`,
+  );
 
 /** AWS's own DynamoDB Local, in memory. */
 export async function startDynamoDb(): Promise<{

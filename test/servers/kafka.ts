@@ -5,10 +5,9 @@ import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { command, freePort, installed, type RunningTool, startTool } from "./tool.js";
+import { freePort, mavenJars, type RunningTool, startTool } from "./tool.js";
 
 const VERSION = process.env.KAFKA_VERSION ?? "4.3.1";
-const PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies";
 const PASSWORD = "keystore-secret";
 
 /** How long a start may take: the first one fetches Kafka. */
@@ -19,26 +18,20 @@ export const SASL_USER = { username: "alice", password: "alice-secret" } as cons
 const run = promisify(execFile);
 
 /** Folder with Kafka's jars, which come by Maven. */
-export const installKafka = () =>
-  installed(`kafka-with-tools-${VERSION}`, async (folder) => {
-    // One logger alone: older versions bring another.
-    const others =
-      "<exclusions><exclusion><groupId>org.slf4j</groupId><artifactId>slf4j-reload4j</artifactId></exclusion></exclusions>";
-    const dependency = (group: string, artifact: string, version: string) =>
-      `<dependency><groupId>${group}</groupId><artifactId>${artifact}</artifactId><version>${version}</version>${others}</dependency>`;
-    const pom = join(folder, "pom.xml");
-    // Without a logger that prints, no line says when a broker is ready.
-    await writeFile(
-      pom,
-      `<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
-       <groupId>tributary</groupId><artifactId>tools</artifactId><version>1</version><dependencies>
-       ${dependency("org.apache.kafka", "kafka_2.13", VERSION)}
-       ${dependency("org.apache.kafka", "kafka-tools", VERSION)}
-       ${dependency("org.slf4j", "slf4j-simple", "1.7.36")}</dependencies></project>`,
-    );
-    const flags = ["-q", "-B", "-ntp", "-f", pom, "-DincludeScope=runtime", `-DoutputDirectory=${folder}`];
-    await command("mvn", [...flags, PLUGIN], folder);
-  });
+export const installKafka = () => {
+  // One logger alone: older versions bring another.
+  const others =
+    "<exclusions><exclusion><groupId>org.slf4j</groupId><artifactId>slf4j-reload4j</artifactId></exclusion></exclusions>";
+  const dependency = (group: string, artifact: string, version: string) =>
+    `<dependency><groupId>${group}</groupId><artifactId>${artifact}</artifactId><version>${version}</version>${others}</dependency>`;
+  // Without a logger that prints, no line says when a broker is ready.
+  const dependencies = [
+    dependency("org.apache.kafka", "kafka_2.13", VERSION),
+    dependency("org.apache.kafka", "kafka-tools", VERSION),
+    dependency("org.slf4j", "slf4j-simple", "1.7.36"),
+  ];
+  return mavenJars(`kafka-with-tools-${VERSION}`, dependencies.join("\n"));
+};
 
 export interface KafkaOptions {
   readonly nodes?: 1 | 3;

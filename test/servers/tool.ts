@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdirSync, openSync, readFileSync, renameSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, openSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { homedir } from "node:os";
 import { dirname, join } from "node:path";
@@ -49,6 +49,22 @@ export const npmPackage = (name: string, version: string): Promise<string> =>
     const flags = ["--no-audit", "--no-fund", "--no-save", "--ignore-scripts", "--loglevel=error"];
     await command("npm", ["install", "--prefix", folder, ...flags, `${name}@${version}`]);
   }).then((folder) => join(folder, "node_modules", name));
+
+const COPY_JARS = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies";
+
+/** Folder with the jars of dependencies, as a pom has them, and of all that they need. */
+export const mavenJars = (name: string, dependencies: string): Promise<string> =>
+  installed(name, async (folder) => {
+    const pom = join(folder, "pom.xml");
+    writeFileSync(
+      pom,
+      `<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+       <groupId>tributary</groupId><artifactId>tools</artifactId><version>1</version><dependencies>
+       ${dependencies}</dependencies></project>`,
+    );
+    const flags = ["-q", "-B", "-ntp", "-f", pom, "-DincludeScope=runtime", `-DoutputDirectory=${folder}`];
+    await command("mvn", [...flags, COPY_JARS], folder);
+  });
 
 export async function freePort(): Promise<number> {
   const server = createServer().listen(0, "127.0.0.1");
