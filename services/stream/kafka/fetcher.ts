@@ -24,11 +24,15 @@ export interface Cursor {
 
 /** Events of one answer, with the cursors that they were fetched for. */
 export interface Fetched {
+  /** Broker that has answered. */
+  readonly leader: number;
   readonly window: Window;
   readonly cursors: ReadonlyMap<number, Cursor>;
 }
 
 const PARTITION_BYTES = 1024 * 1024;
+/** An answer of so many bytes is worth a read of its own. */
+const LARGE_BYTES = 256 * 1024;
 const ANSWER_MS = 15_000;
 const PAUSE_MS = 200;
 /** How long nothing at all may be had before readers are told. */
@@ -36,6 +40,8 @@ const SILENT_MS = 15_000;
 
 /**
  * Fetches ahead, one answer by each leader at a time, as long as little waits to be read: who reads slowly is not fed.
+ * A leader whose answer is small is asked again once that is taken: what comes meanwhile makes the next one larger. A queue
+ * of small ones would grow while somebody reads slowly, and whoever does something for each read would never be done with it.
  * What passes by itself is tried again; the rest is thrown by `take`.
  */
 export class Fetcher {
@@ -120,8 +126,10 @@ export class Fetcher {
       const leader = this.topic.state.leaders[cursor.partition] ?? -1;
       groups.set(leader, [...(groups.get(leader) ?? []), cursor]);
     }
+    const growing = new Set<number>();
+    for (const { leader, window } of this.ready) if (window.bytes.length < LARGE_BYTES) growing.add(leader);
     for (const [leader, cursors] of groups) {
-      if (this.busy.has(leader) || this.readyBytes >= this.limits.bytes) continue;
+      if (this.busy.has(leader) || growing.has(leader) || this.readyBytes >= this.limits.bytes) continue;
       this.busy.add(leader);
       void this.fetch(leader, cursors).finally(() => {
         this.busy.delete(leader);
@@ -157,7 +165,7 @@ export class Fetcher {
       );
       if (answer.errorCode !== KAFKA.NONE) throw new Refused("fetch", answer.errorCode);
       const asked = new Map(turned.map((cursor) => [cursor.partition, cursor]));
-      await this.taken(answer.partitions, from, asked);
+      await this.taken(leader, answer.partitions, from, asked);
       if (answer.throttleMs > 0)
         await new Promise((resolve) => setTimeout(resolve, answer.throttleMs).unref());
     } catch (error) {
@@ -167,6 +175,7 @@ export class Fetcher {
   }
 
   private async taken(
+    leader: number,
     answers: readonly FetchedPartition[],
     from: ReadonlyMap<number, number>,
     asked: ReadonlyMap<number, Cursor>,
@@ -177,7 +186,7 @@ export class Fetcher {
     if (good.length > 0) this.passing = undefined;
     const moved = [...window.next].some(([partition, next]) => next > from.get(partition)!);
     if (moved && !this.closed) {
-      this.ready.push({ window, cursors: asked });
+      this.ready.push({ leader, window, cursors: asked });
       this.readyBytes += window.bytes.length;
     }
     for (const { index, errorCode } of answers) {

@@ -1,0 +1,77 @@
+import { afterEach, expect, test } from "vitest";
+import type { FetchAnswer, FetchOrder } from "./fetch-api.js";
+import { Fetcher } from "./fetcher.js";
+import { BatchBuilder, sign } from "./record-batch.js";
+import type { Topic } from "./topic.js";
+
+/** Until all that is under way without a timer is done. */
+const turns = async () => {
+  for (let i = 0; i < 5; i++) await new Promise((resolve) => setImmediate(resolve));
+};
+
+function batchAt(offset: number, events: readonly string[]): Buffer {
+  const builder = new BatchBuilder(1024 * 1024);
+  for (const event of events) builder.add(Buffer.from(event), 0, event.length, undefined, 1_000);
+  const batch = Buffer.from(builder.finish());
+  sign(batch, { id: 7n, epoch: 0 }, 0);
+  batch.writeBigInt64BE(BigInt(offset), 0);
+  return batch;
+}
+
+/** A partition of one log, whose brokers answer when there is something to tell. */
+class OnePartition {
+  readonly log: string[] = [];
+  readonly state = { id: "1", leaders: [0] };
+  readonly brokers = {
+    call: async (_leader: number, _lane: unknown, _api: unknown, [order]: [FetchOrder]) => {
+      const from = order.from.get(0)!;
+      await this.until(() => this.log.length > from);
+      const records = batchAt(from, this.log.slice(from));
+      const found = { index: 0, errorCode: 0, highWatermark: 0, logStart: 0, aborted: [], records };
+      return { throttleMs: 0, errorCode: 0, partitions: [found] } satisfies FetchAnswer;
+    },
+  };
+  readonly fetcher = new Fetcher(this as unknown as Topic, { bytes: 1024 * 1024, waitMs: 500 });
+  private over = false;
+
+  private async until(holds: () => boolean): Promise<void> {
+    while (!holds()) {
+      if (this.over) throw new Error("over");
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+  }
+
+  async refresh(): Promise<void> {}
+
+  /** The events of the oldest answer that waits; none when none does. */
+  take(): string[] {
+    const window = this.fetcher.take()?.window;
+    if (window === undefined) return [];
+    const { bytes, count, starts, ends } = window;
+    return Array.from({ length: count }, (_, i) => bytes.toString("latin1", starts[i], ends[i]));
+  }
+
+  close(): void {
+    this.over = true;
+    this.fetcher.close();
+  }
+}
+
+let partition: OnePartition;
+afterEach(() => partition.close());
+
+test("what comes while nobody reads is read in few pieces, however many it came in", async () => {
+  partition = new OnePartition();
+  partition.fetcher.add(0, 0);
+  for (let i = 0; i < 100; i++) {
+    partition.log.push(`event ${i}`);
+    await turns();
+  }
+  const pieces: string[][] = [];
+  while (pieces.flat().length < partition.log.length) {
+    pieces.push(partition.take());
+    await turns();
+  }
+  expect(pieces.flat()).toEqual(partition.log);
+  expect(pieces.length).toBeLessThan(5);
+});
