@@ -18,19 +18,22 @@ function batchAt(offset: number, events: readonly string[]): Buffer {
   return batch;
 }
 
-/** A partition of one log, whose brokers answer when there is something to tell. */
+/** A partition of one log, whose brokers answer when there is something to tell and nothing holds them up. */
 class OnePartition {
   readonly log: string[] = [];
   readonly state = { id: "1", leaders: [0] };
   readonly brokers = {
-    call: async (_leader: number, _lane: unknown, _api: unknown, [order]: [FetchOrder]) => {
+    call: async (leader: number, _lane: unknown, _api: unknown, [order]: [FetchOrder]) => {
       const from = order.from.get(0)!;
       await this.until(() => this.log.length > from);
       const records = batchAt(from, this.log.slice(from));
+      await this.until(() => leader !== this.frozen);
       const found = { index: 0, errorCode: 0, highWatermark: 0, logStart: 0, aborted: [], records };
       return { throttleMs: 0, errorCode: 0, partitions: [found] } satisfies FetchAnswer;
     },
   };
+  /** Broker whose answers are on their way for as long as it is this one. */
+  frozen: number | undefined;
   readonly fetcher = new Fetcher(this as unknown as Topic, { bytes: 1024 * 1024, waitMs: 500 });
   private over = false;
 
@@ -74,4 +77,25 @@ test("what comes while nobody reads is read in few pieces, however many it came 
   }
   expect(pieces.flat()).toEqual(partition.log);
   expect(pieces.length).toBeLessThan(5);
+});
+
+test("what a leader answers once its successor has told the same comes once, and reading goes on after it", async () => {
+  partition = new OnePartition();
+  partition.frozen = 0;
+  partition.log.push("event 0", "event 1");
+  partition.fetcher.add(0, 0);
+  await turns();
+  partition.state.leaders = [1];
+  expect(partition.take()).toEqual([]);
+  partition.log.push("event 2");
+  await turns();
+  expect(partition.take()).toEqual(["event 0", "event 1", "event 2"]);
+  partition.frozen = undefined;
+  await turns();
+  expect(partition.take()).toEqual([]);
+  partition.log.push("event 3");
+  await turns();
+  expect(partition.take()).toEqual(["event 3"]);
+  await turns();
+  expect(partition.take()).toEqual([]);
 });

@@ -20,6 +20,8 @@ export interface Cursor {
   next: number;
   /** Not to be fetched before, in ms of performance.now(). */
   notBefore: number;
+  /** An answer is taken apart: what comes next is known after that. */
+  unpacking: boolean;
 }
 
 /** Events of one answer, with the cursors that they were fetched for. */
@@ -64,7 +66,7 @@ export class Fetcher {
   ) {}
 
   add(partition: number, next: number): Cursor {
-    const cursor: Cursor = { partition, next, notBefore: 0 };
+    const cursor: Cursor = { partition, next, notBefore: 0, unpacking: false };
     this.cursors.set(partition, cursor);
     this.schedule();
     return cursor;
@@ -119,6 +121,7 @@ export class Fetcher {
     const groups = new Map<number, Cursor[]>();
     let soonest = Number.POSITIVE_INFINITY;
     for (const cursor of this.cursors.values()) {
+      if (cursor.unpacking) continue;
       if (cursor.notBefore > now) {
         soonest = Math.min(soonest, cursor.notBefore);
         continue;
@@ -180,9 +183,13 @@ export class Fetcher {
     from: ReadonlyMap<number, number>,
     asked: ReadonlyMap<number, Cursor>,
   ): Promise<void> {
-    const good = answers.filter(({ errorCode }) => errorCode === KAFKA.NONE);
-    const window = await windowOf(good, from);
-    for (const [partition, next] of window.next) asked.get(partition)!.next = next;
+    // A leader that was replaced meanwhile may answer after its successor: what was told first stands.
+    const current = ({ index }: FetchedPartition) => {
+      const { next, unpacking } = asked.get(index)!;
+      return next === from.get(index) && !unpacking;
+    };
+    const good = answers.filter((answer) => answer.errorCode === KAFKA.NONE && current(answer));
+    const window = await this.unpacked(good, from, asked);
     if (good.length > 0) this.passing = undefined;
     const moved = [...window.next].some(([partition, next]) => next > from.get(partition)!);
     if (moved && !this.closed) {
@@ -194,6 +201,22 @@ export class Fetcher {
       const cursor = asked.get(index)!;
       if (errorCode === KAFKA.OFFSET_OUT_OF_RANGE) await this.outOfRange(cursor);
       await this.failed([cursor], new Refused("fetch", errorCode));
+    }
+  }
+
+  private async unpacked(
+    answers: readonly FetchedPartition[],
+    from: ReadonlyMap<number, number>,
+    asked: ReadonlyMap<number, Cursor>,
+  ): Promise<Window> {
+    const cursors = answers.map(({ index }) => asked.get(index)!);
+    for (const cursor of cursors) cursor.unpacking = true;
+    try {
+      const window = await windowOf(answers, from);
+      for (const [partition, next] of window.next) asked.get(partition)!.next = next;
+      return window;
+    } finally {
+      for (const cursor of cursors) cursor.unpacking = false;
     }
   }
 
