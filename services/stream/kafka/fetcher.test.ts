@@ -1,22 +1,14 @@
+import { setImmediate } from "node:timers/promises";
 import { afterEach, expect, test } from "vitest";
+import { at, batchOf, fetched, textsOf } from "../../../test/support/record-batches.js";
 import type { FetchAnswer, FetchOrder } from "./fetch-api.js";
 import { Fetcher } from "./fetcher.js";
-import { BatchBuilder, sign } from "./record-batch.js";
 import type { Topic } from "./topic.js";
 
 /** Until all that is under way without a timer is done. */
 const turns = async () => {
-  for (let i = 0; i < 5; i++) await new Promise((resolve) => setImmediate(resolve));
+  for (let i = 0; i < 5; i++) await setImmediate();
 };
-
-function batchAt(offset: number, events: readonly string[]): Buffer {
-  const builder = new BatchBuilder(1024 * 1024);
-  for (const event of events) builder.add(Buffer.from(event), 0, event.length, undefined, 1_000);
-  const batch = Buffer.from(builder.finish());
-  sign(batch, { id: 7n, epoch: 0 }, 0);
-  batch.writeBigInt64BE(BigInt(offset), 0);
-  return batch;
-}
 
 /** A partition of one log, whose brokers answer when there is something to tell and nothing holds them up. */
 class OnePartition {
@@ -26,10 +18,9 @@ class OnePartition {
     call: async (leader: number, _lane: unknown, _api: unknown, [order]: [FetchOrder]) => {
       const from = order.from.get(0)!;
       await this.until(() => this.log.length > from);
-      const records = batchAt(from, this.log.slice(from));
+      const partition = fetched(at(batchOf(this.log.slice(from)), from), { index: 0 });
       await this.until(() => leader !== this.frozen);
-      const found = { index: 0, errorCode: 0, highWatermark: 0, logStart: 0, aborted: [], records };
-      return { throttleMs: 0, errorCode: 0, partitions: [found] } satisfies FetchAnswer;
+      return { throttleMs: 0, errorCode: 0, partitions: [partition] } satisfies FetchAnswer;
     },
   };
   /** Broker whose answers are on their way for as long as it is this one. */
@@ -40,7 +31,7 @@ class OnePartition {
   private async until(holds: () => boolean): Promise<void> {
     while (!holds()) {
       if (this.over) throw new Error("over");
-      await new Promise((resolve) => setImmediate(resolve));
+      await setImmediate();
     }
   }
 
@@ -48,10 +39,8 @@ class OnePartition {
 
   /** The events of the oldest answer that waits; none when none does. */
   take(): string[] {
-    const window = this.fetcher.take()?.window;
-    if (window === undefined) return [];
-    const { bytes, count, starts, ends } = window;
-    return Array.from({ length: count }, (_, i) => bytes.toString("latin1", starts[i], ends[i]));
+    const answer = this.fetcher.take();
+    return answer === undefined ? [] : textsOf(answer.window);
   }
 
   close(): void {

@@ -1,6 +1,7 @@
 import { Reader, readRecordsBatch } from "@platformatic/kafka";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import { at, batchOf, fetched, textsOf } from "../../../test/support/record-batches.js";
 import { pack } from "./codecs.js";
 import { BatchBuilder, type EventFacts, sequenceAfter, sign } from "./record-batch.js";
 import type { Compression } from "./settings.js";
@@ -26,40 +27,11 @@ function laid(parts: readonly [string, string, string], rest: Uint8Array) {
   return { bytes, start: 2, end: bytes.length - 2, facts };
 }
 
-const fetched = (records: Buffer, over: Partial<FetchedPartition> = {}): FetchedPartition => ({
-  index: 3,
-  errorCode: 0,
-  highWatermark: 0,
-  logStart: 0,
-  aborted: [],
-  records,
-  ...over,
-});
-
-/** As the broker stores it. */
-function at(batch: Buffer, offset: number): Buffer {
-  const stored = Buffer.from(batch);
-  stored.writeBigInt64BE(BigInt(offset), 0);
-  return stored;
-}
-
 const textsIn = async (answers: FetchedPartition[], from = new Map([[3, 0]])) => {
-  const { bytes, count, starts, ends, offsets, next } = await windowOf(answers, from);
-  return {
-    texts: Array.from({ length: count }, (_, i) => bytes.toString("latin1", starts[i], ends[i])),
-    offsets: [...offsets.subarray(0, count)],
-    next: next.get(3),
-  };
+  const window = await windowOf(answers, from);
+  const { count, offsets, next } = window;
+  return { texts: textsOf(window), offsets: [...offsets.subarray(0, count)], next: next.get(3) };
 };
-
-function batchOf(texts: readonly string[], options: { attributes?: number; producer?: bigint } = {}): Buffer {
-  const builder = new BatchBuilder(1024 * 1024, 16);
-  for (const text of texts) builder.add(Buffer.from(text), 0, text.length, undefined, 1_000);
-  const batch = builder.finish();
-  batch.writeInt16BE(options.attributes ?? 0, 21);
-  sign(batch, { id: options.producer ?? 7n, epoch: 0 }, 0);
-  return batch;
-}
 
 describe("record batches", () => {
   test("what is written is what the client's own parser finds, and what we find", async () => {
