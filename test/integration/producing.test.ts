@@ -7,7 +7,7 @@ import { promisify } from "node:util";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { packageRoot } from "../../services/base/paths.js";
 import { protocBinary } from "../../services/contracts/protoc.js";
-import { command, installed } from "../servers/tool.js";
+import { command, installed, mavenJars } from "../servers/tool.js";
 import { startTestBus, type TestBus, testRegistry } from "../support/bus-server.js";
 
 const run = promisify(execFile);
@@ -124,10 +124,8 @@ describe("examples/clients", () => {
   });
 
   it("Java", async () => {
-    const jars = await installed(`protobuf-java-4.${protocVersion}`, async (making) => {
-      const artifact = `-Dartifact=com.google.protobuf:protobuf-java:4.${protocVersion}`;
-      await command("mvn", ["-q", "-B", "dependency:copy", artifact, `-DoutputDirectory=${making}`], making);
-    });
+    const artifact = `com.google.protobuf:protobuf-java:4.${protocVersion}`;
+    const jars = await mavenJars(`protobuf-java-4.${protocVersion}`, [artifact]);
     const cwd = example("java");
     await protoc(cwd, ["--java_out=gen"]);
     await run("javac", ["-cp", `${jars}/*`, "-sourcepath", "gen", "-d", "classes", "Publish.java"], { cwd });

@@ -9,10 +9,7 @@ const VERSION = "2.6.1";
 
 /** Folder with its jars, which come by Maven. */
 export const installDynamoDb = () =>
-  mavenJars(
-    `dynamodb-local-${VERSION}`,
-    `<dependency><groupId>com.amazonaws</groupId><artifactId>DynamoDBLocal</artifactId><version>${VERSION}</version></dependency>`,
-  );
+  mavenJars(`dynamodb-local-${VERSION}`, [`com.amazonaws:DynamoDBLocal:${VERSION}`]);
 
 /** AWS's own DynamoDB Local, in memory. */
 export async function startDynamoDb(): Promise<{

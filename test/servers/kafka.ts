@@ -19,18 +19,10 @@ const run = promisify(execFile);
 
 /** Folder with Kafka's jars, which come by Maven. */
 export const installKafka = () => {
-  // One logger alone: older versions bring another.
-  const others =
-    "<exclusions><exclusion><groupId>org.slf4j</groupId><artifactId>slf4j-reload4j</artifactId></exclusion></exclusions>";
-  const dependency = (group: string, artifact: string, version: string) =>
-    `<dependency><groupId>${group}</groupId><artifactId>${artifact}</artifactId><version>${version}</version>${others}</dependency>`;
-  // Without a logger that prints, no line says when a broker is ready.
-  const dependencies = [
-    dependency("org.apache.kafka", "kafka_2.13", VERSION),
-    dependency("org.apache.kafka", "kafka-tools", VERSION),
-    dependency("org.slf4j", "slf4j-simple", "1.7.36"),
-  ];
-  return mavenJars(`kafka-with-tools-${VERSION}`, dependencies.join("\n"));
+  // Without a logger that prints, no line says when a broker is ready; and older versions bring another one.
+  const logger = "org.slf4j:slf4j-simple:1.7.36";
+  const kafka = [`org.apache.kafka:kafka_2.13:${VERSION}`, `org.apache.kafka:kafka-tools:${VERSION}`];
+  return mavenJars(`kafka-with-tools-${VERSION}`, [...kafka, logger], ["org.slf4j:slf4j-reload4j"]);
 };
 
 export interface KafkaOptions {

@@ -52,19 +52,33 @@ export const npmPackage = (name: string, version: string): Promise<string> =>
 
 const COPY_JARS = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies";
 
-/** Folder with the jars of dependencies, as a pom has them, and of all that they need. */
-export const mavenJars = (name: string, dependencies: string): Promise<string> =>
+/** Folder with the jars of artifacts (group:artifact:version) and of all that they need, but those `without` (group:artifact). */
+export const mavenJars = (
+  name: string,
+  artifacts: readonly string[],
+  without: readonly string[] = [],
+): Promise<string> =>
   installed(name, async (folder) => {
+    const exclusions = without.map((one) => `<exclusion>${coordinates(one)}</exclusion>`).join("");
+    const dependencies = artifacts.map(
+      (one) => `<dependency>${coordinates(one)}<exclusions>${exclusions}</exclusions></dependency>`,
+    );
     const pom = join(folder, "pom.xml");
     writeFileSync(
       pom,
       `<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
        <groupId>tributary</groupId><artifactId>tools</artifactId><version>1</version><dependencies>
-       ${dependencies}</dependencies></project>`,
+       ${dependencies.join("\n")}</dependencies></project>`,
     );
     const flags = ["-q", "-B", "-ntp", "-f", pom, "-DincludeScope=runtime", `-DoutputDirectory=${folder}`];
     await command("mvn", [...flags, COPY_JARS], folder);
   });
+
+function coordinates(artifact: string): string {
+  const [group, id, version] = artifact.split(":");
+  const pinned = version === undefined ? "" : `<version>${version}</version>`;
+  return `<groupId>${group}</groupId><artifactId>${id}</artifactId>${pinned}`;
+}
 
 export async function freePort(): Promise<number> {
   const server = createServer().listen(0, "127.0.0.1");
