@@ -70,10 +70,67 @@ async function readInto(seen: Map<string, string>, files: FileOps, name: string)
   }
 }
 
-function note(seen: Map<string, string>, key: string, text: string): void {
+function note(seen: Map<string, string>, key: string, text: string, where = ""): void {
   const before = seen.get(key);
-  if (before !== undefined && before !== text) throw new Error(`position ${key} holds ${before} and ${text}`);
+  if (before !== undefined && before !== text)
+    throw new Error(`position ${key} holds ${before} and ${text} ${where}`);
   seen.set(key, text);
+}
+
+/** Writers, each of one event, that come in one another's way on one log. */
+class Race {
+  private readonly files = new SimulatedFiles();
+  private readonly acknowledged = new Map<string, string>();
+  private readonly writers: EmbeddedLogWriter[] = [];
+
+  /** Begins an empty segment. */
+  async begin(pause: (step: string) => Promise<void> | void = () => undefined): Promise<EmbeddedLogWriter> {
+    const writer = await open(blindTo(this.files, pause));
+    this.writers.push(writer);
+    return writer;
+  }
+
+  /** Opens the log, deletes empty segments and appends `name`; that another took over is no failure. */
+  async write(name: string, pause?: (step: string) => Promise<void> | void): Promise<void> {
+    try {
+      const writer = await this.begin(pause);
+      await writer.trim().catch(() => undefined); // another may be at the same segment
+      note(this.acknowledged, `0/${positionsIn(await writer.append(event(name)))}`, name);
+    } catch (error) {
+      expect(error, name).toMatchObject(fenced);
+    }
+  }
+
+  /** As `write`, but stops before the step that `when` says, told with the one before it, until it may go on. */
+  stopping(name: string, when: (step: string, before: string) => boolean) {
+    let goOn = () => {};
+    const allowed = new Promise<void>((resolve) => {
+      goOn = resolve;
+    });
+    let done = Promise.resolve();
+    const stopped = new Promise<void>((resolve, reject) => {
+      let before = "";
+      let met = false;
+      done = this.write(name, async (step) => {
+        const isIt = !met && when(step, before);
+        before = step;
+        if (!isIt) return;
+        met = true;
+        resolve();
+        await allowed;
+      }).finally(() => reject(new Error(`${name} did not come to where it was to stop`)));
+    });
+    return { stopped, goOn, done };
+  }
+
+  /** All that was acknowledged is what is read, each once. */
+  async settle(what: string): Promise<void> {
+    const seen = new Map<string, string>();
+    await readInto(seen, this.files, "after");
+    for (const [key, text] of this.acknowledged) expect(seen.get(key), what).toBe(text);
+    expect(new Set(seen.values()).size, what).toBe(seen.size);
+    for (const writer of this.writers) await writer.close();
+  }
 }
 
 describe("a writer that was taken over", () => {
@@ -148,6 +205,42 @@ describe("a writer that was taken over", () => {
     }
   });
 
+  test.each(["one event", "nothing"])("at any operation of its opening a log of %s", async (content) => {
+    for (let at = 0, struck = true; struck; at++) {
+      const race = new Race();
+      if (content === "nothing") await race.begin();
+      else await race.write("before");
+      struck = false;
+      let steps = 0;
+      await race.write("slow", async () => {
+        if (steps++ !== at) return;
+        struck = true;
+        // Two, so that also the name of the segment that the slow one is about to begin is free again.
+        for (const name of ["second", "third"]) await race.write(name);
+      });
+      await race.settle(`operation ${at}`);
+      if (!struck) expect(at).toBeGreaterThan(20);
+    }
+  });
+
+  test("while it begins the very segment that another has begun, as a third one takes that over", async () => {
+    const race = new Race();
+    await race.write("before");
+    const second = race.stopping("second", (step) => /^open .*2\.seg.*tmp/.test(step));
+    await second.stopped; // the log is its own, and it is about to begin segment 2
+    const slow = race.stopping("slow", (step) => step.startsWith("link"));
+    await slow.stopped; // so is this one, and has seen that there is no segment 2
+    second.goOn();
+    await second.done;
+    const third = race.stopping("third", (_, before) => /^rename .*2\.fenced\.seg/.test(before));
+    await third.stopped; // the name of segment 2 is free
+    slow.goOn();
+    await slow.done;
+    third.goOn();
+    await third.done;
+    await race.settle("the race");
+  });
+
   test("while several take over from each other and others read, at random", async () => {
     for (const seed of seeds(12)) {
       const random = new Random(seed);
@@ -171,7 +264,8 @@ describe("a writer that was taken over", () => {
           const partition = n % 2;
           appends.push(
             writer.append(event(text, partition)).then(
-              (appended) => note(acknowledged, `${partition}/${positionsIn(appended)}`, text),
+              (appended) =>
+                note(acknowledged, `${partition}/${positionsIn(appended)}`, text, `(seed ${seed})`),
               (error: unknown) => expect(error, `seed ${seed}`).toMatchObject(fenced),
             ),
           );
@@ -196,7 +290,7 @@ describe("a writer that was taken over", () => {
         while (writing) {
           const batch = await consumer.read({ ...READ, waitMs: 1 });
           for (const { partition, position, text } of batch === undefined ? [] : eventsOf(batch))
-            note(seen, `${partition}/${position}`, text);
+            note(seen, `${partition}/${position}`, text, `(seed ${seed})`);
         }
         await reader.close();
       });

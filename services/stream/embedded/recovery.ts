@@ -9,6 +9,7 @@ import {
   openSegment,
   type StreamIdentity,
   segmentName,
+  segmentPath,
 } from "./folder.js";
 import { alignedBuffer, hasMarker, readFrame, type SegmentHeader, segmentHeaderBytes } from "./format.js";
 import { readAllLowWater } from "./low-water.js";
@@ -33,20 +34,40 @@ const SCAN_BYTES = 8 * 1024 * 1024;
 /**
  * Keeps whoever writes the log from acknowledging anything more. Resolves to the number of the newest segment, which
  * holds the last of what was acknowledged; undefined when there is none.
+ *
+ * A segment gets its name by a link from its temporary file: without that, one begun meanwhile never appears. They are
+ * removed twice. After the renaming, for the writer that had the newest segment and is about to begin the next. Before
+ * it, for another that takes over as we do and is about to begin this very segment: renaming frees its name, and there
+ * would be two of one number. Whoever makes a temporary file later than we look finds the newest segment (`endsBefore`).
  */
 async function fence(files: FileOps, folder: string): Promise<number | undefined> {
   for (;;) {
     const newest = (await listSegments(files, folder)).at(-1);
+    await removeTemporary(files, folder);
     if (newest !== undefined) {
       const path = (name: string) => join(logFolder(folder), name);
       await unlessAbsent(files.rename(path(segmentName(newest)), path(fencedName(newest))));
-    }
-    // A segment gets its name by a link from its temporary file: without that, one begun meanwhile never appears.
-    for (const { name } of await files.list(logFolder(folder))) {
-      if (name.endsWith(temporarySuffix)) await unlessAbsent(files.unlink(join(logFolder(folder), name)));
+      await removeTemporary(files, folder);
     }
     if ((await listSegments(files, folder)).at(-1) === newest) return newest;
   }
+}
+
+async function removeTemporary(files: FileOps, folder: string): Promise<void> {
+  for (const { name } of await files.list(logFolder(folder))) {
+    if (name.endsWith(temporarySuffix)) await unlessAbsent(files.unlink(join(logFolder(folder), name)));
+  }
+}
+
+/**
+ * Whether segment `number` is still the next one: no other writer has begun it, under whichever name it has now. Asked
+ * with the temporary file of ours in place, so that whoever begins it later, and fences it, has removed that file.
+ */
+export async function endsBefore(files: FileOps, folder: string, number: number): Promise<boolean> {
+  if ((await segmentPath(files, folder, number)) !== undefined) return false;
+  // Begun, consumed and deleted: then the one before it was deleted earlier. In this order, therefore.
+  if (number > 1) return (await segmentPath(files, folder, number - 1)) !== undefined;
+  return (await listSegments(files, folder)).length === 0;
 }
 
 async function unlessAbsent(step: Promise<void>): Promise<void> {
@@ -61,8 +82,13 @@ async function unlessAbsent(step: Promise<void>): Promise<void> {
  * Takes the log over and finds where a writer goes on: at the end of the last whole frame; all up to there is durable
  * when this resolves. Bytes behind it, of a frame that was torn or that a fenced writer is still at, stay and are not
  * counted. Never leaves out an acknowledged frame: what it cannot explain as a torn tail is TRB-STREAM-CORRUPT.
+ * Undefined when another writer has gone on meanwhile and the newest segment is no longer there.
  */
-export async function recover(files: FileOps, folder: string, identity: StreamIdentity): Promise<Recovered> {
+export async function recover(
+  files: FileOps,
+  folder: string,
+  identity: StreamIdentity,
+): Promise<Recovered | undefined> {
   const last = await fence(files, folder);
   const partitions = identity.partitions.length;
   const numbers = (await listSegments(files, folder)).filter((number) => number <= (last ?? 0));
@@ -71,7 +97,12 @@ export async function recover(files: FileOps, folder: string, identity: StreamId
   for (const [i, number] of numbers.entries()) {
     if (i > 0 && number !== numbers[i - 1]! + 1) throw damaged(numbers[i - 1]! + 1, 0);
     const opened = await openSegment(files, folder, number, partitions);
-    if (opened === undefined) throw damaged(number, 0);
+    if (opened === undefined) {
+      // Deleted since the listing by whoever writes now, and so is all before it.
+      segments.length = 0;
+      most = undefined;
+      continue;
+    }
     const size = await opened.file.size().finally(() => opened.file.close());
     const { base, first } = opened.header;
     if (most !== undefined && base > most) throw damaged(number - 1, 0);
@@ -81,7 +112,7 @@ export async function recover(files: FileOps, folder: string, identity: StreamId
   const start = { bytes: 0, next: identity.partitions.map(() => 1) };
   // Only the last segment can have a torn tail: a segment is begun when the one before is whole and durable.
   const end = last === undefined ? start : await recoverSegment(files, folder, identity, last);
-  return { segments, ...end };
+  return end && { segments, ...end };
 }
 
 async function recoverSegment(
@@ -89,10 +120,10 @@ async function recoverSegment(
   folder: string,
   identity: StreamIdentity,
   number: number,
-): Promise<{ bytes: number; next: readonly number[] }> {
+): Promise<{ bytes: number; next: readonly number[] } | undefined> {
   const partitions = identity.partitions.length;
   const opened = await openSegment(files, folder, number, partitions, "write");
-  if (opened === undefined) throw damaged(number, 0);
+  if (opened === undefined) return undefined;
   const { file, header } = opened;
   try {
     const size = await file.size();

@@ -26,7 +26,7 @@ import {
 } from "./folder.js";
 import { encodeSegmentHeader, MARKER_BYTES, MAX_FRAME_BYTES, segmentHeaderBytes } from "./format.js";
 import { readAllLowWater } from "./low-water.js";
-import { type Recovered, recover, type SegmentSummary } from "./recovery.js";
+import { endsBefore, type Recovered, recover, type SegmentSummary } from "./recovery.js";
 
 export interface EmbeddedLogOptions {
   readonly folder: string;
@@ -41,6 +41,7 @@ export interface EmbeddedLogOptions {
 const LOW_WATER_MAX_AGE_MS = 100;
 const RETENTION_EVERY_MS = 1_000;
 const TAKE_OVERS = 10;
+const OVERTAKEN = new Error("another writer has begun the segment");
 
 /**
  * The writing end of the embedded log; one per folder. A lock tells a second one so in good time; what keeps them apart
@@ -97,12 +98,14 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
       const identity = await openIdentity(files, options.folder, options.partitions);
       for (let tries = 1; ; tries++) {
         const recovered = await recover(files, options.folder, identity);
-        writer = new EmbeddedLogWriter(options, files, lock, identity, recovered);
-        const number = (recovered.segments.at(-1)?.number ?? 0) + 1;
-        if (await writer.beginSegment(number, recovered.bytes)) break;
+        if (recovered !== undefined) {
+          writer = new EmbeddedLogWriter(options, files, lock, identity, recovered);
+          const number = (recovered.segments.at(-1)?.number ?? 0) + 1;
+          if (await writer.beginSegment(number, recovered.bytes)) break;
+          clearInterval(writer.retentionTimer);
+        }
         // Another writer, or one that starts as we do, has gone on meanwhile: read what it has added.
-        clearInterval(writer.retentionTimer);
-        if (tries === TAKE_OVERS) throw writer.fenced();
+        if (tries === TAKE_OVERS) throw new TributaryError("TRB-STREAM-FENCED");
       }
       await writer.refreshDoneBytes();
       return writer;
@@ -286,11 +289,14 @@ export class EmbeddedLogWriter implements ChangeStreamWriter {
     try {
       // Fenced before this check: told here. After it: the fence has removed the temporary file, or the new segment
       // is there already and is fenced itself.
-      const ready = () => (this.file === undefined ? Promise.resolve() : this.assertHeld());
+      const ready = async () => {
+        if (this.file !== undefined) await this.assertHeld();
+        else if (!(await endsBefore(this.files, this.folder, number))) throw OVERTAKEN;
+      };
       const outcome = await createDurably(this.files, path, encodeSegmentHeader(header), undefined, ready);
       if (outcome === "exists") return false;
     } catch (error) {
-      if (isAbsent(error)) return false;
+      if (error === OVERTAKEN || isAbsent(error)) return false;
       throw error;
     }
     let file: OpenFile;
