@@ -1,5 +1,5 @@
 import { setImmediate } from "node:timers/promises";
-import { afterEach, expect, test } from "vitest";
+import { afterEach, expect, test, vi } from "vitest";
 import { at, batchOf, fetched, textsOf } from "../../../test/support/record-batches.js";
 import type { FetchAnswer, FetchOrder } from "./fetch-api.js";
 import { Fetcher } from "./fetcher.js";
@@ -16,6 +16,7 @@ class OnePartition {
   readonly state = { id: "1", leaders: [0] };
   readonly brokers = {
     call: async (leader: number, _lane: unknown, _api: unknown, [order]: [FetchOrder]) => {
+      if (leader === this.gone) throw new Error("connection refused");
       const from = order.from.get(0)!;
       await this.until(() => this.log.length > from);
       const partition = fetched(at(batchOf(this.log.slice(from)), from), { index: 0 });
@@ -25,6 +26,8 @@ class OnePartition {
   };
   /** Broker whose answers are on their way for as long as it is this one. */
   frozen: number | undefined;
+  /** Broker that nobody reaches. */
+  gone: number | undefined;
   readonly fetcher = new Fetcher(this as unknown as Topic, { bytes: 1024 * 1024, waitMs: 500 });
   private over = false;
 
@@ -51,6 +54,9 @@ class OnePartition {
 
 let partition: OnePartition;
 afterEach(() => partition.close());
+afterEach(() => {
+  vi.restoreAllMocks();
+});
 
 test("what comes while nobody reads is read in few pieces, however many it came in", async () => {
   partition = new OnePartition();
@@ -87,4 +93,40 @@ test("what a leader answers once its successor has told the same comes once, and
   expect(partition.take()).toEqual(["event 3"]);
   await turns();
   expect(partition.take()).toEqual([]);
+});
+
+/** A clock that can be put ahead. */
+function clock() {
+  const ahead = { ms: 0 };
+  const now = performance.now.bind(performance);
+  vi.spyOn(performance, "now").mockImplementation(() => now() + ahead.ms);
+  return ahead;
+}
+
+test("that a reader took its time is no silence of the brokers", async () => {
+  const ahead = clock();
+  partition = new OnePartition();
+  partition.state.leaders = [0, 1];
+  partition.gone = 1;
+  partition.log.push("event 0");
+  partition.fetcher.add(0, 0);
+  await turns();
+  partition.fetcher.add(1, 0);
+  await turns();
+  // The other partition went to the broker whose answer waits, and which is therefore not asked.
+  partition.state.leaders = [0, 0];
+  ahead.ms = 60_000;
+  expect(partition.take()).toEqual(["event 0"]);
+  expect(partition.take()).toEqual([]);
+});
+
+test("a reader is told of brokers that are silent for long", async () => {
+  const ahead = clock();
+  partition = new OnePartition();
+  partition.gone = 0;
+  partition.fetcher.add(0, 0);
+  await turns();
+  expect(partition.take()).toEqual([]);
+  ahead.ms = 60_000;
+  expect(() => partition.take()).toThrow("the Kafka brokers do not answer");
 });

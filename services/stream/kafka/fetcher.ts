@@ -83,9 +83,15 @@ export class Fetcher {
   /** What was fetched, oldest first; undefined when nothing has come. Errors: TRB-STREAM-…, TRB-BUS-STREAM-DOWN. */
   take(): Fetched | undefined {
     const fetched = this.ready.shift();
-    if (fetched !== undefined) this.readyBytes -= fetched.window.bytes.length;
+    if (fetched === undefined) {
+      this.pump();
+      this.throwFailure();
+      return undefined;
+    }
+    this.readyBytes -= fetched.window.bytes.length;
+    // While it waited its leader was not asked, and had nothing to answer: that is no silence.
+    this.passing = undefined;
     this.pump();
-    if (fetched === undefined) this.throwFailure();
     return fetched;
   }
 
