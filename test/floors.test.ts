@@ -23,7 +23,8 @@ const FLOORS: Readonly<Record<string, number>> = {
   follow: 5,
   operate: 5,
   query: 5,
-  main: 6,
+  bulk: 6,
+  main: 7,
 };
 const MAX_LINES = 400;
 

@@ -28,6 +28,15 @@ export const LAKE_CODES = {
     "the lake to be copied to holds something else, or has gone on by itself",
     "choose an empty place; if the move is done already, there is nothing left to copy",
   ),
+  // --- bulk jobs ----------------------------------------------------------------------------------------
+  "TRB-JOB-UNKNOWN": entry(404, false, "no such job", "see `tributary bootstrap ls`"),
+  "TRB-JOB-EXISTS": entry(409, false, "the id is another job's", "choose another id, or none"),
+  "TRB-JOB-ENDED": entry(
+    409,
+    false,
+    "the job is done, has failed or was cancelled",
+    "start another one; one that has failed can be resumed",
+  ),
   "TRB-STORE-FAILED": entry(
     503,
     true,

@@ -1,0 +1,96 @@
+import type { z } from "zod";
+import { TributaryError } from "../base/errors.js";
+import { inGroups } from "../base/in-groups.js";
+import type { ObjectStore } from "../storage/object-store.js";
+import {
+  hasEnded,
+  JOB_ID,
+  type Job,
+  type JobOrder,
+  type JobState,
+  type JobWish,
+  jobOrder,
+  jobState,
+  jobWish,
+} from "./job.js";
+
+/** Orders are put once, and say which jobs there are; wishes and states are put anew. */
+const ORDERS = "jobs/orders/";
+const WISHES = "jobs/wishes/";
+const STATES = "jobs/states/";
+const AT_ONCE = 16;
+
+/**
+ * The jobs of a lake, on whatever machine they are asked for, wished about, and run: small objects of its store. Two
+ * that write a state at once do no harm: it is a report.
+ */
+export class JobStore {
+  constructor(private readonly store: ObjectStore) {}
+
+  /** Errors: TRB-JOB-EXISTS for an id that is taken, by an order of other words. */
+  async order(order: JobOrder): Promise<void> {
+    const key = keyOf(ORDERS, order.id);
+    if ((await this.store.putIfAbsent(key, bytesOf(order))) === "created") return;
+    const taken = await this.read(ORDERS, order.id, jobOrder);
+    // An answer that was lost is asked for again.
+    if (taken === undefined || JSON.stringify(taken) !== JSON.stringify(order))
+      throw new TributaryError("TRB-JOB-EXISTS", `"${order.id}" is another job's id`);
+  }
+
+  /** All of them, the oldest first; those that cannot be read are left out. Errors: TRB-STORE-FAILED. */
+  async list(): Promise<Job[]> {
+    const ids: string[] = [];
+    for await (const { key } of this.store.list(ORDERS)) ids.push(key.slice(ORDERS.length, -".json".length));
+    const found = await inGroups(ids, AT_ONCE, (id) => this.find(id));
+    return found.filter((job) => job !== undefined).sort((a, b) => (a.order.at < b.order.at ? -1 : 1));
+  }
+
+  /** Errors: TRB-JOB-UNKNOWN. */
+  async get(id: string): Promise<Job> {
+    const job = JOB_ID.test(id) ? await this.find(id) : undefined;
+    if (job === undefined) throw new TributaryError("TRB-JOB-UNKNOWN", `no job "${printable(id)}"`);
+    return job;
+  }
+
+  private async find(id: string): Promise<Job | undefined> {
+    const [order, wish, state] = await Promise.all([
+      this.read(ORDERS, id, jobOrder),
+      this.read(WISHES, id, jobWish),
+      this.read(STATES, id, jobState),
+    ]);
+    if (order === undefined) return undefined;
+    return {
+      order,
+      wish: wish?.wish ?? "run",
+      state: state ?? jobState.parse({ phase: "waiting", writtenAt: order.at }),
+    };
+  }
+
+  private async read<T>(folder: string, id: string, shape: z.ZodType<T>): Promise<T | undefined> {
+    const bytes = await this.store.get(keyOf(folder, id));
+    if (bytes === undefined) return undefined;
+    try {
+      return shape.parse(JSON.parse(bytes.toString("utf8")));
+    } catch {
+      return undefined;
+    }
+  }
+
+  /** Errors: TRB-JOB-UNKNOWN; TRB-JOB-ENDED, for what nothing becomes of any more. */
+  async wish(id: string, wish: JobWish): Promise<Job> {
+    const job = await this.get(id);
+    const again = job.state.phase === "failed" && wish.wish === "run";
+    if (hasEnded(job.state) && !again)
+      throw new TributaryError("TRB-JOB-ENDED", `"${id}" is ${job.state.phase}`);
+    await this.store.put(keyOf(WISHES, id), bytesOf(wish));
+    return { ...job, wish: wish.wish };
+  }
+
+  async tell(id: string, state: JobState): Promise<void> {
+    await this.store.put(keyOf(STATES, id), bytesOf(state));
+  }
+}
+
+const keyOf = (folder: string, id: string): string => `${folder}${id}.json`;
+const bytesOf = (value: unknown): Buffer => Buffer.from(JSON.stringify(value));
+const printable = (id: string): string => id.replace(/[^\w.-]/g, "?").slice(0, 64);

@@ -1,0 +1,79 @@
+import { z } from "zod";
+
+/** What bulk jobs are, as they stand in the lake: an order that never changes, what operators wish, how far it is. */
+
+/** Part of the names of positions and folders. */
+export const JOB_ID = /^[a-z0-9][a-z0-9-]{0,62}$/;
+
+export const jobOrder = z.strictObject({
+  id: z.string().regex(JOB_ID, "expected 1 to 63 of a-z 0-9 -, not - first"),
+  kind: z.literal("bootstrap"),
+  /** `<root>/<path>`, of a root that the configuration names. */
+  source: z.string().min(1),
+  /** What it brings is of this entity type; of any, where the source holds whole events. */
+  entityType: z.string().min(1).optional(),
+  /** What it brings is of this tenant: rows of others are rejected. */
+  tenant: z.string().min(1).optional(),
+  /** After so many rejected rows it pauses. */
+  rejectLimit: z.number().int().min(0).default(1000),
+  /** Of two that may both run the greater comes first, then the older. */
+  priority: z.number().int().min(-100).max(100).default(0),
+  /** Who asked for it: the token's subject, or the local user. */
+  by: z.string(),
+  /** When, ISO 8601. */
+  at: z.iso.datetime(),
+});
+export type JobOrder = z.infer<typeof jobOrder>;
+
+/** What operators wish; a job without one is to run. */
+export const jobWish = z.strictObject({
+  wish: z.enum(["run", "pause", "cancel"]),
+  by: z.string(),
+  at: z.iso.datetime(),
+});
+export type JobWish = z.infer<typeof jobWish>;
+
+/**
+ * `waiting` for its turn or a worker; `checking` source and mapping; `landing` in raw; `refining`; then one of the ends.
+ * A paused job goes on where it stopped.
+ */
+export const PHASES = [
+  "waiting",
+  "checking",
+  "landing",
+  "refining",
+  "paused",
+  "done",
+  "failed",
+  "cancelled",
+] as const;
+export type Phase = (typeof PHASES)[number];
+
+/** As whoever runs the job last wrote it: a report, never a lock. What has landed stands in the tables' own positions. */
+export const jobState = z.strictObject({
+  phase: z.enum(PHASES),
+  /** Why it is paused or has failed: a code and words without paths or values. */
+  code: z.string().optional(),
+  reason: z.string().optional(),
+  files: z.number().int().default(0),
+  /** Bytes of the source, as far as they are known, and how many of them are done with. */
+  bytes: z.number().default(0),
+  bytesDone: z.number().default(0),
+  rowsLanded: z.number().int().default(0),
+  rowsRefined: z.number().int().default(0),
+  rejected: z.number().int().default(0),
+  startedAt: z.iso.datetime().optional(),
+  writtenAt: z.iso.datetime(),
+});
+export type JobState = z.infer<typeof jobState>;
+
+export interface Job {
+  readonly order: JobOrder;
+  readonly wish: JobWish["wish"];
+  readonly state: JobState;
+}
+
+const ENDS: ReadonlySet<Phase> = new Set(["done", "failed", "cancelled"]);
+
+/** Nothing becomes of it any more, unless it failed and somebody wishes that it runs. */
+export const hasEnded = ({ phase }: Pick<JobState, "phase">): boolean => ENDS.has(phase);
