@@ -2,27 +2,18 @@ import type { DuckDBConnection } from "@duckdb/node-api";
 import { TributaryError } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
 import { within } from "../base/within.js";
-import { Feed } from "../columns/feed.js";
-import { append } from "../table/append.js";
 import { DeltaTable } from "../table/delta-table.js";
-import {
-  type Positions,
-  type Progress,
-  positionsOf,
-  progressAlong,
-  progressOf,
-  type Track,
-} from "../table/progress.js";
+import { type Progress, positionsOf, progressAlong, progressOf, type Track } from "../table/progress.js";
 import { requireLanded } from "./already-landed.js";
 import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
 import { ModelSeat } from "./model-seat.js";
 import { keepPayloads } from "./payloads.js";
-import { RawRows, rawRoot, rawSpec } from "./raw-table.js";
+import { RawAppender } from "./raw-appender.js";
+import { rawRoot, rawSpec } from "./raw-table.js";
 import type { Target } from "./target.js";
 import { tellStep } from "./tracing.js";
 
-let feeds = 0;
 /** How long landing waits for models that open beside their raw table. */
 const OPEN_PATIENCE_MS = 2_000;
 
@@ -44,8 +35,7 @@ export class Lane {
     readonly entityType: string,
     private table: DeltaTable,
     private readonly connection: DuckDBConnection,
-    private readonly rows: RawRows,
-    private readonly feed: Feed,
+    private readonly appender: RawAppender,
     readonly fatal: (error: unknown) => void,
   ) {
     this.seats = context.models
@@ -64,9 +54,7 @@ export class Lane {
   ): Promise<Lane> {
     const table = await openRaw(context, entityType);
     const connection = await context.duck.connect();
-    const rows = new RawRows();
-    const feed = Feed.register(connection, `tributary_raw_${++feeds}`, rows.columns);
-    const lane = new Lane(context, entityType, table, connection, rows, feed, fatal);
+    const lane = new Lane(context, entityType, table, connection, new RawAppender(connection), fatal);
     for (const seat of lane.seats) seat.check(lane.rawProgress());
     return lane;
   }
@@ -177,10 +165,9 @@ export class Lane {
   private async landAndRefine(batch: EventBatch): Promise<boolean> {
     await keepPayloads(batch, this.context.decoding.offloaded);
     const before = this.rawProgress();
-    const to = batch.reached();
-    const along: ReadonlySet<Track> = new Set(progressAlong(batch.stream, to).keys());
+    const along: ReadonlySet<Track> = new Set(progressAlong(batch.stream, batch.reached()).keys());
     const ready = this.seats.filter((seat) => seat.takes(before, along));
-    const landed = this.landRaw(batch, this.rawPositions(batch.stream), to);
+    const landed = this.landRaw(batch);
     // Models run while raw is written; their commits wait for raw's.
     const gate = landed.catch(() => false);
     const refined = ready.map((seat) => seat.refine(batch, gate));
@@ -191,20 +178,11 @@ export class Lane {
     return true;
   }
 
-  private async landRaw(batch: EventBatch, from: Positions, to: Positions): Promise<boolean> {
-    this.feed.use(this.rows.source(batch));
-    try {
-      const result = await append(this.table, this.connection, `SELECT * FROM ${this.feed.name}()`, {
-        stream: batch.stream,
-        from,
-        to,
-      });
-      if (result.kind === "conflict") {
-        this.context.metrics.conflicts.inc({ layer: "raw" });
-        return false;
-      }
-    } finally {
-      this.feed.clear();
+  private async landRaw(batch: EventBatch): Promise<boolean> {
+    const result = await this.appender.append(this.table, batch, this.rawPositions(batch.stream));
+    if (result.kind === "conflict") {
+      this.context.metrics.conflicts.inc({ layer: "raw" });
+      return false;
     }
     this.context.metrics.commits.inc({ layer: "raw" });
     tellStep(this.context, "tributary.land", batch, { table: this.table.root });
