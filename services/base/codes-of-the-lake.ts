@@ -29,6 +29,12 @@ export const LAKE_CODES = {
     "choose an empty place; if the move is done already, there is nothing left to copy",
   ),
   // --- bulk jobs ----------------------------------------------------------------------------------------
+  "TRB-BULK-MAPPING": entry(
+    400,
+    false,
+    "the mapping does not fit the source or the descriptor",
+    "read the message: it names the value and what was expected; `--dry-run` shows what comes of it",
+  ),
   "TRB-JOB-UNKNOWN": entry(404, false, "no such job", "see `tributary bootstrap ls`"),
   "TRB-JOB-EXISTS": entry(409, false, "the id is another job's", "choose another id, or none"),
   "TRB-JOB-ENDED": entry(
