@@ -332,3 +332,12 @@ test("tenant ids follow one rule", () => {
     }),
   );
 });
+
+test("takes version 0 where that may come of a bootstrap, and nothing else more", () => {
+  const read = (version: bigint, least?: 0 | 1) => {
+    const event = encodeEvent({ ...good, version });
+    return new Envelope().read(event, 0, event.length, least);
+  };
+  expect([read(0n, 0), read(1n, 0), read(2n ** 32n, 0)]).toEqual([undefined, undefined, undefined]);
+  expect([read(0n), read(0n, 1), read(-1n, 0)]).toEqual(Array(3).fill("TRB-EVENT-VERSION"));
+});

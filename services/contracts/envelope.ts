@@ -54,7 +54,7 @@ export class Envelope {
   idEnd = 0;
   /** 1 created, 2 updated, 3 deleted. */
   operation = 0;
-  /** The halves of the int64 version, unsigned; the value is from 1 to 2^63-1. */
+  /** The halves of the int64 version, unsigned; the value is from 1 (0: see `read`) to 2^63-1. */
   versionLo = 0;
   versionHi = 0;
   /** Seconds since the epoch, exact (a safe integer, negative before 1970); NaN when there is no occurred_at. */
@@ -78,8 +78,11 @@ export class Envelope {
   eventIdStart = 0;
   eventIdEnd = 0;
 
-  /** Reads bytes[start, end) as one ChangeEvent. Undefined when it is one and holds to the contract. */
-  read(bytes: Buffer, start: number, end: number): Code | undefined {
+  /**
+   * Reads bytes[start, end) as one ChangeEvent. Undefined when it is one and holds to the contract. `leastVersion` is 0
+   * for what may come of a bootstrap, to which that version is reserved.
+   */
+  read(bytes: Buffer, start: number, end: number, leastVersion: 0 | 1 = 1): Code | undefined {
     this.bytes = bytes;
     this.start = start;
     this.end = end;
@@ -89,7 +92,7 @@ export class Envelope {
     this.versionLo = this.versionHi = this.attributeCount = this.occurredNanos = 0;
     this.occurredSeconds = Number.NaN;
     this.payloadStart = this.payloadEnd = this.referenceStart = this.referenceEnd = -1;
-    if (this.structure(bytes, start, end)) return this.meaning(bytes);
+    if (this.structure(bytes, start, end)) return this.meaning(bytes, leastVersion);
     return this.attributeCount > MOST_ATTRIBUTES ? "TRB-EVENT-ATTRIBUTES" : "TRB-EVENT-MALFORMED";
   }
 
@@ -172,7 +175,7 @@ export class Envelope {
   }
 
   /** What 3.1 asks of the values. The first rule that fails names the code. */
-  private meaning(bytes: Buffer): Code | undefined {
+  private meaning(bytes: Buffer, leastVersion: 0 | 1): Code | undefined {
     if (!isTenantBytes(bytes, this.tenantStart, this.tenantEnd)) return "TRB-EVENT-TENANT";
     if (this.typeStart === this.typeEnd) return "TRB-EVENT-ENTITY-TYPE";
     const idBytes = this.idEnd - this.idStart;
@@ -181,7 +184,9 @@ export class Envelope {
     }
     if (this.operation < OPERATION_CREATED || this.operation > OPERATION_DELETED)
       return "TRB-EVENT-OPERATION";
-    if (this.versionHi > 0x7fffffff || (this.versionHi | this.versionLo) === 0) return "TRB-EVENT-VERSION";
+    if (this.versionHi > 0x7fffffff || (this.versionHi === 0 && this.versionLo < leastVersion)) {
+      return "TRB-EVENT-VERSION";
+    }
     if (!Number.isNaN(this.occurredSeconds) && !wire.isInstant(this.occurredSeconds, this.occurredNanos)) {
       return "TRB-EVENT-TIME";
     }

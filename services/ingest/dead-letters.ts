@@ -92,7 +92,7 @@ class LetterRows {
     this.received.setMicros(row, 0, Math.round(letter.receivedAt * 1000));
     this.dead.setMicros(row, 0, now * 1000);
     this.event.set(row, letter.event, 0, letter.event.length);
-    if (envelope.read(letter.event, 0, letter.event.length) !== undefined) return;
+    if (envelope.read(letter.event, 0, letter.event.length, 0) !== undefined) return;
     const { bytes } = envelope;
     texts.tenant.set(row, bytes, envelope.tenantStart, envelope.tenantEnd);
     texts.type.set(row, bytes, envelope.typeStart, envelope.typeEnd);

@@ -144,7 +144,7 @@ export class EventBatch {
 
   /** As `read`, with attributes. */
   readWhole(i: number, envelope: Envelope): void {
-    const code = envelope.read(this.bytes[i]!, this.starts[i]!, this.ends[i]!);
+    const code = envelope.read(this.bytes[i]!, this.starts[i]!, this.ends[i]!, 0);
     assert(code === undefined, `an event of a batch is unreadable (${code})`);
   }
 
@@ -212,7 +212,7 @@ export class EventBatch {
 
 function readEnvelope(bytes: Buffer, start: number, end: number): Envelope {
   const envelope = new Envelope();
-  const code = envelope.read(bytes, start, end);
+  const code = envelope.read(bytes, start, end, 0);
   assert(code === undefined, `an unreadable event comes to a batch (${code})`);
   return envelope;
 }
