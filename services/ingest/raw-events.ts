@@ -1,8 +1,8 @@
 import type { DuckDBBlobValue, DuckDBDataChunk } from "@duckdb/node-api";
 import { encodeReference } from "../contracts/encode-event.js";
-import { Envelope } from "../contracts/envelope.js";
 import { WireWriter } from "../contracts/wire-writer.js";
 import { type EventBatch, OPERATIONS } from "./event-batch.js";
+import { EventWriter, FRAME_BYTES } from "./event-writer.js";
 
 /**
  * Rows of a raw table back as events, on the wire as they were: bytes are copied from the engine's chunks, and no event
@@ -41,15 +41,11 @@ export function selectEvents(rows: string, more: readonly string[] = []): string
   return `SELECT ${[...columns, ...more].join(", ")} FROM (${rows})`;
 }
 
-/** Bytes of an event beside its texts: tags, lengths and numbers. */
-const FRAME_BYTES = 96;
-
 export class RawEventReader {
-  private readonly type: Buffer;
-  private readonly envelope = new Envelope();
+  private readonly writer: EventWriter;
 
   constructor(entityType: string) {
-    this.type = Buffer.from(entityType);
+    this.writer = new EventWriter(entityType);
   }
 
   /** Adds each event of a chunk to the batch that `batchOf` its stream is, then says so with its row. */
@@ -75,62 +71,35 @@ export class RawEventReader {
     const partitions = column<string>("partition");
     const positions = column<string>("position");
     const received = column<number>("received");
-    const { envelope, type } = this;
-    const frames = chunk.rowCount * (type.length + FRAME_BYTES);
+    const { writer } = this;
+    const { envelope } = writer;
+    const frames = chunk.rowCount * (writer.type.length + FRAME_BYTES);
     const texts = bytes.reduce((sum, one) => sum + one.bytes.length, frames);
     const out = new WireWriter(references.reduce((sum, one) => sum + (one?.length ?? 0), texts));
     for (let row = 0; row < chunk.rowCount; row++) {
       const text = bytes[row]!.bytes;
       const tenantEnd = tenants[row]!;
       const idEnd = tenantEnd + ids[row]!;
-      envelope.start = out.length;
-      envelope.tenantEnd = out.bytes(1, text, 0, tenantEnd).length;
-      envelope.tenantStart = envelope.tenantEnd - tenantEnd;
-      envelope.typeEnd = out.bytes(2, type).length;
-      envelope.typeStart = envelope.typeEnd - type.length;
-      envelope.idEnd = out.bytes(3, text, tenantEnd, idEnd).length;
-      envelope.idStart = envelope.idEnd - ids[row]!;
-      envelope.operation = operations[row]!;
-      envelope.versionLo = lows[row]!;
-      envelope.versionHi = highs[row]!;
-      out
-        .number(4, envelope.operation)
-        .varint(5 * 8)
-        .varint64(envelope.versionLo, envelope.versionHi);
-      envelope.occurredSeconds = seconds[row] ?? Number.NaN;
-      envelope.occurredNanos = nanos[row] ?? 0;
-      if (seconds[row] !== null) out.time(6, envelope.occurredSeconds, envelope.occurredNanos);
-      this.putPayload(out, text, idEnd, urls[row]!);
-      this.putReference(out, references[row]);
-      envelope.compression = compressions[row]!;
-      if (envelope.compression !== 0) out.number(9, envelope.compression);
+      writer.begin(out, {
+        text,
+        tenantEnd,
+        idEnd,
+        operation: operations[row]!,
+        versionLo: lows[row]!,
+        versionHi: highs[row]!,
+        occurredSeconds: seconds[row] ?? Number.NaN,
+        occurredNanos: nanos[row] ?? 0,
+      });
+      const url = urls[row]!;
+      const reference = references[row];
+      if (url >= 0) writer.payload(out, text, idEnd, idEnd + url, text, idEnd + url, text.length);
+      if (reference !== undefined) writer.reference(out, reference);
+      writer.compression(out, compressions[row]!);
       const batch = batchOf(streams[row]!);
       const at = received[row]! / 1000;
       batch.add(out.buffer, envelope.start, out.length, partitions[row]!, positions[row]!, at, envelope);
       added(batch, row);
     }
-  }
-
-  private putReference(out: WireWriter, reference: Buffer | undefined): void {
-    const { envelope } = this;
-    envelope.referenceStart = envelope.referenceEnd = -1;
-    if (reference === undefined) return;
-    const end = out.bytes(8, reference).length;
-    envelope.refer(out.buffer, end - reference.length, end);
-  }
-
-  /** The Any of a type URL of `url` bytes and of what follows it; nothing for -1. */
-  private putPayload(out: WireWriter, text: Uint8Array, start: number, url: number): void {
-    const { envelope } = this;
-    envelope.typeUrlStart = envelope.typeUrlEnd = 0;
-    envelope.payloadStart = envelope.payloadEnd = -1;
-    if (url < 0) return;
-    const value = text.length - start - url;
-    out.varint(7 * 8 + 2).varint(2 + lengthBytes(url) + url + lengthBytes(value) + value);
-    envelope.typeUrlEnd = out.bytes(1, text, start, start + url).length;
-    envelope.typeUrlStart = envelope.typeUrlEnd - url;
-    envelope.payloadEnd = out.bytes(2, text, start + url).length;
-    envelope.payloadStart = envelope.payloadEnd - value;
   }
 }
 
@@ -144,11 +113,4 @@ function referenceBytes(told: string | null): Buffer | undefined {
     sizeBytes: BigInt(size),
     sha256: Buffer.from(sha256, "hex"),
   });
-}
-
-/** Bytes of a length as a varint. */
-function lengthBytes(length: number): number {
-  let bytes = 1;
-  for (let rest = length; rest >= 0x80; rest >>>= 7) bytes++;
-  return bytes;
 }
