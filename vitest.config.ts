@@ -18,6 +18,7 @@ const long = [
   "services/query/session.test.ts",
   "services/query/allowed-functions.test.ts",
   "services/contracts/payload-columns.test.ts",
+  "services/contracts/payload-encoder.test.ts",
   "services/table/foreign-reader.test.ts",
   "services/main/workload/**",
   "services/models/models.test.ts",

@@ -174,7 +174,7 @@ function pathOf({ path }: GivenTwice): string {
 }
 
 /** What a field takes, in the words of its .proto file. */
-function expectation(field: DescField): string {
+export function expectation(field: DescField): string {
   const type = field.message?.typeName ?? field.enum?.typeName ?? scalarName(field.scalar);
   if (field.fieldKind === "list") return `an array of ${type}`;
   return field.fieldKind === "map" ? `an object of ${type}` : type;

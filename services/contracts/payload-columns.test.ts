@@ -2,6 +2,7 @@ import fc from "fast-check";
 import protobuf from "protobufjs";
 import { describe, expect, test } from "vitest";
 import { inlineProtos } from "../../test/support/inline-protos.js";
+import { EVERY_FIELD, PROTO } from "../../test/support/payload-protos.js";
 import { byKey, payloadRows } from "../../test/support/payload-rows.js";
 
 const WELL_KNOWN = `syntax = "proto3"; package google.protobuf;
@@ -18,44 +19,12 @@ const WELL_KNOWN = `syntax = "proto3"; package google.protobuf;
   message BytesValue { bytes value = 1; }
   message UInt64Value { uint64 value = 1; }
   message DoubleValue { double value = 1; }`;
-const PROTO = `syntax = "proto3"; package t;
-  enum Kind { KIND_NONE = 0; KIND_ONE = 1; KIND_OF_A_VERY_LONG_NAME = 2; KIND_LESS = -1; }
-  message Inner { string text = 1; optional int32 depth = 2; repeated sint64 numbers = 3; Kind kind = 4; All up = 5;
-    Deep deep = 6; map<string, Deep> deeps = 7; oneof pick { string a = 8; Deep b = 9; } }
-  message Deep { bytes raw = 1; repeated string words = 2; google.protobuf.Timestamp at = 3; }
-  message Empty {}
-  message All {
-    double f_double = 1; float f_float = 2; int32 f_int32 = 3; sint32 f_sint32 = 4; uint32 f_uint32 = 5;
-    int64 f_int64 = 6; sint64 f_sint64 = 7; uint64 f_uint64 = 8; fixed32 f_fixed32 = 9; sfixed32 f_sfixed32 = 10;
-    fixed64 f_fixed64 = 11; sfixed64 f_sfixed64 = 12; bool f_bool = 13; string f_string = 14; bytes f_bytes = 15;
-    Kind f_kind = 16;
-    optional int32 o_int32 = 20; optional string o_string = 21; optional Kind o_kind = 22; optional bool o_bool = 23;
-    oneof choice { int64 c_int64 = 30; string c_string = 31; Inner c_inner = 32; }
-    repeated int32 packed = 40; repeated int32 loose = 41 [packed = false]; repeated double doubles = 42;
-    repeated bool flags = 43; repeated Kind kinds = 44; repeated string strings = 45; repeated bytes blobs = 46;
-    repeated Inner inners = 47; repeated uint64 big = 48;
-    map<string, string> by_string = 50; map<int32, double> by_int = 51; map<bool, Inner> by_bool = 52;
-    map<string, Kind> to_kind = 53;
-    Inner inner = 60; All again = 61; Empty empty = 62;
-    google.protobuf.Timestamp at = 70; google.protobuf.Duration took = 71; google.protobuf.Struct json = 72;
-    google.protobuf.StringValue w_string = 73; google.protobuf.Int64Value w_int64 = 74;
-    google.protobuf.BoolValue w_bool = 75; google.protobuf.BytesValue w_bytes = 76; google.protobuf.UInt64Value w_uint64 = 77;
-    google.protobuf.DoubleValue w_double = 78; google.protobuf.ListValue list = 79;
-    repeated google.protobuf.Timestamp ats = 80; repeated google.protobuf.StringValue w_strings = 81;
-    string far = 536870911;
-  }
-  message Narrow { int32 f_int32 = 3; repeated Inner inners = 47; }`;
-const IMPORTS = ["timestamp", "duration", "struct", "wrappers"]
-  .map((name) => `import "google/protobuf/${name}.proto";`)
-  .join(" ");
 const root = new protobuf.Root();
 protobuf.parse(WELL_KNOWN, root, { keepCase: true });
 protobuf.parse(PROTO, root, { keepCase: true });
 root.resolveAll();
 const All = root.lookupType("t.All");
-const registry = inlineProtos({
-  "t.proto": PROTO.replace("package t;", `package t; ${IMPORTS}`),
-});
+const registry = inlineProtos(EVERY_FIELD);
 
 const decodeAll = (type: protobuf.Type, payloads: readonly Uint8Array[]) =>
   payloadRows(registry.entityType(type.fullName.slice(1))!, payloads);

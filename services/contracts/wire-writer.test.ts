@@ -37,3 +37,20 @@ test("numbers of 64 bits are read as they were written", () => {
     }),
   );
 });
+
+test("what its length comes before is read as it was written, however long it is, and room grows", () => {
+  const lengths = [0, 1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152];
+  for (const inner of lengths) {
+    const small = new WireWriter(8);
+    const opened = small.varint(10).open();
+    small.ensure(inner).raw(Buffer.alloc(inner, 7));
+    small.close(opened).ensure(5).varint(21).fixed32(0xfedcba98);
+    const reader = new BinaryReader(small.copy());
+    expect(reader.tag()).toEqual([1, 2]);
+    expect(reader.bytes().every((byte) => byte === 7)).toBe(true);
+    expect(reader.tag()).toEqual([2, 5]);
+    expect([reader.fixed32(), reader.pos]).toEqual([0xfedcba98, reader.len]);
+    small.rewind(1);
+    expect(small.copy()).toEqual(Buffer.from([10]));
+  }
+});

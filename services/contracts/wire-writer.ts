@@ -1,10 +1,11 @@
 /**
- * Writes protobuf into one buffer, for those whose writing must cost next to nothing: reading raw back, and workloads
- * that are there to measure something else. The caller knows the fields and the room; nothing is checked.
+ * Writes protobuf into one buffer, for those whose writing must cost next to nothing: reading raw back, payloads from
+ * columns, and workloads that are there to measure something else. The caller knows the fields, and knows the room or
+ * asks for it (`ensure`): nothing is checked.
  */
 export class WireWriter {
-  /** All the room; what has been written begins it. */
-  readonly buffer: Buffer;
+  /** All the room; what has been written begins it. Another one after `ensure` had to make room. */
+  buffer: Buffer;
   private at = 0;
 
   /** Room for the largest message, in bytes. */
@@ -16,6 +17,21 @@ export class WireWriter {
   reset(): this {
     this.at = 0;
     return this;
+  }
+
+  /** Makes room for so many bytes more. */
+  ensure(bytes: number): this {
+    if (this.at + bytes > this.buffer.length) {
+      const grown = Buffer.allocUnsafe(Math.max(this.buffer.length * 2, this.at + bytes));
+      this.buffer.copy(grown, 0, 0, this.at);
+      this.buffer = grown;
+    }
+    return this;
+  }
+
+  /** Forgets what was written behind the first `length` bytes. */
+  rewind(length: number): void {
+    this.at = length;
   }
 
   /** Bytes so far. */
@@ -56,11 +72,57 @@ export class WireWriter {
     return this;
   }
 
+  fixed32(word: number): this {
+    const { buffer, at } = this;
+    buffer[at] = word;
+    buffer[at + 1] = word >>> 8;
+    buffer[at + 2] = word >>> 16;
+    buffer[at + 3] = word >>> 24;
+    this.at = at + 4;
+    return this;
+  }
+
+  /** Begins something that its length comes before, behind its tag: what is returned is for `close`. */
+  open(): number {
+    return this.at++;
+  }
+
+  /** Puts the length before what was written since `open`; takes up to four bytes more of room. */
+  close(opened: number): this {
+    const length = this.at - opened - 1;
+    if (length < 0x80) {
+      this.buffer[opened] = length;
+      return this;
+    }
+    let more = 1;
+    for (let rest = length >>> 14; rest > 0; rest >>>= 7) more++;
+    this.ensure(more);
+    this.buffer.copyWithin(opened + 1 + more, opened + 1, this.at);
+    this.at = opened;
+    this.varint(length);
+    this.at += length;
+    return this;
+  }
+
   /** Bytes as they are, without a length. */
   raw(source: Uint8Array, start = 0, end = source.length): this {
     this.buffer.set(start === 0 && end === source.length ? source : source.subarray(start, end), this.at);
     this.at += end - start;
     return this;
+  }
+
+  /** A few bytes as they are, which costs no call; returns all of them or-ed together. */
+  short(source: Uint8Array, start: number, end: number): number {
+    const { buffer } = this;
+    let { at } = this;
+    let all = 0;
+    for (let i = start; i < end; i++, at++) {
+      const byte = source[i]!;
+      all |= byte;
+      buffer[at] = byte;
+    }
+    this.at = at;
+    return all;
   }
 
   bytes(field: number, source: Uint8Array, start = 0, end = source.length): this {
@@ -82,11 +144,14 @@ export class WireWriter {
 
   /** A Timestamp; seconds may be negative. */
   time(field: number, seconds: number, nanos = 0): this {
-    this.varint(field * 8 + 2);
-    const length = this.at++;
+    return this.varint(field * 8 + 2).seconds(seconds, nanos);
+  }
+
+  /** The length and the fields of a Timestamp or Duration; both numbers may be negative. */
+  seconds(seconds: number, nanos: number): this {
+    const opened = this.open();
     if (seconds !== 0) this.varint(8).varint64(seconds >>> 0, Math.floor(seconds / 2 ** 32) >>> 0);
-    if (nanos !== 0) this.number(2, nanos);
-    this.buffer[length] = this.at - length - 1;
-    return this;
+    if (nanos !== 0) this.varint(16).varint64(nanos >>> 0, nanos < 0 ? 0xffffffff : 0);
+    return this.close(opened);
   }
 }

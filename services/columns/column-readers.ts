@@ -1,0 +1,163 @@
+import duckdb from "@duckdb/node-bindings";
+import type { Vector } from "./column-writers.js";
+
+/**
+ * Columns that DuckDB hands over, read in place: no JavaScript value per cell, and no call per text. The reverse of
+ * column-writers.ts, which says what is relied on.
+ *
+ * Readers look into the memory of the chunk whose vectors they took: whoever reads holds the chunk meanwhile.
+ */
+export abstract class ColumnReader {
+  private validity: Uint8Array | null = null;
+
+  /** Reads the vector's rows [0, rows) from now on. */
+  take(vector: Vector, rows: number): void {
+    // The bindings give null for a vector without a NULL, whatever their types say.
+    this.validity = duckdb.vector_get_validity(vector, Math.ceil(rows / 64) * 8) as Uint8Array | null;
+  }
+
+  isNull(row: number): boolean {
+    const { validity } = this;
+    return validity !== null && (validity[row >> 3]! & (1 << (row & 7))) === 0;
+  }
+}
+
+/** Types of a fixed width, in bytes: one or a multiple of four. */
+export class FixedReader extends ColumnReader {
+  /** Values of one byte. */
+  bytes: Uint8Array = new Uint8Array(0);
+  /** Others, low word first. */
+  words: Uint32Array = new Uint32Array(0);
+
+  constructor(private readonly width: number) {
+    super();
+  }
+
+  override take(vector: Vector, rows: number): void {
+    super.take(vector, rows);
+    if (rows === 0) return;
+    this.bytes = duckdb.vector_get_data(vector, rows * this.width);
+    if (this.width >= 4) this.words = wordsOf(this.bytes);
+  }
+}
+
+const INLINE_BYTES = 12;
+const ENTRY_BYTES = 16;
+/**
+ * Texts that lie this close to each other are fetched together. What lies between two texts so near is in a memory
+ * page of one of them, and so can be read.
+ */
+const GAP_BYTES = 64;
+
+/**
+ * VARCHAR and BLOB. Following a pointer takes a call, and DuckDB puts the long texts of a chunk one after the other:
+ * so the texts of a whole run of rows are fetched at once.
+ */
+export class TextReader extends ColumnReader {
+  /** Where bytes of the row lie that `find` was called for last. */
+  source: Uint8Array = new Uint8Array(0);
+  start = 0;
+  end = 0;
+
+  private entries: Uint8Array = new Uint8Array(0);
+  private words: Uint32Array = new Uint32Array(0);
+  private runs: Uint8Array[] = [];
+  private runOf = new Uint32Array(0);
+  private offsets = new Uint32Array(0);
+
+  override take(vector: Vector, rows: number): void {
+    super.take(vector, rows);
+    this.runs = [];
+    if (rows === 0) return;
+    this.entries = duckdb.vector_get_data(vector, rows * ENTRY_BYTES);
+    this.words = wordsOf(this.entries);
+    if (this.runOf.length < rows) {
+      this.runOf = new Uint32Array(rows);
+      this.offsets = new Uint32Array(rows);
+    }
+    let first = -1;
+    let from = 0;
+    let to = 0;
+    for (let row = 0; row < rows; row++) {
+      const length = this.words[row * 4]!;
+      if (length <= INLINE_BYTES || this.isNull(row)) continue;
+      const at = this.words[row * 4 + 3]! * 0x1_0000_0000 + this.words[row * 4 + 2]!;
+      if (first < 0 || at < from || at > to + GAP_BYTES) {
+        if (first >= 0) this.fetch(first, to - from);
+        first = row;
+        from = at;
+        to = at + length;
+      } else if (at + length > to) to = at + length;
+      this.runOf[row] = this.runs.length;
+      this.offsets[row] = at - from;
+    }
+    if (first >= 0) this.fetch(first, to - from);
+  }
+
+  /** The run of `length` bytes that begins with the text of row `first`. */
+  private fetch(first: number, length: number): void {
+    const { buffer, byteOffset } = this.entries;
+    this.runs.push(
+      duckdb.get_data_from_pointer(buffer as ArrayBuffer, byteOffset + first * ENTRY_BYTES + 8, length),
+    );
+  }
+
+  /** Bytes of the row's text, which is not NULL. */
+  length(row: number): number {
+    return this.words[row * 4]!;
+  }
+
+  /** Sets `source`, `start` and `end` for a row that is not NULL. */
+  find(row: number): void {
+    const length = this.words[row * 4]!;
+    if (length <= INLINE_BYTES) {
+      this.source = this.entries;
+      this.start = row * ENTRY_BYTES + 4;
+    } else {
+      this.source = this.runs[this.runOf[row]!]!;
+      this.start = this.offsets[row]!;
+    }
+    this.end = this.start + length;
+  }
+}
+
+export class StructReader extends ColumnReader {
+  constructor(private readonly children: readonly ColumnReader[]) {
+    super();
+  }
+
+  override take(vector: Vector, rows: number): void {
+    super.take(vector, rows);
+    for (const [index, child] of this.children.entries()) {
+      child.take(duckdb.struct_vector_get_child(vector, index), rows);
+    }
+  }
+}
+
+/** LIST and MAP, whose elements are structs of a key and a value. */
+export class ListReader extends ColumnReader {
+  private words: Uint32Array = new Uint32Array(0);
+
+  constructor(readonly element: ColumnReader) {
+    super();
+  }
+
+  override take(vector: Vector, rows: number): void {
+    super.take(vector, rows);
+    if (rows === 0) return;
+    this.words = wordsOf(duckdb.vector_get_data(vector, rows * 16));
+    this.element.take(duckdb.list_vector_get_child(vector), duckdb.list_vector_get_size(vector));
+  }
+
+  /** Row of the element's reader that the list begins with. */
+  first(row: number): number {
+    return this.words[row * 4]!;
+  }
+
+  length(row: number): number {
+    return this.words[row * 4 + 2]!;
+  }
+}
+
+const wordsOf = (bytes: Uint8Array): Uint32Array =>
+  new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength >> 2);

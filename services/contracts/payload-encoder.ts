@@ -1,0 +1,102 @@
+import type { DescMessage, FileRegistry } from "@bufbuild/protobuf";
+import type { DuckDBConnection, DuckDBDataChunk } from "@duckdb/node-api";
+import duckdb from "@duckdb/node-bindings";
+import { assert } from "../base/errors.js";
+import { type ColumnReader, FixedReader } from "../columns/column-readers.js";
+import type { Source } from "./payload-conversions.js";
+import { Shapes } from "./payload-shapes.js";
+import type { FieldWriter, Refusal } from "./payload-values.js";
+import type { WireWriter } from "./wire-writer.js";
+
+/**
+ * Turns rows of foreign columns into payload bytes, without building message objects: the reverse of `PayloadDecoder`.
+ * Columns as that one makes them become the payload that it read. Beside these a field takes
+ *
+ * | field                     | from                                                                              |
+ * |---------------------------|-----------------------------------------------------------------------------------|
+ * | number                    | any number that is one of its values, as it is or as text                         |
+ * | bool                      | BOOLEAN, 0 and 1, text                                                            |
+ * | enum                      | name or number                                                                    |
+ * | string                    | text, and what has one: numbers, times, UUID, truth values; BLOB that is UTF-8    |
+ * | bytes                     | BLOB, base64                                                                      |
+ * | Timestamp                 | times, of UTC where they have no zone; DATE; text                                 |
+ * | Duration                  | microseconds, INTERVAL without months, text of proto3 JSON ("1.5s")               |
+ * | message, group            | STRUCT by names of fields (proto or JSON), BLOB of its bytes, text of proto3 JSON |
+ * | Struct, Value, ListValue  | text of JSON, any nested value                                                    |
+ * | repeated                  | LIST, ARRAY, text of a JSON array                                                 |
+ * | map                       | MAP, LIST of STRUCT(key, value), text of a JSON object                            |
+ *
+ * A value is taken exactly or refused, and with it its row. NULL is an absent field, an empty list or map; an element
+ * that is NULL is refused, as are two members of one oneof. The encoding is canonical: fields in the order of their
+ * numbers, zeros of fields without presence left out, lists packed where the file says so; maps as they come.
+ */
+export class PayloadEncoder {
+  /** What to select of the relation, for `take` to find it in this order. */
+  readonly columns: readonly string[];
+  private readonly wrong = new FixedReader(4);
+  private readonly readers: readonly ColumnReader[];
+  private readonly fields: readonly FieldWriter[];
+  private readonly refusals: readonly Refusal[];
+  /** Readers look into its memory. */
+  private chunk: DuckDBDataChunk | undefined;
+
+  private constructor(type: DescMessage, types: FileRegistry, sources: ReadonlyMap<string, Source>) {
+    const refusals: Refusal[] = [];
+    const { columns, fields, wrong } = new Shapes(types, refusals).message(type, sources, []);
+    this.columns = [wrong ?? "NULL::INTEGER", ...columns.map(({ sql }) => sql)];
+    this.readers = [this.wrong, ...columns.map(({ reader }) => reader)];
+    this.fields = fields;
+    this.refusals = refusals;
+  }
+
+  /**
+   * An encoder of payloads of a type whose fields, by name, are these SQL expressions over the columns of `relation`
+   * (what stands behind FROM; it is bound, not read). `types` is where Any looks its messages up.
+   * Errors: TRB-MODEL-INVALID for a field that the type has not, one of another type than its column can give, or a
+   * required one that is left out; the engine's own for expressions that it does not bind.
+   */
+  static async bind(
+    connection: DuckDBConnection,
+    relation: string,
+    type: DescMessage,
+    types: FileRegistry,
+    expressions: Readonly<Record<string, string>>,
+  ): Promise<PayloadEncoder> {
+    const names = Object.keys(expressions);
+    if (names.length === 0) return new PayloadEncoder(type, types, new Map());
+    const list = names.map((name) => `(${expressions[name]!})`);
+    const result = await connection.run(`SELECT ${list.join(", ")} FROM ${relation} LIMIT 0`);
+    const sources = names.map((name, at): [string, Source] => [
+      name,
+      { sql: list[at]!, type: result.columnType(at) },
+    ]);
+    return new PayloadEncoder(type, types, new Map(sources));
+  }
+
+  /** Encodes rows of this chunk from now on, whose columns from `first` on are `columns`. */
+  take(chunk: DuckDBDataChunk, first: number): void {
+    this.chunk = chunk;
+    for (const [index, reader] of this.readers.entries()) {
+      reader.take(duckdb.data_chunk_get_vector(chunk.chunk, first + index), chunk.rowCount);
+    }
+  }
+
+  /** Lets go of the chunk. */
+  release(): void {
+    this.chunk = undefined;
+  }
+
+  /** Writes the row's payload behind what the writer holds; a row that is none adds nothing. */
+  encode(row: number, out: WireWriter): Refusal | undefined {
+    assert(this.chunk !== undefined, "a payload is encoded of a chunk that is held");
+    if (!this.wrong.isNull(row)) return this.refusals[this.wrong.words[row]!];
+    const start = out.length;
+    for (const field of this.fields) {
+      const refusal = field.put(row, out);
+      if (refusal === undefined) continue;
+      out.rewind(start);
+      return refusal;
+    }
+    return undefined;
+  }
+}
