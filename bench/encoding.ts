@@ -84,7 +84,8 @@ try {
     for await (const chunk of chunksOf(await connection.stream(cast))) {
       encoder.take(chunk, 0);
       out.reset();
-      for (let row = 0; row < chunk.rowCount; row++) {
+      const { rowCount } = chunk;
+      for (let row = 0; row < rowCount; row++) {
         const refusal = encoder.encode(row, out);
         if (refusal !== undefined) throw new Error(refusal.message);
       }

@@ -26,8 +26,8 @@ export abstract class ColumnReader {
 export class FixedReader extends ColumnReader {
   /** Values of one byte. */
   bytes: Uint8Array = new Uint8Array(0);
-  /** Others, low word first. */
-  words: Uint32Array = new Uint32Array(0);
+  /** Others, in words of four bytes, the lowest first. */
+  words: Int32Array = new Int32Array(0);
 
   constructor(private readonly width: number) {
     super();
@@ -41,7 +41,8 @@ export class FixedReader extends ColumnReader {
   }
 }
 
-const INLINE_BYTES = 12;
+/** Longer texts lie elsewhere. */
+export const INLINE_BYTES = 12;
 const ENTRY_BYTES = 16;
 /**
  * Texts that lie this close to each other are fetched together. What lies between two texts so near is in a memory
@@ -54,14 +55,11 @@ const GAP_BYTES = 64;
  * so the texts of a whole run of rows are fetched at once.
  */
 export class TextReader extends ColumnReader {
-  /** Where bytes of the row lie that `find` was called for last. */
-  source: Uint8Array = new Uint8Array(0);
-  start = 0;
-  end = 0;
+  /** Four words a row: the length, and of a text of at most `INLINE_BYTES` the bytes themselves. */
+  words: Int32Array = new Int32Array(0);
 
   private entries: Uint8Array = new Uint8Array(0);
-  private words: Uint32Array = new Uint32Array(0);
-  private runs: Uint8Array[] = [];
+  private runs: DataView[] = [];
   private runOf = new Uint32Array(0);
   private offsets = new Uint32Array(0);
 
@@ -81,7 +79,7 @@ export class TextReader extends ColumnReader {
     for (let row = 0; row < rows; row++) {
       const length = this.words[row * 4]!;
       if (length <= INLINE_BYTES || this.isNull(row)) continue;
-      const at = this.words[row * 4 + 3]! * 0x1_0000_0000 + this.words[row * 4 + 2]!;
+      const at = this.words[row * 4 + 3]! * 0x1_0000_0000 + (this.words[row * 4 + 2]! >>> 0);
       if (first < 0 || at < from || at > to + GAP_BYTES) {
         if (first >= 0) this.fetch(first, to - from);
         first = row;
@@ -97,27 +95,28 @@ export class TextReader extends ColumnReader {
   /** The run of `length` bytes that begins with the text of row `first`. */
   private fetch(first: number, length: number): void {
     const { buffer, byteOffset } = this.entries;
-    this.runs.push(
-      duckdb.get_data_from_pointer(buffer as ArrayBuffer, byteOffset + first * ENTRY_BYTES + 8, length),
-    );
+    const at = byteOffset + first * ENTRY_BYTES + 8;
+    const run = duckdb.get_data_from_pointer(buffer as ArrayBuffer, at, length);
+    this.runs.push(new DataView(run.buffer, run.byteOffset, length));
   }
 
-  /** Bytes of the row's text, which is not NULL. */
-  length(row: number): number {
-    return this.words[row * 4]!;
+  /** What the text of a row lies in that is not NULL and longer than `INLINE_BYTES`; at `offset`. */
+  run(row: number): DataView {
+    return this.runs[this.runOf[row]!]!;
   }
 
-  /** Sets `source`, `start` and `end` for a row that is not NULL. */
-  find(row: number): void {
+  offset(row: number): number {
+    return this.offsets[row]!;
+  }
+
+  /** The text of a row that is not NULL; a view of its own, so not for every row. */
+  view(row: number): Uint8Array {
     const length = this.words[row * 4]!;
     if (length <= INLINE_BYTES) {
-      this.source = this.entries;
-      this.start = row * ENTRY_BYTES + 4;
-    } else {
-      this.source = this.runs[this.runOf[row]!]!;
-      this.start = this.offsets[row]!;
+      return this.entries.subarray(row * ENTRY_BYTES + 4, row * ENTRY_BYTES + 4 + length);
     }
-    this.end = this.start + length;
+    const run = this.run(row);
+    return new Uint8Array(run.buffer, run.byteOffset + this.offset(row), length);
   }
 }
 
@@ -136,7 +135,7 @@ export class StructReader extends ColumnReader {
 
 /** LIST and MAP, whose elements are structs of a key and a value. */
 export class ListReader extends ColumnReader {
-  private words: Uint32Array = new Uint32Array(0);
+  private words: Int32Array = new Int32Array(0);
 
   constructor(readonly element: ColumnReader) {
     super();
@@ -159,5 +158,6 @@ export class ListReader extends ColumnReader {
   }
 }
 
-const wordsOf = (bytes: Uint8Array): Uint32Array =>
-  new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength >> 2);
+/** Signed ones: unsigned numbers beyond 2^31 become objects wherever they are handed on. */
+const wordsOf = (bytes: Uint8Array): Int32Array =>
+  new Int32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength >> 2);

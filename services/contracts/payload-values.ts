@@ -7,7 +7,13 @@ import {
   ScalarType,
   toBinary,
 } from "@bufbuild/protobuf";
-import { type ColumnReader, FixedReader, StructReader, TextReader } from "../columns/column-readers.js";
+import {
+  type ColumnReader,
+  FixedReader,
+  INLINE_BYTES,
+  StructReader,
+  TextReader,
+} from "../columns/column-readers.js";
 import { exactNumbers } from "./json-numbers.js";
 import { GivenTwice, parseJson } from "./json-text.js";
 import { PayloadChecker } from "./payload.js";
@@ -63,23 +69,14 @@ const WIRE_TYPES: Readonly<Partial<Record<Kind, number>>> = {
 /** 10,000 years either way (google/protobuf/duration.proto). */
 const MOST_SECONDS = 315_576_000_000;
 
-/** Of the last time that was taken apart. */
-let seconds = 0;
-let nanos = 0;
+const MICROS = 1_000_000;
 
-/** Takes microseconds apart, as two halves: `nanos` from 0 on, or of the sign of `seconds`. */
-function takeApart(low: number, high: number, down: boolean): void {
-  const micros = (high | 0) * 0x1_0000_0000 + low;
-  if (Number.isSafeInteger(micros)) {
-    seconds = down ? Math.floor(micros / 1e6) : Math.trunc(micros / 1e6);
-    nanos = (micros - seconds * 1e6) * 1000;
-    return;
-  }
-  const exact = BigInt.asIntN(64, (BigInt(high) << 32n) | BigInt(low));
-  let rest = exact % 1_000_000n;
-  if (down && rest < 0n) rest += 1_000_000n;
-  seconds = Number((exact - rest) / 1_000_000n);
-  nanos = Number(rest) * 1000;
+/** Microseconds that a double cannot hold, as two halves: whole seconds (rounded down, or towards 0), and the rest. */
+function exactly(low: number, high: number, down: boolean): readonly [number, number] {
+  const micros = (BigInt(high) << 32n) | BigInt(low >>> 0);
+  const most = BigInt(MICROS);
+  const seconds = micros / most - (down && micros % most < 0n ? 1n : 0n);
+  return [Number(seconds), Number(micros - seconds * most)];
 }
 
 /** Numbers, enums (as INT32), truth values and times. One class, so that calls of it stay fast. */
@@ -117,15 +114,15 @@ export class NumberWriter implements ValueWriter {
       case ScalarType.INT32: {
         const value = words[row]!;
         // Negative ones take ten bytes, whatever their width.
-        if (value < 0x8000_0000) out.varint(value);
-        else out.varint64(value, 0xffff_ffff);
+        if (value >= 0) out.varint(value);
+        else out.varint64(value, -1);
         break;
       }
       case ScalarType.UINT32:
-        out.varint(words[row]!);
+        out.varint64(words[row]!, 0);
         break;
       case ScalarType.SINT32:
-        out.varint(((words[row]! << 1) ^ (words[row]! >> 31)) >>> 0);
+        out.varint64((words[row]! << 1) ^ (words[row]! >> 31), 0);
         break;
       case ScalarType.INT64:
       case ScalarType.UINT64:
@@ -135,7 +132,7 @@ export class NumberWriter implements ValueWriter {
         const low = words[row * 2]!;
         const high = words[row * 2 + 1]!;
         const flip = high >> 31;
-        out.varint64(((low << 1) ^ flip) >>> 0, (((high << 1) | (low >>> 31)) ^ flip) >>> 0);
+        out.varint64((low << 1) ^ flip, ((high << 1) | (low >>> 31)) ^ flip);
         break;
       }
       case ScalarType.FLOAT:
@@ -144,24 +141,35 @@ export class NumberWriter implements ValueWriter {
         out.fixed32(words[row]!);
         break;
       case TIMESTAMP:
-        takeApart(words[row * 2]!, words[row * 2 + 1]!, true);
-        if (!wire.isInstant(seconds, nanos)) return this.refusal;
-        out.seconds(seconds, nanos);
-        break;
       case DURATION:
-        takeApart(words[row * 2]!, words[row * 2 + 1]!, false);
-        if (Math.abs(seconds) > MOST_SECONDS) return this.refusal;
-        out.seconds(seconds, nanos);
-        break;
+        return this.time(words[row * 2]!, words[row * 2 + 1]!, out);
       default:
         out.fixed32(words[row * 2]!).fixed32(words[row * 2 + 1]!);
     }
     return undefined;
   }
+
+  /** The microseconds of a Timestamp count from the second before, those of a Duration have its sign. */
+  private time(low: number, high: number, out: WireWriter): Refusal | undefined {
+    const down = this.kind === TIMESTAMP;
+    const micros = high * 0x1_0000_0000 + (low >>> 0);
+    let seconds: number;
+    let rest: number;
+    if (Number.isSafeInteger(micros)) {
+      seconds = down ? Math.floor(micros / MICROS) : Math.trunc(micros / MICROS);
+      rest = micros - seconds * MICROS;
+    } else [seconds, rest] = exactly(low, high, down);
+    const fits = down ? wire.isInstant(seconds, rest) : Math.abs(seconds) <= MOST_SECONDS;
+    if (!fits) return this.refusal;
+    out.seconds(seconds, rest * 1000);
+    return undefined;
+  }
 }
 
 /** Longer texts are copied, and looked at, by calls that cost something themselves. */
-const COPY_LOOP_BYTES = 64;
+const COPY_LOOP_BYTES = 512;
+/** Of four bytes the bits that ASCII has not. */
+const BEYOND_ASCII = 0x80808080;
 
 /** Text and bytes. */
 export class TextWriter implements ValueWriter {
@@ -172,22 +180,26 @@ export class TextWriter implements ValueWriter {
   constructor(private readonly notUtf8: Refusal | undefined) {}
 
   isZero(row: number): boolean {
-    return this.reader.length(row) === 0;
+    return this.reader.words[row * 4] === 0;
   }
 
   write(row: number, out: WireWriter): Refusal | undefined {
     const { reader, notUtf8 } = this;
-    reader.find(row);
-    const { source, start, end } = reader;
-    const length = end - start;
+    const { words } = reader;
+    const at = row * 4;
+    const length = words[at]!;
     out.ensure(length + NUMBER_BYTES).varint(length);
-    if (length > COPY_LOOP_BYTES) {
-      const bytes = source.subarray(start, end);
-      out.raw(bytes);
-      return notUtf8 !== undefined && !isUtf8(bytes) ? notUtf8 : undefined;
-    }
-    const seen = out.short(source, start, end);
-    return notUtf8 !== undefined && seen >= 0x80 && !wire.isUtf8(source, start, end) ? notUtf8 : undefined;
+    let seen = BEYOND_ASCII;
+    if (length <= INLINE_BYTES) {
+      const first = words[at + 1]!;
+      const second = words[at + 2]!;
+      const third = words[at + 3]!;
+      seen = first | second | third;
+      out.inline(length, first, second, third);
+    } else if (length <= COPY_LOOP_BYTES) seen = out.words(reader.run(row), reader.offset(row), length);
+    else out.raw(reader.view(row));
+    if (notUtf8 === undefined || (seen & BEYOND_ASCII) === 0 || isUtf8(reader.view(row))) return undefined;
+    return notUtf8;
   }
 }
 
@@ -274,8 +286,7 @@ export class WholeMessageWriter implements ValueWriter {
 
   write(row: number, out: WireWriter): Refusal | undefined {
     const { reader, types, endTag } = this;
-    reader.find(row);
-    const given = reader.source.subarray(reader.start, reader.end);
+    const given = reader.view(row);
     const bytes = types === undefined ? given : this.parse(given, types);
     if (bytes === undefined || !this.checker.check(bytes, 0, bytes.length)) return this.refusal;
     out.ensure(bytes.length + NUMBER_BYTES);
