@@ -53,7 +53,7 @@ async function cpuOf(work: () => Promise<void>): Promise<{ cpuMicros: number; se
 }
 
 async function scan(connection: DuckDBConnection, sql: string): Promise<void> {
-  for await (const _ of chunksOf(await connection.stream(sql)));
+  for await (const _ of chunksOf(connection, sql));
 }
 
 const folder = mkdtempSync(join(tmpdir(), "encoding-"));
@@ -81,7 +81,7 @@ try {
   let bytes = 0;
   const encode = async (): Promise<void> => {
     bytes = 0;
-    for await (const chunk of chunksOf(await connection.stream(cast))) {
+    for await (const chunk of chunksOf(connection, cast)) {
       encoder.take(chunk, 0);
       out.reset();
       const { rowCount } = chunk;

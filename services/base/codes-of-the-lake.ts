@@ -35,6 +35,12 @@ export const LAKE_CODES = {
     "the mapping does not fit the source or the descriptor",
     "read the message: it names the value and what was expected; `--dry-run` shows what comes of it",
   ),
+  "TRB-BULK-TENANT": entry(
+    400,
+    false,
+    "a row is of another tenant than its job",
+    "take it out of the export, or start a job that is not bound to one tenant",
+  ),
   "TRB-JOB-UNKNOWN": entry(404, false, "no such job", "see `tributary bootstrap ls`"),
   "TRB-JOB-EXISTS": entry(409, false, "the id is another job's", "choose another id, or none"),
   "TRB-JOB-ENDED": entry(

@@ -14,8 +14,8 @@ export async function encodedRows(
 ): Promise<(Buffer | string)[]> {
   const out = new WireWriter(1);
   const rows: (Buffer | string)[] = [];
-  const result = await connection.stream(`SELECT 'before', ${encoder.columns.join(", ")} FROM ${relation}`);
-  for await (const chunk of chunksOf(result)) {
+  const sql = `SELECT 'before', ${encoder.columns.join(", ")} FROM ${relation}`;
+  for await (const chunk of chunksOf(connection, sql)) {
     encoder.take(chunk, 1);
     for (let row = 0; row < chunk.rowCount; row++) {
       const start = out.length;
