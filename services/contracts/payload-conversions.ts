@@ -182,19 +182,22 @@ const microsOf = (sql: string): string => {
   return `TRY(CASE WHEN isfinite(${sql}) THEN make_timestamp((${nanos} - (${nanos} % 1000 + 1000) % 1000) // 1000) END)`;
 };
 
-/** Times without a zone are of UTC. Years are not looked at. */
+/**
+ * Times without a zone are of UTC, and stay TIMESTAMP: it lies in memory as TIMESTAMPTZ does, and what has to do with
+ * zones fails at the borders of the type, also where it only tries. Years are not looked at.
+ */
 function instant({ sql, type }: Source): Conversion | undefined {
   switch (type.typeId) {
     case Id.TIMESTAMP:
-      return total(`timezone('UTC', ${sql})`);
+      return total(sql);
     case Id.TIMESTAMP_S:
     case Id.TIMESTAMP_MS:
     case Id.DATE:
-      return partial(`timezone('UTC', ${tryCast(sql, "TIMESTAMP")})`);
+      return partial(tryCast(sql, "TIMESTAMP"));
     case Id.TIMESTAMP_NS:
-      return partial(`timezone('UTC', ${microsOf(sql)})`);
+      return partial(microsOf(sql));
     case Id.VARCHAR:
-      return partial(tryCast(sql, "TIMESTAMPTZ"));
+      return partial(`TRY(${tryCast(sql, "TIMESTAMPTZ")})`);
     default:
       return undefined;
   }
@@ -206,7 +209,7 @@ const SECONDS = literal("-?[0-9]{1,12}(\\.[0-9]{1,9})?s");
 function duration({ sql, type }: Source): Conversion | undefined {
   if (type.typeId === Id.INTERVAL) {
     return partial(
-      `CASE WHEN datepart('year', ${sql}) = 0 AND datepart('month', ${sql}) = 0 THEN epoch_us(${sql}) END`,
+      `CASE WHEN datepart('year', ${sql}) = 0 AND datepart('month', ${sql}) = 0 THEN TRY(epoch_us(${sql})) END`,
     );
   }
   if (type.typeId === Id.VARCHAR) {

@@ -10,6 +10,7 @@ import { EDITIONS, EVERY_FIELD } from "../../test/support/payload-protos.js";
 import { payloadRows } from "../../test/support/payload-rows.js";
 import { type Choose, messageRow, writeMessage } from "../../test/support/random-payloads.js";
 import { Duck } from "../base/duckdb.js";
+import type { TributaryError } from "../base/errors.js";
 import { packageRoot } from "../base/paths.js";
 import { PayloadChecker } from "./payload.js";
 import { PayloadEncoder } from "./payload-encoder.js";
@@ -318,6 +319,20 @@ describe("rows beside each other", () => {
     ]);
   });
 
+  test("what the engine itself fails on refuses its row alone", async () => {
+    const relation = `(VALUES ('2024-01-01', 'YQ==', INTERVAL '1 second', ['YQ==']), ('294247-01-10 04:00:54.775806', 'YQ==', NULL, NULL),
+      ('2024-01-02', '!', NULL, NULL), ('2024-01-03', 'Yg', INTERVAL '2147483647 days', NULL), ('2024-01-04', 'Yw', NULL, ['YQ', '!']),
+      ('2024-01-05', '', INTERVAL '2 seconds', ['', 'Yg'])) r(t, b, i, l)`;
+    expect(await rowsOf("c.M", relation, { at: "t", raw: "b", took: "i", raws: "l" })).toEqual([
+      good({ at: "1704067200000000", raw: "61", took: "1000000", raws: ["61"] }),
+      `payload.at: expected ${times}`,
+      "payload.raw: expected bytes",
+      `payload.took: expected ${span}`,
+      "payload.raws: expected an array of bytes",
+      good({ at: "1704412800000000", raw: "", took: "2000000", raws: ["", "62"] }),
+    ]);
+  });
+
   test("a row with two members of a oneof is refused", async () => {
     const relation = "(VALUES (1, NULL), (NULL, 'a'), (0, ''), (NULL, NULL)) r(a, b)";
     expect(await rowsOf("c.M", relation, { p_text: "b", p_int: "a" })).toEqual([
@@ -369,4 +384,151 @@ describe("rows beside each other", () => {
   test("a type that no column is given for has empty payloads", async () => {
     expect(await rowsOf("c.M", "range(3)", {})).toEqual([good({ s: "" }), good({ s: "" }), good({ s: "" })]);
   });
+});
+
+/** Values at the borders of what columns hold, by the type of the column. */
+const EXTREMES: readonly (readonly [string, readonly string[]])[] = [
+  ["BOOLEAN", ["true", "false"]],
+  ["TINYINT", ["-128", "127", "0"]],
+  ["BIGINT", ["-9223372036854775808", "9223372036854775807"]],
+  ["HUGEINT", ["-170141183460469231731687303715884105728", "170141183460469231731687303715884105727"]],
+  ["UBIGINT", ["0", "18446744073709551615"]],
+  ["UHUGEINT", ["0", "340282366920938463463374607431768211455"]],
+  ["FLOAT", ["'nan'", "'inf'", "'-inf'", "3.4e38", "-0.0", "0.5"]],
+  ["DOUBLE", ["'nan'", "'inf'", "'-inf'", "1.7e308", "5e-324", "9.3e18", "-9.3e18", "0.5"]],
+  [
+    "DECIMAL(38,0)",
+    ["99999999999999999999999999999999999999", "-99999999999999999999999999999999999999", "1"],
+  ],
+  ["DECIMAL(38,38)", ["'0.99999999999999999999999999999999999999'", "0"]],
+  ["DATE", ["'infinity'", "'-infinity'", "'5881580-07-10'", "'5877642-06-25 (BC)'", "'2024-02-29'"]],
+  ["TIME", ["'24:00:00'", "'00:00:00'"]],
+  [
+    "TIMESTAMP",
+    ["'infinity'", "'-infinity'", "'294247-01-10 04:00:54.775806'", "'290309-12-22 (BC) 00:00:00'"],
+  ],
+  ["TIMESTAMP_S", ["'infinity'", "'290309-12-22 (BC) 00:00:00'", "'294247-01-10 04:00:54'"]],
+  ["TIMESTAMP_MS", ["'infinity'", "'290309-12-22 (BC) 00:00:00'", "'294247-01-10 04:00:54'"]],
+  ["TIMESTAMP_NS", ["'infinity'", "'-infinity'", "'1677-09-22 00:00:00'", "'2262-04-11 23:47:16.854775806'"]],
+  [
+    "TIMESTAMPTZ",
+    ["'infinity'", "'-infinity'", "'294247-01-10 04:00:54.775806+00'", "'290309-12-22 (BC) 00:00:00+00'"],
+  ],
+  ["INTERVAL", ["'178956970 years'", "'2147483647 days'", "'-2147483648 days'", "'1 month'", "'1 second'"]],
+  ["UUID", ["'ffffffff-ffff-ffff-ffff-ffffffffffff'"]],
+  ["ENUM('ONE', 'other')", ["'ONE'", "'other'"]],
+  ["BLOB", ["''", "'\\x00'", "'\\xFF\\xFE'", "'\\x0A\\x01a'", "'ONE'"]],
+  [
+    "VARCHAR",
+    [
+      "''",
+      "' '",
+      "'1'",
+      "'-1'",
+      "'99999999999999999999999'",
+      "'1e999'",
+      "'-inf'",
+      "'0x10'",
+      "'1_0'",
+      "'ONE'",
+      "'YQ'",
+      "'='",
+    ],
+  ],
+  [
+    "VARCHAR",
+    [
+      "chr(0)",
+      "'{}'",
+      "'[]'",
+      "'[{}]'",
+      "'{\"a\":{}}'",
+      "'null'",
+      "'[null]'",
+      "'[[[[1'",
+      "repeat('[', 5000)",
+      "'\"\\ud800\"'",
+    ],
+  ],
+  [
+    "VARCHAR",
+    [
+      "'999999999999.999999999s'",
+      "'s'",
+      "'10000-01-01'",
+      "'2024-01-01 25:00'",
+      "'9999-12-31T23:59:59-14:00'",
+      "'infinity'",
+    ],
+  ],
+  ["VARCHAR[]", ["[]", "[NULL]", "['']", "['1', 'x']", "['ONE']"]],
+  ["DOUBLE[]", ["['nan'::DOUBLE, 1e300]", "[1, NULL]", "[]"]],
+  ["INTEGER[2]", ["[1, NULL]", "[1, -1]"]],
+  [
+    "STRUCT(text VARCHAR, camelCase DOUBLE)",
+    ["{'text': 'a', 'camelCase': 'inf'::DOUBLE}", "{'text': NULL, 'camelCase': 1}"],
+  ],
+  ["STRUCT(text VARCHAR, camelCase DOUBLE)[]", ["[{'text': 'a', 'camelCase': 0.5}]", "[NULL]", "[]"]],
+  ["MAP(VARCHAR, VARCHAR)", ["MAP {}", "MAP {'1': '1'}", "MAP {'x': NULL}", "MAP {'01': 'a', '1': 'b'}"]],
+  ["MAP(INTEGER, STRUCT(text BLOB))", ["MAP {1: {'text': '\\xFF'::BLOB}}", "MAP {1: NULL}"]],
+];
+
+test("no value of a column fails the chunk that it is in: it is encoded, or its row is refused", async () => {
+  const type = types.types.getMessage("c.M")!;
+  const checker = new PayloadChecker(type);
+  const bound = new Map<string, number>();
+  for (const [sql, values] of EXTREMES) {
+    const relation = `(SELECT unnest([${[...values, "NULL"].map((value) => `(${value})::${sql}`).join(", ")}]) AS x)`;
+    for (const { name } of type.fields) {
+      const encoder = await PayloadEncoder.bind(connection, relation, type, types.types, {
+        [name]: "x",
+      }).catch((error: TributaryError) => {
+        expect(error.code, `${name} from ${sql}: ${error.message}`).toBe("TRB-MODEL-INVALID");
+        return undefined;
+      });
+      if (encoder === undefined) continue;
+      bound.set(name, (bound.get(name) ?? 0) + 1);
+      const rows = await encodedRows(connection, relation, encoder);
+      expect(rows.length).toBe(values.length + 1);
+      for (const row of rows) {
+        if (typeof row === "string") expect(row).toMatch(new RegExp(`^payload\\.${name}[.:]`));
+        else expect(checker.check(row, 0, row.length)).toBe(true);
+      }
+      // NULL is an absent field.
+      expect(rows.at(-1)).toEqual(Buffer.alloc(0));
+    }
+  }
+  // Every field takes some of these columns.
+  expect([...bound.keys()].sort()).toEqual(type.fields.map(({ name }) => name).sort());
+});
+
+test("a byte that is not UTF-8 is found wherever it stands", async () => {
+  const type = types.types.getMessage("c.M")!;
+  const relation = (bad: string) =>
+    `(SELECT repeat('a', n)::BLOB || '${bad}'::BLOB || repeat('a', m)::BLOB AS x
+      FROM (SELECT unnest(range(0, 40) || [510, 511, 512, 600]) AS n), (SELECT unnest(range(0, 14)) AS m))`;
+  const encoded = async (bad: string) => {
+    const encoder = await PayloadEncoder.bind(connection, relation(bad), type, types.types, { s: "x" });
+    return encodedRows(connection, relation(bad), encoder);
+  };
+  for (const bad of ["\\xFF", "\\xC3", "\\xED\\xA0\\x80"]) {
+    const rows = await encoded(bad);
+    expect(rows.length).toBe(44 * 14);
+    expect(new Set(rows)).toEqual(new Set(["payload.s: expected string"]));
+  }
+  const rows = await encoded("\\xC3\\xBC\\xF0\\x9F\\x9C\\x81");
+  expect(rows.every((row) => typeof row !== "string" && row.includes("ü🜁"))).toBe(true);
+});
+
+test("fields are written in the order of their numbers, whatever the order of the mapping and of structs", async () => {
+  const type = types.types.getMessage("c.M")!;
+  const relation = "(SELECT 1 AS a, 2 AS b, 'c' AS c, {'kinds': [1], 'camel_case': 2, 'text': 't'} AS d)";
+  for (const expressions of [
+    { i32: "a", i64: "b", s: "c", inner: "d" },
+    { inner: "d", s: "c", i64: "b", i32: "a" },
+  ]) {
+    const encoder = await PayloadEncoder.bind(connection, relation, type, types.types, expressions);
+    const [row] = await encodedRows(connection, relation, encoder);
+    expect((row as Buffer).toString("hex")).toBe("08011802620163aa01080a017410021a0101");
+  }
 });
