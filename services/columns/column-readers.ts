@@ -49,6 +49,8 @@ const ENTRY_BYTES = 16;
  * page of one of them, and so can be read.
  */
 const GAP_BYTES = 64;
+/** No more are fetched at once, but for a single text that is longer. */
+const RUN_BYTES = 64 * 1024 * 1024;
 
 /**
  * VARCHAR and BLOB. Following a pointer takes a call, and DuckDB puts the long texts of a chunk one after the other:
@@ -73,21 +75,23 @@ export class TextReader extends ColumnReader {
       this.runOf = new Uint32Array(rows);
       this.offsets = new Uint32Array(rows);
     }
+    const { words, runOf, offsets } = this;
     let first = -1;
     let from = 0;
     let to = 0;
     for (let row = 0; row < rows; row++) {
-      const length = this.words[row * 4]!;
+      const length = words[row * 4]!;
       if (length <= INLINE_BYTES || this.isNull(row)) continue;
-      const at = this.words[row * 4 + 3]! * 0x1_0000_0000 + (this.words[row * 4 + 2]! >>> 0);
-      if (first < 0 || at < from || at > to + GAP_BYTES) {
+      const at = words[row * 4 + 3]! * 0x1_0000_0000 + (words[row * 4 + 2]! >>> 0);
+      const apart = at < from || at > to + GAP_BYTES || at + length - from > RUN_BYTES;
+      if (first < 0 || apart) {
         if (first >= 0) this.fetch(first, to - from);
         first = row;
         from = at;
         to = at + length;
       } else if (at + length > to) to = at + length;
-      this.runOf[row] = this.runs.length;
-      this.offsets[row] = at - from;
+      runOf[row] = this.runs.length;
+      offsets[row] = at - from;
     }
     if (first >= 0) this.fetch(first, to - from);
   }
