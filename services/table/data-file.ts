@@ -26,21 +26,62 @@ export const allRows = ({ rows }: StagedFile): Uint32Array =>
 const PARQUET = `FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, DICTIONARY_SIZE_LIMIT 2000, RETURN_STATS,
   KV_METADATA {'org.apache.spark.version': '3.5.0'}`;
 
+/** What the engine says of a file that it has written: plain, so that a process can tell another one. */
+export interface WrittenFile {
+  readonly rows: number;
+  readonly bytes: number;
+  /** Column → what is known of its values → in the engine's words. */
+  readonly statistics: Readonly<Record<string, Readonly<Record<string, string>>>>;
+}
+
+/** Writes the rows of `sql`, in its order, as one Parquet file at a path where none is. */
+export async function writeParquet(
+  connection: DuckDBConnection,
+  sql: string,
+  localPath: string,
+): Promise<WrittenFile> {
+  const result = await connection.runAndReadAll(`COPY (${sql}) TO ${literal(localPath)} (${PARQUET})`);
+  const row = result.getRowObjects()[0]!;
+  const columns = (row.column_statistics as DuckDBMapValue).entries.map(({ key, value }) => {
+    const told = (value as DuckDBMapValue).entries.map((entry) => [String(entry.key), String(entry.value)]);
+    // Names come quoted where they need it.
+    return [
+      String(key)
+        .replace(/^"(.*)"$/s, "$1")
+        .replaceAll('""', '"'),
+      Object.fromEntries(told),
+    ];
+  });
+  return {
+    rows: Number(row.count),
+    bytes: Number(row.file_size_bytes),
+    statistics: Object.fromEntries(columns) as WrittenFile["statistics"],
+  };
+}
+
 /** Writes the rows of `sql`, in its order, as one Parquet file in the store's staging folder. */
-export async function stageFile(
+export const stageFile = (
   staging: Staging,
   connection: DuckDBConnection,
   sql: string,
   options: StageOptions,
+): Promise<StagedFile> =>
+  stageWritten(staging, options, (localPath) => writeParquet(connection, sql, localPath));
+
+/** As `stageFile`, of a file that `write` makes at the path that it is given. */
+export async function stageWritten(
+  staging: Staging,
+  options: StageOptions,
+  write: (localPath: string) => Promise<WrittenFile>,
 ): Promise<StagedFile> {
   const name = `${options.tombstones ? "tombstones" : "part"}-${randomUUID()}.parquet`;
   const folder =
     options.partition === undefined ? "" : `${PARTITION_COLUMN}=${encodeURIComponent(options.partition)}/`;
-  const { localPath, row } = await staging.write(name, async (localPath) => {
-    const result = await connection.runAndReadAll(`COPY (${sql}) TO ${literal(localPath)} (${PARQUET})`);
-    return { localPath, row: result.getRowObjects()[0] };
-  });
-  const rows = Number(row!.count);
+  const { localPath, written } = await staging.write(name, async (localPath) => ({
+    localPath,
+    written: await write(localPath),
+  }));
+  const { rows, bytes, statistics } = written;
   const path = `${folder}${name}`;
   return {
     localPath,
@@ -50,15 +91,10 @@ export async function stageFile(
       // The log holds paths URL-encoded (Delta protocol, "Add File"); the folder's name holds an escape already.
       path: path.split("/").map(encodeSegment).join("/"),
       partitionValues: options.partition === undefined ? {} : { [PARTITION_COLUMN]: options.partition },
-      size: Number(row!.file_size_bytes),
+      size: bytes,
       modificationTime: Date.now(),
       dataChange: options.dataChange ?? true,
-      stats: statsText(
-        rows,
-        !options.tombstones,
-        row!.column_statistics as DuckDBMapValue,
-        boundedColumns(staging.table.snapshot),
-      ),
+      stats: statsText(rows, !options.tombstones, statistics, boundedColumns(staging.table.snapshot)),
       ...tagged({
         ...(options.tombstones ? { [KIND_TAG]: TOMBSTONES } : {}),
         ...slotsTag(options.slots ?? EVERY_SLOT),
@@ -84,20 +120,18 @@ function boundedColumns({ properties, columns }: TableSnapshot): Column[] {
 function statsText(
   rows: number,
   tight: boolean,
-  statistics: DuckDBMapValue,
+  statistics: WrittenFile["statistics"],
   columns: readonly Column[],
 ): string {
-  const found = new Map(statistics.entries.map(({ key, value }) => [String(key), value as DuckDBMapValue]));
   const min: string[] = [];
   const max: string[] = [];
   const nulls: string[] = [];
   for (const { name, type } of columns) {
-    const entries = found.get(`"${name.replaceAll('"', '""')}"`) ?? found.get(name);
-    const told = new Map(entries?.entries.map(({ key, value }) => [String(key), String(value)]));
-    const count = told.get("null_count");
+    const told = statistics[name];
+    const count = told?.null_count;
     if (count !== undefined) nulls.push(`${JSON.stringify(name)}:${count}`);
-    const least = jsonOf(told.get("min"), type);
-    const greatest = jsonOf(told.get("max"), type);
+    const least = jsonOf(told?.min, type);
+    const greatest = jsonOf(told?.max, type);
     if (least === undefined || greatest === undefined) continue;
     min.push(`${JSON.stringify(name)}:${least}`);
     max.push(`${JSON.stringify(name)}:${greatest}`);
