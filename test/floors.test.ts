@@ -24,6 +24,7 @@ const FLOORS: Readonly<Record<string, number>> = {
   follow: 5,
   operate: 5,
   query: 5,
+  sources: 5,
   bulk: 6,
   main: 7,
 };

@@ -2,24 +2,10 @@ import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { parse as parseYaml } from "yaml";
 import { z } from "zod";
+import { bulk } from "./config-bulk.js";
+import { count, flag, MiB, several, whole } from "./config-values.js";
 import { TributaryError } from "./errors.js";
 import { packageRoot } from "./paths.js";
-
-/** Digits, as variables have them, or a number: what Number() makes of "", null or [] is no setting. */
-const whole = (min: number, max = Number.MAX_SAFE_INTEGER) =>
-  z.preprocess(
-    (value) => (typeof value === "string" && /^\d+$/.test(value) ? Number(value) : value),
-    z.number().int().min(min).max(max),
-  );
-/** As variables have it, or a boolean. */
-const flag = z.preprocess(
-  (value) => (value === "true" ? true : value === "false" ? false : value),
-  z.boolean(),
-);
-const count = (fallback: number, min = 1) => whole(min).default(fallback);
-const MiB = 1024 * 1024;
-/** A variable gives several, separated by commas. */
-const several = (value: unknown) => (typeof value === "string" ? value.split(",") : value);
 
 const topicName = z.string().regex(/^[A-Za-z0-9._-]{1,200}$/, "expected 1 to 200 of A-Z a-z 0-9 . _ -");
 
@@ -279,6 +265,7 @@ export const configSchema = z.strictObject({
       maxWaitingPerTenant: whole(1).optional(),
     })
     .prefault({}),
+  bulk,
   tracing: z
     .strictObject({
       /** Where traces go by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; nowhere when not set. */

@@ -7,6 +7,7 @@ import {
   DuckDBInstance,
   type DuckDBValue,
 } from "@duckdb/node-api";
+import { shut, strangersEngine } from "./sealed-engine.js";
 
 const MiB = 1024 * 1024;
 /** What may lie on disk of what does not fit into memory, in times the memory. */
@@ -18,7 +19,21 @@ const SPILLED = 4;
  * parallelism comes from several connections at once.
  */
 export class Duck {
-  private constructor(private readonly instance: DuckDBInstance) {}
+  private constructor(
+    private readonly instance: DuckDBInstance,
+    private readonly sealed = false,
+  ) {}
+
+  /** For files of strangers: it reads the files of `paths` and nothing else, and does not spill. */
+  static async sealed(memoryBytes: number, paths: readonly string[]): Promise<Duck> {
+    const instance = await strangersEngine(memoryBytes);
+    const connection = await instance.connect();
+    // For all connections to come: the engine takes no settings any more once it is closed.
+    await connection.run("SET GLOBAL TimeZone='UTC'; SET GLOBAL Calendar='gregorian'");
+    await shut(connection, paths);
+    connection.closeSync();
+    return new Duck(instance, true);
+  }
 
   /** It spills into a folder of its own below `tempFolder`; without one it does not spill. */
   static async create(options: { memoryBytes: number; tempFolder?: string }): Promise<Duck> {
@@ -45,7 +60,7 @@ export class Duck {
 
   async connect(): Promise<DuckDBConnection> {
     const connection = await this.instance.connect();
-    await connection.run("SET TimeZone='UTC'");
+    if (!this.sealed) await connection.run("SET TimeZone='UTC'");
     return connection;
   }
 

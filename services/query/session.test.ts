@@ -1,10 +1,11 @@
 import { DuckDBInstance } from "@duckdb/node-api";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { asker, createLake, others, type TestLake } from "../../test/support/query-lake.js";
+import { shut } from "../base/sealed-engine.js";
 import { emptySql, TENANT_COLUMN, visibleColumns } from "./catalog.js";
 import { failureOf, loadFailureOf } from "./failure.js";
 import type { AnswerColumn, AnswerFormat, Failure, Parameter, SessionTable } from "./protocol.js";
-import { Session, shut } from "./session.js";
+import { Session } from "./session.js";
 
 const MEMORY = 256 * 1024 * 1024;
 let lake: TestLake;

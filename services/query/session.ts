@@ -4,7 +4,7 @@ import {
   BOOLEAN,
   DOUBLE,
   type DuckDBConnection,
-  DuckDBInstance,
+  type DuckDBInstance,
   DuckDBListValue,
   type DuckDBPreparedStatement,
   type DuckDBResult,
@@ -16,6 +16,7 @@ import {
 } from "@duckdb/node-api";
 import { identifier, literal, rowsOf } from "../base/duckdb.js";
 import { assert, TributaryError } from "../base/errors.js";
+import { shut, strangersEngine } from "../base/sealed-engine.js";
 import { isTenantId } from "../contracts/envelope.js";
 import { qualifiedName, TENANT_COLUMN } from "./catalog.js";
 import { RowEncoder, typeName } from "./encode.js";
@@ -41,18 +42,6 @@ const RESERVED = new Set([
 const EAGER_BYTES = 4 * 1024 * 1024;
 /** Rows that go to the parent in one message. */
 const MESSAGE_CHARACTERS = 256 * 1024;
-
-/** What a closed sandbox must say of itself before any SQL of a user's runs in it. */
-const WALLS: Readonly<Record<string, string>> = {
-  enable_external_access: "false",
-  autoinstall_known_extensions: "false",
-  autoload_known_extensions: "false",
-  allow_community_extensions: "false",
-  allow_persistent_secrets: "false",
-  temp_directory: "",
-  threads: "1",
-  lock_configuration: "true",
-};
 
 /**
  * An engine of its own that holds copies of one tenant's rows at one version of each table, and has no way out:
@@ -98,16 +87,7 @@ export class Session {
     tables: readonly SessionTable[],
     onConnection?: (connection: DuckDBConnection) => void,
   ): Promise<Session> {
-    const instance = await DuckDBInstance.create(":memory:", {
-      threads: "1",
-      memory_limit: `${Math.ceil(memoryBytes / (1024 * 1024))}MiB`,
-      temp_directory: "",
-      autoinstall_known_extensions: "false",
-      autoload_known_extensions: "false",
-      allow_community_extensions: "false",
-      allow_persistent_secrets: "false",
-      enable_external_file_cache: "false",
-    });
+    const instance = await strangersEngine(memoryBytes);
     try {
       const connection = await instance.connect();
       onConnection?.(connection);
@@ -243,18 +223,6 @@ async function load(connection: DuckDBConnection, tenant: string, table: Session
   }
   if (table.unqualified) {
     await connection.run(`CREATE VIEW ${identifier(table.model)} AS SELECT ${columns} FROM ${name}`);
-  }
-}
-
-/** Closes the sandbox for good. Errors: an assertion where it is not closed then, whatever the engine said. */
-export async function shut(connection: DuckDBConnection): Promise<void> {
-  await connection.run("SET enable_external_access=false");
-  await connection.run("SET disabled_filesystems='LocalFileSystem'");
-  await connection.run("SET lock_configuration=true");
-  const rows = await rowsOf(connection, "SELECT name, value FROM duckdb_settings()");
-  const settings = new Map(rows.map(([name, value]) => [name, value]));
-  for (const [name, value] of Object.entries(WALLS)) {
-    assert(settings.get(name) === value, `the sandbox is closed: ${name}`);
   }
 }
 

@@ -1,9 +1,9 @@
-import { type ChildProcess, fork } from "node:child_process";
-import { readFileSync } from "node:fs";
+import type { ChildProcess } from "node:child_process";
 import { constants, setPriority } from "node:os";
 import { join } from "node:path";
 import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
+import { forkKillable, residentBytes } from "../base/killable.js";
 import { packageRoot } from "../base/paths.js";
 import type { Reply, Request, WorkerOptions } from "./protocol.js";
 
@@ -52,13 +52,7 @@ export class WorkerProcess {
   constructor(memoryBytes: number) {
     this.limitBytes = memoryBytes + OVERHEAD_BYTES;
     const options: WorkerOptions = { memoryBytes };
-    this.child = fork(WORKER, [JSON.stringify(options)], {
-      // Nothing of ours: no keys, no settings, no paths.
-      env: { TZ: "UTC" },
-      execArgv: [`--max-old-space-size=${HEAP_MEGABYTES}`],
-      serialization: "advanced",
-      stdio: ["ignore", "ignore", "ignore", "ipc"],
-    });
+    this.child = forkKillable(WORKER, options, HEAP_MEGABYTES);
     this.child.on("message", (reply: Reply) => this.receive(reply));
     this.ended = new Promise((resolve) => {
       const end = (signal: NodeJS.Signals | null) => {
@@ -152,12 +146,8 @@ export class WorkerProcess {
   private watchMemory(): void {
     const pid = this.child.pid;
     if (pid === undefined || this.exited) return;
-    try {
-      const resident = /^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, "latin1"))?.[1];
-      if (Number(resident) * 1024 > this.limitBytes) this.end("TRB-QUERY-MEMORY");
-    } catch {
-      // No /proc here, or the process has just ended: the engine's own limit and the heap's remain.
-    }
+    // Where it is not told the engine's own limit and the heap's remain.
+    if ((residentBytes(pid) ?? 0) > this.limitBytes) this.end("TRB-QUERY-MEMORY");
   }
 }
 

@@ -1,5 +1,5 @@
-import { writeFileSync } from "node:fs";
 import type { DuckDBConnection } from "@duckdb/node-api";
+import { beKillable } from "../base/killable.js";
 import { failureOf, loadFailureOf } from "./failure.js";
 import { checkQuery } from "./gate.js";
 import type { Failure, Reply, Request, WorkerOptions } from "./protocol.js";
@@ -82,15 +82,7 @@ function send(reply: Reply): void {
   process.send?.(reply);
 }
 
-// Should memory run out on the machine as a whole, this process goes first and not the bus. Linux only.
-try {
-  writeFileSync("/proc/self/oom_score_adj", "1000");
-} catch {
-  // Not Linux, or not allowed: the parent's watch remains.
-}
-// A terminal interrupts the whole group; the parent decides when a worker ends.
-process.on("SIGINT", () => undefined);
-process.on("disconnect", () => process.kill(process.pid, "SIGKILL"));
+beKillable();
 process.on("message", (request: Request) => void handle(request));
 Session.parser(PARSER_BYTES).then(
   (ready) => {

@@ -1,0 +1,49 @@
+import { isAbsolute } from "node:path";
+import { z } from "zod";
+import { count, flag, MiB } from "./config-values.js";
+
+const S3_URL = /^s3:\/\/[a-z0-9][a-z0-9._-]{1,62}(\/[\w.=-]+)*$/i;
+const isPlace = (text: string): boolean =>
+  (isAbsolute(text) || S3_URL.test(text)) && !text.split("/").some((part) => part === "." || part === "..");
+const place = z
+  .string()
+  .refine(isPlace, "expected an absolute path of a folder, or s3://bucket/prefix, without . and ..");
+
+const root = z.strictObject({
+  /** An absolute path of a folder, or s3://bucket/prefix. */
+  url: place,
+  /** Of the bucket; as AWS tools find it when not set, as are credentials. */
+  region: z.string().min(1).optional(),
+  /** A server that is not AWS's. */
+  endpoint: z.url({ protocol: /^https?$/ }).optional(),
+  /** The bucket's name in the path of URLs rather than in the host's name. */
+  forcePathStyle: flag.default(false),
+  /** Without a byte for so long, a request is tried again. */
+  timeoutMs: count(10_000, 100),
+});
+
+export type SourceRootConfig = z.infer<typeof root>;
+
+/** Loading in bulk. */
+export const bulk = z
+  .strictObject({
+    /**
+     * Where exports may lie, by name: a folder's path or s3://bucket/prefix, alone or as `url` beside how it is
+     * reached. Nothing else is read.
+     */
+    sources: z
+      .record(
+        z.string().regex(/^[a-z][a-z0-9-]{0,62}$/, "expected a name of a-z 0-9 -"),
+        z.preprocess((value) => (typeof value === "string" ? { url: value } : value), root),
+      )
+      .default({}),
+    /** Local disk for copies of files that lie in a bucket. */
+    scratchBytes: count(20 * 1024 * MiB, 64 * MiB),
+    /** A longer record of a text or protobuf file is rejected. */
+    maxRecordBytes: count(16 * MiB, 1024),
+    /** What the engine of a process that reads a source may hold. */
+    readerMemoryBytes: count(512 * MiB, 64 * MiB),
+    /** A reader that gets nowhere for so long is killed. */
+    readerIdleMs: count(60_000, 100),
+  })
+  .prefault({});

@@ -1,0 +1,98 @@
+import type { Config } from "../base/config.js";
+import { type Choice, CSV_DEFAULTS, type CsvOptions, type Reject } from "./formats.js";
+import { listSource, type Manifest } from "./manifest.js";
+import type { Counted, Request, Results, Sample } from "./protocol.js";
+import { START } from "./reader.js";
+import { shown } from "./root.js";
+import { SourceProcess } from "./source-process.js";
+import type { Place } from "./sources.js";
+import type { Mark } from "./splitter.js";
+import type { ReadUnit } from "./unit.js";
+
+export type ReadLimits = Pick<Config["bulk"], "maxRecordBytes" | "readerMemoryBytes" | "readerIdleMs">;
+
+/** What the records of one batch have together: a few row groups, or some hundred thousand lines. */
+const BATCH_BYTES = 32 * 1024 * 1024;
+
+/** Lists a source; a Delta table's log is read aside. Errors: as `listSource`; those of SourceProcess. */
+export function inspect(place: Place, choice: Choice, limits: ReadLimits): Promise<Manifest> {
+  return listSource(place, choice, (name, log) =>
+    aside(limits, { type: "delta", shown: name, log: [...log] }),
+  );
+}
+
+/** The first rows of a source's file at `index`, for a dry run. Errors: those of `lend`, SourceReader, SourceProcess. */
+export function sample(
+  place: Place,
+  manifest: Manifest,
+  rows: number,
+  limits: ReadLimits,
+  { index = 0, csv }: { readonly index?: number; readonly csv?: CsvOptions | undefined } = {},
+): Promise<Sample> {
+  return lend(place, manifest, index, limits, csv, (unit) => aside(limits, { type: "sample", unit, rows }));
+}
+
+/** Reads a source's file at `index` to its end, rejects and all. Errors: as `sample`. */
+export function count(
+  place: Place,
+  manifest: Manifest,
+  index: number,
+  limits: ReadLimits,
+  options: {
+    readonly csv?: CsvOptions | undefined;
+    readonly from?: Mark;
+    readonly onRejects?: (rejects: readonly Reject[]) => void;
+  } = {},
+): Promise<Counted> {
+  const { csv, from = START, onRejects } = options;
+  return lend(place, manifest, index, limits, csv, (unit) =>
+    aside(limits, { type: "count", unit, from }, onRejects),
+  );
+}
+
+/**
+ * Runs `use` with what a reader needs to know of a file, which is there until `use` ends.
+ * Errors: TRB-SOURCE-CHANGED, TRB-SOURCE-SCRATCH, TRB-SOURCE-UNREADABLE; those of `use`.
+ */
+export function lend<T>(
+  { root }: Place,
+  { format, files, delta: table }: Manifest,
+  index: number,
+  { maxRecordBytes }: Pick<ReadLimits, "maxRecordBytes">,
+  csv: CsvOptions | undefined,
+  use: (unit: ReadUnit) => Promise<T>,
+): Promise<T> {
+  const { delta, compression, ...file } = files[index]!;
+  const vectorFile = delta?.vectorFile;
+  return root.withLocal(vectorFile === undefined ? [file] : [file, vectorFile], ([path, vectorPath]) =>
+    use({
+      shown: shown(root.name, file.path),
+      path: path!,
+      identity: root.inPlace ? file.identity : undefined,
+      format,
+      compression,
+      csv: csv ?? CSV_DEFAULTS,
+      delta:
+        delta === undefined
+          ? undefined
+          : { columns: table!.columns, partition: delta.partition, vector: delta.vector },
+      vectorPath,
+      maxRecordBytes,
+      batchBytes: BATCH_BYTES,
+    }),
+  );
+}
+
+/** One call of a process of its own. */
+async function aside<R extends Request>(
+  { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs }: ReadLimits,
+  request: R,
+  onRejects?: (rejects: readonly Reject[]) => void,
+): Promise<Results[R["type"]]> {
+  const reader = new SourceProcess({ memoryBytes, idleMs });
+  try {
+    return await reader.call(request, onRejects);
+  } finally {
+    reader.end();
+  }
+}

@@ -1,0 +1,116 @@
+import type { DuckDBConnection } from "@duckdb/node-api";
+import { engineErrorOf, isMemoryError } from "../base/engine-error.js";
+import { TributaryError } from "../base/errors.js";
+import { damaged, type Reject, type SourceColumn } from "./formats.js";
+import { ParquetReader } from "./parquet-reader.js";
+import type { Mark } from "./splitter.js";
+import { TextReader } from "./text-reader.js";
+import { type ReadUnit, requireUnchanged } from "./unit.js";
+
+/** Some consecutive records of a file. */
+export interface Batch {
+  /**
+   * Trusted SQL: ORDINAL, then the reader's columns, rows in order of ORDINAL. Good until the next batch is asked for;
+   * a statement may name it once.
+   */
+  readonly sql: string;
+  /** Records [first, next.row) of the file; those that are neither in `sql` nor in `rejects` have been deleted. */
+  readonly first: number;
+  /** Where reading goes on after this batch, now or in another process. */
+  readonly next: Mark;
+  /** Of the relation; more than it has where a file's rows are masked. */
+  readonly rows: number;
+  /** Of the file, unpacked. */
+  readonly bytes: number;
+  /** In order. */
+  readonly rejects: readonly Reject[];
+}
+
+/** One format's way to read a file. Errors of the engine come as they are. */
+export interface FormatReader {
+  readonly columns: readonly SourceColumn[];
+  batches(from: Mark): AsyncGenerator<Batch>;
+}
+
+export const START: Mark = { row: 0 };
+
+/**
+ * Reads one file of a source over a connection of an engine whose only file it is, where it may be killed: see
+ * SourceProcess. Rows come as a relation, for the same engine to map; records that are no rows come beside it.
+ */
+export class SourceReader {
+  private constructor(
+    private readonly unit: ReadUnit,
+    private readonly reader: FormatReader,
+  ) {}
+
+  /**
+   * `onBytes` is told whenever a text has been read further: it gets on, though no batch comes of a record that is
+   * gigabytes long. Errors: TRB-SOURCE-CHANGED, TRB-SOURCE-DAMAGED, TRB-SOURCE-FORMAT, TRB-SOURCE-MEMORY, TRB-SOURCE-UNREADABLE.
+   */
+  static async open(
+    connection: DuckDBConnection,
+    unit: ReadUnit,
+    onBytes: () => void = () => undefined,
+  ): Promise<SourceReader> {
+    try {
+      await requireUnchanged(unit);
+      const isParquet = unit.format === "parquet" || unit.format === "delta";
+      const reader = await (isParquet
+        ? ParquetReader.open(connection, unit)
+        : TextReader.open(connection, unit, onBytes));
+      return new SourceReader(unit, reader);
+    } catch (error) {
+      throw await failureOf(unit, error);
+    }
+  }
+
+  /** Of the relations, beside ORDINAL. */
+  get columns(): readonly SourceColumn[] {
+    return this.reader.columns;
+  }
+
+  /**
+   * The file's records from `from` on, a batch at a time. A file that changes ends it before the next batch is given.
+   * Errors: as `open`. What goes wrong while a batch's relation is read is told by `failure`.
+   */
+  async *batches(from: Mark = START): AsyncGenerator<Batch> {
+    try {
+      for await (const batch of this.reader.batches(from)) {
+        await requireUnchanged(this.unit);
+        yield batch;
+        await requireUnchanged(this.unit);
+      }
+      await requireUnchanged(this.unit);
+    } catch (error) {
+      throw await failureOf(this.unit, error);
+    }
+  }
+
+  /** Whoever is about to keep what came of a batch asks this first. Errors: TRB-SOURCE-CHANGED. */
+  requireUnchanged(): Promise<void> {
+    return requireUnchanged(this.unit);
+  }
+
+  /** What an error of the engine's, met while a relation was read, means for the file. */
+  failure(error: unknown): Promise<TributaryError> {
+    return failureOf(this.unit, error);
+  }
+}
+
+async function failureOf(unit: ReadUnit, error: unknown): Promise<TributaryError> {
+  if (error instanceof TributaryError && error.code !== "TRB-SOURCE-DAMAGED") return error;
+  try {
+    await requireUnchanged(unit);
+  } catch (changed) {
+    return changed as TributaryError;
+  }
+  if (error instanceof TributaryError) return error;
+  const told = engineErrorOf(error);
+  if (told !== undefined && isMemoryError(told)) {
+    const message = `${unit.shown}: its reader ran out of memory`;
+    return new TributaryError("TRB-SOURCE-MEMORY", message, { cause: error });
+  }
+  // The engine's words can hold values and paths.
+  return damaged(unit.shown, `it is not readable as ${unit.format}, or not to its end`, error);
+}

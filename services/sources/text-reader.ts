@@ -1,0 +1,205 @@
+import type { DuckDBConnection } from "@duckdb/node-api";
+import { rowsOf } from "../base/duckdb.js";
+import { TributaryError } from "../base/errors.js";
+import { bytesOf } from "./bytes.js";
+import { type CsvHeader, CsvSplitter } from "./csv-splitter.js";
+import { damaged, ORDINAL, REJECT_BYTES, type Reject, type SourceColumn } from "./formats.js";
+import { FrameSplitter } from "./frame-splitter.js";
+import { LineSplitter } from "./line-splitter.js";
+import type { Batch, FormatReader } from "./reader.js";
+import { RecordFeed } from "./record-feed.js";
+import { type Mark, type Records, type Splitter, type SplitterOptions, without } from "./splitter.js";
+import type { ReadUnit } from "./unit.js";
+
+/** A byte order mark, with which a text may begin. */
+const BOM = Buffer.from([0xef, 0xbb, 0xbf]);
+
+/** The column of lines of JSON. */
+export const RECORD = "record";
+/** The column of ChangeEvents. */
+export const EVENT = "event";
+
+/** Formats whose records follow each other in a stream of bytes. */
+export class TextReader implements FormatReader {
+  private constructor(
+    private readonly connection: DuckDBConnection,
+    private readonly unit: ReadUnit,
+    readonly columns: readonly SourceColumn[],
+    private readonly feed: RecordFeed,
+    /** Where records begin in the file: after a mark and a header. */
+    private readonly head: number,
+    private readonly onBytes: () => void,
+  ) {}
+
+  /** Errors: those of `bytesOf`; TRB-SOURCE-DAMAGED for a header that is none. */
+  static async open(connection: DuckDBConnection, unit: ReadUnit, onBytes: () => void): Promise<TextReader> {
+    const isBytes = unit.format === "events";
+    let head = isBytes ? 0 : await markOf(unit);
+    let names: readonly string[] = [isBytes ? EVENT : RECORD];
+    if (unit.format === "csv") {
+      if (unit.csv.columns !== undefined) names = unit.csv.columns;
+      else ({ names, head } = await header(unit, head));
+      requireNames(unit, names);
+    }
+    const feed = new RecordFeed(connection, names, isBytes ? "bytes" : "text");
+    const columns =
+      unit.format === "debezium"
+        ? DEBEZIUM_COLUMNS
+        : names.map((name) => ({ name, type: isBytes ? "BLOB" : "VARCHAR" }));
+    return new TextReader(connection, unit, columns, feed, head, onBytes);
+  }
+
+  async *batches(from: Mark): AsyncGenerator<Batch> {
+    const { unit, head } = this;
+    const seeks = unit.compression === "none" && from.offset !== undefined && from.offset > head;
+    const start = seeks ? from.offset! : head;
+    const splitter = this.splitter({
+      maxRecordBytes: unit.maxRecordBytes,
+      from,
+      start,
+      startRow: seeks ? from.row : 0,
+    });
+    const state = { first: from.row, offset: start };
+    for await (const piece of this.bytesFrom(start)) {
+      splitter.push(piece);
+      if (splitter.held >= unit.batchBytes) yield this.batch(splitter, state);
+    }
+    const wrong = splitter.end();
+    if (splitter.mark.row > state.first) yield this.batch(splitter, state);
+    if (wrong !== undefined) throw damaged(unit.shown, wrong);
+  }
+
+  private splitter(options: SplitterOptions): Splitter {
+    switch (this.unit.format) {
+      case "csv":
+        return new CsvSplitter(this.columns.length, this.unit.csv, options);
+      case "events":
+        return new FrameSplitter(1, options);
+      default:
+        return new LineSplitter(1, options);
+    }
+  }
+
+  private async *bytesFrom(start: number): AsyncGenerator<Buffer> {
+    const seeks = this.unit.compression === "none";
+    let skip = seeks ? 0 : start;
+    for await (const piece of bytesOf(this.unit, start)) {
+      const rest = skip === 0 ? piece : piece.subarray(Math.min(skip, piece.length));
+      skip -= piece.length - rest.length;
+      this.onBytes();
+      if (rest.length > 0) yield rest;
+    }
+  }
+
+  /** Takes what the splitter has cut. `state` is where the batch begins, and becomes where the next one does. */
+  private async batch(splitter: Splitter, state: { first: number; offset: number }): Promise<Batch> {
+    const { first, offset } = state;
+    const next = splitter.mark;
+    const { records, rejects } = splitter.take();
+    state.first = next.row;
+    state.offset = next.offset;
+    const checked = await this.check(records, rejects);
+    this.feed.use(checked.records);
+    return {
+      sql: this.unit.format === "debezium" ? debeziumSql(this.feed.sql) : `SELECT * FROM ${this.feed.sql}`,
+      first,
+      next: this.unit.compression === "none" ? next : { row: next.row },
+      rows: checked.records.count,
+      bytes: next.offset - offset,
+      rejects: checked.rejects,
+    };
+  }
+
+  /** Lines are known to be rows once their JSON has been looked at. */
+  private async check(
+    records: Records,
+    rejects: Reject[],
+  ): Promise<{ readonly records: Records; readonly rejects: readonly Reject[] }> {
+    const { format } = this.unit;
+    if ((format !== "ndjson" && format !== "debezium") || records.count === 0) return { records, rejects };
+    this.feed.use(records);
+    const wrong = format === "ndjson" ? "NULL" : SNAPSHOT_FAULT;
+    const found = await rowsOf(
+      this.connection,
+      `SELECT ${ORDINAL}, fault FROM (
+         SELECT ${ORDINAL},
+           CASE WHEN try(json_type(${RECORD})) IS DISTINCT FROM 'OBJECT' THEN 'TRB-ROW-JSON' ELSE ${wrong} END AS fault
+         FROM ${this.feed.sql}) WHERE fault IS NOT NULL`,
+    );
+    if (found.length === 0) return { records, rejects };
+    const faults = new Map(found.map(([ordinal, fault]) => [Number(ordinal), fault as Fault]));
+    const places = new Set<number>();
+    const lines: Reject[] = [];
+    for (let at = 0; at < records.count; at++) {
+      const row = records.ordinals[at]!;
+      const code = faults.get(row);
+      if (code === undefined) continue;
+      places.add(at);
+      const [start, end] = [records.fields[at * 2]!, records.fields[at * 2 + 1]!];
+      const bytes = Buffer.from(records.bytes.subarray(start, Math.min(end, start + REJECT_BYTES)));
+      lines.push({ row, offset: records.offsets[at], code, message: FAULTS[code], bytes });
+    }
+    const all = [...rejects, ...lines].sort((a, b) => a.row - b.row);
+    return { records: without(records, places), rejects: all };
+  }
+}
+
+type Fault = keyof typeof FAULTS;
+const FAULTS = {
+  "TRB-ROW-JSON": "line: expected one JSON object",
+  "TRB-ROW-SNAPSHOT": 'line: expected op "r" and an object in after, in payload or at the top',
+} as const;
+
+/** What Debezium says is in `payload` where a schema comes with each row, else at the top. */
+const PAYLOAD = `CASE WHEN json_type(${RECORD}, '$.payload') = 'OBJECT' THEN json_extract(${RECORD}, '$.payload') ELSE ${RECORD}::JSON END`;
+const SNAPSHOT_FAULT = `CASE WHEN json_extract_string(${PAYLOAD}, '$.op') = 'r' AND json_type(${PAYLOAD}, '$.after') = 'OBJECT' THEN NULL ELSE 'TRB-ROW-SNAPSHOT' END`;
+const DEBEZIUM_COLUMNS: readonly SourceColumn[] = [
+  { name: RECORD, type: "VARCHAR" },
+  { name: "source", type: "VARCHAR" },
+  { name: "ts_ms", type: "BIGINT" },
+];
+const debeziumSql = (feed: string) =>
+  `SELECT ${ORDINAL}, json_extract(payload, '$.after')::VARCHAR AS ${RECORD},
+     json_extract(payload, '$.source')::VARCHAR AS source,
+     TRY_CAST(json_extract_string(payload, '$.ts_ms') AS BIGINT) AS ts_ms
+   FROM (SELECT ${ORDINAL}, ${PAYLOAD} AS payload FROM ${feed})`;
+
+/** How many bytes of a mark a text begins with. */
+async function markOf(unit: ReadUnit): Promise<number> {
+  let begun = Buffer.alloc(0);
+  for await (const piece of bytesOf(unit)) {
+    begun = Buffer.concat([begun, piece.subarray(0, BOM.length)]);
+    if (begun.length >= BOM.length) break;
+  }
+  return begun.subarray(0, BOM.length).equals(BOM) ? BOM.length : 0;
+}
+
+/** Errors: TRB-SOURCE-DAMAGED. */
+async function header(unit: ReadUnit, mark: number): Promise<CsvHeader> {
+  const { maxRecordBytes } = unit;
+  const splitter = new CsvSplitter(undefined, unit.csv, {
+    maxRecordBytes,
+    from: { row: 0 },
+    start: mark,
+    startRow: 0,
+  });
+  let skip = mark;
+  for await (const piece of bytesOf(unit)) {
+    splitter.push(piece.subarray(Math.min(skip, piece.length)));
+    skip = Math.max(0, skip - piece.length);
+    if (splitter.mark.row > 0) break;
+  }
+  if (splitter.mark.row === 0) splitter.end();
+  if (splitter.header === undefined)
+    throw damaged(unit.shown, "header: expected names of columns, found none");
+  return splitter.header;
+}
+
+/** Errors: TRB-SOURCE-FORMAT. */
+function requireNames({ shown }: ReadUnit, names: readonly string[]): void {
+  // The engine tells no cases apart.
+  const distinct = new Set([ORDINAL, ...names.map((name) => name.toLowerCase())]);
+  if (distinct.size === names.length + 1 && !distinct.has("")) return;
+  const message = `${shown}: header: expected names that differ in more than case, none empty and none ${ORDINAL}`;
+  throw new TributaryError("TRB-SOURCE-FORMAT", message);
+}

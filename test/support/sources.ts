@@ -1,0 +1,90 @@
+import { mkdirSync, writeFileSync } from "node:fs";
+import { dirname } from "node:path";
+import { gzipSync } from "node:zlib";
+import { Duck, rowsOf } from "../../services/base/duckdb.js";
+import { CSV_DEFAULTS, type Reject, told } from "../../services/sources/formats.js";
+import { SourceReader, START } from "../../services/sources/reader.js";
+import type { Mark } from "../../services/sources/splitter.js";
+import { localIdentity, type ReadUnit } from "../../services/sources/unit.js";
+
+const MiB = 1024 * 1024;
+
+/** Zstandard frames whose blocks are not packed (RFC 8878), of `frame` bytes each. */
+export function rawZstd(bytes: Buffer, frame = 300_000): Buffer {
+  const parts: Buffer[] = [];
+  for (let at = 0; at === 0 || at < bytes.length; at += frame) {
+    const content = bytes.subarray(at, at + frame);
+    const head = Buffer.alloc(6);
+    head.writeUInt32LE(0xfd2fb528, 0);
+    head[5] = 10 << 3;
+    parts.push(head);
+    for (let from = 0; from === 0 || from < content.length; from += 100_000) {
+      const block = content.subarray(from, from + 100_000);
+      const last = from + 100_000 >= content.length ? 1 : 0;
+      const size = Buffer.alloc(3);
+      size.writeUIntLE((block.length << 3) | last, 0, 3);
+      parts.push(size, block);
+    }
+  }
+  return Buffer.concat(parts);
+}
+
+export const PACKED = {
+  "": (bytes: Buffer) => bytes,
+  ".gz": (bytes: Buffer) => gzipSync(bytes),
+  ".zst": (bytes: Buffer) => rawZstd(bytes),
+} as const;
+
+export function writeFile(path: string, content: string | Buffer): void {
+  mkdirSync(dirname(path), { recursive: true });
+  writeFileSync(path, content);
+}
+
+/** What a reader of the file is told, its format and packing by its name. */
+export async function unitOf(path: string, more: Partial<ReadUnit> = {}): Promise<ReadUnit> {
+  const { format, compression } = told(path);
+  return {
+    shown: "exports/file",
+    path,
+    identity: await localIdentity(path),
+    format: format ?? "ndjson",
+    compression,
+    csv: CSV_DEFAULTS,
+    maxRecordBytes: MiB,
+    batchBytes: 4 * MiB,
+    ...more,
+  };
+}
+
+export interface ReadFile {
+  readonly columns: readonly string[];
+  /** Ordinal first. */
+  readonly rows: readonly (readonly unknown[])[];
+  readonly rejects: readonly Reject[];
+  readonly marks: readonly Mark[];
+}
+
+/** Reads a whole file in this process. */
+export async function readAll(unit: ReadUnit, from = START): Promise<ReadFile> {
+  const duck = await Duck.sealed(256 * MiB, [unit.path]);
+  try {
+    return await duck.with(async (connection) => {
+      const reader = await SourceReader.open(connection, unit);
+      const rows: unknown[][] = [];
+      const rejects: Reject[] = [];
+      const marks: Mark[] = [];
+      for await (const batch of reader.batches(from)) {
+        const found = await rowsOf(connection, batch.sql).catch(async (error: unknown) => {
+          throw await reader.failure(error);
+        });
+        if (found.length !== batch.rows) throw new Error(`${found.length} rows, not ${batch.rows}`);
+        rows.push(...found.map(([ordinal, ...values]) => [Number(ordinal), ...values]));
+        rejects.push(...batch.rejects);
+        marks.push(batch.next);
+      }
+      return { columns: reader.columns.map(({ name }) => name), rows, rejects, marks };
+    });
+  } finally {
+    duck.close();
+  }
+}
