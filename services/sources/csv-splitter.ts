@@ -66,7 +66,9 @@ export class CsvSplitter extends Splitter {
       }
       if (byte === delimiter) {
         if (state === AFTER_RETURN) this.wrongQuote = true;
-        this.field(at, state);
+        // Of what is rejected anyway only the end matters.
+        if (this.count < this.columns && !this.isLong) this.field(at, state);
+        else this.count++;
         this.fieldStart = at + 1 - this.begin;
         state = AT_START;
       } else if (byte === NEWLINE) {

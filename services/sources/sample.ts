@@ -39,7 +39,7 @@ export async function sampleRows(
           // Of the first batch that has any: what a dry run looks at.
           const [[structure] = []] = await rowsOf(
             connection,
-            `SELECT json_group_structure(${RECORD}) FROM ${some}`,
+            `SELECT json_group_structure(${RECORD}::JSON) FROM ${some}`,
           );
           columns = fieldsOf(JSON.parse(String(structure)));
         }

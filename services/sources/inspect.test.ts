@@ -1,0 +1,145 @@
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { writeFile } from "../../test/support/sources.js";
+import { Duck } from "../base/duckdb.js";
+import type { Reject } from "./formats.js";
+import { count, inspect, lend, sample } from "./inspect.js";
+import { LocalRoot } from "./local-root.js";
+import { SourceProcess } from "./source-process.js";
+
+const MiB = 1024 * 1024;
+const limits = { maxRecordBytes: MiB, readerMemoryBytes: 256 * MiB, readerIdleMs: 60_000 };
+
+let folder: string;
+let duck: Duck;
+beforeEach(async () => {
+  folder = mkdtempSync(join(tmpdir(), "inspect-"));
+  mkdirSync(at("exports"));
+  duck = await Duck.create({ memoryBytes: 512 * MiB });
+});
+afterEach(() => {
+  duck.close();
+  rmSync(folder, { recursive: true, force: true });
+});
+const at = (...names: string[]) => join(folder, ...names);
+const place = (path = "") => ({ root: new LocalRoot("exports", at("exports"), at("data")), path });
+const run = (sql: string) => duck.with((connection) => connection.run(sql));
+const list = (path = "", format?: "csv" | "ndjson" | "delta" | "parquet") =>
+  inspect(place(path), { format }, limits);
+
+describe("what a source holds", () => {
+  it("is told by names, or by choice", async () => {
+    for (const name of ["a.csv", "b.csv.gz", "c.CSV.zst"]) writeFile(at("exports", "csv", name), "x");
+    for (const name of ["part-0", "part-1.gz"]) writeFile(at("exports", "parts", name), "{}");
+    const named = await list("csv");
+    expect(named).toMatchObject({ source: "exports/csv", format: "csv", bytes: 3 });
+    expect(named.files.map(({ path, compression }) => [path, compression])).toEqual([
+      ["csv/a.csv", "none"],
+      ["csv/b.csv.gz", "gzip"],
+      ["csv/c.CSV.zst", "zstd"],
+    ]);
+    expect(JSON.parse(JSON.stringify(named))).toEqual(named);
+    await expect(list("parts")).rejects.toThrow("exports/parts/part-0: its name tells no format");
+    expect((await list("parts", "ndjson")).files.map(({ compression }) => compression)).toEqual([
+      "none",
+      "gzip",
+    ]);
+  });
+
+  it("is refused when it is nothing, of several formats, or packed Parquet", async () => {
+    await expect(list("none")).rejects.toMatchObject({ code: "TRB-SOURCE-EMPTY" });
+    await expect(list("")).rejects.toMatchObject({ code: "TRB-SOURCE-EMPTY" });
+    writeFile(at("exports", "mixed", "a.csv"), "x");
+    writeFile(at("exports", "mixed", "b.ndjson"), "{}");
+    await expect(list("mixed")).rejects.toThrow(
+      "exports/mixed/b.ndjson: expected one format, found ndjson beside csv",
+    );
+    writeFile(at("exports", "packed", "a.parquet.gz"), "x");
+    await expect(list("packed")).rejects.toMatchObject({ code: "TRB-SOURCE-FORMAT" });
+    await expect(list("mixed", "delta")).rejects.toThrow("expected a folder with a _delta_log");
+  });
+});
+
+describe("a sample", () => {
+  it("of each format has columns and rows", async () => {
+    await run(
+      `COPY (SELECT 1 AS id, 'x' AS text, DATE '2024-05-06' AS day) TO '${at("exports", "a.parquet")}'`,
+    );
+    writeFile(at("exports", "b.csv"), "id,text\n1,x\nbad\n2,y\n3,z\n");
+    writeFile(at("exports", "c.ndjson"), '{"id":1,"in":{"a":[1]}}\n{\n{"id":2.5,"more":"x"}\n{"id":4}\n');
+    writeFile(at("exports", "d.pb"), Buffer.from([2, 0x61, 0x62]));
+    const samples = await Promise.all(
+      ["a.parquet", "b.csv", "c.ndjson", "d.pb"].map(async (name) =>
+        sample(place(name), await list(name), 2, limits),
+      ),
+    );
+    expect(samples.map(({ columns }) => columns.map(({ name, type }) => `${name} ${type}`))).toEqual([
+      ["id INTEGER", "text VARCHAR", "day DATE"],
+      ["id VARCHAR", "text VARCHAR"],
+      ["id DOUBLE", 'in STRUCT("a" UBIGINT[])', "more VARCHAR"],
+      ["event BLOB"],
+    ]);
+    expect(samples.map(({ rows }) => rows)).toEqual([
+      ['{"id":1,"text":"x","day":"2024-05-06"}'],
+      ['{"id":"1","text":"x"}', '{"id":"2","text":"y"}'],
+      ['{"id":1,"in":{"a":[1]}}', '{"id":2.5,"more":"x"}'],
+      ['{"event":"YWI="}'],
+    ]);
+    expect(samples.map(({ rejects }) => rejects.map(({ row, code }) => [row, code]))).toEqual([
+      [],
+      [[1, "TRB-ROW-COLUMNS"]],
+      [[1, "TRB-ROW-JSON"]],
+      [],
+    ]);
+  });
+});
+
+describe("a process that reads", () => {
+  it("counts rows, and tells rejects with what they were", async () => {
+    writeFile(at("exports", "x.ndjson"), '{"a":1}\n{"a"\n{"a":2}\n'.repeat(10_000));
+    const manifest = await list("x.ndjson");
+    const rejects: Reject[] = [];
+    const counted = await count(place(), manifest, 0, limits, { onRejects: (some) => rejects.push(...some) });
+    expect(counted).toEqual({ rows: 20_000, rejects: 10_000, bytes: manifest.bytes });
+    expect(rejects.every(({ row, offset }, i) => row === 3 * i + 1 && offset === 21 * i + 8)).toBe(true);
+    expect(
+      await count(place(), manifest, 0, limits, { from: { row: 29_998, offset: manifest.bytes - 13 } }),
+    ).toMatchObject({
+      rows: 1,
+      rejects: 1,
+    });
+  });
+
+  it("is an error of the file when its engine runs out of memory", async () => {
+    await run(`COPY (SELECT repeat('x', 60000000) AS text) TO '${at("exports", "x.parquet")}'`);
+    const tight = { ...limits, readerMemoryBytes: 16 * MiB };
+    await expect(count(place(), await list("x.parquet"), 0, tight)).rejects.toMatchObject({
+      code: "TRB-SOURCE-MEMORY",
+    });
+  });
+
+  it("that is killed, or gets nowhere, ends the call and nothing else", async () => {
+    writeFile(at("exports", "x.csv"), `a\n${"1\n".repeat(300_000)}`);
+    const manifest = await list("x.csv");
+    const killed = async (idleMs: number, kill: (reader: SourceProcess) => void) => {
+      const reader = new SourceProcess({ memoryBytes: 64 * MiB, idleMs });
+      await lend(place(), manifest, 0, limits, undefined, (unit) => {
+        const call = reader.call({ type: "count", unit, from: { row: 0 } });
+        kill(reader);
+        return call;
+      }).finally(() => reader.ended);
+    };
+    await expect(killed(60_000, ({ pid }) => process.kill(pid!, "SIGKILL"))).rejects.toMatchObject({
+      code: "TRB-SOURCE-READER",
+    });
+    await expect(killed(60_000, (reader) => reader.end())).rejects.toMatchObject({
+      code: "TRB-SOURCE-READER",
+    });
+    await expect(killed(1_000, ({ pid }) => process.kill(pid!, "SIGSTOP"))).rejects.toMatchObject({
+      code: "TRB-SOURCE-STALLED",
+    });
+    expect(await count(place(), manifest, 0, limits)).toMatchObject({ rows: 300_000 });
+  });
+});
