@@ -3,9 +3,11 @@ import { mkdirSync, mkdtempSync, renameSync, rmSync, statSync, writeFileSync } f
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { fileStore } from "../../test/support/lake.js";
 import { readAll, writeFile } from "../../test/support/sources.js";
+import { TableWriter } from "../../test/support/table-writers.js";
 import { Duck } from "../base/duckdb.js";
-import { readDeltaLog } from "./delta-log.js";
+import { neededOf, readDeltaLog } from "./delta-log.js";
 import type { Format } from "./formats.js";
 import { inspect, lend, sample } from "./inspect.js";
 import { LocalRoot } from "./local-root.js";
@@ -179,5 +181,52 @@ describe("a Delta table", () => {
     await three();
     change();
     await expect(list()).rejects.toMatchObject({ code: "TRB-SOURCE-DAMAGED" });
+  });
+
+  it("of ours is its live rows: vectors mask, tombstones are none, and the log begins with a checkpoint", async () => {
+    const store = await fileStore(at("exports"));
+    const writer = await TableWriter.open(store, duck, "t", { checkpointEvery: 2 });
+    const write = (id: number, version: number, operation = 2) => ({
+      tenant: "acme",
+      id: `e${id}`,
+      version,
+      operation,
+      content: 1n,
+    });
+    const all = Array.from({ length: 300 }, (_, id) => id);
+    await writer.upsert(all.map((id) => write(id, 1)));
+    await writer.upsert(all.filter((id) => id % 3 === 0).map((id) => write(id, 2)));
+    await writer.upsert(all.filter((id) => id % 3 === 1).map((id) => write(id, 2, 3)));
+    await writer.close();
+    const ours = { root: new LocalRoot("exports", at("exports"), at("data")), path: "lake/t" };
+    const manifest = await listSource(ours, {}, readLog);
+    expect(manifest.files.some(({ delta }) => delta?.vector !== undefined)).toBe(true);
+    const found: string[] = [];
+    for (const index of manifest.files.keys()) {
+      await lend(ours, manifest, index, limits, undefined, async (unit) => {
+        const { rows, columns } = await readAll({ ...unit, batchBytes: 1_000 });
+        const [id, version] = [columns.indexOf("entity_id") + 1, columns.indexOf("_tributary_version") + 1];
+        found.push(...rows.map((row) => `${row[id]}@${row[version]}`));
+      });
+    }
+    const live = all.filter((id) => id % 3 !== 1).map((id) => `e${id}@${id % 3 === 0 ? 2 : 1}`);
+    expect(found.sort()).toEqual(live.sort());
+    // A name that was never needed is not asked for.
+    expect(
+      neededOf([
+        "00000000000000000002.json",
+        "00000000000000000002.checkpoint.parquet",
+        "00000000000000000001.json",
+      ]),
+    ).toEqual(["00000000000000000002.json", "00000000000000000002.checkpoint.parquet"]);
+  });
+
+  it("below a source is not read as files", async () => {
+    await three();
+    const above = { root: new LocalRoot("exports", at("exports"), at("data")), path: "" };
+    await expect(listSource(above, {}, readLog)).rejects.toThrow("exports/t: it is a Delta table");
+    await expect(listSource(above, { format: "parquet" }, readLog)).rejects.toMatchObject({
+      code: "TRB-SOURCE-FORMAT",
+    });
   });
 });

@@ -7,6 +7,7 @@ import { Duck } from "../base/duckdb.js";
 import type { Reject } from "./formats.js";
 import { count, inspect, lend, sample } from "./inspect.js";
 import { LocalRoot } from "./local-root.js";
+import type { Request } from "./protocol.js";
 import { SourceProcess } from "./source-process.js";
 
 const MiB = 1024 * 1024;
@@ -126,7 +127,8 @@ describe("a process that reads", () => {
     const killed = async (idleMs: number, kill: (reader: SourceProcess) => void) => {
       const reader = new SourceProcess({ memoryBytes: 64 * MiB, idleMs });
       await lend(place(), manifest, 0, limits, undefined, (unit) => {
-        const call = reader.call({ type: "count", unit, from: { row: 0 } });
+        const request: Request = { type: "count", unit, from: { row: 0 } };
+        const call = reader.call(request);
         kill(reader);
         return call;
       }).finally(() => reader.ended);

@@ -91,7 +91,10 @@ async function aside<R extends Request>(
 ): Promise<Results[R["type"]]> {
   const reader = new SourceProcess({ memoryBytes, idleMs });
   try {
-    return await reader.call(request, onRejects);
+    const result = await reader.call(request, (reply) => {
+      if (reply.type === "rejects") onRejects?.(reply.rejects);
+    });
+    return result as Results[R["type"]];
   } finally {
     reader.end();
   }

@@ -3,7 +3,17 @@ import { lstat, readdir, realpath, stat } from "node:fs/promises";
 import { join, sep } from "node:path";
 import { errno, TributaryError } from "../base/errors.js";
 import { layout } from "../base/paths.js";
-import { byPath, changed, type FoundFile, insideLake, isHidden, type SourceRoot, shown } from "./root.js";
+import {
+  byPath,
+  changed,
+  DELTA_LOG,
+  type FoundFile,
+  insideLake,
+  isHidden,
+  type SourceRoot,
+  shown,
+  tableBelow,
+} from "./root.js";
 import { identityOf } from "./unit.js";
 
 /** Files looked at together. */
@@ -28,9 +38,9 @@ export class LocalRoot implements SourceRoot {
     const files: FoundFile[] = [];
     const folders = [path];
     for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
-      const names = (await this.guard(folder, () => readdir(this.local(folder!)))).filter(
-        (one) => !isHidden(one),
-      );
+      const all = await this.guard(folder, () => readdir(this.local(folder!)));
+      if (folder !== path && all.includes(DELTA_LOG)) throw tableBelow(this.name, folder);
+      const names = all.filter((one) => !isHidden(one));
       for (let i = 0; i < names.length; i += PARALLEL) {
         const stretch = names
           .slice(i, i + PARALLEL)

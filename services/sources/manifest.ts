@@ -3,7 +3,7 @@ import type { DeletionVectorDescriptor } from "../table/actions.js";
 import type { Column } from "../table/types.js";
 import { type DeltaListing, neededOf } from "./delta-log.js";
 import { type Choice, type Compression, damaged, type Format, told } from "./formats.js";
-import { byPath, type FoundFile, shown } from "./root.js";
+import { byPath, DELTA_LOG, type FoundFile, shown } from "./root.js";
 import type { Place } from "./sources.js";
 
 /** One file of a source, as all who read it must find it. */
@@ -40,7 +40,7 @@ export type ReadLog = (shown: string, log: ReadonlyMap<string, string>) => Promi
 export async function listSource(place: Place, choice: Choice, readLog: ReadLog): Promise<Manifest> {
   const { root, path } = place;
   const source = shown(root.name, path);
-  const log = path === "" ? "_delta_log" : `${path}/_delta_log`;
+  const log = path === "" ? DELTA_LOG : `${path}/${DELTA_LOG}`;
   const isDelta = await root.holds(log);
   if (isDelta !== ((choice.format ?? (isDelta ? "delta" : undefined)) === "delta")) {
     const message = isDelta

@@ -17,7 +17,7 @@ export interface SourceRoot {
   /**
    * The files at or below `path`, in the order of their paths' bytes; none where nothing is. Names that begin with "."
    * or "_" are notes of writers to themselves, and left out, unless `path` itself names them.
-   * Errors: TRB-SOURCE-LINK, TRB-SOURCE-LAKE, TRB-SOURCE-UNREADABLE.
+   * Errors: TRB-SOURCE-LINK, TRB-SOURCE-LAKE, TRB-SOURCE-UNREADABLE; TRB-SOURCE-FORMAT when a Delta table lies deeper.
    */
   list(path: string): Promise<FoundFile[]>;
   /** Whether `list` finds anything. */
@@ -44,6 +44,15 @@ export const shown = (root: string, path: string): string =>
 
 export const changed = (root: string, path: string, what = "it has changed since it was listed") =>
   new TributaryError("TRB-SOURCE-CHANGED", `${shown(root, path)}: ${what}`);
+
+/** The folder of a Delta table's log. */
+export const DELTA_LOG = "_delta_log";
+
+export const tableBelow = (root: string, path: string) =>
+  new TributaryError(
+    "TRB-SOURCE-FORMAT",
+    `${shown(root, path)}: it is a Delta table, whose files are not its rows: expected it to be a source of its own`,
+  );
 
 export const insideLake = (root: string, path: string) =>
   new TributaryError(

@@ -14,10 +14,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { writeFile } from "../../test/support/sources.js";
+import { readAll, writeFile } from "../../test/support/sources.js";
 import { loadConfig } from "../base/config.js";
 import { S3Connection } from "../storage/s3-connection.js";
+import { lend } from "./inspect.js";
 import { LocalRoot } from "./local-root.js";
+import { listSource } from "./manifest.js";
 import { S3Root } from "./s3-root.js";
 import { Scratch } from "./scratch.js";
 import { parseSource } from "./source-path.js";
@@ -290,6 +292,26 @@ describe("a bucket", () => {
     await Promise.all([first, second]);
     expect(events).toEqual(["freed", "second"]);
     await expect(root.withLocal([c!], async () => "")).rejects.toMatchObject({ code: "TRB-SOURCE-SCRATCH" });
+  });
+
+  it("is read, and a Delta table below a source is not taken for files", async () => {
+    const root = await open("out", undefined, 1000);
+    bucket.put("out/a/1.ndjson", '{"a":1}\n{\n');
+    bucket.put("out/b/t/_delta_log/00000000000000000000.json", "{}");
+    bucket.put("out/b/t/1.parquet", "x");
+    const place = { root, path: "a" };
+    const readLog = () => Promise.reject(new Error("there is no log"));
+    const manifest = await listSource(place, {}, readLog);
+    expect(manifest).toMatchObject({ source: "exports/a", format: "ndjson", bytes: 10 });
+    const limits = { maxRecordBytes: 1000 };
+    const read = await lend(place, manifest, 0, limits, undefined, (unit) => {
+      expect(unit).toMatchObject({ shown: "exports/a/1.ndjson", identity: undefined });
+      return readAll(unit);
+    });
+    expect(read).toMatchObject({ rows: [[0, '{"a":1}']], rejects: [{ row: 1, code: "TRB-ROW-JSON" }] });
+    await expect(listSource({ root, path: "b" }, {}, readLog)).rejects.toThrow(
+      "exports/b/t: it is a Delta table",
+    );
   });
 
   it.each([

@@ -4,7 +4,16 @@ import { pipeline } from "node:stream/promises";
 import { GetObjectCommand, ListObjectsV2Command, type ListObjectsV2CommandOutput } from "@aws-sdk/client-s3";
 import { errno, hasCode, TributaryError } from "../base/errors.js";
 import type { S3Connection } from "../storage/s3-connection.js";
-import { byPath, changed, type FoundFile, insideLake, isHidden, type SourceRoot, shown } from "./root.js";
+import {
+  byPath,
+  changed,
+  type FoundFile,
+  insideLake,
+  isHidden,
+  type SourceRoot,
+  shown,
+  tableBelow,
+} from "./root.js";
 import type { Scratch } from "./scratch.js";
 
 const PAGE = 1000;
@@ -39,6 +48,8 @@ export class S3Root implements SourceRoot {
       const page = await this.page(above, PAGE, token);
       for (const object of page.Contents ?? []) {
         const below = object.Key!.slice(above.length);
+        const [, table] = /^(.+)\/_delta_log\//.exec(below) ?? [];
+        if (table !== undefined) throw tableBelow(this.name, path === "" ? table : `${path}/${table}`);
         // What consoles make to show a folder is no file.
         if (below === "" || below.endsWith("/") || below.split("/").some(isHidden)) continue;
         files.push(this.found(path === "" ? below : `${path}/${below}`, object));

@@ -4,8 +4,7 @@ import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
 import { forkKillable, residentBytes } from "../base/killable.js";
 import { packageRoot } from "../base/paths.js";
-import type { Reject } from "./formats.js";
-import type { ReaderOptions, Reply, Request, Results } from "./protocol.js";
+import type { ReaderOptions, Reply } from "./protocol.js";
 
 /** The compiled worker: a child process needs JavaScript, also when the parent runs from source. */
 const WORKER = join(packageRoot, "dist", "services", "sources", "worker.js");
@@ -41,9 +40,13 @@ export class SourceProcess {
       }
     | undefined;
 
-  constructor(private readonly limits: ProcessLimits) {
+  /** `script` is JavaScript that answers requests with `Reply`s, the way worker.ts does. */
+  constructor(
+    private readonly limits: ProcessLimits,
+    script = WORKER,
+  ) {
     const options: ReaderOptions = { memoryBytes: limits.memoryBytes };
-    this.child = forkKillable(WORKER, options, HEAP_MEGABYTES);
+    this.child = forkKillable(script, options, HEAP_MEGABYTES);
     this.child.on("message", (reply: Reply) => this.receive(reply));
     this.ended = new Promise((resolve) => {
       const end = (signal: NodeJS.Signals | null) => {
@@ -69,11 +72,14 @@ export class SourceProcess {
     return this.child.pid;
   }
 
-  /** Errors: TRB-SOURCE-MEMORY, TRB-SOURCE-STALLED, TRB-SOURCE-READER, and those of the reader. */
-  async call<R extends Request>(
-    request: R,
-    onRejects: (rejects: readonly Reject[]) => void = () => undefined,
-  ): Promise<Results[R["type"]]> {
+  /**
+   * The result of "done"; other messages go to `onTold`, and each is a sign that the process gets on.
+   * Errors: TRB-SOURCE-MEMORY, TRB-SOURCE-STALLED, TRB-SOURCE-READER, and those of "failed".
+   */
+  async call(
+    request: { readonly type: string },
+    onTold: (reply: Reply) => void = () => undefined,
+  ): Promise<unknown> {
     if (this.exited) throw new TributaryError(this.reason ?? "TRB-SOURCE-READER");
     this.child.ref();
     this.child.channel?.ref();
@@ -83,17 +89,16 @@ export class SourceProcess {
       this.watchMemory();
     }, WATCH_MS);
     try {
-      const result = await new Promise<unknown>((resolve, reject) => {
+      return await new Promise<unknown>((resolve, reject) => {
         const tell = (reply: Reply) => {
           heard = performance.now();
-          if (reply.type === "rejects") onRejects(reply.rejects);
+          onTold(reply);
         };
         this.pending = { resolve, reject, tell };
         this.child.send(request, (error) => {
           if (error !== null) this.end("TRB-SOURCE-READER");
         });
       });
-      return result as Results[R["type"]];
     } finally {
       clearInterval(watch);
       this.child.unref();

@@ -34,13 +34,13 @@ describe.each(packings)("lines of JSON, packed as '%s'", (ext) => {
   };
 
   it("are rows, but for those that are no objects", async () => {
-    const text = '\uFEFF{"a":1}\r\n\n{"a":\n[1]\n"x"\n{"a":"ü"}\n{"a":3}';
+    const text = '\uFEFF{"a":1}\r\n\n{"a":\n[1]\n"x"\n{"a":"ü"}\n \t{"a":3}';
     const { rows, rejects, columns } = await read("lines", text);
     expect(columns).toEqual(["record"]);
     expect(rows).toEqual([
       [0, '{"a":1}'],
       [4, '{"a":"ü"}'],
-      [5, '{"a":3}'],
+      [5, ' \t{"a":3}'],
     ]);
     expect(
       rejects.map(({ row, offset, code, bytes }) => [row, offset, code, Buffer.from(bytes).toString()]),
@@ -172,6 +172,13 @@ describe("CSV", () => {
       [0, "1", null],
       [1, "2", ""],
     ]);
+  });
+
+  it.each(["", '"', "\n", "ab", "ü"])("with the delimiter %j is refused", async (delimiter) => {
+    const path = at("delimiter.csv");
+    writeFile(path, "a\n1\n");
+    const unit = await unitOf(path, { csv: { delimiter, nullText: "" } });
+    await expect(readAll(unit)).rejects.toMatchObject({ code: "TRB-SOURCE-FORMAT" });
   });
 
   it.each([

@@ -37,6 +37,7 @@ export class TextReader implements FormatReader {
     let head = isBytes ? 0 : await markOf(unit);
     let names: readonly string[] = [isBytes ? EVENT : RECORD];
     if (unit.format === "csv") {
+      requireDelimiter(unit);
       if (unit.csv.columns !== undefined) names = unit.csv.columns;
       else ({ names, head } = await header(unit, head));
       requireNames(unit, names);
@@ -121,9 +122,11 @@ export class TextReader implements FormatReader {
     const wrong = format === "ndjson" ? "NULL" : SNAPSHOT_FAULT;
     const found = await rowsOf(
       this.connection,
+      // Of valid JSON the first character tells what it is. Errors of functions, caught by try(), cost 60 µs each.
       `SELECT ${ORDINAL}, fault FROM (
          SELECT ${ORDINAL},
-           CASE WHEN try(json_type(${RECORD})) IS DISTINCT FROM 'OBJECT' THEN 'TRB-ROW-JSON' ELSE ${wrong} END AS fault
+           CASE WHEN NOT (json_valid(${RECORD}) AND (starts_with(${RECORD}, '{') OR starts_with(ltrim(${RECORD}, E' \\t\\r'), '{')))
+             THEN 'TRB-ROW-JSON' ELSE ${wrong} END AS fault
          FROM ${this.feed.sql}) WHERE fault IS NOT NULL`,
     );
     if (found.length === 0) return { records, rejects };
@@ -193,6 +196,15 @@ async function header(unit: ReadUnit, mark: number): Promise<CsvHeader> {
   if (splitter.header === undefined)
     throw damaged(unit.shown, "header: expected names of columns, found none");
   return splitter.header;
+}
+
+/** Errors: TRB-SOURCE-FORMAT. */
+function requireDelimiter({ shown, csv }: ReadUnit): void {
+  if (/^[\t\x20-\x7e]$/.test(csv.delimiter) && csv.delimiter !== '"') return;
+  throw new TributaryError(
+    "TRB-SOURCE-FORMAT",
+    `${shown}: delimiter: expected one ASCII character that is no quote`,
+  );
 }
 
 /** Errors: TRB-SOURCE-FORMAT. */
