@@ -2,7 +2,7 @@ import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { writeFile } from "../../test/support/sources.js";
+import { readAll, writeFile } from "../../test/support/sources.js";
 import { Duck } from "../base/duckdb.js";
 import type { Reject } from "./formats.js";
 import { count, inspect, lend, sample } from "./inspect.js";
@@ -94,6 +94,34 @@ describe("a sample", () => {
       [[1, "TRB-ROW-JSON"]],
       [],
     ]);
+  });
+});
+
+describe("columns in a path", () => {
+  it("are columns of every format, and the file's own stand", async () => {
+    const folders = ["tenant=a%20b", "day=__HIVE_DEFAULT_PARTITION__", "id=9"];
+    mkdirSync(at("exports", ...folders), { recursive: true });
+    await run(`COPY (SELECT 1 AS id, '"' AS x) TO '${at("exports", ...folders, "a.parquet")}'`);
+    writeFile(at("exports", ...folders, "b.csv"), "ID,x\n1,\n");
+    const wanted = ["tenant", "day"];
+    for (const name of ["a.parquet", "b.csv"]) {
+      const from = place([...folders, name].join("/"));
+      const manifest = await inspect(from, {}, limits);
+      await lend(from, manifest, 0, limits, undefined, async (unit) => {
+        const { columns, rows } = await readAll(unit);
+        expect(columns.slice(2)).toEqual(wanted);
+        expect(rows[0]?.slice(-2)).toEqual(["a b", null]);
+        expect(String(rows[0]?.[1])).toBe("1");
+      });
+    }
+  });
+
+  it("are refused when they differ in case alone", async () => {
+    writeFile(at("exports", "a=1", "A=2", "x.ndjson"), "{}\n");
+    const manifest = await list("a=1");
+    await lend(place("a=1"), manifest, 0, limits, undefined, async (unit) => {
+      await expect(readAll(unit)).rejects.toMatchObject({ code: "TRB-SOURCE-FORMAT" });
+    });
   });
 });
 

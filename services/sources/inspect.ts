@@ -7,7 +7,7 @@ import { shown } from "./root.js";
 import { SourceProcess } from "./source-process.js";
 import type { Place } from "./sources.js";
 import type { Mark } from "./splitter.js";
-import type { ReadUnit } from "./unit.js";
+import { partitionOf, type ReadUnit } from "./unit.js";
 
 export type ReadLimits = Pick<Config["bulk"], "maxRecordBytes" | "readerMemoryBytes" | "readerIdleMs">;
 
@@ -71,6 +71,8 @@ export function lend<T>(
       identity: root.inPlace ? file.identity : undefined,
       format,
       compression,
+      // A Delta table's log tells them itself.
+      partition: delta === undefined ? partitionOf(file.path) : {},
       csv: csv ?? CSV_DEFAULTS,
       delta:
         delta === undefined

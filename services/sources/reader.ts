@@ -1,7 +1,8 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
+import { identifier, literal } from "../base/duckdb.js";
 import { engineErrorOf, isMemoryError } from "../base/engine-error.js";
 import { TributaryError } from "../base/errors.js";
-import { damaged, type Reject, type SourceColumn } from "./formats.js";
+import { damaged, ORDINAL, type Reject, type SourceColumn } from "./formats.js";
 import { ParquetReader } from "./parquet-reader.js";
 import type { Mark } from "./splitter.js";
 import { TextReader } from "./text-reader.js";
@@ -42,6 +43,8 @@ export class SourceReader {
   private constructor(
     private readonly unit: ReadUnit,
     private readonly reader: FormatReader,
+    /** Columns that the path has and the file has not. */
+    readonly partition: readonly SourceColumn[],
   ) {}
 
   /**
@@ -59,15 +62,25 @@ export class SourceReader {
       const reader = await (isParquet
         ? ParquetReader.open(connection, unit)
         : TextReader.open(connection, unit, onBytes));
-      return new SourceReader(unit, reader);
+      const own = new Set(reader.columns.map(({ name }) => name.toLowerCase()));
+      const names = Object.keys(unit.partition).filter((name) => !own.has(name.toLowerCase()));
+      if (new Set([ORDINAL, ...names.map((name) => name.toLowerCase())]).size !== names.length + 1) {
+        const message = `${unit.shown}: expected columns in its path that differ in more than case, none ${ORDINAL}`;
+        throw new TributaryError("TRB-SOURCE-FORMAT", message);
+      }
+      return new SourceReader(
+        unit,
+        reader,
+        names.map((name) => ({ name, type: "VARCHAR" })),
+      );
     } catch (error) {
       throw await failureOf(unit, error);
     }
   }
 
-  /** Of the relations, beside ORDINAL. */
+  /** Of the relations, beside ORDINAL: the file's own, then those of its path. */
   get columns(): readonly SourceColumn[] {
-    return this.reader.columns;
+    return [...this.reader.columns, ...this.partition];
   }
 
   /**
@@ -78,13 +91,22 @@ export class SourceReader {
     try {
       for await (const batch of this.reader.batches(from)) {
         await requireUnchanged(this.unit);
-        yield batch;
+        yield { ...batch, sql: this.withPartition(batch.sql) };
         await requireUnchanged(this.unit);
       }
       await requireUnchanged(this.unit);
     } catch (error) {
       throw await failureOf(this.unit, error);
     }
+  }
+
+  private withPartition(sql: string): string {
+    if (this.partition.length === 0) return sql;
+    const values = this.partition.map(({ name }) => {
+      const value = this.unit.partition[name];
+      return `${value === null || value === undefined ? "NULL::VARCHAR" : literal(value)} AS ${identifier(name)}`;
+    });
+    return `SELECT *, ${values.join(", ")} FROM (${sql})`;
   }
 
   /** Whoever is about to keep what came of a batch asks this first. Errors: TRB-SOURCE-CHANGED. */

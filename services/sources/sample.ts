@@ -41,7 +41,7 @@ export async function sampleRows(
             connection,
             `SELECT json_group_structure(${RECORD}::JSON) FROM ${some}`,
           );
-          columns = fieldsOf(JSON.parse(String(structure)));
+          columns = [...fieldsOf(JSON.parse(String(structure))), ...reader.partition];
         }
       } catch (error) {
         throw await reader.failure(error);

@@ -24,6 +24,8 @@ export interface ReadUnit {
   readonly identity: string | undefined;
   readonly format: Format;
   readonly compression: Compression;
+  /** Columns that stand in the file's path, `tenant=acme/…`. */
+  readonly partition: Readonly<Record<string, string | null>>;
   readonly csv: CsvOptions;
   readonly delta?: DeltaPart | undefined;
   /** The local file of the vector, where it has one of its own. */
@@ -31,6 +33,30 @@ export interface ReadUnit {
   readonly maxRecordBytes: number;
   /** What the records of one batch have together, roughly. */
   readonly batchBytes: number;
+}
+
+/** What Hive writes for NULL. */
+const NO_VALUE = "__HIVE_DEFAULT_PARTITION__";
+
+/** The columns in a path: of its folders that are called `name=value`. A value may be percent-encoded. */
+export function partitionOf(path: string): Record<string, string | null> {
+  const columns = new Map<string, string | null>();
+  for (const folder of path.split("/").slice(0, -1)) {
+    const at = folder.indexOf("=");
+    if (at > 0) columns.set(folder.slice(0, at), textOf(folder.slice(at + 1)));
+  }
+  return Object.fromEntries(columns);
+}
+
+function textOf(text: string): string | null {
+  if (text === NO_VALUE) return null;
+  try {
+    const decoded = decodeURIComponent(text);
+    // SQL would end there.
+    return decoded.includes("\0") ? text : decoded;
+  } catch {
+    return text;
+  }
 }
 
 /** Another one once a local file is another, or has other contents. Undefined when it is no plain file any more. */

@@ -49,6 +49,7 @@ export async function unitOf(path: string, more: Partial<ReadUnit> = {}): Promis
     identity: await localIdentity(path),
     format: format ?? "ndjson",
     compression,
+    partition: {},
     csv: CSV_DEFAULTS,
     maxRecordBytes: MiB,
     batchBytes: 4 * MiB,
