@@ -82,6 +82,14 @@ describe("a Parquet file", () => {
     );
   });
 
+  it("that is not there cannot be read, which is no damage", async () => {
+    const unit = { ...(await unitOf(at("none.parquet"))), identity: undefined };
+    await expect(readAll(unit)).rejects.toMatchObject({
+      code: "TRB-SOURCE-UNREADABLE",
+      message: "exports/file: ENOENT",
+    });
+  });
+
   it.each(["tributary_ordinal", "Tributary_Ordinal", "file_row_number"])(
     "with a column %s is refused",
     async (name) => {

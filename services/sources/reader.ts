@@ -1,7 +1,8 @@
+import { access, constants } from "node:fs/promises";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { identifier, literal } from "../base/duckdb.js";
 import { engineErrorOf, isMemoryError } from "../base/engine-error.js";
-import { TributaryError } from "../base/errors.js";
+import { errno, TributaryError } from "../base/errors.js";
 import { damaged, ORDINAL, type Reject, type SourceColumn } from "./formats.js";
 import { ParquetReader } from "./parquet-reader.js";
 import type { Mark } from "./splitter.js";
@@ -58,6 +59,7 @@ export class SourceReader {
   ): Promise<SourceReader> {
     try {
       await requireUnchanged(unit);
+      await requireReadable(unit);
       const isParquet = unit.format === "parquet" || unit.format === "delta";
       const reader = await (isParquet
         ? ParquetReader.open(connection, unit)
@@ -118,6 +120,13 @@ export class SourceReader {
   failure(error: unknown): Promise<TributaryError> {
     return failureOf(this.unit, error);
   }
+}
+
+/** The engine would tell a file without rights from a damaged one in words alone. */
+async function requireReadable({ path, shown }: ReadUnit): Promise<void> {
+  await access(path, constants.R_OK).catch((cause: unknown) => {
+    throw new TributaryError("TRB-SOURCE-UNREADABLE", `${shown}: ${errno(cause) ?? "failed"}`, { cause });
+  });
 }
 
 async function failureOf(unit: ReadUnit, error: unknown): Promise<TributaryError> {
