@@ -20,7 +20,7 @@ export interface Batch {
   readonly first: number;
   /** Where reading goes on after this batch, now or in another process. */
   readonly next: Mark;
-  /** Of the relation; more than it has where a file's rows are masked. */
+  /** Of the relation. Whoever streams it counts: a stream that fails midway just ends. */
   readonly rows: number;
   /** Of the file, unpacked. */
   readonly bytes: number;

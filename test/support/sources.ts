@@ -1,7 +1,7 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
 import { gzipSync } from "node:zlib";
-import { Duck, rowsOf } from "../../services/base/duckdb.js";
+import { chunksOf, Duck } from "../../services/base/duckdb.js";
 import { CSV_DEFAULTS, type Reject, told } from "../../services/sources/formats.js";
 import { SourceReader, START } from "../../services/sources/reader.js";
 import type { Mark } from "../../services/sources/splitter.js";
@@ -65,7 +65,7 @@ export interface ReadFile {
   readonly marks: readonly Mark[];
 }
 
-/** Reads a whole file in this process. */
+/** Reads a whole file in this process, the way that rows are meant to be read: as a stream of chunks, counted. */
 export async function readAll(unit: ReadUnit, from = START): Promise<ReadFile> {
   const duck = await Duck.sealed(256 * MiB, [unit.path]);
   try {
@@ -75,11 +75,16 @@ export async function readAll(unit: ReadUnit, from = START): Promise<ReadFile> {
       const rejects: Reject[] = [];
       const marks: Mark[] = [];
       for await (const batch of reader.batches(from)) {
-        const found = await rowsOf(connection, batch.sql).catch(async (error: unknown) => {
+        let count = 0;
+        try {
+          for await (const chunk of chunksOf(await connection.stream(batch.sql))) {
+            rows.push(...chunk.getRows().map(([ordinal, ...values]) => [Number(ordinal), ...values]));
+            count += chunk.rowCount;
+          }
+          if (count !== batch.rows) throw new Error(`${count} rows, not ${batch.rows}`);
+        } catch (error) {
           throw await reader.failure(error);
-        });
-        if (found.length !== batch.rows) throw new Error(`${found.length} rows, not ${batch.rows}`);
-        rows.push(...found.map(([ordinal, ...values]) => [Number(ordinal), ...values]));
+        }
         rejects.push(...batch.rejects);
         marks.push(batch.next);
       }
