@@ -1,4 +1,4 @@
-import { randomBytes } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import { mkdtempSync, rmSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -13,6 +13,8 @@ import type { Mark } from "./splitter.js";
 const folder = mkdtempSync(join(tmpdir(), "sources-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 const at = (name: string) => join(folder, name);
+/** Comparing thousands of rows one by one takes longer than reading them. */
+const digest = (rows: readonly unknown[]) => createHash("sha256").update(JSON.stringify(rows)).digest("hex");
 const packings = Object.keys(PACKED) as (keyof typeof PACKED)[];
 const pack = (name: keyof typeof PACKED, text: string | Buffer) => PACKED[name](Buffer.from(text));
 
@@ -77,8 +79,8 @@ describe.each(packings)("lines of JSON, packed as '%s'", (ext) => {
     expect(whole.rows.length + whole.rejects.length).toBe(lines.length);
     for (const mark of whole.marks.slice(0, 3)) {
       const rest = await readAll(await unitOf(at(`marks.ndjson${ext}`), { batchBytes: 500_000 }), mark);
-      expect(rest.rows).toEqual(whole.rows.filter(([row]) => Number(row) >= mark.row));
-      expect(rest.rejects).toEqual(whole.rejects.filter(({ row }) => row >= mark.row));
+      expect(digest(rest.rows)).toBe(digest(whole.rows.filter(([row]) => Number(row) >= mark.row)));
+      expect(digest(rest.rejects)).toBe(digest(whole.rejects.filter(({ row }) => row >= mark.row)));
     }
   });
 });
@@ -157,7 +159,7 @@ describe.each(packings)("CSV, packed as '%s'", (ext) => {
     expect(whole.rows.length + whole.rejects.length).toBe(lines.length);
     for (const mark of whole.marks.slice(0, 3)) {
       const rest = await readAll(await unitOf(at(`marks.csv${ext}`)), mark);
-      expect(rest.rows).toEqual(whole.rows.filter(([row]) => Number(row) >= mark.row));
+      expect(digest(rest.rows)).toBe(digest(whole.rows.filter(([row]) => Number(row) >= mark.row)));
     }
   });
 });
@@ -210,7 +212,7 @@ describe("CSV", () => {
           expect(read.rows.map(([, ...values]) => values)).toEqual(rows.map(([a, b]) => [a, b]));
         },
       ),
-      { numRuns: 60 },
+      { numRuns: 40 },
     );
   });
 });
