@@ -18,7 +18,6 @@ const FLOORS: Readonly<Record<string, number>> = {
   models: 4,
   status: 4,
   offload: 4,
-  sources: 4,
   bus: 5,
   ingest: 5,
   follow: 5,

@@ -53,7 +53,12 @@ async function exported(lake: Lake, events: readonly TestEvent[]): Promise<strin
   return files;
 }
 
-const mapping = mappingShape.parse({ tenant: "customer", entityId: "id", version: "rev", occurredAt: "happened" });
+const mapping = mappingShape.parse({
+  tenant: "customer",
+  entityId: "id",
+  version: "rev",
+  occurredAt: "happened",
+});
 
 /** Lands the rows of a file in chunks of so many; goes on where an earlier try has stopped. */
 async function bootstrap(

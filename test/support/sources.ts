@@ -77,7 +77,7 @@ export async function readAll(unit: ReadUnit, from = START): Promise<ReadFile> {
       for await (const batch of reader.batches(from)) {
         let count = 0;
         try {
-          for await (const chunk of chunksOf(await connection.stream(batch.sql))) {
+          for await (const chunk of chunksOf(connection, batch.sql)) {
             rows.push(...chunk.getRows().map(([ordinal, ...values]) => [Number(ordinal), ...values]));
             count += chunk.rowCount;
           }
