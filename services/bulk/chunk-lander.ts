@@ -1,8 +1,9 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import type { IngestContext } from "../ingest/context.js";
 import type { EventBatch } from "../ingest/event-batch.js";
-import { RawAppender } from "../ingest/raw-appender.js";
 import { rawRoot, rawSpec } from "../ingest/raw-table.js";
+import { RawWriter } from "../ingest/raw-writer.js";
+import { append } from "../table/append.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { positionsOf } from "../table/progress.js";
 
@@ -14,13 +15,13 @@ export const streamOf = (job: string): string => `bootstrap-${job}`;
 
 /** Appends the chunks of jobs to one raw table, beside whoever else does. */
 export class ChunkLander {
-  private readonly appender: RawAppender;
+  private readonly writer: RawWriter;
 
   private constructor(
     private readonly table: DeltaTable,
     private readonly connection: DuckDBConnection,
   ) {
-    this.appender = new RawAppender(connection);
+    this.writer = new RawWriter(connection);
   }
 
   /** Errors: what opening a table throws. */
@@ -47,7 +48,10 @@ export class ChunkLander {
       const from = positionsOf(this.table.snapshot, chunk.stream);
       const fresh = chunk.after(from);
       if (fresh.count === 0) return 0;
-      const { kind } = await this.appender.append(this.table, fresh, from, ORDER);
+      const { kind } = await append(this.table, chunk.stream, from, async (path) => ({
+        file: await this.writer.write(fresh, path, ORDER),
+        to: fresh.reached(),
+      }));
       if (kind === "committed") return fresh.count;
       // Whoever goes on with this lane was taken for dead.
       await this.table.refresh();

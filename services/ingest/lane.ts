@@ -2,6 +2,7 @@ import type { DuckDBConnection } from "@duckdb/node-api";
 import { TributaryError } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
 import { within } from "../base/within.js";
+import { append } from "../table/append.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { type Progress, positionsOf, progressAlong, progressOf, type Track } from "../table/progress.js";
 import { requireLanded } from "./already-landed.js";
@@ -9,8 +10,8 @@ import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
 import { ModelSeat } from "./model-seat.js";
 import { keepPayloads } from "./payloads.js";
-import { RawAppender } from "./raw-appender.js";
 import { rawRoot, rawSpec } from "./raw-table.js";
+import { RawWriter } from "./raw-writer.js";
 import type { Target } from "./target.js";
 import { tellStep } from "./tracing.js";
 
@@ -35,7 +36,7 @@ export class Lane {
     readonly entityType: string,
     private table: DeltaTable,
     private readonly connection: DuckDBConnection,
-    private readonly appender: RawAppender,
+    private readonly writer: RawWriter,
     readonly fatal: (error: unknown) => void,
   ) {
     this.seats = context.models
@@ -54,7 +55,7 @@ export class Lane {
   ): Promise<Lane> {
     const table = await openRaw(context, entityType);
     const connection = await context.duck.connect();
-    const lane = new Lane(context, entityType, table, connection, new RawAppender(connection), fatal);
+    const lane = new Lane(context, entityType, table, connection, new RawWriter(connection), fatal);
     for (const seat of lane.seats) seat.check(lane.rawProgress());
     return lane;
   }
@@ -179,7 +180,10 @@ export class Lane {
   }
 
   private async landRaw(batch: EventBatch): Promise<boolean> {
-    const result = await this.appender.append(this.table, batch, this.rawPositions(batch.stream));
+    const result = await append(this.table, batch.stream, this.rawPositions(batch.stream), async (path) => ({
+      file: await this.writer.write(batch, path),
+      to: batch.reached(),
+    }));
     if (result.kind === "conflict") {
       this.context.metrics.conflicts.inc({ layer: "raw" });
       return false;

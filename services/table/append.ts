@@ -1,33 +1,40 @@
-import type { DuckDBConnection } from "@duckdb/node-api";
 import type { CommitResult } from "./commit-request.js";
-import { stageFile } from "./data-file.js";
+import { stageWritten, type WrittenFile } from "./data-file.js";
 import type { DeltaTable } from "./delta-table.js";
 import { advancePositions, type Positions } from "./progress.js";
 import { Staging } from "./staging.js";
 
-export interface AppendRequest {
-  readonly stream: string;
-  /** Positions the rows start after; must still be in force when the commit is made. */
-  readonly from: Positions;
+export interface Appended {
+  /** Without rows it is left out: positions move alone. */
+  readonly file: WrittenFile;
   /** Positions reached, of the partitions that moved. */
   readonly to: Positions;
 }
 
-/** Appends the rows of `sql` as one file and moves the positions, in one commit. */
+/**
+ * Appends one file, which `write` makes at the path that it is given, and moves the positions, in one commit. The rows
+ * start after the positions `from`, which must still be in force when the commit is made.
+ */
 export function append(
   table: DeltaTable,
-  connection: DuckDBConnection,
-  sql: string,
-  request: AppendRequest,
+  stream: string,
+  from: Positions,
+  write: (localPath: string) => Promise<Appended>,
 ): Promise<CommitResult> {
   return Staging.run(table, async (staging) => {
     const basedOn = table.snapshot.version;
-    const file = await stageFile(staging, connection, sql, {});
-    await staging.publish([file]);
-    const { actions, expect } = advancePositions(request.stream, request.from, request.to);
+    let to: Positions = new Map();
+    const file = await stageWritten(staging, {}, async (localPath) => {
+      const appended = await write(localPath);
+      to = appended.to;
+      return appended.file;
+    });
+    const files = file.rows === 0 ? [] : [file];
+    await staging.publish(files);
+    const { actions, expect } = advancePositions(stream, from, to);
     return staging.commit({
       operation: "WRITE",
-      actions: [{ add: file.add }, ...actions],
+      actions: [...files.map(({ add }) => ({ add })), ...actions],
       expect,
       basedOn,
       serializable: false,

@@ -6,6 +6,7 @@ import { TributaryError } from "../base/errors.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { append } from "./append.js";
 import { compactUpserted } from "./compact.js";
+import { writeParquet } from "./data-file.js";
 import type { DeltaTable } from "./delta-table.js";
 import { Sweep } from "./sweep.js";
 import { verifyTable } from "./verify.js";
@@ -246,7 +247,10 @@ test("six writers append to one table beside each other: every row once, also wh
       const to = new Map([[partition, String(at + 1)]]);
       const from = new Map(at === 0 ? [] : [[partition, String(at)]]);
       const rows = `SELECT 'acme' AS tenant_id, '${partition}-${at}' AS entity_id, 'v' AS value`;
-      const result = await append(table, connection, rows, { stream: "s", from, to });
+      const result = await append(table, "s", from, async (path) => ({
+        file: await writeParquet(connection, rows, path),
+        to,
+      }));
       if (result.kind === "conflict") {
         expect(result.reason).toBe("position");
         await table.refresh();
