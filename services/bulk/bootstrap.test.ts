@@ -74,7 +74,7 @@ async function bootstrap(
   let landed = 0;
   try {
     await context.duck.with(async (connection) => {
-      const relation = `(SELECT *, file_row_number AS ordinal FROM read_parquet(${literal(path)}, file_row_number=true))`;
+      const relation = `(SELECT *, file_row_number AS tributary_ordinal FROM read_parquet(${literal(path)}, file_row_number=true))`;
       const columns = await connection.runAndReadAll(`DESCRIBE SELECT * FROM ${relation}`);
       const described = columns.getRows().map(([name, kind]) => ({ name: String(name), type: String(kind) }));
       const bound = new CheckedMapping(mapping, described, type).of("");
@@ -83,12 +83,12 @@ async function bootstrap(
       const fresh = () => new EventBatch(THING, streamOf("test"));
       let batch = fresh();
       const place = { partition: "0", receivedAt: Date.now() };
-      for await (const chunk of chunksOf(connection, events.sql)) {
+      for await (const chunk of chunksOf(connection, events.sql(relation))) {
         events.read(
           chunk,
           batch,
           place,
-          (ordinal) => positionIn(file, ordinal),
+          (ordinal) => positionIn(file, ordinal + 1),
           (_, fault) => faults.push(fault),
         );
       }

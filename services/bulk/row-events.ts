@@ -1,11 +1,14 @@
 import type { DescMessage, FileRegistry } from "@bufbuild/protobuf";
 import type { DuckDBBlobValue, DuckDBConnection, DuckDBDataChunk } from "@duckdb/node-api";
 import { literal } from "../base/duckdb.js";
+import { TributaryError } from "../base/errors.js";
 import { OPERATION_CREATED } from "../contracts/envelope.js";
+import { convert } from "../contracts/payload-conversions.js";
 import { PayloadEncoder } from "../contracts/payload-encoder.js";
 import { WireWriter } from "../contracts/wire-writer.js";
 import type { EventBatch } from "../ingest/event-batch.js";
 import { EventWriter, FRAME_BYTES } from "../ingest/event-writer.js";
+import { ORDINAL } from "../sources/formats.js";
 import type { BoundMapping } from "../sources/mapping.js";
 import { formatPosition } from "../stream/positions.js";
 
@@ -27,7 +30,16 @@ const FAULTS: readonly RowFault[] = [
 /** Of the first and the one after the last instant that a Timestamp can tell, in seconds. */
 const YEARS = [-62_135_596_800, 253_402_300_800] as const;
 /** Columns before those of the payload. */
-const HEAD = 10;
+const HEAD = 9;
+
+const HEAD_TYPES = {
+  tenant: "VARCHAR",
+  entityId: "VARCHAR",
+  version: "BIGINT",
+  occurredAt: "TIMESTAMPTZ",
+} as const;
+type HeadField = keyof typeof HEAD_TYPES;
+const WORDS = { VARCHAR: "text or numbers", BIGINT: "whole numbers", TIMESTAMPTZ: "times" } as const;
 
 export interface RowOrder {
   readonly type: DescMessage;
@@ -37,7 +49,7 @@ export interface RowOrder {
 }
 
 /**
- * Rows of a relation, whose columns are a source's and `ordinal`, as the events that a producer would have sent of them:
+ * Rows of a relation, whose columns are ORDINAL and a source's, as the events that a producer would have sent of them:
  * entities that were created with what the row says.
  */
 export class RowEvents {
@@ -46,26 +58,49 @@ export class RowEvents {
   private readonly payload = new WireWriter(64 * 1024);
 
   private constructor(
-    /** To be run; `read` takes its chunks. */
-    readonly sql: string,
+    private readonly head: Readonly<Record<HeadField, string>>,
+    /** Whether a row says when it was. */
+    private readonly told: string,
     private readonly encoder: PayloadEncoder,
-    type: DescMessage,
+    private readonly order: RowOrder,
   ) {
-    this.writer = new EventWriter(type.typeName);
-    this.url = Buffer.from(`type.googleapis.com/${type.typeName}`);
+    const { typeName } = order.type;
+    this.writer = new EventWriter(typeName);
+    this.url = Buffer.from(`type.googleapis.com/${typeName}`);
   }
 
-  /** Errors: TRB-BULK-MAPPING; the engine's own, for a relation that it does not bind. */
+  /**
+   * Of a relation, or of others with the same columns. Errors: TRB-BULK-MAPPING; TRB-MODEL-INVALID for a field of the
+   * payload that its column cannot give; the engine's own, for a relation that it does not bind.
+   */
   static async bind(
     connection: DuckDBConnection,
     relation: string,
     mapping: BoundMapping,
-    { type, types, tenant }: RowOrder,
+    order: RowOrder,
   ): Promise<RowEvents> {
+    const { type, types } = order;
     const encoder = await PayloadEncoder.bind(connection, relation, type, types, mapping.payload);
-    const foreign = tenant === undefined ? "false" : `_tenant <> ${literal(tenant)}`;
-    // A time without a zone is one of UTC, as the connection's is.
-    const sql = `SELECT ordinal::DOUBLE,
+    const fields = Object.keys(HEAD_TYPES) as HeadField[];
+    const given = fields.map((field) => `(${mapping[field]})`);
+    const found = await connection.run(`SELECT ${given.join(", ")} FROM ${relation} LIMIT 0`);
+    const head = fields.map((field, at): [HeadField, string] => {
+      const sql = given[at]!;
+      if (sql === "(NULL)") return [field, `NULL::${HEAD_TYPES[field]}`];
+      const conversion = convert({ sql, type: found.columnType(at) }, HEAD_TYPES[field]);
+      if (conversion !== undefined) return [field, conversion.sql];
+      const expected = `${field}: expected a column of ${WORDS[HEAD_TYPES[field]]}, not of type ${found.columnType(at)}`;
+      throw new TributaryError("TRB-BULK-MAPPING", expected);
+    });
+    const told = `(${mapping.occurredAt}) IS NOT NULL`;
+    return new RowEvents(Object.fromEntries(head) as Record<HeadField, string>, told, encoder, order);
+  }
+
+  /** To be run over a relation; `read` takes its chunks. */
+  sql(relation: string): string {
+    const { tenant, entityId, version, occurredAt } = this.head;
+    const foreign = this.order.tenant === undefined ? "false" : `_tenant <> ${literal(this.order.tenant)}`;
+    return `SELECT ${ORDINAL}::DOUBLE,
         CASE WHEN NOT coalesce(regexp_full_match(_tenant, '[A-Za-z0-9][A-Za-z0-9._:-]{0,127}'), false) THEN 1
           WHEN ${foreign} THEN 2
           WHEN NOT coalesce(strlen(_id) BETWEEN 1 AND 1024, false) THEN 3
@@ -79,16 +114,14 @@ export class RowEvents {
         ((_micros - _fraction) // 1000000)::DOUBLE,
         (_fraction * 1000)::INTEGER,
         _told,
-        strlen(_id)::INTEGER,
-        ${encoder.columns.join(",\n        ")}
+        ${this.encoder.columns.join(",\n        ")}
       FROM (SELECT *, ((_micros % 1000000 + 1000000) % 1000000) AS _fraction FROM (SELECT *,
-        TRY_CAST(${mapping.tenant} AS VARCHAR) AS _tenant,
-        TRY_CAST(${mapping.entityId} AS VARCHAR) AS _id,
-        TRY_CAST(${mapping.version} AS BIGINT) AS _version,
-        (${mapping.occurredAt}) IS NOT NULL AS _told,
-        epoch_us(TRY_CAST(${mapping.occurredAt} AS TIMESTAMPTZ)) AS _micros
+        ${tenant} AS _tenant,
+        ${entityId} AS _id,
+        ${version} AS _version,
+        ${this.told} AS _told,
+        epoch_us(${occurredAt}) AS _micros
         FROM ${relation}))`;
-    return new RowEvents(sql, encoder, type);
   }
 
   /**
@@ -156,6 +189,6 @@ export class RowEvents {
   }
 }
 
-/** Of a file, by its number in the manifest, and a row of it: they order as text, file by file. */
-export const positionIn = (file: number, ordinal: number): string =>
-  `${String(file).padStart(8, "0")}.${formatPosition(ordinal)}`;
+/** Behind so many records of a file, which is told by its number in the manifest: they order as text, file by file. */
+export const positionIn = (file: number, records: number): string =>
+  `${String(file).padStart(8, "0")}.${formatPosition(records)}`;
