@@ -43,6 +43,12 @@ export const LAKE_CODES = {
   ),
   "TRB-JOB-UNKNOWN": entry(404, false, "no such job", "see `tributary bootstrap ls`"),
   "TRB-JOB-EXISTS": entry(409, false, "the id is another job's", "choose another id, or none"),
+  "TRB-JOB-ELSEWHERE": entry(
+    409,
+    true,
+    "another process goes on with the job",
+    "nothing; what it has landed is not landed twice",
+  ),
   "TRB-JOB-ENDED": entry(
     409,
     false,

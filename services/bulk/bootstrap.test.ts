@@ -1,3 +1,5 @@
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import {
@@ -11,11 +13,14 @@ import {
   THING,
   winnersOf,
 } from "../../test/support/lake.js";
-import { chunksOf, literal } from "../base/duckdb.js";
-import { EventBatch } from "../ingest/event-batch.js";
-import { CheckedMapping, mappingShape } from "../sources/mapping.js";
-import { ChunkLander, streamOf } from "./chunk-lander.js";
-import { positionIn, RowEvents, type RowFault } from "./row-events.js";
+import { loadConfig } from "../base/config.js";
+import { literal } from "../base/duckdb.js";
+import type { Reject } from "../sources/formats.js";
+import { inspect } from "../sources/inspect.js";
+import type { Manifest } from "../sources/manifest.js";
+import { mappingShape } from "../sources/mapping.js";
+import { type Place, Sources } from "../sources/sources.js";
+import { Bootstrap } from "./bootstrap.js";
 
 /** Canonical: no field that only says its zero, so that bytes do not tell an export's row from the event it came of. */
 const canonical = (event: TestEvent): TestEvent => {
@@ -30,8 +35,8 @@ const canonical = (event: TestEvent): TestEvent => {
 const text = (value: string | undefined) =>
   value === undefined ? "NULL" : `decode(unhex('${Buffer.from(value).toString("hex")}'))`;
 
-/** The live rows that an application would export of what these events came of, in two files. */
-async function exported(lake: Lake, events: readonly TestEvent[]): Promise<string[]> {
+/** The live rows that an application would export of what these events came of, as Parquet and as lines of JSON. */
+async function exported(lake: Lake, folder: string, events: readonly TestEvent[]): Promise<number> {
   const live = winnersOf(events).filter(({ operation }) => operation !== 3);
   const rows = live.map(({ tenant, id, version, occurred, thing }) => {
     const micros =
@@ -42,15 +47,17 @@ async function exported(lake: Lake, events: readonly TestEvent[]): Promise<strin
       ${text(thing.entity_id)})`;
   });
   const names = "customer, id, rev, happened, name, amount, hidden, number, labels, tenant_id, entity_id";
-  const files: string[] = [];
-  for (const [i, some] of [rows.slice(0, rows.length >> 1), rows.slice(rows.length >> 1)].entries()) {
-    if (some.length === 0) continue;
-    files.push(join(lake.folder, `export-${i}.parquet`));
-    await lake.query(
-      `COPY (SELECT * FROM (VALUES ${some.join(", ")}) t(${names})) TO ${literal(files.at(-1)!)}`,
+  const half = rows.length >> 1;
+  const copy = (some: readonly string[], file: string, options: string) =>
+    lake.query(
+      `COPY (SELECT * FROM (VALUES ${some.join(", ")}) t(${names})) TO ${literal(join(folder, file))} (${options})`,
     );
-  }
-  return files;
+  for (const kind of ["parquet", "json"]) mkdirSync(join(folder, kind));
+  await copy(rows.slice(0, half), "parquet/a.parquet", "FORMAT parquet");
+  await copy(rows.slice(half), "parquet/b.parquet", "FORMAT parquet");
+  await copy(rows.slice(0, half), "json/a.ndjson", "FORMAT json");
+  await copy(rows.slice(half), "json/b.ndjson.gz", "FORMAT json, COMPRESSION gzip");
+  return rows.length;
 }
 
 const mapping = mappingShape.parse({
@@ -60,76 +67,76 @@ const mapping = mappingShape.parse({
   occurredAt: "happened",
 });
 
-/** Lands the rows of a file in chunks of so many; goes on where an earlier try has stopped. */
-async function bootstrap(
-  lake: Lake,
-  file: number,
-  path: string,
-  rows: number,
-  faults: RowFault[] = [],
-): Promise<number> {
-  const { context } = lake;
-  const type = context.registry.entityType(THING)!;
-  const lander = await ChunkLander.open(context, THING);
+/** Runs a job until it has landed so many chunks; resolves to whether it is done. */
+async function run(lake: Lake, place: Place, manifest: Manifest, chunks: number, rows: number) {
+  const stop = new AbortController();
+  const rejects: Reject[] = [];
   let landed = 0;
-  try {
-    await context.duck.with(async (connection) => {
-      const relation = `(SELECT *, file_row_number AS tributary_ordinal FROM read_parquet(${literal(path)}, file_row_number=true))`;
-      const columns = await connection.runAndReadAll(`DESCRIBE SELECT * FROM ${relation}`);
-      const described = columns.getRows().map(([name, kind]) => ({ name: String(name), type: String(kind) }));
-      const bound = new CheckedMapping(mapping, described, type).of("");
-      const order = { type, types: context.registry.types };
-      const events = await RowEvents.bind(connection, relation, bound, order);
-      const fresh = () => new EventBatch(THING, streamOf("test"));
-      let batch = fresh();
-      const place = { partition: "0", receivedAt: Date.now() };
-      for await (const chunk of chunksOf(connection, events.sql(relation))) {
-        events.read(
-          chunk,
-          batch,
-          place,
-          (ordinal) => positionIn(file, ordinal + 1),
-          (_, fault) => faults.push(fault),
-        );
-      }
-      for (let at = 0; at < batch.count; at += rows) {
-        const part = batch.filter((i) => i >= at && i < at + rows);
-        landed += await lander.land(part);
-      }
-      batch = fresh();
-    });
-  } finally {
-    await lander.close();
-  }
-  return landed;
+  const done = await Bootstrap.run(
+    lake.context,
+    {
+      job: manifest.format,
+      entityType: THING,
+      tenant: undefined,
+      mapping,
+      place,
+      manifest,
+      limits: lake.context.config.bulk,
+      chunk: { rows, bytes: 1 << 20 },
+    },
+    {
+      landed: (chunk) => {
+        landed += chunk.rows;
+        if (--chunks === 0) stop.abort();
+      },
+      rejected: (_, some) => rejects.push(...some),
+      signal: stop.signal,
+    },
+  );
+  return { done, landed, rejects };
 }
 
-test("the export of a log's final state and the log itself, in any order and overlap, are the log alone", async () => {
-  for (const seed of seeds(2)) {
-    const random = new Random(seed);
-    const events = randomEvents(random, 120).map(canonical);
-    const lake = await Lake.create();
-    try {
-      const files = await exported(lake, events.slice(0, 90));
-      const stream = new TestStream();
-      const lane = await lake.lane();
-      const late = random.shuffle(events);
-      const jobs = files.flatMap((path, file) => [
-        () => bootstrap(lake, file, path, 1 + random.below(20)),
-        // Run twice: what has landed stays.
-        async () => expect(await bootstrap(lake, file, path, 7)).toBe(0),
-      ]);
-      while (late.length > 0 || jobs.length > 0) {
-        const job = random.below(3) === 0 || late.length === 0 ? jobs.shift() : undefined;
-        const live = late.splice(0, 1 + random.below(30));
-        await Promise.all([job?.(), live.length === 0 ? undefined : lane.land(stream.batch(live))]);
+test.each(["parquet", "json"])(
+  "the export (%s) of a log's final state and the log itself, in any order and overlap, are the log alone",
+  async (kind) => {
+    for (const seed of seeds(1)) {
+      const random = new Random(seed);
+      const events = randomEvents(random, 120).map(canonical);
+      const lake = await Lake.create();
+      const folder = mkdtempSync(join(tmpdir(), "tributary-export-"));
+      const config = loadConfig({ data: lake.folder, bulk: { sources: { exports: folder } } }, { env: {} });
+      const sources = await Sources.open(config, join(lake.folder, "scratch"));
+      try {
+        const rows = await exported(lake, folder, events.slice(0, 90));
+        const place = sources.at(`exports/${kind}`);
+        const manifest = await inspect(place, {}, config.bulk);
+        const stream = new TestStream();
+        const lane = await lake.lane();
+        const late = random.shuffle(events);
+        let done = false;
+        while (late.length > 0 || !done) {
+          const live = late.splice(0, 1 + random.below(40));
+          const [ran]: [Awaited<ReturnType<typeof run>> | undefined, unknown] = await Promise.all([
+            done || random.below(2) === 0
+              ? undefined
+              : run(lake, place, manifest, 1 + random.below(3), 5 + random.below(30)),
+            live.length === 0 ? undefined : lane.land(stream.batch(live)),
+          ]);
+          expect(ran?.rejects ?? []).toEqual([]);
+          done ||= ran?.done === true;
+        }
+        expect(await run(lake, place, manifest, 9, 100)).toEqual({ done: true, landed: 0, rejects: [] });
+        // Each row is in raw, once.
+        const places = (await lake.rawPositions()).filter((one) => one.startsWith("bootstrap-"));
+        expect([places.length, new Set(places).size]).toEqual([rows, rows]);
+        await lane.look();
+        await lake.settled();
+        expect(await lake.rows(), `seed ${seed}`).toEqual(expectedThings(events));
+      } finally {
+        sources.close();
+        await lake.close();
+        rmSync(folder, { recursive: true, force: true });
       }
-      await lane.look();
-      await lake.settled();
-      const rows = (await lake.rows()).map(String);
-      expect(rows, `seed ${seed}`).toEqual(expectedThings(events));
-    } finally {
-      await lake.close();
     }
-  }
-});
+  },
+);

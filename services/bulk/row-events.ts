@@ -1,5 +1,6 @@
 import type { DescMessage, FileRegistry } from "@bufbuild/protobuf";
 import type { DuckDBBlobValue, DuckDBConnection, DuckDBDataChunk } from "@duckdb/node-api";
+import type { Code } from "../base/codes.js";
 import { literal } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import { OPERATION_CREATED } from "../contracts/envelope.js";
@@ -14,11 +15,11 @@ import { formatPosition } from "../stream/positions.js";
 
 /** Why a row is no event: a code of base/codes.ts and words that name the field and what was expected, never a value. */
 export interface RowFault {
-  readonly code: string;
+  readonly code: Code;
   readonly reason: string;
 }
 
-const fault = (code: string, reason: string): RowFault => ({ code, reason });
+const fault = (code: Code, reason: string): RowFault => ({ code, reason });
 /** By the number that the engine gives. */
 const FAULTS: readonly RowFault[] = [
   fault("TRB-EVENT-TENANT", "tenant: expected 1 to 128 of A-Z a-z 0-9 . _ : -, a letter or digit first"),

@@ -1,0 +1,170 @@
+import { randomUUID } from "node:crypto";
+import { rename } from "node:fs/promises";
+import { join } from "node:path";
+import { TributaryError } from "../base/errors.js";
+import { packageRoot } from "../base/paths.js";
+import type { IngestContext } from "../ingest/context.js";
+import { rawRoot, rawSpec } from "../ingest/raw-table.js";
+import type { Reject } from "../sources/formats.js";
+import { lend, type ReadLimits } from "../sources/inspect.js";
+import type { Manifest } from "../sources/manifest.js";
+import type { Mapping } from "../sources/mapping.js";
+import { START } from "../sources/reader.js";
+import { SourceProcess } from "../sources/source-process.js";
+import type { Place } from "../sources/sources.js";
+import type { Mark } from "../sources/splitter.js";
+import type { ReadUnit } from "../sources/unit.js";
+import { append } from "../table/append.js";
+import { DeltaTable } from "../table/delta-table.js";
+import { positionsOf } from "../table/progress.js";
+import type { Chunk, NextChunk, OpenFile } from "./chunk-protocol.js";
+import { positionIn } from "./row-events.js";
+
+/** The compiled worker: a child process needs JavaScript, also when the parent runs from source. */
+const WORKER = join(packageRoot, "dist", "services", "bulk", "chunk-worker.js");
+/** The one lane of a job. */
+const LANE = "0";
+/** About what one raw file holds; whichever is reached first. */
+const CHUNK: Pick<NextChunk, "rows" | "bytes"> = { rows: 250_000, bytes: 128 * 1024 * 1024 };
+
+/** The stream that a job's rows come along, as positions have it. No stream of events has such a name. */
+export const streamOf = (job: string): string => `bootstrap-${job}`;
+
+/** What a job lands, and where it comes from. */
+export interface BootstrapOrder {
+  readonly job: string;
+  readonly entityType: string;
+  /** Rows of others are rejected. */
+  readonly tenant: string | undefined;
+  readonly mapping: Mapping;
+  readonly place: Place;
+  /** As it was when the job began. */
+  readonly manifest: Manifest;
+  readonly limits: ReadLimits;
+  readonly chunk?: Pick<NextChunk, "rows" | "bytes">;
+}
+
+export interface BootstrapProgress {
+  /** Of the manifest. */
+  readonly file: number;
+  readonly rows: number;
+  readonly rejects: number;
+  /** Of the source, unpacked. */
+  readonly bytes: number;
+}
+
+/** Told of what becomes of a job while it runs. */
+export interface BootstrapHost {
+  /** A chunk has landed. */
+  landed(chunk: BootstrapProgress): void;
+  rejected(file: number, rejects: readonly Reject[]): void;
+  /** Ends it after the chunk that runs. */
+  readonly signal: AbortSignal;
+}
+
+/**
+ * Lands a source in raw, chunk by chunk, beside live traffic and one after the other. How far it is stands in raw's own
+ * positions, in the commits of the rows: a run that is killed at any instant is gone on with by the next one, and a
+ * second one beside it does nothing twice.
+ */
+export class Bootstrap {
+  private constructor(
+    private readonly table: DeltaTable,
+    private readonly order: BootstrapOrder,
+    private readonly descriptors: Uint8Array,
+    private readonly host: BootstrapHost,
+  ) {}
+
+  /**
+   * Resolves to whether all of the source has landed; false when it was told to stop. Errors: TRB-BULK-MAPPING,
+   * TRB-JOB-ELSEWHERE, those of sources and of commits. What has landed stays, and the next run goes on behind it.
+   */
+  static async run(
+    {
+      store,
+      duck,
+      tableOptions,
+      registry,
+    }: Pick<IngestContext, "store" | "duck" | "tableOptions" | "registry">,
+    order: BootstrapOrder,
+    host: BootstrapHost,
+  ): Promise<boolean> {
+    const { entityType } = order;
+    const root = rawRoot(entityType);
+    const table = await DeltaTable.openOrCreate(store, root, duck, tableOptions, rawSpec(entityType));
+    try {
+      return await new Bootstrap(table, order, registry.bytes(), host).all();
+    } finally {
+      await table.settled();
+    }
+  }
+
+  private async all(): Promise<boolean> {
+    const { files } = this.order.manifest;
+    const reached = positionsOf(this.table.snapshot, streamOf(this.order.job)).get(LANE);
+    const start = reached === undefined ? { file: 0, from: START } : placeAt(reached);
+    for (let file = start.file; file < files.length; file++) {
+      if (!(await this.file(file, file === start.file ? start.from : START))) return false;
+    }
+    return true;
+  }
+
+  private file(file: number, from: Mark): Promise<boolean> {
+    const { place, manifest, limits } = this.order;
+    return lend(place, manifest, file, limits, undefined, async (unit) => {
+      const { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs } = limits;
+      const maker = new SourceProcess({ memoryBytes, idleMs }, WORKER);
+      try {
+        return await this.chunks(maker, unit, file, from);
+      } finally {
+        maker.end();
+      }
+    });
+  }
+
+  /** False when it was told to stop before the file's end. */
+  private async chunks(maker: SourceProcess, unit: ReadUnit, file: number, from: Mark): Promise<boolean> {
+    const { entityType, tenant, mapping, job, chunk: size = CHUNK } = this.order;
+    const { host, table, descriptors } = this;
+    // Beside what is staged, to be taken over by the commit that it is made for.
+    const out = join(table.store.staging, `chunk-${randomUUID()}.parquet`);
+    const stream = streamOf(job);
+    const open: OpenFile = {
+      type: "open",
+      unit,
+      file,
+      from,
+      mapping,
+      descriptors,
+      entityType,
+      tenant,
+      stream,
+      partition: LANE,
+      out,
+    };
+    await maker.call(open);
+    for (;;) {
+      if (host.signal.aborted) return false;
+      let made: Chunk | undefined;
+      const before = positionsOf(table.snapshot, stream);
+      const result = await append(table, stream, before, async (localPath) => {
+        made = (await maker.call({ type: "next", ...size }, (reply) => {
+          if (reply.type === "rejects") host.rejected(file, reply.rejects);
+        })) as Chunk;
+        if (made.file.rows > 0) await rename(out, localPath);
+        const to = made.end ? positionIn(file + 1, 0) : positionIn(file, made.next.row);
+        return { file: made.file, to: new Map([[LANE, to]]) };
+      });
+      if (result.kind === "conflict") throw new TributaryError("TRB-JOB-ELSEWHERE");
+      const { file: written, rejects, bytes, end } = made!;
+      host.landed({ file, rows: written.rows, rejects, bytes });
+      if (end) return true;
+    }
+  }
+}
+
+/** The reverse of `positionIn`. */
+function placeAt(position: string): { readonly file: number; readonly from: Mark } {
+  const [file, row] = position.split(".").map(Number) as [number, number];
+  return { file, from: { row } };
+}
