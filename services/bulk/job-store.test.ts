@@ -58,7 +58,7 @@ test("an id is one job's for ever, though the answer to its order be lost", asyn
   await expect(there.order(order("a", { source: "exports/others" }))).rejects.toMatchObject({
     code: "TRB-JOB-EXISTS",
   });
-  expect((await jobs.get("a")).order.source).toBe("exports/issues");
+  expect((await jobs.get("a")).order).toMatchObject({ source: "exports/issues" });
 });
 
 test("what is no job, or none any more, is told apart", async () => {

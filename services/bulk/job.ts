@@ -1,28 +1,55 @@
 import { z } from "zod";
+import { mappingShape } from "../sources/mapping.js";
 
 /** What bulk jobs are, as they stand in the lake: an order that never changes, what operators wish, how far it is. */
 
 /** Part of the names of positions and folders. */
 export const JOB_ID = /^[a-z0-9][a-z0-9-]{0,62}$/;
 
-export const jobOrder = z.strictObject({
+/** What every job is asked for with. */
+const common = {
   id: z.string().regex(JOB_ID, "expected 1 to 63 of a-z 0-9 -, not - first"),
-  kind: z.literal("bootstrap"),
-  /** `<root>/<path>`, of a root that the configuration names. */
-  source: z.string().min(1),
-  /** What it brings is of this entity type; of any, where the source holds whole events. */
-  entityType: z.string().min(1).optional(),
-  /** What it brings is of this tenant: rows of others are rejected. */
-  tenant: z.string().min(1).optional(),
-  /** After so many rejected rows it pauses. */
-  rejectLimit: z.number().int().min(0).default(1000),
   /** Of two that may both run the greater comes first, then the older. */
   priority: z.number().int().min(-100).max(100).default(0),
   /** Who asked for it: the token's subject, or the local user. */
   by: z.string(),
   /** When, ISO 8601. */
   at: z.iso.datetime(),
+};
+
+/** Brings in an export. */
+const bootstrapOrder = z.strictObject({
+  kind: z.literal("bootstrap"),
+  ...common,
+  /** `<root>/<path>`, of a root that the configuration names. */
+  source: z.string().min(1),
+  /** How its rows become events; whole events need none. */
+  mapping: mappingShape.optional(),
+  /** What it brings is of this entity type; of any, where the source holds whole events. */
+  entityType: z.string().min(1).optional(),
+  /** What it brings is of this tenant: rows of others are rejected. */
+  tenant: z.string().min(1).optional(),
+  /** After so many rejected rows it pauses. */
+  rejectLimit: z.number().int().min(0).default(1000),
 });
+export type BootstrapJob = z.infer<typeof bootstrapOrder>;
+
+/** Runs raw into a model again. */
+const replayOrder = z.strictObject({
+  kind: z.literal("replay"),
+  ...common,
+  model: z.string().min(1),
+  /** All tenants where there is none. */
+  tenant: z.string().min(1).optional(),
+  /** Events received from then on and until then, ISO 8601, or of these versions. */
+  from: z.union([z.iso.datetime(), z.int().min(0)]).optional(),
+  until: z.union([z.iso.datetime(), z.int().min(0)]).optional(),
+  /** Show the difference; swap what is served; replace a tenant's rows in place. */
+  action: z.enum(["compare", "swap", "repair"]),
+});
+export type ReplayJob = z.infer<typeof replayOrder>;
+
+export const jobOrder = z.discriminatedUnion("kind", [bootstrapOrder, replayOrder]);
 export type JobOrder = z.infer<typeof jobOrder>;
 
 /** What operators wish; a job without one is to run. */
