@@ -61,6 +61,17 @@ test("an id is one job's for ever, though the answer to its order be lost", asyn
   expect((await jobs.get("a")).order).toMatchObject({ source: "exports/issues" });
 });
 
+test("asked for again in the same words it is the same job, whoever asks and when", async () => {
+  const mapping = { tenant: "t", entityId: "i", version: { constant: 0 }, payload: { key: "k", name: "n" } };
+  expect(await jobs.order(order("a", { mapping }))).toBe("created");
+  const reordered = { ...mapping, payload: { name: "n", key: "k" } };
+  const again = { mapping: reordered, by: "others", at: "2026-01-02T03:04:06Z", tenant: undefined };
+  expect(await jobs.order(order("a", again as Partial<JobOrder>))).toBe("exists");
+  expect((await jobs.get("a")).order).toMatchObject({ by: "ops", at });
+  for (const other of [{ mapping: { ...mapping, version: "v" } }, { mapping, tenant: "acme" }, {}])
+    await expect(jobs.order(order("a", other))).rejects.toMatchObject({ code: "TRB-JOB-EXISTS" });
+});
+
 test("what is no job, or none any more, is told apart", async () => {
   for (const id of ["b", "../orders/a", "A", ""])
     await expect(jobs.get(id)).rejects.toMatchObject({ code: "TRB-JOB-UNKNOWN" });

@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from "node:util";
 import type { z } from "zod";
 import { TributaryError } from "../base/errors.js";
 import { inGroups } from "../base/in-groups.js";
@@ -27,14 +28,17 @@ const AT_ONCE = 16;
 export class JobStore {
   constructor(private readonly store: ObjectStore) {}
 
-  /** Errors: TRB-JOB-EXISTS for an id that is taken, by an order of other words. */
-  async order(order: JobOrder): Promise<void> {
+  /**
+   * Asked for again in the same words, by whomever, it stays the one job: who has lost an answer asks again. Errors:
+   * TRB-JOB-EXISTS for an id that is taken by an order of other words.
+   */
+  async order(order: JobOrder): Promise<"created" | "exists"> {
     const key = keyOf(ORDERS, order.id);
-    if ((await this.store.putIfAbsent(key, bytesOf(order))) === "created") return;
+    if ((await this.store.putIfAbsent(key, bytesOf(order))) === "created") return "created";
     const taken = await this.read(ORDERS, order.id, jobOrder);
-    // An answer that was lost is asked for again.
-    if (taken === undefined || JSON.stringify(taken) !== JSON.stringify(order))
+    if (taken === undefined || !isDeepStrictEqual(wordsOf(taken), wordsOf(order)))
       throw new TributaryError("TRB-JOB-EXISTS", `"${order.id}" is another job's id`);
+    return "exists";
   }
 
   /** All of them, the oldest first; those that cannot be read are left out. Errors: TRB-STORE-FAILED. */
@@ -93,4 +97,6 @@ export class JobStore {
 
 const keyOf = (folder: string, id: string): string => `${folder}${id}.json`;
 const bytesOf = (value: unknown): Buffer => Buffer.from(JSON.stringify(value));
+/** As they are stored: without what is not given. */
+const wordsOf = ({ by: _, at: __, ...words }: JobOrder): unknown => JSON.parse(JSON.stringify(words));
 const printable = (id: string): string => id.replace(/[^\w.-]/g, "?").slice(0, 64);

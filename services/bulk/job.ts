@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { CSV_DEFAULTS, FORMATS } from "../sources/formats.js";
 import { mappingShape } from "../sources/mapping.js";
 
 /** What bulk jobs are, as they stand in the lake: an order that never changes, what operators wish, how far it is. */
@@ -17,12 +18,25 @@ const common = {
   at: z.iso.datetime(),
 };
 
+const csv = z.strictObject({
+  delimiter: z
+    .string()
+    .regex(/^[\t -~]$/, "expected one ASCII character")
+    .default(CSV_DEFAULTS.delimiter),
+  columns: z.array(z.string().min(1)).min(1).optional(),
+  nullText: z.string().default(CSV_DEFAULTS.nullText),
+});
+
 /** Brings in an export. */
 const bootstrapOrder = z.strictObject({
   kind: z.literal("bootstrap"),
   ...common,
   /** `<root>/<path>`, of a root that the configuration names. */
   source: z.string().min(1),
+  /** Of the source's files, where their names do not tell it. */
+  format: z.enum(FORMATS).optional(),
+  /** How they are written, if that is CSV. */
+  csv: csv.optional(),
   /** How its rows become events; whole events need none. */
   mapping: mappingShape.optional(),
   /** What it brings is of this entity type; of any, where the source holds whole events. */
@@ -33,6 +47,12 @@ const bootstrapOrder = z.strictObject({
   rejectLimit: z.number().int().min(0).default(1000),
 });
 export type BootstrapJob = z.infer<typeof bootstrapOrder>;
+
+/** What is to be brought in, as operators ask for it; without an id one is made up. */
+export const bootstrapRequest = bootstrapOrder
+  .omit({ kind: true, by: true, at: true })
+  .extend({ id: common.id.optional() });
+export type BootstrapRequest = z.infer<typeof bootstrapRequest>;
 
 /** Runs raw into a model again. */
 const replayOrder = z.strictObject({

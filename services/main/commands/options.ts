@@ -31,7 +31,22 @@ const wholeNumber =
   };
 
 export const positiveNumber = wholeNumber("a whole number, 1 or more", 1, Number.MAX_SAFE_INTEGER);
+export const limitNumber = wholeNumber("a whole number, 0 or more", 0, Number.MAX_SAFE_INTEGER);
 export const portNumber = wholeNumber("a port, 0 to 65535", 0, 65_535);
+
+/** Of bulk jobs. */
+export function priorityNumber(text: string): number {
+  if (/^-?\d{1,3}$/.test(text) && Math.abs(Number(text)) <= 100) return Number(text);
+  throw new InvalidArgumentError("expected a whole number, -100 to 100");
+}
+
+/** ISO 8601, a day or an instant; as an instant of UTC. */
+export function timeOf(text: string): string {
+  const instant = /^\d{4}-\d\d-\d\d(T|$)/.test(text) ? new Date(text) : new Date(Number.NaN);
+  if (Number.isNaN(instant.getTime()))
+    throw new InvalidArgumentError("expected a time such as 2026-01-31 or 2026-01-31T12:00:00Z");
+  return instant.toISOString();
+}
 
 export const withData = (command: Command): Command =>
   command

@@ -1,5 +1,7 @@
 import { Command } from "commander";
 import { packageVersion } from "../../base/paths.js";
+import { addAuditCommand } from "./audit.js";
+import { addBootstrapCommands } from "./bootstrap.js";
 import { addDeadLetterCommands } from "./dead-letters.js";
 import { addDemoCommand } from "./demo.js";
 import { addLakeCommands } from "./lake.js";
@@ -48,6 +50,8 @@ function program(json: boolean): Command {
   addRepairCommand(root);
   addModelCommands(root);
   addDeadLetterCommands(root);
+  addBootstrapCommands(root);
+  addAuditCommand(root);
   addDemoCommand(root);
   return root;
 }

@@ -1,0 +1,38 @@
+import type { Command } from "commander";
+import { type AuditEntry, auditTrail } from "../../status/audit.js";
+import { withStore } from "../compose/runtime.js";
+import { textTable } from "../terminal/text-table.js";
+import { configOf, type DataOptions, timeOf, withData } from "./options.js";
+
+interface Options extends DataOptions {
+  readonly since?: string;
+}
+
+export function addAuditCommand(program: Command): void {
+  withData(program.command("audit"))
+    .description("what operators have asked for: who, when, what; the oldest first")
+    .option("--since <time>", "from then on: 2026-01-31 or 2026-01-31T12:00:00Z", timeOf)
+    .action(async (options: Options) => {
+      const entries = await withStore(configOf(options), async (store) => {
+        const found: AuditEntry[] = [];
+        for await (const entry of auditTrail(store, options.since)) found.push(entry);
+        return found;
+      });
+      if (options.json) console.log(JSON.stringify({ audit: entries }));
+      else if (entries.length === 0) console.log("nothing was asked for");
+      else console.log(auditTable(entries));
+    });
+}
+
+const auditTable = (entries: readonly AuditEntry[]): string =>
+  textTable(
+    ["at", "by", "via", "action", "about"],
+    entries.map(({ at, by, via, action, about }) => [at, by, via, action, wordsOf(about)]),
+    { maxWidth: 120 },
+  );
+
+const wordsOf = (about: AuditEntry["about"]): string =>
+  Object.entries(about)
+    .filter(([, value]) => value !== null)
+    .map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`)
+    .join(" ");

@@ -1,0 +1,128 @@
+import { readFileSync } from "node:fs";
+import { type Command, Option } from "commander";
+import { parse as parseYaml } from "yaml";
+import { type ZodError, z } from "zod";
+import { TributaryError } from "../../base/errors.js";
+import { type BootstrapRequest, bootstrapRequest, type Job, type JobWish } from "../../bulk/job.js";
+import { JobDesk } from "../../bulk/job-desk.js";
+import { FORMATS } from "../../sources/formats.js";
+import { withStore } from "../compose/runtime.js";
+import { exitCodeOf, followJob } from "./follow-job.js";
+import { jobJson, jobLines, jobsTable } from "./job-view.js";
+import { localUser } from "./local-user.js";
+import { configOf, type DataOptions, limitNumber, priorityNumber, withData } from "./options.js";
+
+interface StartOptions extends DataOptions {
+  readonly source: string;
+  readonly mapping?: string;
+  readonly type?: string;
+  readonly tenant?: string;
+  readonly id?: string;
+  readonly priority?: number;
+  readonly rejectLimit?: number;
+  readonly format?: string;
+  readonly delimiter?: string;
+  readonly columns?: string;
+  readonly null?: string;
+  readonly detach?: boolean;
+}
+
+const WISHES = [
+  ["pause", "pause", "let a job rest: it stops behind what it is just committing"],
+  ["resume", "run", "let a paused job go on, or one that has failed try again"],
+  ["cancel", "cancel", "end a job for good; what has landed stays"],
+] as const;
+
+export function addBootstrapCommands(program: Command): void {
+  const group = program.command("bootstrap").description("bring exports into the lake, beside live traffic");
+  addStart(group);
+  withData(group.command("ls"))
+    .description("list all bulk jobs, the oldest first")
+    .action(async (options: DataOptions) => {
+      const jobs = await withStore(configOf(options), (store) => new JobDesk(store).jobs.list());
+      if (options.json) console.log(JSON.stringify({ jobs: jobs.map(jobJson) }));
+      else console.log(jobs.length === 0 ? "no jobs" : jobsTable(jobs));
+    });
+  withData(group.command("status").argument("<id>"))
+    .description("how far a job is, and what it waits for")
+    .action(async (id: string, options: DataOptions) => {
+      tell(await withStore(configOf(options), (store) => new JobDesk(store).jobs.get(id)), options);
+    });
+  for (const [name, wish, description] of WISHES) {
+    withData(group.command(name).argument("<id>"))
+      .description(description)
+      .action(async (id: string, options: DataOptions) => tell(await wished(id, wish, options), options));
+  }
+}
+
+function addStart(group: Command): void {
+  withData(group.command("start"))
+    .description(
+      "bring in an export, and follow it until it has landed; the same command again changes nothing",
+    )
+    .requiredOption("--source <root/path>", "where it lies: a root of bulk.sources, and what is below it")
+    .option("--mapping <file>", "YAML or JSON: how its rows become events; whole events need none")
+    .option("--type <name>", "entity type of its rows, e.g. scm.v1.File")
+    .option("--tenant <id>", "of this tenant alone; rows of others are rejected")
+    .option("--id <id>", "name of the job: a-z 0-9 - (default: made up)")
+    .option("--priority <n>", "-100 to 100; greater comes first (default: 0)", priorityNumber)
+    .option("--reject-limit <n>", "pause after so many rejected rows (default: 1000)", limitNumber)
+    .addOption(new Option("--format <format>", "where the files' names do not tell it").choices([...FORMATS]))
+    .option("--delimiter <character>", "of a CSV (default: ,)")
+    .option("--columns <names>", "of a CSV without a header, with commas between them")
+    .option("--null <text>", "what a CSV has where there is no value (default: nothing)")
+    .option("--detach", "do not follow it")
+    .action(start);
+}
+
+async function start(options: StartOptions): Promise<void> {
+  const asked = requestOf(options);
+  const job = await withStore(configOf(options), async (store) => {
+    const desk = new JobDesk(store);
+    const { job: ordered, wasThere } = await desk.bootstrap(asked, localUser());
+    if (options.detach) return ordered;
+    const { id } = ordered.order;
+    if (!options.json) process.stderr.write(`${wasThere ? "it is there already" : "asked for"}: ${id}\n`);
+    return followJob(desk.jobs, id, `tributary bootstrap status ${id}`, options.json === true);
+  });
+  tell(job, options);
+  if (!options.detach) process.exitCode = exitCodeOf(job);
+}
+
+/** Errors: TRB-CLI-USAGE, naming the option. */
+function requestOf(options: StartOptions): BootstrapRequest {
+  const { source, mapping, type, tenant, id, priority, rejectLimit, format, delimiter, columns } = options;
+  const csv = { delimiter, columns: columns?.split(","), nullText: options.null };
+  const given = {
+    source,
+    mapping: mapping === undefined ? undefined : readMapping(mapping),
+    entityType: type,
+    tenant,
+    id,
+    priority,
+    rejectLimit,
+    format,
+    csv: Object.values(csv).every((value) => value === undefined) ? undefined : csv,
+  };
+  const parsed = bootstrapRequest.safeParse(given);
+  if (parsed.success) return parsed.data;
+  throw new TributaryError("TRB-CLI-USAGE", wordsOf(parsed.error));
+}
+
+/** Errors: TRB-CLI-USAGE. */
+function readMapping(file: string): unknown {
+  try {
+    return parseYaml(readFileSync(file, "utf8"));
+  } catch (cause) {
+    throw new TributaryError("TRB-CLI-USAGE", "--mapping: expected a file of YAML or JSON", { cause });
+  }
+}
+
+const wordsOf = (error: ZodError): string => z.prettifyError(error).replace(/\n\s*/g, " ").replace(/^✖ /, "");
+
+const wished = (id: string, wish: JobWish["wish"], options: DataOptions): Promise<Job> =>
+  withStore(configOf(options), (store) => new JobDesk(store).wish(id, wish, localUser()));
+
+function tell(job: Job, { json }: DataOptions): void {
+  console.log(json ? JSON.stringify(jobJson(job)) : jobLines(job));
+}

@@ -1,0 +1,67 @@
+import { CODES, type Code } from "../../base/codes.js";
+import { hasEnded, type Job, type JobState } from "../../bulk/job.js";
+import { grouped, printable, textTable } from "../terminal/text-table.js";
+
+/** Bulk jobs as people and programs are told of them. */
+
+/** In JSON: the order's own words, what is wished, and how far it is. */
+export const jobJson = ({ order, wish, state }: Job) => ({ ...order, wish, state });
+
+/** What becomes of it, in a word or two: a wish that is not met yet is told beside. */
+export function phaseOf({ wish, state }: Pick<Job, "wish" | "state">): string {
+  const { phase } = state;
+  if (hasEnded(state)) return phase;
+  if (wish === "cancel") return `${phase}, to be cancelled`;
+  if (wish === "pause" && phase !== "paused") return `${phase}, to be paused`;
+  return phase;
+}
+
+/** From 0 to 1; undefined while the source's size is not known. */
+export const fractionOf = ({ phase, bytes, bytesDone }: JobState): number | undefined =>
+  phase === "done" ? 1 : bytes > 0 ? Math.min(1, bytesDone / bytes) : undefined;
+
+const percent = (fraction: number | undefined): string =>
+  fraction === undefined ? "" : `${Math.floor(fraction * 100)} %`;
+
+export const jobsTable = (jobs: readonly Job[]): string =>
+  textTable(
+    ["id", "kind", "of", "phase", "done", "landed", "refined", "rejected", "priority", "asked for"],
+    jobs.map((job) => {
+      const { order, state } = job;
+      const { rowsLanded, rowsRefined, rejected } = state;
+      const numbers = [rowsLanded, rowsRefined, rejected].map(grouped);
+      const done = percent(fractionOf(state));
+      return [order.id, order.kind, subjectOf(job), phaseOf(job), done, ...numbers, order.priority, order.at];
+    }),
+  );
+
+const subjectOf = ({ order }: Job): string => (order.kind === "bootstrap" ? order.source : order.model);
+
+/** One job in lines. */
+export function jobLines(job: Job): string {
+  const { order, state } = job;
+  const rows: [string, unknown][] = [["phase", phaseOf(job)]];
+  if (state.code !== undefined) rows.push(["why", `${state.code}: ${state.reason ?? ""}`]);
+  const remedy = CODES[state.code as Code]?.remedy;
+  if (remedy !== undefined) rows.push(["what to do", remedy]);
+  rows.push([order.kind === "bootstrap" ? "source" : "model", subjectOf(job)]);
+  if (order.kind === "bootstrap" && order.entityType !== undefined)
+    rows.push(["entity type", order.entityType]);
+  if (order.tenant !== undefined) rows.push(["tenant", order.tenant]);
+  if (state.bytes > 0) {
+    const share = percent(fractionOf(state));
+    rows.push(["read", `${grouped(state.bytesDone)} of ${grouped(state.bytes)} bytes (${share})`]);
+  }
+  rows.push(
+    ["landed", `${grouped(state.rowsLanded)} rows`],
+    ["refined", `${grouped(state.rowsRefined)} rows`],
+    ["rejected", `${grouped(state.rejected)} rows`],
+    ["priority", String(order.priority)],
+    ["asked for", `${order.at} by ${order.by}`],
+  );
+  if (state.startedAt !== undefined) rows.push(["began", state.startedAt]);
+  rows.push(["as of", state.writtenAt]);
+  const width = Math.max(...rows.map(([name]) => name.length));
+  const lines = rows.map(([name, value]) => `  ${name.padEnd(width)}  ${printable(String(value))}`);
+  return [`${order.kind} ${order.id}`, ...lines].join("\n");
+}
