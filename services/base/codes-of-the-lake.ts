@@ -41,6 +41,12 @@ export const LAKE_CODES = {
     "a row is of another tenant than its job",
     "take it out of the export, or start a job that is not bound to one tenant",
   ),
+  "TRB-BULK-TYPE": entry(
+    400,
+    false,
+    "an event is of another entity type than its job",
+    "take it out of the export, or start a job that is not bound to one type",
+  ),
   "TRB-JOB-UNKNOWN": entry(404, false, "no such job", "see `tributary bootstrap ls`"),
   "TRB-JOB-EXISTS": entry(409, false, "the id is another job's", "choose another id, or none"),
   "TRB-JOB-ELSEWHERE": entry(

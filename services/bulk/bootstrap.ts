@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { rename } from "node:fs/promises";
+import { rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { TributaryError } from "../base/errors.js";
 import { packageRoot } from "../base/paths.js";
@@ -13,11 +13,11 @@ import { START } from "../sources/reader.js";
 import { SourceProcess } from "../sources/source-process.js";
 import type { Place } from "../sources/sources.js";
 import type { Mark } from "../sources/splitter.js";
-import type { ReadUnit } from "../sources/unit.js";
 import { append } from "../table/append.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { positionsOf } from "../table/progress.js";
-import type { Chunk, NextChunk, OpenFile } from "./chunk-protocol.js";
+import type { Chunk, LeaveOut, NextChunk, OpenFile } from "./chunk-protocol.js";
+import { keepAside } from "./payload-keeper.js";
 import { positionIn } from "./row-events.js";
 
 /** The compiled worker: a child process needs JavaScript, also when the parent runs from source. */
@@ -36,7 +36,8 @@ export interface BootstrapOrder {
   readonly entityType: string;
   /** Rows of others are rejected. */
   readonly tenant: string | undefined;
-  readonly mapping: Mapping;
+  /** None for whole events. */
+  readonly mapping: Mapping | undefined;
   readonly place: Place;
   /** As it was when the job began. */
   readonly manifest: Manifest;
@@ -52,6 +53,12 @@ export interface BootstrapProgress {
   /** Of the source, unpacked. */
   readonly bytes: number;
 }
+
+/** What of ingest's a job works with. */
+export type BootstrapContext = Pick<
+  IngestContext,
+  "store" | "duck" | "tableOptions" | "registry" | "config" | "decoding"
+>;
 
 /** Told of what becomes of a job while it runs. */
 export interface BootstrapHost {
@@ -71,7 +78,7 @@ export class Bootstrap {
   private constructor(
     private readonly table: DeltaTable,
     private readonly order: BootstrapOrder,
-    private readonly descriptors: Uint8Array,
+    private readonly context: BootstrapContext,
     private readonly host: BootstrapHost,
   ) {}
 
@@ -79,21 +86,13 @@ export class Bootstrap {
    * Resolves to whether all of the source has landed; false when it was told to stop. Errors: TRB-BULK-MAPPING,
    * TRB-JOB-ELSEWHERE, those of sources and of commits. What has landed stays, and the next run goes on behind it.
    */
-  static async run(
-    {
-      store,
-      duck,
-      tableOptions,
-      registry,
-    }: Pick<IngestContext, "store" | "duck" | "tableOptions" | "registry">,
-    order: BootstrapOrder,
-    host: BootstrapHost,
-  ): Promise<boolean> {
+  static async run(context: BootstrapContext, order: BootstrapOrder, host: BootstrapHost): Promise<boolean> {
     const { entityType } = order;
+    const { store, duck, tableOptions } = context;
     const root = rawRoot(entityType);
     const table = await DeltaTable.openOrCreate(store, root, duck, tableOptions, rawSpec(entityType));
     try {
-      return await new Bootstrap(table, order, registry.bytes(), host).all();
+      return await new Bootstrap(table, order, context, host).all();
     } finally {
       await table.settled();
     }
@@ -114,33 +113,38 @@ export class Bootstrap {
     return lend(place, manifest, file, limits, undefined, async (unit) => {
       const { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs } = limits;
       const maker = new SourceProcess({ memoryBytes, idleMs }, WORKER);
+      // Beside what is staged, to be taken over by the commit that it is made for.
+      const out = join(this.table.store.staging, `chunk-${randomUUID()}.parquet`);
+      const aside = `${out}.payloads`;
       try {
-        return await this.chunks(maker, unit, file, from);
+        return await this.chunks(maker, { unit, file, from, out, aside });
       } finally {
         maker.end();
+        await maker.ended;
+        for (const path of [out, aside]) await rm(path, { force: true });
       }
     });
   }
 
   /** False when it was told to stop before the file's end. */
-  private async chunks(maker: SourceProcess, unit: ReadUnit, file: number, from: Mark): Promise<boolean> {
+  private async chunks(
+    maker: SourceProcess,
+    { aside, ...opened }: Pick<OpenFile, "unit" | "file" | "from" | "out"> & { readonly aside: string },
+  ): Promise<boolean> {
+    const { file, out } = opened;
     const { entityType, tenant, mapping, job, chunk: size = CHUNK } = this.order;
-    const { host, table, descriptors } = this;
-    // Beside what is staged, to be taken over by the commit that it is made for.
-    const out = join(table.store.staging, `chunk-${randomUUID()}.parquet`);
+    const { host, table, context } = this;
     const stream = streamOf(job);
     const open: OpenFile = {
       type: "open",
-      unit,
-      file,
-      from,
+      ...opened,
       mapping,
-      descriptors,
+      payloads: { sizes: context.config.bus, aside },
+      descriptors: context.registry.bytes(),
       entityType,
       tenant,
       stream,
       partition: LANE,
-      out,
     };
     await maker.call(open);
     for (;;) {
@@ -148,9 +152,11 @@ export class Bootstrap {
       let made: Chunk | undefined;
       const before = positionsOf(table.snapshot, stream);
       const result = await append(table, stream, before, async (localPath) => {
-        made = (await maker.call({ type: "next", ...size }, (reply) => {
-          if (reply.type === "rejects") host.rejected(file, reply.rejects);
-        })) as Chunk;
+        made = await this.made(maker, file, { type: "next", ...size });
+        if (made.aside !== undefined) {
+          const rows = await keepAside(context.decoding.offloaded, made.aside, aside);
+          if (rows.length > 0) made = await this.made(maker, file, { type: "leave", rows });
+        }
         if (made.file.rows > 0) await rename(out, localPath);
         const to = made.end ? positionIn(file + 1, 0) : positionIn(file, made.next.row);
         return { file: made.file, to: new Map([[LANE, to]]) };
@@ -160,6 +166,13 @@ export class Bootstrap {
       host.landed({ file, rows: written.rows, rejects, bytes });
       if (end) return true;
     }
+  }
+
+  private async made(maker: SourceProcess, file: number, request: NextChunk | LeaveOut): Promise<Chunk> {
+    const chunk = await maker.call(request, (reply) => {
+      if (reply.type === "rejects") this.host.rejected(file, reply.rejects);
+    });
+    return chunk as Chunk;
   }
 }
 

@@ -7,14 +7,10 @@ import { RawWriter } from "../ingest/raw-writer.js";
 import type { Reject } from "../sources/formats.js";
 import { type Batch, SourceReader } from "../sources/reader.js";
 import type { Mark } from "../sources/splitter.js";
-import type { WrittenFile } from "../table/data-file.js";
+import { NO_FILE, ORDER } from "./chunk-file.js";
 import type { Chunk, NextChunk, OpenFile } from "./chunk-protocol.js";
 import { type MappedRelation, mappedRelation } from "./mapped-relation.js";
 import { positionIn, RowEvents, type RowOrder } from "./row-events.js";
-
-/** The order that raw files are compacted into, so that a chunk needs no compaction. */
-const ORDER = ["tenant_id", "entity_id"];
-const NO_FILE: WrittenFile = { rows: 0, bytes: 0, statistics: {} };
 
 /** Makes chunks of one file of a source, in its order: files of a raw table. Where it runs it may be killed. */
 export class ChunkMaker {
@@ -45,6 +41,9 @@ export class ChunkMaker {
     const registry = ProtoRegistry.of(order.descriptors);
     const type = registry.entityType(order.entityType);
     if (type === undefined) throw new TributaryError("TRB-BULK-MAPPING", `no message ${order.entityType}`);
+    if (order.mapping === undefined) {
+      throw new TributaryError("TRB-BULK-MAPPING", "expected a mapping, as the source holds no whole events");
+    }
     const connection = await duck.connect();
     const reader = await SourceReader.open(connection, order.unit, getsOn);
     const mapped = mappedRelation(order.unit.format, reader.columns, order.mapping, type);

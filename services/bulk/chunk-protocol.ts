@@ -2,6 +2,7 @@ import type { Mapping } from "../sources/mapping.js";
 import type { Mark } from "../sources/splitter.js";
 import type { ReadUnit } from "../sources/unit.js";
 import type { WrittenFile } from "../table/data-file.js";
+import type { Aside, PayloadOrder } from "./payloads-aside.js";
 
 /** What a process that makes chunks of files is told, one call at a time. Plain, as messages between processes are. */
 
@@ -12,7 +13,9 @@ export interface OpenFile {
   /** Its number in the manifest. */
   readonly file: number;
   readonly from: Mark;
-  readonly mapping: Mapping;
+  /** None for whole events. */
+  readonly mapping: Mapping | undefined;
+  readonly payloads: PayloadOrder;
   /** A FileDescriptorSet. */
   readonly descriptors: Uint8Array;
   readonly entityType: string;
@@ -31,7 +34,13 @@ export interface NextChunk {
   readonly bytes: number;
 }
 
-export type ChunkRequest = OpenFile | NextChunk;
+/** The last chunk once more, at the same place, without these records: what they refer to is not there. */
+export interface LeaveOut {
+  readonly type: "leave";
+  readonly rows: readonly number[];
+}
+
+export type ChunkRequest = OpenFile | NextChunk | LeaveOut;
 
 export interface Chunk {
   /** Without rows there is no file. */
@@ -43,4 +52,6 @@ export interface Chunk {
   readonly rejects: number;
   /** Of the source, unpacked. */
   readonly bytes: number;
+  /** Payloads that do not lie in the file: to be seen to before it is committed. */
+  readonly aside?: Aside | undefined;
 }

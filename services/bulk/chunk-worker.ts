@@ -4,12 +4,13 @@ import { beKillable } from "../base/killable.js";
 import type { ReaderOptions, Reply } from "../sources/protocol.js";
 import { ChunkMaker } from "./chunk-maker.js";
 import type { Chunk, ChunkRequest } from "./chunk-protocol.js";
+import { WholeEvents } from "./whole-events.js";
 
 /** The child process that reads files of strangers and makes chunks of them. It holds nothing that is not in them. */
 const { memoryBytes } = JSON.parse(process.argv[2] ?? "{}") as ReaderOptions;
 const TELL_MS = 100;
 
-let maker: ChunkMaker | undefined;
+let maker: ChunkMaker | WholeEvents | undefined;
 let told = 0;
 
 function getsOn(): void {
@@ -32,9 +33,14 @@ async function answer(request: ChunkRequest): Promise<Chunk | undefined> {
     if (maker === undefined) throw new TributaryError("TRB-INTERNAL");
     return maker.next(request);
   }
+  if (request.type === "leave") {
+    if (!(maker instanceof WholeEvents)) throw new TributaryError("TRB-INTERNAL");
+    return maker.leave(request);
+  }
   // One process a file: its engine is sealed with what it may reach.
   const duck = await Duck.sealed(memoryBytes, [request.unit.path, request.out]);
-  maker = await ChunkMaker.open(
+  const kind = request.unit.format === "events" ? WholeEvents : ChunkMaker;
+  maker = await kind.open(
     duck,
     request,
     (rejects) => send(rejects.length === 0 ? { type: "progress" } : { type: "rejects", rejects }),

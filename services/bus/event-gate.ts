@@ -57,20 +57,23 @@ type Sizes = Pick<Config["bus"], "maxPayloadBytes" | "maxOffloadBytes">;
 
 /** Everything one event is checked for before it enters the stream, without making objects for it. */
 export class EventGate {
-  private readonly envelope = new Envelope();
+  /** Of the event that was checked last. */
+  readonly envelope = new Envelope();
   private readonly types: ByteTable<PayloadType>;
   private readonly sizes: Sizes;
   private readonly mostBytes: number;
   private readonly held: Pick<HeldTypes, "has">;
+  private readonly leastVersion: 0 | 1;
   /** The outlet of the event that was checked last. */
   route = 0;
 
-  /** `routeOf` tells a type's outlet. */
+  /** `routeOf` tells a type's outlet. `leastVersion` is 0 for a bootstrap, to which that version is reserved. */
   constructor(
     registry: ProtoRegistry,
     sizes: Sizes,
     held: Pick<HeldTypes, "has">,
     routeOf: (entityType: string) => number,
+    leastVersion: 0 | 1 = 1,
   ) {
     const names = registry.entityTypes();
     this.types = new ByteTable(names.length);
@@ -82,6 +85,7 @@ export class EventGate {
     this.sizes = sizes;
     this.mostBytes = Math.max(sizes.maxPayloadBytes, sizes.maxOffloadBytes);
     this.held = held;
+    this.leastVersion = leastVersion;
   }
 
   /**
@@ -92,7 +96,7 @@ export class EventGate {
     const { maxPayloadBytes } = this.sizes;
     if (end - start > this.mostBytes + ENVELOPE_BYTES) return "TRB-EVENT-PAYLOAD-SIZE";
     const envelope = this.envelope;
-    const code = envelope.read(bytes, start, end);
+    const code = envelope.read(bytes, start, end, this.leastVersion);
     if (code !== undefined) return code;
     if (!grant.allowsTenantBytes(bytes, envelope.tenantStart, envelope.tenantEnd)) return "TRB-AUTH-TENANT";
     const type = this.types.get(bytes, envelope.typeStart, envelope.typeEnd);

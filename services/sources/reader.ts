@@ -5,7 +5,7 @@ import { engineErrorOf, isMemoryError } from "../base/engine-error.js";
 import { errno, TributaryError } from "../base/errors.js";
 import { damaged, ORDINAL, type Reject, type SourceColumn } from "./formats.js";
 import { ParquetReader } from "./parquet-reader.js";
-import type { Mark } from "./splitter.js";
+import type { Mark, Records } from "./splitter.js";
 import { TextReader } from "./text-reader.js";
 import { type ReadUnit, requireUnchanged } from "./unit.js";
 
@@ -16,6 +16,8 @@ export interface Batch {
    * a statement may name it once.
    */
   readonly sql: string;
+  /** The same rows where they are ChangeEvents, for whoever needs no engine to look at them. */
+  readonly events?: Records | undefined;
   /** Records [first, next.row) of the file; those that are neither in `sql` nor in `rejects` have been deleted. */
   readonly first: number;
   /** Where reading goes on after this batch, now or in another process. */

@@ -103,6 +103,7 @@ export class TextReader implements FormatReader {
     this.feed.use(checked.records);
     return {
       sql: this.unit.format === "debezium" ? debeziumSql(this.feed.sql) : `SELECT * FROM ${this.feed.sql}`,
+      events: this.unit.format === "events" ? checked.records : undefined,
       first,
       next: this.unit.compression === "none" ? next : { row: next.row },
       rows: checked.records.count,

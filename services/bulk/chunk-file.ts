@@ -1,0 +1,6 @@
+import type { WrittenFile } from "../table/data-file.js";
+
+/** The order that raw files are compacted into, so that a chunk needs no compaction. */
+export const ORDER = ["tenant_id", "entity_id"];
+/** What a chunk without rows is written as. */
+export const NO_FILE: WrittenFile = { rows: 0, bytes: 0, statistics: {} };
