@@ -53,6 +53,8 @@ export class Changes {
   constructor(
     private readonly registry: ProtoRegistry,
     private readonly payloads: PayloadSource,
+    /** 0 for events that may come of a bootstrap. */
+    private readonly leastVersion: 0 | 1 = 1,
   ) {}
 
   /**
@@ -67,7 +69,7 @@ export class Changes {
     wanted: (about: About) => boolean,
   ): Change | Code | undefined | Promise<Change | Code> {
     const { envelope } = this;
-    const code = envelope.read(bytes, start, end);
+    const code = envelope.read(bytes, start, end, this.leastVersion);
     if (code !== undefined) return code;
     const about = { tenantId: envelope.tenantId(), entityType: envelope.entityType() };
     if (!wanted(about)) return undefined;
@@ -90,7 +92,7 @@ export class Changes {
   ): Promise<Change | Code> {
     // Others are read with ours meanwhile.
     const envelope = new Envelope();
-    envelope.read(bytes, start, end);
+    envelope.read(bytes, start, end, this.leastVersion);
     const payload = await payloadAt(referenceOf(envelope), envelope.compression, this.payloads);
     return this.change(envelope, about, place, payload);
   }

@@ -141,28 +141,54 @@ export async function originals(
   const positions = [...new Set(wanted.map(({ position }) => position))];
   const files = filesAt(view.snapshot, positions);
   const where = `stream = ${literal(stream)} AND position IN (${positions.map(literal).join(", ")})`;
-  return withFilesScan(view.table, view.snapshot, files, { where }, (sql) => wholeEvents(view, stream, sql));
+  const found = new Map<string, Buffer>();
+  await withFilesScan(view.table, view.snapshot, files, { where }, async (sql) => {
+    for await (const { partition, position, event } of wholeEvents(view, sql))
+      found.set(`${partition}/${position}`, event);
+  });
+  return found;
 }
 
-async function wholeEvents(view: RawView, stream: string, sql: string): Promise<Map<string, Buffer>> {
-  const found = new Map<string, Buffer>();
-  const reader = new RawEventReader(view.entityType);
-  const batch = new EventBatch(view.entityType, stream);
-  for await (const chunk of chunksOf(view.connection, selectEvents(sql, UNSEEN))) {
+/** An event as it was published, and where it came along. */
+export interface WholeEvent {
+  readonly stream: string;
+  readonly partition: string;
+  readonly position: string;
+  /** In ms since the epoch. */
+  readonly receivedAt: number;
+  readonly event: Buffer;
+}
+
+/** The events of `rows`, SQL for rows with a raw table's columns. */
+export async function* wholeEvents(
+  { connection, entityType }: Pick<RawView, "connection" | "entityType">,
+  rows: string,
+): AsyncGenerator<WholeEvent> {
+  const reader = new RawEventReader(entityType);
+  for await (const chunk of chunksOf(connection, selectEvents(rows, UNSEEN))) {
     const first = chunk.columnCount - UNSEEN.length;
     const attributes = chunk.getColumnValues(first) as (DuckDBMapValue | null)[];
     const eventIds = chunk.getColumnValues(first + 1) as (string | null)[];
-    reader.read(
-      chunk,
-      () => batch,
-      (_, row) => {
-        const i = batch.count - 1;
-        const unseen = unseenOf(attributes[row] ?? null, eventIds[row] ?? null);
-        found.set(`${batch.partitions[i]}/${batch.positions[i]}`, Buffer.concat([batch.event(i), unseen]));
-      },
-    );
+    const found: WholeEvent[] = [];
+    const batches = new Map<string, EventBatch>();
+    const batchOf = (stream: string): EventBatch => {
+      const batch = batches.get(stream) ?? new EventBatch(entityType, stream);
+      batches.set(stream, batch);
+      return batch;
+    };
+    reader.read(chunk, batchOf, (batch, row) => {
+      const i = batch.count - 1;
+      const unseen = unseenOf(attributes[row] ?? null, eventIds[row] ?? null);
+      found.push({
+        stream: batch.stream,
+        partition: batch.partitions[i]!,
+        position: batch.positions[i]!,
+        receivedAt: batch.receivedAt[i]!,
+        event: Buffer.concat([batch.event(i), unseen]),
+      });
+    });
+    yield* found;
   }
-  return found;
 }
 
 /** What follows the rest of an event on the wire. */

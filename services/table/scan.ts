@@ -57,7 +57,9 @@ export function withScan<T>(
   const { tenant } = options;
   const files = snapshot.files.filter(
     (file) =>
-      !file.tombstones && file.maskedRows < file.rows && (tenant === undefined || mayHold(file, tenant)),
+      !file.tombstones &&
+      file.maskedRows < file.rows &&
+      (tenant === undefined || mayHoldTenant(file, tenant)),
   );
   return withFilesScan(table, snapshot, files, options, use);
 }
@@ -137,9 +139,10 @@ function scanSql(snapshot: TableSnapshot, files: readonly LentFile[], options: S
   return `SELECT ${wanted.map(({ name, type }) => `NULL::${type} AS ${identifier(name)}`).join(", ")} WHERE false`;
 }
 
-function mayHold(file: TableFile, tenant: string): boolean {
-  const { tenant_id: min } = file.min;
-  const { tenant_id: max } = file.max;
+/** Whether rows of the tenant can be in the file, as far as its bounds tell. */
+export function mayHoldTenant({ min: least, max: greatest }: TableFile, tenant: string): boolean {
+  const { tenant_id: min } = least;
+  const { tenant_id: max } = greatest;
   return (
     typeof min !== "string" ||
     typeof max !== "string" ||

@@ -7,6 +7,7 @@ import { addDemoCommand } from "./demo.js";
 import { addLakeCommands } from "./lake.js";
 import { addModelCommands } from "./models.js";
 import { addPublishCommand } from "./publish.js";
+import { addRawCommands } from "./raw.js";
 import { addRepairCommand } from "./repair.js";
 import { reportFailure } from "./report.js";
 import { addServerCommands } from "./servers.js";
@@ -47,6 +48,7 @@ function program(json: boolean): Command {
   addTableCommands(root);
   addLakeCommands(root);
   addStreamCommands(root);
+  addRawCommands(root);
   addRepairCommand(root);
   addModelCommands(root);
   addDeadLetterCommands(root);
