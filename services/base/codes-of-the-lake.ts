@@ -61,6 +61,30 @@ export const LAKE_CODES = {
     "the job is done, has failed or was cancelled",
     "start another one; one that has failed can be resumed",
   ),
+  "TRB-RECONCILE-EXPORT": entry(
+    409,
+    false,
+    "an export is empty or incomplete: what it lacks is no ground to delete anything",
+    "mend the rejected rows and resume the job, or cancel it and export again",
+  ),
+  "TRB-RECONCILE-CONFIRM": entry(
+    409,
+    false,
+    "a job has found entities that its export lacks, and waits to be told that they are to be deleted",
+    "look at the number; then `tributary bootstrap confirm ID --deletes N`, or cancel the job",
+  ),
+  "TRB-RECONCILE-COUNT": entry(
+    409,
+    false,
+    "another number of deletes was confirmed than the job has found",
+    "look at the job's status, and confirm the number that it tells",
+  ),
+  "TRB-RECONCILE-TABLE": entry(
+    409,
+    false,
+    "raw was replaced since a job has looked for what is to be deleted",
+    "cancel the job and start another one",
+  ),
   "TRB-STORE-FAILED": entry(
     503,
     true,

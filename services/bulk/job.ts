@@ -27,6 +27,22 @@ const csv = z.strictObject({
   nullText: z.string().default(CSV_DEFAULTS.nullText),
 });
 
+/** A version that may be beyond what JSON's numbers hold exactly. */
+const version = z.union([
+  z.int().min(0),
+  z.string().regex(/^\d{1,19}$/, "expected a whole number from 0 to 2^63-1"),
+]);
+
+/**
+ * Until when an export surely holds what was written: a version, that one included, or how far the streams were before
+ * it began, by "<stream>.<partition>", as `tributary bootstrap watermark` prints it.
+ */
+const watermark = z.union([
+  z.strictObject({ version }),
+  z.strictObject({ positions: z.record(z.string().regex(/^.+\.[^.]+$/), z.string().min(1)) }),
+]);
+export type Watermark = z.infer<typeof watermark>;
+
 /** Brings in an export. */
 const bootstrapOrder = z.strictObject({
   kind: z.literal("bootstrap"),
@@ -45,6 +61,8 @@ const bootstrapOrder = z.strictObject({
   tenant: z.string().min(1).optional(),
   /** After so many rejected rows it pauses. */
   rejectLimit: z.number().int().min(0).default(1000),
+  /** Entities that the export does not hold, and that are no newer than its watermark, are deleted, once confirmed. */
+  reconcile: z.strictObject({ watermark }).optional(),
 });
 export type BootstrapJob = z.infer<typeof bootstrapOrder>;
 
