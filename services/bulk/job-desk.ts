@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { TributaryError } from "../base/errors.js";
-import { type Actor, recordAudit } from "../status/audit.js";
+import { audit } from "../operate/audit-log.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { type BootstrapRequest, type Job, type JobWish, jobOrder } from "./job.js";
 import { JobStore } from "./job-store.js";
@@ -19,24 +19,24 @@ export class JobDesk {
    */
   async bootstrap(
     { id = madeUpId(), ...asked }: BootstrapRequest,
-    actor: Actor,
+    by: string,
   ): Promise<{ readonly job: Job; readonly wasThere: boolean }> {
     if (asked.mapping === undefined && asked.format !== "events" && asked.format !== undefined)
       throw new TributaryError("TRB-BULK-MAPPING", "mapping: expected one, as rows are no whole events");
-    const { source, entityType = null, tenant = null } = asked;
-    await recordAudit(this.store, actor, "bootstrap.start", { id, source, entityType, tenant });
+    const { source, entityType, tenant } = asked;
     const at = new Date().toISOString();
-    const outcome = await this.jobs.order(
-      jobOrder.parse({ kind: "bootstrap", id, ...asked, by: actor.by, at }),
-    );
+    await audit(this.store, { at, by, action: "bootstrap start", job: id, source, entityType, tenant });
+    const outcome = await this.jobs.order(jobOrder.parse({ kind: "bootstrap", id, ...asked, by, at }));
     return { job: await this.jobs.get(id), wasThere: outcome === "exists" };
   }
 
   /** Errors: TRB-JOB-UNKNOWN, TRB-JOB-ENDED. */
-  async wish(id: string, wish: JobWish["wish"], actor: Actor): Promise<Job> {
+  async wish(id: string, wish: JobWish["wish"], by: string): Promise<Job> {
     const { order } = await this.jobs.get(id);
-    await recordAudit(this.store, actor, `${order.kind}.${WORDS[wish]}`, { id });
-    return this.jobs.wish(id, { wish, by: actor.by, at: new Date().toISOString() });
+    const at = new Date().toISOString();
+    const { tenant } = order;
+    await audit(this.store, { at, by, action: `${order.kind} ${WORDS[wish]}`, job: id, tenant });
+    return this.jobs.wish(id, { wish, by, at });
   }
 }
 

@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { type AuditEntry, auditTrail } from "../../status/audit.js";
+import { type AuditEntry, auditTrail } from "../../operate/audit-log.js";
 import { withStore } from "../compose/runtime.js";
 import { textTable } from "../terminal/text-table.js";
 import { configOf, type DataOptions, timeOf, withData } from "./options.js";
@@ -26,13 +26,9 @@ export function addAuditCommand(program: Command): void {
 
 const auditTable = (entries: readonly AuditEntry[]): string =>
   textTable(
-    ["at", "by", "via", "action", "about"],
-    entries.map(({ at, by, via, action, about }) => [at, by, via, action, wordsOf(about)]),
-    { maxWidth: 120 },
+    ["at", "by", "action", "job", "tenant", "of"],
+    entries.map(({ at, by, action, job, tenant, entityType, entityId, source }) => {
+      const of = [source, entityType, entityId].filter((one) => one !== undefined).join(" ");
+      return [at, by, action, job, tenant, of];
+    }),
   );
-
-const wordsOf = (about: AuditEntry["about"]): string =>
-  Object.entries(about)
-    .filter(([, value]) => value !== null)
-    .map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`)
-    .join(" ");

@@ -80,12 +80,12 @@ describe("a job", () => {
     expect(await runProgram(["audit", "--data", folder, "--json"])).toBe(0);
     const { audit } = JSON.parse(out.slice(out.indexOf("{"))) as { audit: { action: string }[] };
     expect(audit.map(({ action }) => action)).toEqual([
-      "bootstrap.start",
-      "bootstrap.pause",
-      "bootstrap.resume",
-      "bootstrap.cancel",
+      "bootstrap start",
+      "bootstrap pause",
+      "bootstrap resume",
+      "bootstrap cancel",
     ]);
-    expect(audit[0]).toMatchObject({ via: "cli", about: { id: "a", tenant: "acme" } });
+    expect(audit[0]).toMatchObject({ job: "a", tenant: "acme", source: "exports/a" });
   });
 
   it("is followed until it ends, is paused or has failed, and the exit code says which", async () => {

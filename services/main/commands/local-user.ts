@@ -1,16 +1,11 @@
 import { userInfo } from "node:os";
-import type { Actor } from "../../status/audit.js";
 
-/** Who runs this command, as the audit names them. Who can read the data folder or its store is an operator. */
-export function localUser(): Actor {
-  return { by: `local:${nameOf()}`, via: "cli" };
-}
-
-function nameOf(): string {
+/** Who sits at this machine: who can read the lake's folder, or has the store's credentials, needs no token. */
+export function localUser(): string {
   try {
-    return userInfo().username;
+    return `local:${userInfo().username}`;
   } catch {
-    // A number without an account, as containers have it.
-    return String(process.getuid?.() ?? "unknown");
+    // A user that no account is of, as in containers.
+    return `local:${process.getuid?.() ?? "unknown"}`;
   }
 }

@@ -1,4 +1,3 @@
-import { userInfo } from "node:os";
 import type { Command } from "commander";
 import { Duck } from "../../base/duckdb.js";
 import { layout } from "../../base/paths.js";
@@ -7,6 +6,7 @@ import { ProtoRegistry } from "../../contracts/registry.js";
 import { Offloaded } from "../../offload/offloaded.js";
 import { withStore } from "../compose/runtime.js";
 import { printable } from "../terminal/text-table.js";
+import { localUser } from "./local-user.js";
 import { configOf, type DataOptions, positiveNumber, withData } from "./options.js";
 
 interface ShowOptions extends DataOptions {
@@ -48,16 +48,6 @@ async function show({ tenant, type: entityType, id: entityId, ...options }: Show
   });
   if (options.json === true) console.log(JSON.stringify({ tenant, entityType, entityId, ...history }));
   else print(history);
-}
-
-/** Who sits at this machine: who can read the lake's folder, or has the store's credentials, needs no token. */
-function localUser(): string {
-  try {
-    return `local:${userInfo().username}`;
-  } catch {
-    // A user that no account is of, as in containers.
-    return `local:${process.getuid?.() ?? "unknown"}`;
-  }
 }
 
 function print({ events, shown }: History): void {
