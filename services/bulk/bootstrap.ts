@@ -2,7 +2,6 @@ import { randomUUID } from "node:crypto";
 import { rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { TributaryError } from "../base/errors.js";
-import { packageRoot } from "../base/paths.js";
 import type { IngestContext } from "../ingest/context.js";
 import { rawRoot, rawSpec } from "../ingest/raw-table.js";
 import type { Reject } from "../sources/formats.js";
@@ -16,12 +15,12 @@ import type { Mark } from "../sources/splitter.js";
 import { append } from "../table/append.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { positionsOf } from "../table/progress.js";
+import { CHUNK_WORKER } from "./chunk-file.js";
 import type { Chunk, LeaveOut, NextChunk, OpenFile } from "./chunk-protocol.js";
+import type { EventShare } from "./event-types.js";
 import { keepAside } from "./payload-keeper.js";
 import { positionIn } from "./row-events.js";
 
-/** The compiled worker: a child process needs JavaScript, also when the parent runs from source. */
-const WORKER = join(packageRoot, "dist", "services", "bulk", "chunk-worker.js");
 /** The one lane of a job. */
 const LANE = "0";
 /** About what one raw file holds; whichever is reached first. */
@@ -42,6 +41,8 @@ export interface BootstrapOrder {
   /** As it was when the job began. */
   readonly manifest: Manifest;
   readonly limits: ReadLimits;
+  /** Of whole events, what others of the same job land; and the files that hold what is to be landed here. */
+  readonly share?: EventShare | undefined;
   readonly chunk?: Pick<NextChunk, "rows" | "bytes">;
 }
 
@@ -102,7 +103,9 @@ export class Bootstrap {
     const { files } = this.order.manifest;
     const reached = positionsOf(this.table.snapshot, streamOf(this.order.job)).get(LANE);
     const start = reached === undefined ? { file: 0, from: START } : placeAt(reached);
+    const { share } = this.order;
     for (let file = start.file; file < files.length; file++) {
+      if (share?.files.includes(file) === false) continue;
       if (!(await this.file(file, file === start.file ? start.from : START))) return false;
     }
     return true;
@@ -112,7 +115,7 @@ export class Bootstrap {
     const { place, manifest, limits } = this.order;
     return lend(place, manifest, file, limits, undefined, async (unit) => {
       const { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs } = limits;
-      const maker = new SourceProcess({ memoryBytes, idleMs }, WORKER);
+      const maker = new SourceProcess({ memoryBytes, idleMs }, CHUNK_WORKER);
       // Beside what is staged, to be taken over by the commit that it is made for.
       const out = join(this.table.store.staging, `chunk-${randomUUID()}.parquet`);
       const aside = `${out}.payloads`;
@@ -132,13 +135,14 @@ export class Bootstrap {
     { aside, ...opened }: Pick<OpenFile, "unit" | "file" | "from" | "out"> & { readonly aside: string },
   ): Promise<boolean> {
     const { file, out } = opened;
-    const { entityType, tenant, mapping, job, chunk: size = CHUNK } = this.order;
+    const { entityType, tenant, mapping, share, job, chunk: size = CHUNK } = this.order;
     const { host, table, context } = this;
     const stream = streamOf(job);
     const open: OpenFile = {
       type: "open",
       ...opened,
       mapping,
+      leaves: share?.leaves,
       payloads: { sizes: context.config.bus, aside },
       descriptors: context.registry.bytes(),
       entityType,

@@ -2,6 +2,7 @@ import type { Mapping } from "../sources/mapping.js";
 import type { Mark } from "../sources/splitter.js";
 import type { ReadUnit } from "../sources/unit.js";
 import type { WrittenFile } from "../table/data-file.js";
+import type { Leaves } from "./event-types.js";
 import type { Aside, PayloadOrder } from "./payloads-aside.js";
 
 /** What a process that makes chunks of files is told, one call at a time. Plain, as messages between processes are. */
@@ -16,6 +17,8 @@ export interface OpenFile {
   /** None for whole events. */
   readonly mapping: Mapping | undefined;
   readonly payloads: PayloadOrder;
+  /** Of whole events, what others of the same job land. */
+  readonly leaves: Leaves | undefined;
   /** A FileDescriptorSet. */
   readonly descriptors: Uint8Array;
   readonly entityType: string;
@@ -25,6 +28,14 @@ export interface OpenFile {
   readonly partition: string;
   /** Where each chunk is written: a path at which nothing is, when one is asked for. */
   readonly out: string;
+}
+
+/** Tells what types of events a file holds. */
+export interface ListTypes {
+  readonly type: "types";
+  readonly unit: ReadUnit;
+  /** A FileDescriptorSet. */
+  readonly descriptors: Uint8Array;
 }
 
 /** The next chunk of the file that is open: about so much of it. */
@@ -40,7 +51,7 @@ export interface LeaveOut {
   readonly rows: readonly number[];
 }
 
-export type ChunkRequest = OpenFile | NextChunk | LeaveOut;
+export type ChunkRequest = OpenFile | NextChunk | LeaveOut | ListTypes;
 
 export interface Chunk {
   /** Without rows there is no file. */

@@ -4,6 +4,7 @@ import { beKillable } from "../base/killable.js";
 import type { ReaderOptions, Reply } from "../sources/protocol.js";
 import { ChunkMaker } from "./chunk-maker.js";
 import type { Chunk, ChunkRequest } from "./chunk-protocol.js";
+import { type FoundTypes, findTypes } from "./event-types.js";
 import { WholeEvents } from "./whole-events.js";
 
 /** The child process that reads files of strangers and makes chunks of them. It holds nothing that is not in them. */
@@ -28,7 +29,7 @@ async function handle(request: ChunkRequest): Promise<void> {
   }
 }
 
-async function answer(request: ChunkRequest): Promise<Chunk | undefined> {
+async function answer(request: ChunkRequest): Promise<Chunk | FoundTypes | undefined> {
   if (request.type === "next") {
     if (maker === undefined) throw new TributaryError("TRB-INTERNAL");
     return maker.next(request);
@@ -36,6 +37,10 @@ async function answer(request: ChunkRequest): Promise<Chunk | undefined> {
   if (request.type === "leave") {
     if (!(maker instanceof WholeEvents)) throw new TributaryError("TRB-INTERNAL");
     return maker.leave(request);
+  }
+  if (request.type === "types") {
+    const duck = await Duck.sealed(memoryBytes, [request.unit.path]);
+    return duck.with((connection) => findTypes(connection, request, getsOn));
   }
   // One process a file: its engine is sealed with what it may reach.
   const duck = await Duck.sealed(memoryBytes, [request.unit.path, request.out]);

@@ -7,6 +7,7 @@ import {
   encodeTestEvent,
   expectedThings,
   Lake,
+  NOTE,
   Random,
   randomEvents,
   seeds,
@@ -26,6 +27,7 @@ import { Sources } from "../sources/sources.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { withScan } from "../table/scan.js";
 import { Bootstrap } from "./bootstrap.js";
+import { type EventShare, sharesOf } from "./event-types.js";
 
 const delimited = (events: readonly Uint8Array[]): Buffer =>
   Buffer.concat(events.flatMap((event) => [Buffer.from(varint(event.length)), event]));
@@ -49,9 +51,14 @@ afterEach(() => {
   expect(readdirSync(lake.context.store.staging).filter((name) => name.startsWith("chunk-"))).toEqual([]);
 });
 
-async function run(
-  more: { readonly tenant?: string; readonly chunks?: number; readonly rows?: number } = {},
-) {
+interface Run {
+  readonly tenant?: string;
+  readonly chunks?: number;
+  readonly rows?: number;
+  readonly share?: EventShare;
+}
+
+async function run(more: Run = {}) {
   let { chunks = Number.POSITIVE_INFINITY } = more;
   const place = sources.at("exports");
   const stop = new AbortController();
@@ -61,7 +68,8 @@ async function run(
     lake.context,
     {
       job: "whole",
-      entityType: THING,
+      entityType: more.share?.entityType ?? THING,
+      share: more.share,
       tenant: more.tenant,
       mapping: undefined,
       place,
@@ -140,6 +148,7 @@ test("what the bus would not take is rejected one by one, with its place and byt
   await lake.context.store.put(uriOf("acme", sha256(held)), held);
   const wrong: Record<string, Buffer> = {
     "TRB-BULK-TENANT": encodeTestEvent(at("x", { tenant: "other" })),
+    "TRB-BULK-TYPE": init("x", { entityType: NOTE, payload: { value } }),
     "TRB-EVENT-ENTITY-TYPE": init("x", { entityType: "t.v1.None", payload: { value } }),
     "TRB-EVENT-TENANT": encodeTestEvent(at("x", { tenant: "a b" })),
     "TRB-EVENT-ENTITY-ID": encodeTestEvent(at("")),
@@ -208,6 +217,42 @@ test("payloads that are too large for a row go to the object store first, and re
   ]);
   await (await lake.lane()).look();
   expect(await lake.rows()).toEqual(expectedThings([...large, at("small", { thing: { name: "x" } })]));
+});
+
+test("of a source of several types each record is landed, or rejected, once", async () => {
+  const note = (id: string) => init(id, { entityType: NOTE, payload: { value: Buffer.from("\n\u0001x") } });
+  const broken = init("b", { entityType: NOTE, payload: { value: Buffer.from([0x0a, 9]) } });
+  const alien = init("c", { entityType: "t.v1.None", payload: { value: Buffer.alloc(0) } });
+  const foreign = encodeTestEvent(at("d", { tenant: "other" }));
+  const file = (name: string, events: readonly Uint8Array[]) =>
+    writeFileSync(join(folder, name), delimited(events));
+  file("a.pb", [encodeTestEvent(at("a")), note("a"), Buffer.from("no event"), foreign]);
+  file("b.pb", [encodeTestEvent(at("b")), alien]);
+  file("c.pb", [note("c"), broken]);
+  const manifest = await inspect(sources.at("exports"), {}, lake.context.config.bulk);
+  const { config, registry } = lake.context;
+  const shares = await sharesOf(sources.at("exports"), manifest, config.bulk, registry);
+  expect(shares).toEqual([
+    { entityType: NOTE, files: [0, 1, 2], leaves: { types: [THING], rest: false } },
+    { entityType: THING, files: [0, 1], leaves: { types: [NOTE], rest: true } },
+  ]);
+  const told: unknown[] = [];
+  for (const share of shares) {
+    const { done, rows, rejects } = await run({ share, tenant: "acme" });
+    told.push([done, rows, rejects.map(({ code, row }) => `${code} ${row}`)]);
+    expect(await run({ share, tenant: "acme" })).toEqual({ done: true, rows: 0, rejects: [] });
+  }
+  expect(told).toEqual([
+    [true, 2, ["TRB-EVENT-MALFORMED 2", "TRB-EVENT-ENTITY-TYPE 1", "TRB-EVENT-PAYLOAD-DECODE 1"]],
+    [true, 2, ["TRB-BULK-TENANT 3"]],
+  ]);
+  rmSync(join(folder, "a.pb"));
+  rmSync(join(folder, "c.pb"));
+  file("b.pb", [alien]);
+  const left = await inspect(sources.at("exports"), {}, config.bulk);
+  await expect(sharesOf(sources.at("exports"), left, config.bulk, registry)).rejects.toMatchObject({
+    code: "TRB-BULK-TYPE",
+  });
 });
 
 test("a source of whole events takes no mapping, and one of rows needs one", async () => {

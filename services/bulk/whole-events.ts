@@ -14,6 +14,7 @@ import type { Mark, Records } from "../sources/splitter.js";
 import { Grant } from "../tenancy/grant.js";
 import { NO_FILE, ORDER } from "./chunk-file.js";
 import type { Chunk, LeaveOut, NextChunk, OpenFile } from "./chunk-protocol.js";
+import { Owner } from "./event-types.js";
 import { PayloadsAside } from "./payloads-aside.js";
 import { positionIn } from "./row-events.js";
 
@@ -33,6 +34,7 @@ export class WholeEvents {
   private readonly gate: EventGate;
   private readonly grant: Grant;
   private readonly aside: PayloadsAside;
+  private readonly owner: Owner;
   /** What the last chunk was made of. */
   private made: { readonly events: EventBatch; readonly chunk: Chunk } | undefined;
   private at: Mark;
@@ -54,6 +56,7 @@ export class WholeEvents {
       tenants: tenant === undefined ? "*" : [tenant],
       entityTypes: [entityType],
     });
+    this.owner = new Owner(entityType, order.leaves);
     this.aside = new PayloadsAside(payloads.aside);
   }
 
@@ -89,7 +92,7 @@ export class WholeEvents {
         break;
       }
       const wrong = batch.events === undefined ? [] : this.take(batch.events, events);
-      const rejects = [...batch.rejects, ...wrong].sort((a, b) => a.row - b.row);
+      const rejects = [...(this.owner.ownsRest ? batch.rejects : []), ...wrong].sort((a, b) => a.row - b.row);
       this.onRejects(rejects);
       rejected += rejects.length;
       read += batch.bytes;
@@ -134,6 +137,7 @@ export class WholeEvents {
       const [start, end, row] = [fields[at * 2]!, fields[at * 2 + 1]!, ordinals[at]!];
       const position = positionIn(this.order.file, row + 1);
       const verdict = this.gate.check(bytes, start, end, this.grant);
+      if (verdict !== undefined && !this.owner.owns(this.gate.envelope)) continue;
       let refused: readonly [Code, string] | undefined;
       if (verdict === undefined) {
         events.add(bytes, start, end, this.order.partition, position, receivedAt, this.gate.envelope);

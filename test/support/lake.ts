@@ -27,6 +27,8 @@ import { xxh64 } from "./oracle-hash.js";
 /** A whole lake in a temporary folder, for tests of the table engine and of ingest: no stream, no server. */
 
 export const THING = "t.v1.Thing";
+/** No model is about it. */
+export const NOTE = "t.v1.Note";
 const PROTO = `syntax = "proto3";
 package t.v1;
 import "google/protobuf/timestamp.proto";
@@ -41,6 +43,9 @@ message Thing {
   // Traps for models that mistake them for the event's own.
   string tenant_id = 8;
   string entity_id = 9;
+}
+message Note {
+  string text = 1;
 }
 `;
 const SOURCES = `version: 2
