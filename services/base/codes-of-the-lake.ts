@@ -85,6 +85,18 @@ export const LAKE_CODES = {
     "raw was replaced since a job has looked for what is to be deleted",
     "cancel the job and start another one",
   ),
+  "TRB-JOB-REJECTS": entry(
+    409,
+    false,
+    "more rows were rejected than the job's order allows",
+    "look at the rejects; resume it to allow for as many again, or cancel it and mend the export",
+  ),
+  "TRB-JOB-PROCESS": entry(
+    503,
+    true,
+    "the job's process ended without a word",
+    "it is tried again; should it fail for this, look at memory (bulk.jobMemoryBytes) and the server's log",
+  ),
   "TRB-STORE-FAILED": entry(
     503,
     true,

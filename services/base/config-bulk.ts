@@ -45,5 +45,9 @@ export const bulk = z
     readerMemoryBytes: count(512 * MiB, 64 * MiB),
     /** A reader that gets nowhere for so long is killed. */
     readerIdleMs: count(60_000, 100),
+    /** Jobs that run beside each other; the others wait for their turn. */
+    jobsAtOnce: count(1),
+    /** What the engine of a job's process may hold; a job's index of keys may hold a quarter as much beside. */
+    jobMemoryBytes: count(1024 * MiB, 128 * MiB),
   })
   .prefault({});

@@ -89,7 +89,8 @@ async function run(lake: Lake, place: Place, manifest: Manifest, chunks: number,
         landed += chunk.rows;
         if (--chunks === 0) stop.abort();
       },
-      rejected: (_, some) => rejects.push(...some),
+      reject: async (_, some) => void rejects.push(...some),
+      pace: async () => undefined,
       signal: stop.signal,
     },
   );

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { TributaryError } from "../base/errors.js";
 import type { IngestContext } from "../ingest/context.js";
 import { rawRoot, rawSpec } from "../ingest/raw-table.js";
-import type { Reject } from "../sources/formats.js";
+import type { CsvOptions, Reject } from "../sources/formats.js";
 import { lend, type ReadLimits } from "../sources/inspect.js";
 import type { Manifest } from "../sources/manifest.js";
 import type { Mapping } from "../sources/mapping.js";
@@ -18,6 +18,7 @@ import { positionsOf } from "../table/progress.js";
 import { CHUNK_WORKER } from "./chunk-file.js";
 import type { Chunk, LeaveOut, NextChunk, OpenFile } from "./chunk-protocol.js";
 import type { EventShare } from "./event-types.js";
+import { streamOf } from "./job-tracks.js";
 import { keepAside } from "./payload-keeper.js";
 import { positionIn } from "./row-events.js";
 
@@ -25,9 +26,6 @@ import { positionIn } from "./row-events.js";
 const LANE = "0";
 /** About what one raw file holds; whichever is reached first. */
 const CHUNK: Pick<NextChunk, "rows" | "bytes"> = { rows: 250_000, bytes: 128 * 1024 * 1024 };
-
-/** The stream that a job's rows come along, as positions have it. No stream of events has such a name. */
-export const streamOf = (job: string): string => `bootstrap-${job}`;
 
 /** What a job lands, and where it comes from. */
 export interface BootstrapOrder {
@@ -43,6 +41,8 @@ export interface BootstrapOrder {
   readonly limits: ReadLimits;
   /** Of whole events, what others of the same job land; and the files that hold what is to be landed here. */
   readonly share?: EventShare | undefined;
+  /** How its files are written, if that is CSV. */
+  readonly csv?: CsvOptions | undefined;
   readonly chunk?: Pick<NextChunk, "rows" | "bytes">;
 }
 
@@ -65,7 +65,10 @@ export type BootstrapContext = Pick<
 export interface BootstrapHost {
   /** A chunk has landed. */
   landed(chunk: BootstrapProgress): void;
-  rejected(file: number, rejects: readonly Reject[]): void;
+  /** Resolves once they are kept: before the chunk lands that they come of. What it rejects with ends the job's run. */
+  reject(file: number, rejects: readonly Reject[]): Promise<void>;
+  /** Resolves when the next chunk may be made, after one of so much. */
+  pace(work: { readonly rows: number; readonly bytes: number }): Promise<void>;
   /** Ends it after the chunk that runs. */
   readonly signal: AbortSignal;
 }
@@ -100,20 +103,20 @@ export class Bootstrap {
   }
 
   private async all(): Promise<boolean> {
-    const { files } = this.order.manifest;
-    const reached = positionsOf(this.table.snapshot, streamOf(this.order.job)).get(LANE);
-    const start = reached === undefined ? { file: 0, from: START } : placeAt(reached);
-    const { share } = this.order;
-    for (let file = start.file; file < files.length; file++) {
-      if (share?.files.includes(file) === false) continue;
-      if (!(await this.file(file, file === start.file ? start.from : START))) return false;
+    const { share, manifest } = this.order;
+    for (;;) {
+      const reached = positionsOf(this.table.snapshot, streamOf(this.order.job)).get(LANE);
+      let { file, from } = reached === undefined ? FIRST : placeAt(reached);
+      for (; file < manifest.files.length && share?.files.includes(file) === false; from = START) file++;
+      if (file === manifest.files.length) return true;
+      if (!(await this.file(file, from))) return false;
     }
-    return true;
   }
 
+  /** False when it was told to stop. */
   private file(file: number, from: Mark): Promise<boolean> {
     const { place, manifest, limits } = this.order;
-    return lend(place, manifest, file, limits, undefined, async (unit) => {
+    return lend(place, manifest, file, limits, this.order.csv, async (unit) => {
       const { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs } = limits;
       const maker = new SourceProcess({ memoryBytes, idleMs }, CHUNK_WORKER);
       // Beside what is staged, to be taken over by the commit that it is made for.
@@ -129,7 +132,7 @@ export class Bootstrap {
     });
   }
 
-  /** False when it was told to stop before the file's end. */
+  /** True at the file's end, or when a chunk has to be made again; false when it was told to stop before. */
   private async chunks(
     maker: SourceProcess,
     { aside, ...opened }: Pick<OpenFile, "unit" | "file" | "from" | "out"> & { readonly aside: string },
@@ -153,32 +156,41 @@ export class Bootstrap {
     await maker.call(open);
     for (;;) {
       if (host.signal.aborted) return false;
+      const rejects: Reject[] = [];
       let made: Chunk | undefined;
       const before = positionsOf(table.snapshot, stream);
       const result = await append(table, stream, before, async (localPath) => {
-        made = await this.made(maker, file, { type: "next", ...size });
+        made = await this.made(maker, { type: "next", ...size }, rejects);
         if (made.aside !== undefined) {
           const rows = await keepAside(context.decoding.offloaded, made.aside, aside);
-          if (rows.length > 0) made = await this.made(maker, file, { type: "leave", rows });
+          if (rows.length > 0) made = await this.made(maker, { type: "leave", rows }, rejects);
         }
+        if (rejects.length > 0) await host.reject(file, rejects);
         if (made.file.rows > 0) await rename(out, localPath);
         const to = made.end ? positionIn(file + 1, 0) : positionIn(file, made.next.row);
         return { file: made.file, to: new Map([[LANE, to]]) };
       });
-      if (result.kind === "conflict") throw new TributaryError("TRB-JOB-ELSEWHERE");
-      const { file: written, rejects, bytes, end } = made!;
-      host.landed({ file, rows: written.rows, rejects, bytes });
+      if (result.kind === "conflict") {
+        await table.refresh();
+        if (positionsOf(table.snapshot, stream).get(LANE) === before.get(LANE)) return true;
+        throw new TributaryError("TRB-JOB-ELSEWHERE");
+      }
+      const { file: written, bytes, end } = made!;
+      host.landed({ file, rows: written.rows, rejects: rejects.length, bytes });
       if (end) return true;
+      await host.pace({ rows: written.rows, bytes });
     }
   }
 
-  private async made(maker: SourceProcess, file: number, request: NextChunk | LeaveOut): Promise<Chunk> {
+  private async made(maker: SourceProcess, request: NextChunk | LeaveOut, rejects: Reject[]): Promise<Chunk> {
     const chunk = await maker.call(request, (reply) => {
-      if (reply.type === "rejects") this.host.rejected(file, reply.rejects);
+      if (reply.type === "rejects") rejects.push(...reply.rejects);
     });
     return chunk as Chunk;
   }
 }
+
+const FIRST = { file: 0, from: START };
 
 /** The reverse of `positionIn`. */
 function placeAt(position: string): { readonly file: number; readonly from: Mark } {

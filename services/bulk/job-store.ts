@@ -26,6 +26,9 @@ const AT_ONCE = 16;
  * that write a state at once do no harm: it is a report.
  */
 export class JobStore {
+  /** Nothing becomes of these any more: they are read once. */
+  private readonly over = new Map<string, Job>();
+
   constructor(private readonly store: ObjectStore) {}
 
   /**
@@ -57,17 +60,21 @@ export class JobStore {
   }
 
   private async find(id: string): Promise<Job | undefined> {
+    const known = this.over.get(id);
+    if (known !== undefined) return known;
     const [order, wish, state] = await Promise.all([
       this.read(ORDERS, id, jobOrder),
       this.read(WISHES, id, jobWish),
       this.read(STATES, id, jobState),
     ]);
     if (order === undefined) return undefined;
-    return {
+    const job: Job = {
       order,
       wish: wish?.wish ?? "run",
       state: state ?? jobState.parse({ phase: "waiting", writtenAt: order.at }),
     };
+    if (hasEnded(job.state) && job.state.phase !== "failed") this.over.set(id, job);
+    return job;
   }
 
   private async read<T>(folder: string, id: string, shape: z.ZodType<T>): Promise<T | undefined> {
@@ -80,19 +87,37 @@ export class JobStore {
     }
   }
 
-  /** Errors: TRB-JOB-UNKNOWN; TRB-JOB-ENDED, for what nothing becomes of any more. */
+  /**
+   * One that is paused or has failed waits for its turn again once it is to run. Errors: TRB-JOB-UNKNOWN; TRB-JOB-ENDED,
+   * for what nothing becomes of any more.
+   */
   async wish(id: string, wish: JobWish): Promise<Job> {
     const job = await this.get(id);
     const again = job.state.phase === "failed" && wish.wish === "run";
     if (hasEnded(job.state) && !again)
       throw new TributaryError("TRB-JOB-ENDED", `"${id}" is ${job.state.phase}`);
     await this.store.put(keyOf(WISHES, id), bytesOf(wish));
-    return { ...job, wish: wish.wish };
+    if (wish.wish !== "run" || (job.state.phase !== "paused" && !again)) return { ...job, wish: wish.wish };
+    const state = { ...resumed(job), writtenAt: wish.at };
+    await this.tell(id, state);
+    return { ...job, wish: wish.wish, state };
   }
 
   async tell(id: string, state: JobState): Promise<void> {
+    this.over.delete(id);
     await this.store.put(keyOf(STATES, id), bytesOf(state));
   }
+}
+
+/** Of a job that is resumed: as many rejects again do not pause it. */
+function resumed({ order, state }: Job): JobState {
+  const { code, reason: _, attempts: __, ...rest } = state;
+  const more = order.kind === "bootstrap" && code === "TRB-JOB-REJECTS";
+  return {
+    ...rest,
+    phase: "waiting",
+    ...(more ? { rejectsAllowed: state.rejected + order.rejectLimit } : {}),
+  };
 }
 
 const keyOf = (folder: string, id: string): string => `${folder}${id}.json`;

@@ -127,6 +127,14 @@ export const jobState = z.strictObject({
   rowsLanded: z.number().int().default(0),
   rowsRefined: z.number().int().default(0),
   rejected: z.number().int().default(0),
+  /** So many rejects do not pause it: those of its order, or more since it was resumed. */
+  rejectsAllowed: z.number().int().optional(),
+  /** Of late; while it runs. */
+  rowsPerSecond: z.number().optional(),
+  /** Until it is done, as it goes at the moment. */
+  etaSeconds: z.number().int().optional(),
+  /** Of tries that failed one after the other. */
+  attempts: z.number().int().optional(),
   startedAt: z.iso.datetime().optional(),
   writtenAt: z.iso.datetime(),
 });

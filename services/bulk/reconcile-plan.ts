@@ -11,9 +11,9 @@ import type { ObjectStore } from "../storage/object-store.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { partsOf } from "../table/progress.js";
 import { mayHoldTenant, portionsOf, withFilesScan } from "../table/scan.js";
-import { streamOf } from "./bootstrap.js";
 import { keyVersionDigest, ofTenant } from "./digests.js";
 import type { Watermark } from "./job.js";
+import { streamOf } from "./job-tracks.js";
 import { KeyBuckets } from "./key-buckets.js";
 
 /** The partition of a job's stream that its deletes come along. */

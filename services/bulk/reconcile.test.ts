@@ -11,8 +11,8 @@ import {
   winnersOf,
 } from "../../test/support/lake.js";
 import { progressOf } from "../table/progress.js";
-import { streamOf } from "./bootstrap.js";
 import type { Watermark } from "./job.js";
+import { streamOf } from "./job-tracks.js";
 import { confirmDeletes, reconcile } from "./reconcile.js";
 import { planOf, type ReconcileOrder } from "./reconcile-plan.js";
 

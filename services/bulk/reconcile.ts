@@ -9,8 +9,8 @@ import { append } from "../table/append.js";
 import { writeParquet } from "../table/data-file.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { positionsOf } from "../table/progress.js";
-import { streamOf } from "./bootstrap.js";
 import type { JobHost } from "./job-run.js";
+import { streamOf } from "./job-tracks.js";
 import { DELETES, makePlan, planOf, type ReconcileOrder, type ReconcilePlan } from "./reconcile-plan.js";
 
 /** Deletes of one raw file. */

@@ -82,7 +82,8 @@ async function run(more: Run = {}) {
         rows += chunk.rows;
         if (--chunks === 0) stop.abort();
       },
-      rejected: (_, some) => rejects.push(...some),
+      reject: async (_, some) => void rejects.push(...some),
+      pace: async () => undefined,
       signal: stop.signal,
     },
   );
@@ -267,7 +268,12 @@ test("a source of whole events takes no mapping, and one of rows needs one", asy
     manifest: await inspect(place, {}, lake.context.config.bulk),
     limits: lake.context.config.bulk,
   };
-  const host = { landed: () => undefined, rejected: () => undefined, signal: new AbortController().signal };
+  const host = {
+    landed: () => undefined,
+    reject: async () => undefined,
+    pace: async () => undefined,
+    signal: new AbortController().signal,
+  };
   await expect(Bootstrap.run(lake.context, order, host)).rejects.toMatchObject({ code: "TRB-BULK-MAPPING" });
   mkdirSync(join(folder, "lines"));
   writeFileSync(join(folder, "lines", "a.ndjson"), '{"a":1}\n');

@@ -142,6 +142,8 @@ export interface Source {
 export interface Ingest {
   /** Lands another stream, from now on until `stop`. Resolves when the stream has taken this worker in. */
   land(source: Source): Promise<void>;
+  /** Looks at what others have done to the tables: a job is over, say, and left something to be taken in. */
+  look(): void;
   /** Resolves after `stop`; rejects when ingest cannot go on. */
   readonly done: Promise<void>;
   /** Lands what was read, then ends. */
@@ -208,7 +210,14 @@ export function startIngest(context: IngestContext): Ingest {
       duck.close();
     },
   );
-  return { land, done, stop };
+  const look = () => {
+    if (stopping.signal.aborted) return;
+    for (const pipeline of pipelines.values()) {
+      pipeline.openKnown();
+      void pipeline.look();
+    }
+  };
+  return { land, look, done, stop };
 }
 
 /**

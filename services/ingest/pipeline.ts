@@ -91,7 +91,7 @@ export class Pipeline implements PartitionHolder {
    * Opens the lanes of types that have a raw table or parked events, without waiting for events: what another has left
    * half done is done.
    */
-  private openKnown(): void {
+  openKnown(): void {
     const { store, log } = this.context;
     this.opening = this.opening.then(async () => {
       try {
@@ -191,24 +191,28 @@ export class Pipeline implements PartitionHolder {
    * is parked, also by a worker that was frozen and parked what was not its own any more.
    */
   private beginRounds(): void {
-    const { crew, store, log } = this.context;
-    const wait = crew.lookMs;
+    const wait = this.context.crew.lookMs;
     if (wait === undefined || this.stopping.signal.aborted) return;
-    const round = async () => {
+    this.rounds = sleep(wait, undefined, { signal: this.stopping.signal, ref: false })
+      .then(() => this.look())
+      .catch(() => undefined)
+      .finally(() => this.beginRounds());
+  }
+
+  /** One of these rounds, now. */
+  async look(): Promise<void> {
+    const { store, log } = this.context;
+    try {
       const parked = new Set(await parkedTables(store));
       for (const keeper of this.keepers.values()) {
         if (parked.has(keeper.entityType)) keeper.assigned();
         else await keeper.look();
       }
       if (parked.has(UNREADABLE)) this.unreadables.assigned();
-    };
-    this.rounds = sleep(wait, undefined, { signal: this.stopping.signal, ref: false })
-      .then(round)
-      .catch((error: unknown) => {
-        if (!this.stopping.signal.aborted)
-          log.warn({ err: error }, "what others have left cannot be looked at");
-      })
-      .finally(() => this.beginRounds());
+    } catch (error) {
+      if (!this.stopping.signal.aborted)
+        log.warn({ err: error }, "what others have left cannot be looked at");
+    }
   }
 
   /** Reads what there is, then flushes what is due. */

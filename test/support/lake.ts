@@ -91,6 +91,8 @@ export interface LakeOptions {
   /** Wraps the store, to make it fail. */
   readonly store?: (inner: ObjectStore) => ObjectStore;
   readonly ingest?: Partial<Config["ingest"]>;
+  /** Where exports lie, by name. */
+  readonly sources?: Readonly<Record<string, string>>;
 }
 
 /** Writes a dbt project; `models` by "<table>", all in the domain "t". */
@@ -155,6 +157,7 @@ export class Lake {
         protoDirs: [join(folder, "proto")],
         transformsDir: join(folder, "transforms"),
         ingest: { keyIndexBytes: options.keyIndexBytes ?? 64 * 1024 * 1024, ...options.ingest },
+        bulk: { sources: options.sources ?? {} },
         table: {
           checkpointEvery: options.checkpointEvery ?? 7,
           compactAfterFiles: options.compactAfterFiles ?? 4,

@@ -9,7 +9,8 @@ import { checkData } from "../../base/data-format.js";
 import { nodeFiles } from "../../base/files.js";
 import { layout } from "../../base/paths.js";
 import { waitForLock } from "../../base/process-lock.js";
-import { SharedCrew } from "../../ingest/crew.js";
+import { JobTracks } from "../../bulk/job-tracks.js";
+import { ALONE, SharedCrew } from "../../ingest/crew.js";
 import { type Ingest, openContext, SOLE, startIngest } from "../../ingest/ingest.js";
 import { PayloadRounds } from "../../ingest/payload-rounds.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
@@ -18,6 +19,7 @@ import { Collector } from "../../offload/collector.js";
 import { cachesIn } from "../../storage/object-cache.js";
 import type { ObjectStore } from "../../storage/object-store.js";
 import type { ChangeStreamReader, StreamBatch } from "../../stream/change-stream.js";
+import { serveJobs } from "./job-process.js";
 import { openStore } from "./lake-store.js";
 import { freePlace, lockData, openLog, openTraces, type Place } from "./runtime.js";
 import { OpenStreams, streamKind, typesOfDomains } from "./streams.js";
@@ -52,11 +54,13 @@ export async function runIngest(config: Config, project: Project): Promise<Runni
     if (crew !== undefined) closers.push(() => crew.shared.close());
     const traces = await openTraces(config, "tributary-ingest");
     closers.push(() => traces.close());
+    const tracks = new JobTracks();
     const context = await openContext({
       config,
       store,
       folder: place.folder,
-      ...(crew === undefined ? {} : { worker: crew.name, crew: crew.shared }),
+      ...(crew === undefined ? {} : { worker: crew.name }),
+      crew: tracks.sparedBy(crew?.shared ?? ALONE),
       log,
       registry: metrics,
       traces,
@@ -66,12 +70,18 @@ export async function runIngest(config: Config, project: Project): Promise<Runni
     const { done, stop } = ingest;
     const streams = await landStreams(config, project, ingest, metrics, log);
     closers.push(() => streams.close());
+    const jobs = serveJobs(context, tracks, () => ingest.look());
+    closers.push(() => jobs.close());
     const { keepMs, collectEveryMs } = config.offload;
     const waiting = () => waitingAnywhere(config, project);
     const collector = new Collector({ store, keepMs, waiting });
     const rounds = new PayloadRounds(context, () => collector.run(), collectEveryMs, metrics);
     closers.push(() => rounds.close());
-    return { done: done.finally(close), stop, metrics };
+    const stopAll = () => {
+      stop();
+      void jobs.close();
+    };
+    return { done: done.finally(close), stop: stopAll, metrics };
   } catch (error) {
     await close();
     throw error;
@@ -132,7 +142,7 @@ async function* waitingAnywhere(config: Config, { registry }: Project): AsyncGen
 }
 
 /** Removes files of a run that was killed; nobody else stages or spills here while the place is held. */
-async function cleanUp(config: Config, place: Place): Promise<void> {
+export async function cleanUp(config: Config, place: Place): Promise<void> {
   const { staging, scratch, cache } = layout(config.data);
   await rm(join(staging, place.folder), { recursive: true, force: true });
   // A scratch disk that is full or gone stops only what has to spill.

@@ -1,36 +1,18 @@
-import { type ChildProcess, fork } from "node:child_process";
+import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { fileURLToPath } from "node:url";
 import type { Logger } from "pino";
 import type { Config } from "../../base/config.js";
 import { Retry } from "../../base/retry.js";
 import type { Project } from "../../ingest/project.js";
 import type { FromChild, ToChild } from "./ingest-child.js";
+import { forkLimited, OTHER_BYTES } from "./limited-process.js";
 
 /** After a run as long as this the first pause is short again. */
 const LONG_MS = 60_000;
 /** A stop that takes longer hangs; nothing is lost by a kill. */
 const STOP_MS = 60_000;
-/**
- * COPY statements run on libuv's threads; a raw and a refined one of several lanes go at once. glibc's allocator gives
- * large blocks back to the kernel at once by default and faults them in again with the next batch: a fifth of
- * ingest's CPU (other allocators ignore these).
- */
-const ENVIRONMENT = {
-  UV_THREADPOOL_SIZE: "8",
-  MALLOC_MMAP_THRESHOLD_: "33554432",
-  MALLOC_TRIM_THRESHOLD_: "1073741824",
-};
-
-/** What ingest takes beside the engine and the key indexes: heap, batches, payloads being unpacked, code. */
-const OTHER_BYTES = 1536 * 1024 * 1024;
-
-/**
- * KiB of data that the process may have. The engine's own limit does not count what functions allocate
- * (`repeat('x', 2e9)`): beyond this their allocations fail, and the engine says so like of its own limit.
- */
-const dataLimit = ({ ingest }: Config): number =>
-  Math.ceil((ingest.duckdbMemoryBytes + ingest.keyIndexBytes + OTHER_BYTES) / 1024);
+const dataBytes = ({ ingest }: Config): number =>
+  ingest.duckdbMemoryBytes + ingest.keyIndexBytes + OTHER_BYTES;
 
 /**
  * Runs ingest in a process of its own, so that its work on columns never delays an acknowledgement, and starts it
@@ -91,20 +73,7 @@ export class IngestSupervisor {
   /** Runs a child until it ends. */
   private async runOnce(): Promise<void> {
     this.reason = "ingest is starting";
-    const child = fork(fileURLToPath(new URL("./ingest-child.js", import.meta.url)), [], {
-      env: {
-        ...process.env,
-        ...ENVIRONMENT,
-        NODE: process.execPath,
-        INGEST_DATA_KIB: String(dataLimit(this.config)),
-      },
-      // The shell only sets the limit, then becomes the process.
-      execPath: "/bin/sh",
-      execArgv: ["-c", 'ulimit -d "$INGEST_DATA_KIB"; exec "$NODE" "$0"'],
-      stdio: ["ignore", "inherit", "inherit", "ipc"],
-      // For bytes and maps as they are.
-      serialization: "advanced",
-    });
+    const child = forkLimited("ingest-child.js", dataBytes(this.config));
     this.child = child;
     let failed: string | undefined;
     child.on("message", (message: FromChild) => {

@@ -1,0 +1,41 @@
+import { TributaryError } from "../base/errors.js";
+import type { IngestContext } from "../ingest/context.js";
+import type { Job } from "./job.js";
+import { runJob } from "./job-kinds.js";
+import type { Told } from "./job-report.js";
+import type { Outcome } from "./job-runner.js";
+
+/** What a run of a job is given by the process that it is in. */
+export interface Here {
+  readonly signal: AbortSignal;
+  tell(told: Told): void;
+  log(error: unknown): void;
+}
+
+/** Runs a job in this process. Never rejects. */
+export async function runHere(context: IngestContext, { order, state }: Job, here: Here): Promise<Outcome> {
+  const { signal, tell, log } = here;
+  let rejected = state.rejected;
+  const limit = state.rejectsAllowed ?? (order.kind === "bootstrap" ? order.rejectLimit : 0);
+  try {
+    const done = await runJob(context, order, {
+      signal,
+      tell,
+      pace: async () => signal.throwIfAborted(),
+      reject: async (_, rejects) => {
+        rejected += rejects.length;
+        tell({ rejected });
+        if (rejected > limit) throw new TributaryError("TRB-JOB-REJECTS");
+      },
+    });
+    return { kind: done ? "done" : "stopped" };
+  } catch (error) {
+    if (signal.aborted) return { kind: "stopped" };
+    if (error instanceof TributaryError)
+      return { kind: "failed", code: error.code, reason: error.message, retryable: error.retryable };
+    // Words of others may hold values and paths.
+    log(error);
+    const { code, message } = new TributaryError("TRB-INTERNAL");
+    return { kind: "failed", code, reason: message, retryable: true };
+  }
+}

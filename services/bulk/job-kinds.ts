@@ -1,0 +1,17 @@
+import type { IngestContext } from "../ingest/context.js";
+import { runBootstrap } from "./bootstrap-job.js";
+import type { JobOrder } from "./job.js";
+import type { JobHost, RunJob } from "./job-run.js";
+
+type Kinds = { readonly [K in JobOrder["kind"]]?: RunJob<Extract<JobOrder, { kind: K }>> };
+
+/** What runs here. Orders of other kinds wait for a worker that knows them. */
+const KINDS: Kinds = { bootstrap: runBootstrap };
+
+export const RUNNABLE: ReadonlySet<JobOrder["kind"]> = new Set(Object.keys(KINDS) as JobOrder["kind"][]);
+
+/** Runs a job of whatever kind. Errors: those of the kind. */
+export function runJob(context: IngestContext, order: JobOrder, host: JobHost): Promise<boolean> {
+  const run = KINDS[order.kind] as RunJob<JobOrder> | undefined;
+  return run === undefined ? Promise.resolve(false) : run(context, order, host);
+}

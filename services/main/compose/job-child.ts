@@ -1,0 +1,85 @@
+import { Registry } from "prom-client";
+import type { Config } from "../../base/config.js";
+import { TributaryError } from "../../base/errors.js";
+import { beKillable } from "../../base/killable.js";
+import type { Job } from "../../bulk/job.js";
+import { runHere } from "../../bulk/job-here.js";
+import type { Told } from "../../bulk/job-report.js";
+import type { Outcome } from "../../bulk/job-runner.js";
+import { ProtoRegistry } from "../../contracts/registry.js";
+import { openContext } from "../../ingest/ingest.js";
+import type { BoundModel } from "../../models/bind.js";
+import { cleanUp } from "./ingest-process.js";
+import { openStore } from "./lake-store.js";
+import { freePlace, openLog } from "./runtime.js";
+
+/** The process of one bulk job. It lives as long as its parent; what it has not committed is done again by the next one. */
+export type ToJob = Start | { readonly stop: true };
+interface Start {
+  readonly config: Config;
+  /** A FileDescriptorSet, and the models bound against it. */
+  readonly descriptors: Uint8Array;
+  readonly models: readonly BoundModel[];
+  readonly job: Job;
+}
+export type FromJob = { readonly told: Told } | { readonly ended: Outcome };
+
+/** Part of the names of its folders. */
+const NAME = "bulk";
+
+const stopping = new AbortController();
+const tell = (message: FromJob) =>
+  new Promise<void>((resolve) => {
+    // The channel may break meanwhile; then nobody needs the message any more.
+    if (process.send === undefined) resolve();
+    else process.send(message, () => resolve());
+  });
+
+beKillable();
+// A service manager tells every process of the group: it stops as it does when its parent says so.
+process.on("SIGTERM", () => stopping.abort());
+process.on("message", (message: ToJob) => {
+  if ("stop" in message) stopping.abort();
+  else void start(message);
+});
+
+async function start(message: Start): Promise<void> {
+  const log = openLog(message.config);
+  const ended = await run(message, (error) =>
+    log.error({ err: error, job: message.job.order.id }, "a job has failed"),
+  );
+  await tell({ ended });
+  // process.exit() waits for the engine's threads, which may wait for this very thread.
+  process.kill(process.pid, "SIGKILL");
+}
+
+async function run(
+  { config, descriptors, models, job }: Start,
+  failed: (error: unknown) => void,
+): Promise<Outcome> {
+  try {
+    const place = await freePlace(config, NAME);
+    await cleanUp(config, place);
+    const context = await openContext({
+      config,
+      store: await openStore(config, place.folder),
+      folder: place.folder,
+      worker: place.folder,
+      log: openLog(config),
+      registry: new Registry(),
+      project: { registry: ProtoRegistry.of(descriptors), models },
+    });
+    const outcome = await runHere(context, job, {
+      signal: stopping.signal,
+      tell: (told) => void tell({ told }),
+      log: failed,
+    });
+    await context.deadLetters.close();
+    return outcome;
+  } catch (error) {
+    failed(error);
+    const known = error instanceof TributaryError ? error : new TributaryError("TRB-INTERNAL");
+    // What the process needs of its machine or its store may come back.
+    return { kind: "failed", code: known.code, reason: known.message, retryable: true };
+  }
+}

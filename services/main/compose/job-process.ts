@@ -1,0 +1,73 @@
+import { once } from "node:events";
+import type { Config } from "../../base/config.js";
+import { TributaryError } from "../../base/errors.js";
+import type { Job } from "../../bulk/job.js";
+import { RUNNABLE } from "../../bulk/job-kinds.js";
+import type { Told } from "../../bulk/job-report.js";
+import { type JobRun, JobRunner, type Outcome } from "../../bulk/job-runner.js";
+import { JobStore } from "../../bulk/job-store.js";
+import type { JobTracks } from "../../bulk/job-tracks.js";
+import type { IngestContext } from "../../ingest/context.js";
+import type { FromJob, ToJob } from "./job-child.js";
+import { forkLimited, OTHER_BYTES } from "./limited-process.js";
+
+/** As tables have names, of what is shared out among workers: the lake's jobs. */
+const JOBS = "jobs";
+/** A job's process gives way to all that serves. */
+const NICENESS = 10;
+/** Of a job's memory, what its index of keys may take beside. */
+const KEY_INDEX_SHARE = 1 / 4;
+
+/** The configuration of a job's process. */
+function configOf(config: Config): Config {
+  const { jobMemoryBytes } = config.bulk;
+  const keyIndexBytes = Math.floor(jobMemoryBytes * KEY_INDEX_SHARE);
+  return { ...config, ingest: { ...config.ingest, duckdbMemoryBytes: jobMemoryBytes, keyIndexBytes } };
+}
+
+/** Serves the lake's jobs beside ingest, each that runs in a process of its own. */
+export function serveJobs(context: IngestContext, tracks: JobTracks, moved: () => void): JobRunner {
+  const { store, crew, config, log } = context;
+  const runner = new JobRunner({
+    jobs: new JobStore(store),
+    tracks,
+    isOurs: () => crew.tends(JOBS),
+    kinds: RUNNABLE,
+    start: (job, tell) => runApart(context, job, tell),
+    atOnce: config.bulk.jobsAtOnce,
+    moved,
+    log,
+  });
+  void runner.start();
+  return runner;
+}
+
+/** Runs a job in a process of its own, whose end is nobody else's and which does not outlive this one. */
+export function runApart(
+  context: Pick<IngestContext, "config" | "registry" | "models" | "log">,
+  job: Job,
+  tell: (told: Told) => void,
+): JobRun {
+  const { registry, models, log } = context;
+  const config = configOf(context.config);
+  const { duckdbMemoryBytes, keyIndexBytes } = config.ingest;
+  const child = forkLimited("job-child.js", duckdbMemoryBytes + keyIndexBytes + OTHER_BYTES, NICENESS);
+  // A child that dies at this moment is dealt with at its exit; without a callback the failed send would end us.
+  const send = (message: ToJob) => child.connected && child.send(message, () => undefined);
+  let outcome: Outcome | undefined;
+  child.on("message", (message: FromJob) => {
+    if ("told" in message) tell(message.told);
+    else outcome = message.ended;
+  });
+  child.on("error", (error) =>
+    log.error({ err: error, job: job.order.id }, "a job's process cannot be reached"),
+  );
+  send({ config, descriptors: registry.bytes(), models, job });
+  const ended = once(child, "exit").then((): Outcome => outcome ?? died());
+  return { ended, stop: () => send({ stop: true }), kill: () => child.kill("SIGKILL") };
+}
+
+function died(): Outcome {
+  const { code, message } = new TributaryError("TRB-JOB-PROCESS");
+  return { kind: "failed", code, reason: message, retryable: true };
+}
