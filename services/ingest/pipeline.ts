@@ -194,26 +194,24 @@ export class Pipeline implements PartitionHolder {
     const wait = this.context.crew.lookMs;
     if (wait === undefined || this.stopping.signal.aborted) return;
     this.rounds = sleep(wait, undefined, { signal: this.stopping.signal, ref: false })
-      .then(() => this.look())
-      .catch(() => undefined)
+      .then(this.look, () => undefined)
       .finally(() => this.beginRounds());
   }
 
   /** One of these rounds, now. */
-  async look(): Promise<void> {
-    const { store, log } = this.context;
+  readonly look = async (): Promise<void> => {
     try {
-      const parked = new Set(await parkedTables(store));
+      const parked = new Set(await parkedTables(this.context.store));
       for (const keeper of this.keepers.values()) {
         if (parked.has(keeper.entityType)) keeper.assigned();
         else await keeper.look();
       }
       if (parked.has(UNREADABLE)) this.unreadables.assigned();
     } catch (error) {
-      if (!this.stopping.signal.aborted)
-        log.warn({ err: error }, "what others have left cannot be looked at");
+      if (this.stopping.signal.aborted) return;
+      this.context.log.warn({ err: error }, "what others have left cannot be looked at");
     }
-  }
+  };
 
   /** Reads what there is, then flushes what is due. */
   private async step(consumer: StreamConsumer): Promise<void> {
