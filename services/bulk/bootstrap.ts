@@ -14,18 +14,22 @@ import type { Place } from "../sources/sources.js";
 import type { Mark } from "../sources/splitter.js";
 import { append } from "../table/append.js";
 import { DeltaTable } from "../table/delta-table.js";
-import { positionsOf } from "../table/progress.js";
+import { positionsOf, trackOf } from "../table/progress.js";
 import { CHUNK_WORKER } from "./chunk-file.js";
 import type { Chunk, LeaveOut, NextChunk, OpenFile } from "./chunk-protocol.js";
 import type { EventShare } from "./event-types.js";
 import { streamOf } from "./job-tracks.js";
 import { keepAside } from "./payload-keeper.js";
+import { RefinedSide } from "./refined-side.js";
 import { positionIn } from "./row-events.js";
 
 /** The one lane of a job. */
 const LANE = "0";
-/** About what one raw file holds; whichever is reached first. */
-const CHUNK: Pick<NextChunk, "rows" | "bytes"> = { rows: 250_000, bytes: 128 * 1024 * 1024 };
+/**
+ * About what one chunk holds; whichever is reached first. Files of so many rows are left alone by compaction, and its
+ * process has memory for them.
+ */
+const CHUNK: Pick<NextChunk, "rows" | "bytes"> = { rows: 120_000, bytes: 96 * 1024 * 1024 };
 
 /** What a job lands, and where it comes from. */
 export interface BootstrapOrder {
@@ -58,7 +62,7 @@ export interface BootstrapProgress {
 /** What of ingest's a job works with. */
 export type BootstrapContext = Pick<
   IngestContext,
-  "store" | "duck" | "tableOptions" | "registry" | "config" | "decoding"
+  "store" | "duck" | "tableOptions" | "registry" | "models" | "config" | "decoding"
 >;
 
 /** Told of what becomes of a job while it runs. */
@@ -81,6 +85,7 @@ export interface BootstrapHost {
 export class Bootstrap {
   private constructor(
     private readonly table: DeltaTable,
+    private readonly refined: RefinedSide,
     private readonly order: BootstrapOrder,
     private readonly context: BootstrapContext,
     private readonly host: BootstrapHost,
@@ -95,10 +100,11 @@ export class Bootstrap {
     const { store, duck, tableOptions } = context;
     const root = rawRoot(entityType);
     const table = await DeltaTable.openOrCreate(store, root, duck, tableOptions, rawSpec(entityType));
+    const refined = await RefinedSide.open(context, entityType);
     try {
-      return await new Bootstrap(table, order, context, host).all();
+      return await new Bootstrap(table, refined, order, context, host).all();
     } finally {
-      await table.settled();
+      await Promise.all([table.settled(), refined.settled()]);
     }
   }
 
@@ -119,15 +125,17 @@ export class Bootstrap {
     return lend(place, manifest, file, limits, this.order.csv, async (unit) => {
       const { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs } = limits;
       const maker = new SourceProcess({ memoryBytes, idleMs }, CHUNK_WORKER);
-      // Beside what is staged, to be taken over by the commit that it is made for.
+      // Beside what is staged, to be taken over by the commits that they are made for.
       const out = join(this.table.store.staging, `chunk-${randomUUID()}.parquet`);
       const aside = `${out}.payloads`;
+      const models = this.refined.wanted();
       try {
-        return await this.chunks(maker, { unit, file, from, out, aside });
+        return await this.chunks(maker, { unit, file, from, out, aside, models });
       } finally {
         maker.end();
         await maker.ended;
-        for (const path of [out, aside]) await rm(path, { force: true });
+        const left = [out, aside, ...models.flatMap((model) => [model.out, model.tombstones])];
+        for (const path of left) await rm(path, { force: true });
       }
     });
   }
@@ -135,9 +143,12 @@ export class Bootstrap {
   /** True at the file's end, or when a chunk has to be made again; false when it was told to stop before. */
   private async chunks(
     maker: SourceProcess,
-    { aside, ...opened }: Pick<OpenFile, "unit" | "file" | "from" | "out"> & { readonly aside: string },
+    {
+      aside,
+      ...opened
+    }: Pick<OpenFile, "unit" | "file" | "from" | "out" | "models"> & { readonly aside: string },
   ): Promise<boolean> {
-    const { file, out } = opened;
+    const { file, out, models } = opened;
     const { entityType, tenant, mapping, share, job, chunk: size = CHUNK } = this.order;
     const { host, table, context } = this;
     const stream = streamOf(job);
@@ -159,6 +170,7 @@ export class Bootstrap {
       const rejects: Reject[] = [];
       let made: Chunk | undefined;
       const before = positionsOf(table.snapshot, stream);
+      let to = "";
       const result = await append(table, stream, before, async (localPath) => {
         made = await this.made(maker, { type: "next", ...size }, rejects);
         if (made.aside !== undefined) {
@@ -167,7 +179,7 @@ export class Bootstrap {
         }
         if (rejects.length > 0) await host.reject(file, rejects);
         if (made.file.rows > 0) await rename(out, localPath);
-        const to = made.end ? positionIn(file + 1, 0) : positionIn(file, made.next.row);
+        to = made.end ? positionIn(file + 1, 0) : positionIn(file, made.next.row);
         return { file: made.file, to: new Map([[LANE, to]]) };
       });
       if (result.kind === "conflict") {
@@ -175,6 +187,7 @@ export class Bootstrap {
         if (positionsOf(table.snapshot, stream).get(LANE) === before.get(LANE)) return true;
         throw new TributaryError("TRB-JOB-ELSEWHERE");
       }
+      await this.refined.take(made!, models, trackOf(stream, LANE), before.get(LANE), to);
       const { file: written, bytes, end } = made!;
       host.landed({ file, rows: written.rows, rejects: rejects.length, bytes });
       if (end) return true;

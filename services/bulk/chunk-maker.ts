@@ -1,20 +1,24 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
-import { chunksOf, type Duck } from "../base/duckdb.js";
+import type { Duck } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import { ProtoRegistry } from "../contracts/registry.js";
-import { EventBatch } from "../ingest/event-batch.js";
-import { RawWriter } from "../ingest/raw-writer.js";
 import type { Reject } from "../sources/formats.js";
 import { type Batch, SourceReader } from "../sources/reader.js";
 import type { Mark } from "../sources/splitter.js";
-import { NO_FILE, ORDER } from "./chunk-file.js";
+import { NO_FILE } from "./chunk-file.js";
+import { ChunkModels } from "./chunk-models.js";
 import type { Chunk, NextChunk, OpenFile } from "./chunk-protocol.js";
+import { ChunkTable } from "./chunk-table.js";
 import { type MappedRelation, mappedRelation } from "./mapped-relation.js";
-import { positionIn, RowEvents, type RowOrder } from "./row-events.js";
+import { RowEvents, type RowFault, type RowOrder } from "./row-events.js";
 
-/** Makes chunks of one file of a source, in its order: files of a raw table. Where it runs it may be killed. */
+/**
+ * Makes chunks of one file of a source, in its order: files of a raw table and of its models' tables. Where it runs it
+ * may be killed.
+ */
 export class ChunkMaker {
-  private rows: RowEvents | undefined;
+  private table: ChunkTable | undefined;
+  private models: ChunkModels | undefined;
   private readonly batches: AsyncGenerator<Batch>;
   private at: Mark;
 
@@ -24,14 +28,14 @@ export class ChunkMaker {
     private readonly reader: SourceReader,
     private readonly mapped: MappedRelation,
     private readonly connection: DuckDBConnection,
-    private readonly writer: RawWriter,
     private readonly onRejects: (rejects: readonly Reject[]) => void,
+    private readonly getsOn: () => void,
   ) {
     this.at = order.from;
     this.batches = reader.batches(order.from);
   }
 
-  /** `duck` reaches the unit's file and `order.out`. Errors: TRB-BULK-MAPPING, those of SourceReader. */
+  /** `duck` reaches the unit's file and the order's `out`s. Errors: TRB-BULK-MAPPING, those of SourceReader. */
   static async open(
     duck: Duck,
     order: OpenFile,
@@ -48,57 +52,74 @@ export class ChunkMaker {
     const reader = await SourceReader.open(connection, order.unit, getsOn);
     const mapped = mappedRelation(order.unit.format, reader.columns, order.mapping, type);
     const rowOrder = { type, types: registry.types, tenant: order.tenant };
-    const writer = new RawWriter(await duck.connect());
-    return new ChunkMaker(order, rowOrder, reader, mapped, connection, writer, onRejects);
+    return new ChunkMaker(order, rowOrder, reader, mapped, connection, onRejects, getsOn);
   }
 
   /** Errors: those of SourceReader. */
   async next({ rows, bytes }: NextChunk): Promise<Chunk> {
-    const { order } = this;
-    const events = new EventBatch(order.entityType, order.stream);
-    let [rejected, read] = [0, 0];
-    let end = false;
-    while (events.count < rows && events.byteCount < bytes) {
+    const rejects: Reject[] = [];
+    const { rejected, read, end } = await this.fill(rows, bytes);
+    const receivedAt = Date.now();
+    const made = await this.made(receivedAt, rejects);
+    this.onRejects(rejects);
+    await this.reader.requireUnchanged();
+    return { ...made, next: this.at, end, rejects: rejected + rejects.length, bytes: read };
+  }
+
+  /** Reads about so much into the table. */
+  private async fill(rows: number, bytes: number) {
+    let [taken, read, rejected] = [0, 0, 0];
+    await this.table?.clear();
+    while (taken < rows && read < bytes) {
       const { value: batch, done } = await this.batches.next();
-      if (done === true) {
-        end = true;
-        break;
-      }
-      const rejects = [...batch.rejects, ...(await this.take(batch, events))];
-      this.onRejects(rejects);
-      rejected += rejects.length;
+      if (done === true) return { rejected, read, end: true };
+      await this.take(batch);
+      this.onRejects(batch.rejects);
+      rejected += batch.rejects.length;
+      taken += batch.rows;
       read += batch.bytes;
       this.at = batch.next;
     }
-    const file = events.count === 0 ? NO_FILE : await this.writer.write(events, order.out, ORDER);
-    await this.reader.requireUnchanged();
-    return { file, next: this.at, end, rejects: rejected, bytes: read };
+    return { rejected, read, end: false };
   }
 
-  /** Adds the batch's rows; returns those that are no events. */
-  private async take(batch: Batch, events: EventBatch): Promise<Reject[]> {
-    if (batch.rows === 0) return [];
+  private async take(batch: Batch): Promise<void> {
+    if (batch.rows === 0) return;
     const { connection, order } = this;
     const relation = this.mapped.of(batch.sql);
-    const mapping = this.mapped.mapping.of(order.unit.shown);
-    const rejects: Reject[] = [];
-    try {
-      this.rows ??= await RowEvents.bind(connection, relation, mapping, this.rowOrder);
-      const place = { partition: order.partition, receivedAt: Date.now() };
-      for await (const chunk of chunksOf(connection, this.rows.sql(relation))) {
-        this.rows.read(
-          chunk,
-          events,
-          place,
-          (ordinal) => positionIn(order.file, ordinal + 1),
-          (row, { code, reason }) =>
-            rejects.push({ row, offset: undefined, code, message: reason, bytes: new Uint8Array() }),
-        );
+    await this.reading(async () => {
+      if (this.table === undefined) {
+        const mapping = this.mapped.mapping.of(order.unit.shown);
+        const rows = await RowEvents.bind(connection, relation, mapping, this.rowOrder);
+        this.table = new ChunkTable(connection, rows, order, this.getsOn);
       }
+      await this.table.add(relation);
+    });
+  }
+
+  private async made(receivedAt: number, rejects: Reject[]): Promise<Pick<Chunk, "file" | "refined">> {
+    const { table, order, connection } = this;
+    const none = { file: NO_FILE };
+    if (table === undefined) return none;
+    const reject = (row: number, { code, reason }: RowFault) =>
+      rejects.push({ row, offset: undefined, code, message: reason, bytes: new Uint8Array() });
+    return this.reading(async () => {
+      await table.sift(reject);
+      const file = await table.writeRaw(order.out, receivedAt, reject);
+      if (file === undefined) return none;
+      if (order.models.length === 0) return { file };
+      this.models ??= await ChunkModels.bind(connection, order.entityType, table, order.models);
+      const ranges = await table.keepWinners();
+      return { file, refined: { models: await this.models.write(), ranges, receivedAt } };
+    });
+  }
+
+  private async reading<T>(work: () => Promise<T>): Promise<T> {
+    try {
+      return await work();
     } catch (error) {
       if (error instanceof TributaryError) throw error;
       throw await this.reader.failure(error);
     }
-    return rejects;
   }
 }

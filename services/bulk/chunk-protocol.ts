@@ -1,7 +1,9 @@
+import type { BoundModel } from "../models/bind.js";
 import type { Mapping } from "../sources/mapping.js";
 import type { Mark } from "../sources/splitter.js";
 import type { ReadUnit } from "../sources/unit.js";
 import type { WrittenFile } from "../table/data-file.js";
+import type { TenantRange } from "../table/key-ranges.js";
 import type { Leaves } from "./event-types.js";
 import type { Aside, PayloadOrder } from "./payloads-aside.js";
 
@@ -28,6 +30,31 @@ export interface OpenFile {
   readonly partition: string;
   /** Where each chunk is written: a path at which nothing is, when one is asked for. */
   readonly out: string;
+  /** What is to be made of it beside. */
+  readonly models: readonly ChunkModel[];
+}
+
+/** A model, and where what it makes of a chunk is written. */
+export interface ChunkModel extends Pick<BoundModel, "name" | "sql" | "columns"> {
+  readonly out: string;
+  readonly tombstones: string;
+}
+
+/** What a model makes of a chunk: files of its table, in the order of keys. */
+export interface ModelChunk {
+  readonly name: string;
+  readonly rows: WrittenFile;
+  /** Undefined without tombstones. */
+  readonly tombstones: WrittenFile | undefined;
+}
+
+/** What models make of a chunk. Those that could not be given its rows are not among them: they have to read raw. */
+export interface RefinedChunk {
+  readonly models: readonly ModelChunk[];
+  /** Of the keys that these are about. */
+  readonly ranges: readonly TenantRange[];
+  /** When its rows were received, in ms since the epoch. */
+  readonly receivedAt: number;
 }
 
 /** Tells what types of events a file holds. */
@@ -65,4 +92,5 @@ export interface Chunk {
   readonly bytes: number;
   /** Payloads that do not lie in the file: to be seen to before it is committed. */
   readonly aside?: Aside | undefined;
+  readonly refined?: RefinedChunk | undefined;
 }

@@ -43,7 +43,8 @@ async function answer(request: ChunkRequest): Promise<Chunk | FoundTypes | undef
     return duck.with((connection) => findTypes(connection, request, getsOn));
   }
   // One process a file: its engine is sealed with what it may reach.
-  const duck = await Duck.sealed(memoryBytes, [request.unit.path, request.out]);
+  const made = request.models.flatMap(({ out, tombstones }) => [out, tombstones]);
+  const duck = await Duck.sealed(memoryBytes, [request.unit.path, request.out, ...made]);
   const kind = request.unit.format === "events" ? WholeEvents : ChunkMaker;
   maker = await kind.open(
     duck,

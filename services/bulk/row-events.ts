@@ -1,14 +1,11 @@
 import type { DescMessage, FileRegistry } from "@bufbuild/protobuf";
-import type { DuckDBBlobValue, DuckDBConnection, DuckDBDataChunk } from "@duckdb/node-api";
+import type { DuckDBConnection } from "@duckdb/node-api";
 import type { Code } from "../base/codes.js";
 import { literal } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
-import { OPERATION_CREATED } from "../contracts/envelope.js";
 import { convert } from "../contracts/payload-conversions.js";
 import { PayloadEncoder } from "../contracts/payload-encoder.js";
-import { WireWriter } from "../contracts/wire-writer.js";
-import type { EventBatch } from "../ingest/event-batch.js";
-import { EventWriter, FRAME_BYTES } from "../ingest/event-writer.js";
+import type { Refusal } from "../contracts/payload-values.js";
 import { ORDINAL } from "../sources/formats.js";
 import type { BoundMapping } from "../sources/mapping.js";
 import { formatPosition } from "../stream/positions.js";
@@ -30,9 +27,14 @@ const FAULTS: readonly RowFault[] = [
 ];
 /** Of the first and the one after the last instant that a Timestamp can tell, in seconds. */
 const YEARS = [-62_135_596_800, 253_402_300_800] as const;
-/** Columns before those of the payload. */
-const HEAD = 9;
 
+/** Of the relation that rows become, before the columns of the payload. */
+export const ROW = {
+  /** Of the record in its file. */
+  ordinal: "_ordinal",
+  /** Number of what is wrong with the envelope; 0 for nothing. */
+  fault: "_fault",
+} as const;
 const HEAD_TYPES = {
   tenant: "VARCHAR",
   entityId: "VARCHAR",
@@ -50,24 +52,21 @@ export interface RowOrder {
 }
 
 /**
- * Rows of a relation, whose columns are ORDINAL and a source's, as the events that a producer would have sent of them:
- * entities that were created with what the row says.
+ * Rows of a relation, whose columns are ORDINAL and a source's, as what the events hold that a producer would have sent
+ * of them: entities that were created with what the row says.
  */
 export class RowEvents {
-  private readonly writer: EventWriter;
-  private readonly url: Buffer;
-  private readonly payload = new WireWriter(64 * 1024);
+  /** Names of the columns that `encoder` takes. */
+  readonly payload: readonly string[];
 
   private constructor(
     private readonly head: Readonly<Record<HeadField, string>>,
     /** Whether a row says when it was. */
     private readonly told: string,
-    private readonly encoder: PayloadEncoder,
+    readonly encoder: PayloadEncoder,
     private readonly order: RowOrder,
   ) {
-    const { typeName } = order.type;
-    this.writer = new EventWriter(typeName);
-    this.url = Buffer.from(`type.googleapis.com/${typeName}`);
+    this.payload = encoder.columns.map((_, at) => `_p${at}`);
   }
 
   /**
@@ -97,99 +96,49 @@ export class RowEvents {
     return new RowEvents(Object.fromEntries(head) as Record<HeadField, string>, told, encoder, order);
   }
 
-  /** To be run over a relation; `read` takes its chunks. */
+  /**
+   * The relation's rows with the columns of ROW, tenant_id, entity_id, version, occurred_at and those of the payload.
+   * Those with a fault, or whose payload's first column is not NULL, are no events.
+   */
   sql(relation: string): string {
     const { tenant, entityId, version, occurredAt } = this.head;
-    const foreign = this.order.tenant === undefined ? "false" : `_tenant <> ${literal(this.order.tenant)}`;
-    return `SELECT ${ORDINAL}::DOUBLE,
-        CASE WHEN NOT coalesce(regexp_full_match(_tenant, '[A-Za-z0-9][A-Za-z0-9._:-]{0,127}'), false) THEN 1
+    const foreign = this.order.tenant === undefined ? "false" : `tenant_id <> ${literal(this.order.tenant)}`;
+    const columns = this.encoder.columns.map((sql, at) => `${sql} AS ${this.payload[at]}`);
+    return `SELECT ${ORDINAL}::BIGINT AS ${ROW.ordinal},
+        CASE WHEN NOT coalesce(regexp_full_match(tenant_id, '[A-Za-z0-9][A-Za-z0-9._:-]{0,127}'), false) THEN 1
           WHEN ${foreign} THEN 2
-          WHEN NOT coalesce(strlen(_id) BETWEEN 1 AND 1024, false) THEN 3
-          WHEN NOT coalesce(_version >= 0, false) THEN 4
+          WHEN NOT coalesce(strlen(entity_id) BETWEEN 1 AND 1024, false) THEN 3
+          WHEN NOT coalesce(version >= 0, false) THEN 4
           WHEN _told AND NOT coalesce(_micros >= ${YEARS[0]}000000 AND _micros < ${YEARS[1]}000000, false) THEN 5
-          ELSE 0 END::INTEGER,
-        coalesce(encode(_tenant) || encode(_id), ''::BLOB),
-        coalesce(strlen(_tenant), 0)::INTEGER,
-        (coalesce(_version, 0) & 4294967295)::UINTEGER,
-        ((coalesce(_version, 0) >> 32) & 4294967295)::UINTEGER,
-        ((_micros - _fraction) // 1000000)::DOUBLE,
-        (_fraction * 1000)::INTEGER,
-        _told,
-        ${this.encoder.columns.join(",\n        ")}
-      FROM (SELECT *, ((_micros % 1000000 + 1000000) % 1000000) AS _fraction FROM (SELECT *,
-        ${tenant} AS _tenant,
-        ${entityId} AS _id,
-        ${version} AS _version,
+          ELSE 0 END::INTEGER AS ${ROW.fault},
+        tenant_id, entity_id, version,
+        make_timestamptz(CASE WHEN _micros >= ${YEARS[0]}000000 AND _micros < ${YEARS[1]}000000 THEN _micros END)
+          AS occurred_at,
+        ${this.payload.join(",\n        ")}
+      FROM (SELECT ${ORDINAL},
+        ${tenant} AS tenant_id,
+        ${entityId} AS entity_id,
+        ${version} AS version,
         ${this.told} AS _told,
-        epoch_us(${occurredAt}) AS _micros
-        FROM ${relation}))`;
+        epoch_us(${occurredAt}) AS _micros,
+        ${columns.join(",\n        ")}
+        FROM ${relation})`;
   }
 
-  /**
-   * Adds each row of a chunk to the batch, at the position that `positionOf` its ordinal is; one that is no event is
-   * told of instead.
-   */
-  read(
-    chunk: DuckDBDataChunk,
-    batch: EventBatch,
-    place: { readonly partition: string; readonly receivedAt: number },
-    positionOf: (ordinal: number) => string,
-    reject: (ordinal: number, fault: RowFault) => void,
-  ): void {
-    const column = <T>(index: number) => chunk.getColumnValues(index) as T[];
-    const ordinals = column<number>(0);
-    const faults = column<number>(1);
-    const texts = column<DuckDBBlobValue>(2);
-    const tenants = column<number>(3);
-    const lows = column<number>(4);
-    const highs = column<number>(5);
-    const seconds = column<number | null>(6);
-    const nanos = column<number | null>(7);
-    const told = column<boolean>(8);
-    const { encoder, payload, writer, url } = this;
-    encoder.take(chunk, HEAD);
-    try {
-      for (let row = 0; row < chunk.rowCount; row++) {
-        const ordinal = ordinals[row]!;
-        const wrong = faults[row] === 0 ? undefined : FAULTS[faults[row]! - 1]!;
-        payload.reset();
-        const refusal = wrong === undefined ? encoder.encode(row, payload) : undefined;
-        const refused = wrong ?? (refusal && fault("TRB-EVENT-PAYLOAD-DECODE", refusal.message));
-        if (refused !== undefined) {
-          reject(ordinal, refused);
-          continue;
-        }
-        const text = texts[row]!.bytes;
-        const room = text.length + payload.length + writer.type.length + url.length + FRAME_BYTES;
-        const out = new WireWriter(room);
-        writer.begin(out, {
-          text,
-          tenantEnd: tenants[row]!,
-          idEnd: text.length,
-          operation: OPERATION_CREATED,
-          versionLo: lows[row]!,
-          versionHi: highs[row]!,
-          occurredSeconds: told[row] ? seconds[row]! : Number.NaN,
-          occurredNanos: told[row] ? nanos[row]! : 0,
-        });
-        writer.payload(out, url, 0, url.length, payload.buffer, 0, payload.length);
-        const { start } = writer.envelope;
-        batch.add(
-          out.buffer,
-          start,
-          out.length,
-          place.partition,
-          positionOf(ordinal),
-          place.receivedAt,
-          writer.envelope,
-        );
-      }
-    } finally {
-      encoder.release();
-    }
+  /** What is wrong with a row, by its fault, or by the first column of its payload. */
+  wrong(fault: number, payload: number | null): RowFault {
+    return fault === 0 ? this.refused(this.encoder.refusal(payload!)) : FAULTS[fault - 1]!;
+  }
+
+  refused({ message }: Refusal): RowFault {
+    return fault("TRB-EVENT-PAYLOAD-DECODE", message);
   }
 }
 
 /** Behind so many records of a file, which is told by its number in the manifest: they order as text, file by file. */
 export const positionIn = (file: number, records: number): string =>
-  `${String(file).padStart(8, "0")}.${formatPosition(records)}`;
+  `${fileIn(file)}${formatPosition(records)}`;
+
+/** What positions in a file begin with; behind it are the digits of `POSITION_DIGITS`. */
+export const fileIn = (file: number): string => `${String(file).padStart(8, "0")}.`;
+export const POSITION_DIGITS = formatPosition(0).length;

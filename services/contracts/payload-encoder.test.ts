@@ -68,6 +68,11 @@ describe.each([
         const payloads = registry === editions ? [...written, ...tidy] : tidy;
         const encoded = (await back(payloads)) as Buffer[];
         expect(payloadRows(type, encoded)).toEqual(payloadRows(type, payloads));
+        const mirrored = await back.mirrored();
+        for (const [row, decoded] of payloadRows(type, encoded).entries()) {
+          const some = Object.keys(mirrored[row]!).map((field) => [field, decoded![field]]);
+          expect(mirrored[row]).toEqual(Object.fromEntries(some));
+        }
         for (const [row, bytes] of encoded.entries()) {
           expect(messageOf(type, bytes)).toEqual(messageOf(type, payloads[row]!));
           expect(checker.check(bytes, 0, bytes.length)).toBe(true);

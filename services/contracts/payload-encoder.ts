@@ -1,12 +1,16 @@
 import type { DescMessage, FileRegistry } from "@bufbuild/protobuf";
-import type { DuckDBConnection, DuckDBDataChunk } from "@duckdb/node-api";
+import type { DuckDBConnection, DuckDBDataChunk, DuckDBType } from "@duckdb/node-api";
 import duckdb from "@duckdb/node-bindings";
 import { assert } from "../base/errors.js";
 import { type ColumnReader, FixedReader } from "../columns/column-readers.js";
+import { PayloadDecoder } from "./payload-columns.js";
 import type { Source } from "./payload-conversions.js";
+import { absentOf, type Mirror } from "./payload-mirror.js";
 import { Shapes } from "./payload-shapes.js";
 import type { FieldWriter, Refusal } from "./payload-values.js";
 import type { WireWriter } from "./wire-writer.js";
+
+type Chunk = DuckDBDataChunk["chunk"];
 
 /**
  * Turns rows of foreign columns into payload bytes, without building message objects: the reverse of `PayloadDecoder`.
@@ -37,12 +41,18 @@ export class PayloadEncoder {
   private readonly readers: readonly ColumnReader[];
   private readonly fields: readonly FieldWriter[];
   private readonly refusals: readonly Refusal[];
+  private readonly mirrors: ReadonlyMap<string, readonly [number, Mirror | undefined]>;
   /** Readers look into its memory. */
-  private chunk: DuckDBDataChunk | undefined;
+  private chunk: Chunk | undefined;
 
-  private constructor(type: DescMessage, types: FileRegistry, sources: ReadonlyMap<string, Source>) {
+  private constructor(
+    private readonly type: DescMessage,
+    types: FileRegistry,
+    sources: ReadonlyMap<string, Source>,
+  ) {
     const refusals: Refusal[] = [];
-    const { columns, fields, wrong } = new Shapes(types, refusals).message(type, sources, []);
+    const { columns, fields, wrong, mirrors } = new Shapes(types, refusals).message(type, sources, []);
+    this.mirrors = mirrors;
     this.columns = [wrong ?? "NULL::INTEGER", ...columns.map(({ sql }) => sql)];
     this.readers = [this.wrong, ...columns.map(({ reader }) => reader)];
     this.fields = fields;
@@ -73,11 +83,37 @@ export class PayloadEncoder {
     return new PayloadEncoder(type, types, new Map(sources));
   }
 
+  /**
+   * SQL of what a `PayloadDecoder` makes of each field of a payload that was encoded, over `columns` by what they are
+   * called; undefined where only its bytes tell.
+   */
+  decoded(
+    names: readonly string[],
+  ): ReadonlyMap<string, { readonly type: DuckDBType; readonly sql: string | undefined }> {
+    return new Map(
+      new PayloadDecoder(this.type).columns.map(({ name, type }, at) => {
+        const [column, mirror] = this.mirrors.get(name) ?? [];
+        const sql = column === undefined ? absentOf(this.type.fields[at]!) : mirror?.(names[column + 1]!);
+        return [name, { type, sql: sql && `(${sql})::${type}` }];
+      }),
+    );
+  }
+
+  /** Why the engine says that a row is no payload, in `columns[0]`. */
+  refusal(code: number): Refusal {
+    return this.refusals[code]!;
+  }
+
   /** Encodes rows of this chunk from now on, whose columns from `first` on are `columns`. */
-  take(chunk: DuckDBDataChunk, first: number): void {
+  take({ chunk, rowCount }: DuckDBDataChunk, first: number): void {
+    this.takeVectors(chunk, rowCount, first);
+  }
+
+  /** As `take`, of a chunk as the engine hands it to a function. */
+  takeVectors(chunk: Chunk, rows: number, first: number): void {
     this.chunk = chunk;
     for (const [index, reader] of this.readers.entries()) {
-      reader.take(duckdb.data_chunk_get_vector(chunk.chunk, first + index), chunk.rowCount);
+      reader.take(duckdb.data_chunk_get_vector(chunk, first + index), rows);
     }
   }
 

@@ -15,6 +15,15 @@ import {
 } from "./payload-conversions.js";
 import { MapField, RepeatedField, SingularField } from "./payload-fields.js";
 import {
+  type Mirror,
+  mirrorOfEnum,
+  mirrorOfScalar,
+  same,
+  structOf,
+  TIMESTAMPS,
+  zeroOf,
+} from "./payload-mirror.js";
+import {
   type FieldWriter,
   MessageWriter,
   NumberWriter,
@@ -35,6 +44,8 @@ export interface Column {
   readonly wrong: string | undefined;
   /** The column is the source's own. */
   readonly same: boolean;
+  /** Undefined where only the bytes tell what a decoder makes of them. */
+  readonly mirror: Mirror | undefined;
 }
 
 interface ValueColumn extends Column {
@@ -46,6 +57,8 @@ export interface MessageShape {
   /** In the order of their numbers. */
   readonly fields: readonly FieldWriter[];
   readonly wrong: string | undefined;
+  /** By the field's name, of those that are given: the number of its column, and what a decoder makes of it. */
+  readonly mirrors: ReadonlyMap<string, readonly [number, Mirror | undefined]>;
 }
 
 /**
@@ -54,6 +67,8 @@ export interface MessageShape {
  */
 export class Shapes {
   private lambdas = 0;
+  /** The messages that hold the one that is looked at, and itself. */
+  private readonly within: DescMessage[] = [];
 
   constructor(
     private readonly types: FileRegistry,
@@ -72,10 +87,12 @@ export class Shapes {
       (field) => field.presence === Presence.LEGACY_REQUIRED && !given.has(field),
     );
     if (required !== undefined) throw invalid([...path, required.name], "a column, for it is required");
+    this.within.push(type);
     const shapes = [...given].map(([field, source]) => ({
       field,
       ...this.field(field, source, [...path, field.name]),
     }));
+    this.within.pop();
     const wrong = shapes.flatMap((shape) => shape.wrong ?? []);
     for (const { name, fields } of type.oneofs) {
       const members = fields.flatMap((field) => given.get(field)?.sql ?? []);
@@ -88,6 +105,7 @@ export class Shapes {
       columns: shapes,
       fields: [...shapes].sort((a, b) => a.field.number - b.field.number).map(({ put }) => put),
       wrong: all(wrong),
+      mirrors: new Map(shapes.map(({ field, mirror }, at) => [field.name, [at, mirror]])),
     };
   }
 
@@ -98,7 +116,12 @@ export class Shapes {
     const presence = field.message !== undefined || field.presence !== Presence.IMPLICIT;
     const required = field.presence === Presence.LEGACY_REQUIRED;
     const missing = required ? this.refusal(path, `${expectation(field)}, which is required`) : undefined;
-    return { ...value, put: new SingularField(field.number, value.writer, presence, missing) };
+    const { mirror } = value;
+    return {
+      ...value,
+      mirror: mirror && !presence ? (sql) => `coalesce(${mirror(sql)}, ${zeroOf(field)})` : mirror,
+      put: new SingularField(field.number, value.writer, presence, missing),
+    };
   }
 
   private list(
@@ -117,7 +140,15 @@ export class Shapes {
       whole.partial ? refused.unless(source.sql, whole.sql) : undefined,
       value.wrong && `list_min(list_transform(${whole.sql}, lambda ${each}: ${value.wrong}))`,
     ]);
-    return { sql, wrong, put, reader: put.reader, same: sql === source.sql };
+    const { mirror: one } = value;
+    const mirror = one && ((list: string): string => `coalesce(${this.each(list, one)}, [])`);
+    return { sql, wrong, put, mirror, reader: put.reader, same: sql === source.sql };
+  }
+
+  private each(list: string, one: Mirror): string {
+    if (one === same) return list;
+    const each = this.lambda();
+    return `list_transform(${list}, lambda ${each}: ${one(each)})`;
   }
 
   private map(
@@ -137,7 +168,7 @@ export class Shapes {
     const value = this.value(field, member(1), path);
     const put = new MapField(field.number, key.writer, value.writer, refused);
     const transformed = (of: string): string => `list_transform(${whole.sql}, lambda ${each}: ${of})`;
-    const same = key.same && value.same;
+    const own = key.same && value.same;
     // DuckDB sees to it that keys of a map differ; of others, and of what keys are converted to, nobody does.
     const distinct = whole.map && key.same;
     const keys = transformed(key.sql);
@@ -147,8 +178,18 @@ export class Shapes {
       value.wrong && `list_min(${transformed(value.wrong)})`,
       distinct ? undefined : `CASE WHEN len(list_distinct(${keys})) < len(${keys}) THEN ${refused.code} END`,
     ]);
-    const sql = same ? whole.sql : transformed(`struct_pack(f0 := ${key.sql}, f1 := ${value.sql})`);
-    return { sql, wrong, put, reader: put.reader, same: sql === source.sql };
+    const sql = own ? whole.sql : transformed(`struct_pack(f0 := ${key.sql}, f1 := ${value.sql})`);
+    const [keyMirror, valueMirror] = [key.mirror, value.mirror];
+    const entry: Mirror | undefined =
+      keyMirror === same && valueMirror === same
+        ? same
+        : keyMirror &&
+          valueMirror &&
+          ((of) =>
+            `struct_pack(k := ${keyMirror(`struct_extract_at(${of}, 1)`)}, v := ${valueMirror(`struct_extract_at(${of}, 2)`)})`);
+    const mirror =
+      entry && ((list: string): string => `coalesce(map_from_entries(${this.each(list, entry)}), MAP {})`);
+    return { sql, wrong, put, mirror, reader: put.reader, same: sql === source.sql };
   }
 
   /** One value: of a field, an element or a map. */
@@ -157,19 +198,20 @@ export class Shapes {
     if (field.enum !== undefined) {
       const refused = this.refusal(path, expectation(field));
       const converted = convertEnum(source, field.enum) ?? refused.never();
-      return column(source, converted, NumberWriter.scalar(ScalarType.INT32, refused), refused);
+      const writer = NumberWriter.scalar(ScalarType.INT32, refused);
+      return column(source, converted, writer, refused, mirrorOfEnum(field.enum));
     }
     if (message === undefined) return this.scalar(field.scalar!, field, source, path);
     switch (message.typeName) {
       case "google.protobuf.Timestamp": {
         const refused = this.refusal(path, `${expectation(field)} of the years 1 to 9999`);
         const converted = convert(source, "TIMESTAMPTZ") ?? refused.never();
-        return column(source, converted, NumberWriter.timestamp(refused), refused);
+        return column(source, converted, NumberWriter.timestamp(refused), refused, TIMESTAMPS);
       }
       case "google.protobuf.Duration": {
         const refused = this.refusal(path, `${expectation(field)} of at most 10,000 years`);
         const converted = convert(source, "DURATION") ?? refused.never();
-        return column(source, converted, NumberWriter.duration(refused), refused);
+        return column(source, converted, NumberWriter.duration(refused), refused, same);
       }
     }
     if (!isJson(message)) {
@@ -187,7 +229,8 @@ export class Shapes {
     const utf8 = type === ScalarType.STRING && field.utf8Validation;
     const text = type === ScalarType.STRING || type === ScalarType.BYTES;
     const writer = text ? new TextWriter(utf8 ? refused : undefined) : NumberWriter.scalar(type, refused);
-    return column(source, converted, writer, refused);
+    const mirror = source.type.typeId === Id.BLOB && text ? blobMirror(type) : mirrorOfScalar(type);
+    return column(source, converted, writer, refused, mirror);
   }
 
   private struct(
@@ -200,15 +243,17 @@ export class Shapes {
       name,
       { sql: `struct_extract_at(${sql}, ${at + 1})`, type: type.entryTypes[at]! },
     ]);
-    const { columns, fields, wrong } = this.message(message, new Map(sources), path);
+    const { columns, fields, wrong, mirrors } = this.message(message, new Map(sources), path);
     const members = columns.map((one, at) => `f${at} := ${one.sql}`);
-    const same = columns.every((one) => one.same);
+    const own = columns.every((one) => one.same);
     const readers = columns.map(({ reader }) => reader);
     const writer = new MessageWriter(fields, readers, endTagOf(field));
     return {
-      sql: same ? sql : `CASE WHEN ${sql} IS NOT NULL THEN struct_pack(${members.join(", ")}) END`,
+      sql: own ? sql : `CASE WHEN ${sql} IS NOT NULL THEN struct_pack(${members.join(", ")}) END`,
       wrong,
-      same,
+      same: own,
+      // A decoder leaves a message inside itself as bytes.
+      mirror: this.within.includes(message) ? undefined : structOf(message, mirrors),
       writer,
       reader: writer.reader,
     };
@@ -230,7 +275,8 @@ export class Shapes {
       if (WELL_KNOWN[message.typeName] === undefined) refused.never();
       sql = `CASE WHEN ${sql} IS NOT NULL THEN to_json(${sql})::VARCHAR END`;
     }
-    return column(source, { sql, partial: false }, writer, refused);
+    const stays = typeId === Id.BLOB && (message.fields.length === 0 || this.within.includes(message));
+    return column(source, { sql, partial: false }, writer, refused, stays ? same : undefined);
   }
 
   private lambda(): string {
@@ -277,13 +323,19 @@ const column = <W extends ValueWriter>(
   { sql, partial }: Conversion,
   writer: W,
   refused: CodedRefusal,
+  mirror: Mirror | undefined,
 ): ValueColumn => ({
   sql,
   writer,
+  mirror,
   reader: writer.reader,
   same: sql === source.sql,
   wrong: partial ? refused.unless(source.sql, sql) : undefined,
 });
+
+/** Bytes stay bytes on their way into a payload, also those that are text. */
+const blobMirror = (type: ScalarType): Mirror | undefined =>
+  type === ScalarType.STRING ? undefined : mirrorOfScalar(type);
 
 /** SQL: the first of these that is not NULL. */
 function all(wrong: readonly (string | undefined)[]): string | undefined {

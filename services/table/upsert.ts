@@ -1,5 +1,5 @@
 import { INTEGER, LIST, listValue } from "@duckdb/node-api";
-import { AssertionFailure, assert } from "../base/errors.js";
+import { AssertionFailure } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
 import type { Action, AddAction } from "./actions.js";
 import type { CommitResult } from "./commit-request.js";
@@ -7,14 +7,15 @@ import { allRows, stageFile } from "./data-file.js";
 import type { DeltaTable } from "./delta-table.js";
 import type { EntityKeys } from "./entity-keys.js";
 import { EntityLocator } from "./locator.js";
-import { Mask } from "./mask.js";
-import { FLAGS, ROW, SLOT, TOMBSTONE_BIT, WORDS } from "./order.js";
+import type { Mask } from "./mask.js";
+import { SLOT, WORDS } from "./order.js";
 import { advance, type Progress } from "./progress.js";
+import { maskReplaced } from "./replaced.js";
 import type { RowSource } from "./row-source.js";
 import { EVERY_SLOT, holds, isEvery, type Slots, spanned } from "./slot-ranges.js";
 import { type StagedFile, Staging } from "./staging.js";
 import type { Standing } from "./standing.js";
-import { filesOf, type TableFile, type TableSnapshot } from "./types.js";
+import type { TableFile, TableSnapshot } from "./types.js";
 import { stageVectors } from "./vectors.js";
 
 export const SHARED_PARTITION = "~shared";
@@ -53,7 +54,7 @@ export interface UpsertOutcome {
 }
 
 /** After so many other writers that came first, a batch is given back: something is wrong, or the table is too busy. */
-const MOST_OVERTAKEN = 100;
+export const MOST_OVERTAKEN = 100;
 
 export type UpsertResult =
   | (UpsertOutcome & { readonly kind: "committed"; readonly version: number })
@@ -226,32 +227,9 @@ export class UpsertWriter {
     // Born fully masked: every reader skips the tombstones, the index rebuild reads them.
     if (tombstones !== undefined && winningTombstones > 0)
       born.push({ add: tombstones.add, masked: allRows(tombstones) });
-    const masked = await this.maskReplaced(standing, [...liveOrds, ...tombstoneOrds].filter(wins));
+    const winners = [...liveOrds, ...tombstoneOrds].filter(wins);
+    const masked = await maskReplaced(this.table, standing, winners, (flags) => this.locator.fileOf(flags));
     return { born, masked, live, tombstones: winningTombstones };
-  }
-
-  /** New masks of the files whose rows the survivors replace. */
-  private async maskReplaced(
-    standing: Standing,
-    survivors: readonly number[],
-  ): Promise<Map<TableFile, Mask>> {
-    const { snapshot, found } = standing;
-    const files = filesOf(snapshot);
-    const masked = new Map<TableFile, Mask>();
-    for (const ord of survivors) {
-      if (!standing.knows(ord)) continue;
-      const flags = found[ord * WORDS + FLAGS]!;
-      if ((flags & TOMBSTONE_BIT) !== 0) continue;
-      const file = files.get(this.locator.fileOf(flags));
-      assert(file !== undefined, "the index names a file that is not live");
-      let mask = masked.get(file);
-      if (mask === undefined) {
-        mask = (await this.table.mask(file))?.copy() ?? Mask.none(file.rows);
-        masked.set(file, mask);
-      }
-      assert(mask.set(found[ord * WORDS + ROW]!), "the index names a row that is masked already");
-    }
-    return masked;
   }
 
   /** Tells index and masks of a commit, so that nothing of it is read back. */

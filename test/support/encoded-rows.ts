@@ -5,6 +5,7 @@ import { Feed } from "../../services/columns/feed.js";
 import { PayloadDecoder } from "../../services/contracts/payload-columns.js";
 import { PayloadEncoder } from "../../services/contracts/payload-encoder.js";
 import { WireWriter } from "../../services/contracts/wire-writer.js";
+import { plain } from "./payload-rows.js";
 
 /** Every row of a relation as a payload, or as what it was refused with. Written one behind the other. */
 export async function encodedRows(
@@ -34,14 +35,20 @@ export async function thereAndBack(
   name: string,
   type: DescMessage,
   types: FileRegistry,
-): Promise<(payloads: readonly Uint8Array[]) => Promise<(Buffer | string)[]>> {
+): Promise<{
+  (payloads: readonly Uint8Array[]): Promise<(Buffer | string)[]>;
+  /** Of the last payloads: what their columns say that a decoder makes of them. */
+  mirrored(): Promise<Record<string, unknown>[]>;
+}> {
   const decoder = new PayloadDecoder(type);
   const feed = Feed.register(connection, name, decoder.columns);
   const relation = `${name}()`;
   feed.use({ rows: 0, fill: () => undefined });
   const columns = decoder.columns.map((column) => [column.name, `"${column.name}"`]);
   const encoder = await PayloadEncoder.bind(connection, relation, type, types, Object.fromEntries(columns));
-  return (payloads) => {
+  const names = encoder.columns.map((_, at) => `c${at}`);
+  const mirrors = [...encoder.decoded(names)].filter(([, { sql }]) => sql !== undefined);
+  const back = (payloads: readonly Uint8Array[]) => {
     feed.use({
       rows: payloads.length,
       fill(start, rows) {
@@ -53,4 +60,18 @@ export async function thereAndBack(
     });
     return encodedRows(connection, relation, encoder);
   };
+  const mirrored = async () => {
+    const taken = encoder.columns.map((sql, at) => `${sql} AS c${at}`).join(", ");
+    await connection.run(`CREATE OR REPLACE TEMP TABLE taken AS SELECT ${taken} FROM ${relation}`);
+    const list = mirrors.map(([, { sql }]) => sql);
+    const read = await connection.runAndReadAll(`SELECT ${list.join(", ")} FROM taken`);
+    for (const [at, [field, { type }]] of mirrors.entries()) {
+      if (read.columnType(at).toString() !== type.toString())
+        throw new Error(`${field}: ${read.columnType(at)}`);
+    }
+    return read
+      .getRows()
+      .map((row) => Object.fromEntries(mirrors.map(([field], at) => [field, plain(row[at]!)])));
+  };
+  return Object.assign(back, { mirrored });
 }

@@ -28,7 +28,7 @@ export function payloadRows(
 }
 
 /** DuckDB's value in the words of `expected`. */
-function plain(value: DuckDBValue): unknown {
+export function plain(value: DuckDBValue): unknown {
   if (value === null || typeof value === "string" || typeof value === "boolean") return value;
   if (typeof value === "bigint" || typeof value === "number") return String(value);
   if ("bytes" in value) return Buffer.from(value.bytes as Uint8Array).toString("hex");

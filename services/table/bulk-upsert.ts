@@ -1,0 +1,239 @@
+import { randomUUID } from "node:crypto";
+import type { DuckDBConnection } from "@duckdb/node-api";
+import { literal } from "../base/duckdb.js";
+import type { AddAction } from "./actions.js";
+import { allRows, stageWritten, type WrittenFile } from "./data-file.js";
+import type { DeltaTable } from "./delta-table.js";
+import type { EntityKeys } from "./entity-keys.js";
+import { FileOrdinals } from "./file-ordinals.js";
+import { FileRanges, KeyRanges, type TenantRange } from "./key-ranges.js";
+import { joinKeys, type ScannedFile, scanKeys, scanned } from "./key-scan.js";
+import type { Mask } from "./mask.js";
+import { compareOrder, FLAGS, ROW, WORDS } from "./order.js";
+import { advance, type Progress } from "./progress.js";
+import { maskReplaced } from "./replaced.js";
+import { withFiles } from "./scan.js";
+import { EVERY_SLOT } from "./slot-ranges.js";
+import { type StagedFile, Staging } from "./staging.js";
+import { Standing } from "./standing.js";
+import { filesOf, type TableFile, type TableSnapshot } from "./types.js";
+import { MOST_OVERTAKEN, SHARED_PARTITION, type UpsertResult } from "./upsert.js";
+import { stageVectors } from "./vectors.js";
+
+/** Rows of a table that were written elsewhere: as files in the order of keys, in which each key stands once. */
+export interface BulkUpsert {
+  readonly rows: Written;
+  readonly tombstones: Written | undefined;
+  /** Of all the keys. */
+  readonly ranges: readonly TenantRange[];
+  readonly from: Progress;
+  readonly to: Progress;
+  /** When the newest of the rows was received, in ms since the epoch; undefined without rows. */
+  readonly newest: number | undefined;
+  /** As of `Upsert`. */
+  readonly fits: (table: TableSnapshot) => boolean;
+}
+
+export interface Written {
+  readonly file: WrittenFile;
+  /** Puts the file where staged ones are. */
+  move(localPath: string): Promise<void>;
+}
+
+/**
+ * Last-write-wins upserts of so many rows at once that an index would be in the way: their keys are compared with those
+ * of the files alone that can hold them. Where no file has a row or a tombstone of their tenants, or none between their
+ * keys, nothing is looked up. What came between is asked for again at the commit, of the files that are new since.
+ */
+export class BulkUpserts {
+  private readonly ranges: FileRanges;
+
+  constructor(
+    readonly table: DeltaTable,
+    private readonly keys: EntityKeys,
+  ) {
+    this.ranges = new FileRanges(table);
+  }
+
+  /** Results as of `UpsertWriter.upsert`; on a conflict nothing has changed. */
+  add(upsert: BulkUpsert): Promise<UpsertResult> {
+    return Staging.run(this.table, (staging) =>
+      this.table.duck.with((connection) => this.apply(upsert, staging, connection)),
+    );
+  }
+
+  private async apply(
+    upsert: BulkUpsert,
+    staging: Staging,
+    connection: DuckDBConnection,
+  ): Promise<UpsertResult> {
+    const { table, ranges } = this;
+    const own = await stage(upsert, staging);
+    await staging.publish(own.files);
+    const progress = advance(upsert.from, upsert.to);
+    const keys = new KeyRanges(upsert.ranges);
+    const look = new Look(table, connection, this.keys, own);
+    for (let overtaken = 0; ; overtaken++) {
+      const { snapshot } = table;
+      ranges.keep(filesOf(snapshot));
+      const unseen = look.unseen(snapshot);
+      await look.at(snapshot, await ranges.meeting(connection, unseen, keys));
+      const { standing } = look;
+      const wins = (ord: number) => standing?.isBeatenBy(ord) ?? true;
+      const masked = await look.replaced();
+      const born: { add: AddAction; masked: Uint32Array }[] = [];
+      const lost = lostRows(own.rows, wins);
+      const live = own.rows.rows - lost.length;
+      if (live > 0) born.push({ add: own.rows.add, masked: lost });
+      let tombstones = 0;
+      for (let ord = own.rows.rows; ord < own.count; ord++) if (wins(ord)) tombstones++;
+      if (own.tombstones !== undefined && tombstones > 0)
+        born.push({ add: own.tombstones.add, masked: allRows(own.tombstones) });
+      const vectors = await stageVectors(staging, masked, born);
+      if (!upsert.fits(snapshot)) return { kind: "given-up" };
+      const result = await staging.commit({
+        operation: "MERGE",
+        actions: [...vectors, ...progress.actions],
+        expect: progress.expect,
+        basedOn: snapshot.version,
+        serializable: true,
+        slots: EVERY_SLOT,
+        newest: upsert.newest,
+      });
+      if (result.kind === "committed") {
+        for (const { add } of born) ranges.tell(decodeURIComponent(add.path), keys);
+        const lostCount = own.count - live - tombstones;
+        const { version } = result;
+        return {
+          kind: "committed",
+          version,
+          live,
+          tombstones,
+          lost: lostCount,
+          touchedFiles: masked.size,
+          overtaken,
+        };
+      }
+      const settles = result.reason === "version" || result.reason === "file";
+      if (!settles || overtaken === MOST_OVERTAKEN) return result;
+      const changes = table.changes(snapshot.version, table.snapshot.version);
+      if (changes?.every(({ drops, replaced }) => !drops && !replaced) !== true) return result;
+    }
+  }
+}
+
+const lostRows = ({ rows }: StagedFile, wins: (ord: number) => boolean): Uint32Array => {
+  const lost: number[] = [];
+  for (let row = 0; row < rows; row++) if (!wins(row)) lost.push(row);
+  return Uint32Array.from(lost);
+};
+
+/** Records are numbered through: rows in the order of their file, then tombstones in that of theirs. */
+interface Own {
+  readonly rows: StagedFile;
+  readonly tombstones: StagedFile | undefined;
+  readonly files: readonly StagedFile[];
+  readonly count: number;
+}
+
+async function stage({ rows, tombstones }: BulkUpsert, staging: Staging): Promise<Own> {
+  const one = (written: Written, options: { readonly tombstones?: boolean }) =>
+    stageWritten(staging, { partition: SHARED_PARTITION, ...options }, async (localPath) => {
+      await written.move(localPath);
+      return written.file;
+    });
+  const own = await one(rows, {});
+  const buried = tombstones === undefined ? undefined : await one(tombstones, { tombstones: true });
+  const files = [own, buried].filter((file) => file !== undefined && file.rows > 0) as StagedFile[];
+  return { rows: own, tombstones: buried, files, count: own.rows + (buried?.rows ?? 0) };
+}
+
+/** What stands of the keys of staged files, as far as it was looked for. */
+class Look {
+  /** Undefined while nothing had to be looked for. */
+  standing: Standing | undefined;
+  private seen: ReadonlySet<string> = new Set();
+  private readonly files = new FileOrdinals();
+  private readonly name = `bulk_keys_${randomUUID().replaceAll("-", "")}`;
+
+  constructor(
+    private readonly table: DeltaTable,
+    private readonly connection: DuckDBConnection,
+    private readonly keys: EntityKeys,
+    private readonly own: Own,
+  ) {}
+
+  unseen({ files }: TableSnapshot): TableFile[] {
+    return files.filter(({ path }) => !this.seen.has(path));
+  }
+
+  /** Takes in some of the files that are new in the snapshot: those that can hold one of the keys. */
+  async at(snapshot: TableSnapshot, fresh: readonly TableFile[]): Promise<void> {
+    const live = filesOf(snapshot);
+    // What stood in a file that is gone stands in a new one, or something greater does.
+    for (const path of this.seen) if (!live.has(path)) this.files.kill(path);
+    this.seen = new Set(live.keys());
+    if (fresh.length > 0) {
+      this.standing ??= await this.records(snapshot);
+      const { standing } = this;
+      const places = await Promise.all(
+        fresh.map((file) => scanned(this.table, file, this.files.flagsOf(file.path, file.tombstones))),
+      );
+      await joinKeys(this.table, this.connection, this.name, places, (record, ord) => {
+        const at = ord * WORDS;
+        if (!standing.knows(ord) || this.isDead(ord) || compareOrder(record, 0, standing.found, at) > 0)
+          standing.set(ord, record, 0);
+      });
+    }
+    if (this.standing === undefined) return;
+    for (let ord = 0; ord < this.own.count; ord++)
+      if (this.standing.knows(ord) && this.isDead(ord)) this.standing.clear(ord);
+    this.standing.snapshot = snapshot;
+  }
+
+  private isDead(ord: number): boolean {
+    return this.files.isDead(this.standing!.found[ord * WORDS + FLAGS]!);
+  }
+
+  /** Reads the keys back, for a relation to join with and for their places in the order of writes. */
+  private async records(snapshot: TableSnapshot): Promise<Standing> {
+    const { own, table, connection } = this;
+    const records = new Uint32Array(own.count * WORDS);
+    const parts: string[] = [];
+    await withFiles(table, own.files.map(scannable), async (paths) => {
+      for (const [at, file] of own.files.entries()) {
+        const first = file === own.rows ? 0 : own.rows.rows;
+        parts.push(
+          `SELECT (file_row_number + ${first})::INTEGER AS ord, tenant_id, entity_id
+           FROM read_parquet(${literal(paths[at]!)}, file_row_number=true, hive_partitioning=false)`,
+        );
+      }
+      await connection.run(`CREATE TEMP TABLE ${this.name} AS ${parts.join(" UNION ALL ")}`);
+    });
+    for (const file of own.files) {
+      const first = file === own.rows ? 0 : own.rows.rows;
+      await scanKeys(table, connection, this.keys, [scannable(file)], (record) => {
+        const ord = first + record[ROW]!;
+        records.set(record, ord * WORDS);
+        records[ord * WORDS + ROW] = ord;
+      });
+    }
+    return new Standing(records, snapshot);
+  }
+
+  async replaced(): Promise<Map<TableFile, Mask>> {
+    const { standing } = this;
+    if (standing === undefined) return new Map();
+    const wins: number[] = [];
+    for (let ord = 0; ord < standing.count; ord++) if (standing.isBeatenBy(ord)) wins.push(ord);
+    return maskReplaced(this.table, standing, wins, (flags) => this.files.pathOf(flags) ?? "");
+  }
+}
+
+const scannable = ({ add, rows }: StagedFile): ScannedFile => ({
+  path: decodeURIComponent(add.path),
+  rows,
+  bytes: add.size,
+  place: 0,
+  mask: undefined,
+});
