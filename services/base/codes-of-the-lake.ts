@@ -97,6 +97,12 @@ export const LAKE_CODES = {
     "the job's process ended without a word",
     "it is tried again; should it fail for this, look at memory (bulk.jobMemoryBytes) and the server's log",
   ),
+  "TRB-VERIFY-BEHIND": entry(
+    503,
+    true,
+    "a model's table has not taken in all that a job has landed, or is being built anew",
+    "wait until the model is in step (`tributary status`), and try again",
+  ),
   "TRB-STORE-FAILED": entry(
     503,
     true,

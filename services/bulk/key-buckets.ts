@@ -51,6 +51,10 @@ export class KeyBuckets {
     );
   }
 
+  has(relation: string): boolean {
+    return this.columns.has(relation);
+  }
+
   /** SQL for a bucket's rows of a relation that something was added to. */
   async of(relation: string, bucket: number): Promise<string> {
     return this.relationOf(relation, await this.paths(relation, bucket));
