@@ -47,6 +47,12 @@ export const LAKE_CODES = {
     "an event is of another entity type than its job",
     "take it out of the export, or start a job that is not bound to one type",
   ),
+  "TRB-BULK-VERSIONS": entry(
+    422,
+    false,
+    "an export's versions are on another scale than those that producers send",
+    "map the column that producers send as version, or the constant 0, which loses to all that they send",
+  ),
   "TRB-JOB-UNKNOWN": entry(404, false, "no such job", "see `tributary bootstrap ls`"),
   "TRB-JOB-EXISTS": entry(409, false, "the id is another job's", "choose another id, or none"),
   "TRB-JOB-ELSEWHERE": entry(

@@ -7,7 +7,7 @@ import { type Batch, SourceReader } from "../sources/reader.js";
 import type { Mark } from "../sources/splitter.js";
 import { NO_FILE } from "./chunk-file.js";
 import { ChunkModels } from "./chunk-models.js";
-import type { Chunk, NextChunk, OpenFile } from "./chunk-protocol.js";
+import type { Chunk, NextChunk, Opened, OpenFile } from "./chunk-protocol.js";
 import { ChunkTable } from "./chunk-table.js";
 import { type MappedRelation, mappedRelation } from "./mapped-relation.js";
 import { RowEvents, type RowFault, type RowOrder } from "./row-events.js";
@@ -53,6 +53,10 @@ export class ChunkMaker {
     const mapped = mappedRelation(order.unit.format, reader.columns, order.mapping, type);
     const rowOrder = { type, types: registry.types, tenant: order.tenant };
     return new ChunkMaker(order, rowOrder, reader, mapped, connection, onRejects, getsOn);
+  }
+
+  get opened(): Opened {
+    return { rows: this.reader.rows };
   }
 
   /** Errors: those of SourceReader. */

@@ -65,6 +65,12 @@ export interface ListTypes {
   readonly descriptors: Uint8Array;
 }
 
+/** What is known of a file that was opened. */
+export interface Opened {
+  /** Of the whole file, where that is known without reading it. */
+  readonly rows: number | undefined;
+}
+
 /** The next chunk of the file that is open: about so much of it. */
 export interface NextChunk {
   readonly type: "next";

@@ -3,7 +3,7 @@ import { TributaryError } from "../base/errors.js";
 import { beKillable } from "../base/killable.js";
 import type { ReaderOptions, Reply } from "../sources/protocol.js";
 import { ChunkMaker } from "./chunk-maker.js";
-import type { Chunk, ChunkRequest } from "./chunk-protocol.js";
+import type { Chunk, ChunkRequest, Opened } from "./chunk-protocol.js";
 import { type FoundTypes, findTypes } from "./event-types.js";
 import { WholeEvents } from "./whole-events.js";
 
@@ -29,7 +29,7 @@ async function handle(request: ChunkRequest): Promise<void> {
   }
 }
 
-async function answer(request: ChunkRequest): Promise<Chunk | FoundTypes | undefined> {
+async function answer(request: ChunkRequest): Promise<Chunk | FoundTypes | Opened> {
   if (request.type === "next") {
     if (maker === undefined) throw new TributaryError("TRB-INTERNAL");
     return maker.next(request);
@@ -52,7 +52,7 @@ async function answer(request: ChunkRequest): Promise<Chunk | FoundTypes | undef
     (rejects) => send(rejects.length === 0 ? { type: "progress" } : { type: "rejects", rejects }),
     getsOn,
   );
-  return undefined;
+  return maker.opened;
 }
 
 function send(reply: Reply): void {

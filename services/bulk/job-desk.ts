@@ -1,7 +1,12 @@
-import { randomBytes } from "node:crypto";
-import { TributaryError } from "../base/errors.js";
+import { randomBytes, randomUUID } from "node:crypto";
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import { layout } from "../base/paths.js";
 import { audit } from "../operate/audit-log.js";
+import { inspect } from "../sources/inspect.js";
+import { Sources } from "../sources/sources.js";
 import type { ObjectStore } from "../storage/object-store.js";
+import { type BootstrapCheck, type CheckContext, checkBootstrap, requirePassed } from "./bootstrap-check.js";
 import { type BootstrapRequest, type Job, type JobWish, jobOrder } from "./job.js";
 import { JobStore } from "./job-store.js";
 
@@ -13,20 +18,36 @@ export class JobDesk {
     this.jobs = new JobStore(store);
   }
 
+  /** What would become of it; nothing is asked for. Errors: as `checkBootstrap`, and of the source's place. */
+  async dryRun(context: Omit<CheckContext, "store">, asked: BootstrapRequest): Promise<BootstrapCheck> {
+    const { config } = context;
+    const scratch = join(layout(config.data).scratch, `check-${randomUUID()}`);
+    const sources = await Sources.open(config, scratch);
+    try {
+      const place = sources.at(asked.source);
+      const manifest = await inspect(place, asked, config.bulk);
+      return await checkBootstrap({ ...context, store: this.store }, asked, place, manifest);
+    } finally {
+      sources.close();
+      await rm(scratch, { recursive: true, force: true });
+    }
+  }
+
   /**
-   * Resolves to the job, and to whether it was there before: who asks again in the same words gets the same job.
-   * Errors: TRB-JOB-EXISTS, TRB-BULK-MAPPING.
+   * Resolves to the job, and to whether it was there before: who asks again in the same words gets the same job,
+   * whatever has become of its source. Errors: TRB-JOB-EXISTS; as `dryRun`, and what that finds against it.
    */
   async bootstrap(
+    context: Omit<CheckContext, "store">,
     { id = madeUpId(), ...asked }: BootstrapRequest,
     by: string,
   ): Promise<{ readonly job: Job; readonly wasThere: boolean }> {
-    if (asked.mapping === undefined && asked.format !== "events" && asked.format !== undefined)
-      throw new TributaryError("TRB-BULK-MAPPING", "mapping: expected one, as rows are no whole events");
-    const { source, entityType, tenant } = asked;
     const at = new Date().toISOString();
+    const order = jobOrder.parse({ kind: "bootstrap", id, ...asked, by, at });
+    const { source, entityType, tenant } = asked;
     await audit(this.store, { at, by, action: "bootstrap start", job: id, source, entityType, tenant });
-    const outcome = await this.jobs.order(jobOrder.parse({ kind: "bootstrap", id, ...asked, by, at }));
+    if (!(await this.jobs.has(id))) requirePassed(await this.dryRun(context, asked));
+    const outcome = await this.jobs.order(order);
     return { job: await this.jobs.get(id), wasThere: outcome === "exists" };
   }
 

@@ -59,6 +59,10 @@ export class JobStore {
     return job;
   }
 
+  async has(id: string): Promise<boolean> {
+    return (await this.store.stat(keyOf(ORDERS, id))) !== undefined;
+  }
+
   private async find(id: string): Promise<Job | undefined> {
     const known = this.over.get(id);
     if (known !== undefined) return known;

@@ -13,7 +13,7 @@ import { type Batch, SourceReader } from "../sources/reader.js";
 import type { Mark, Records } from "../sources/splitter.js";
 import { Grant } from "../tenancy/grant.js";
 import { NO_FILE, ORDER } from "./chunk-file.js";
-import type { Chunk, LeaveOut, NextChunk, OpenFile } from "./chunk-protocol.js";
+import type { Chunk, LeaveOut, NextChunk, Opened, OpenFile } from "./chunk-protocol.js";
 import { Owner } from "./event-types.js";
 import { PayloadsAside } from "./payloads-aside.js";
 import { positionIn } from "./row-events.js";
@@ -77,6 +77,10 @@ export class WholeEvents {
     }
     const reader = await SourceReader.open(await duck.connect(), order.unit, getsOn);
     return new WholeEvents(order, registry, reader, new RawWriter(await duck.connect()), onRejects);
+  }
+
+  get opened(): Opened {
+    return { rows: this.reader.rows };
   }
 
   /** Errors: those of SourceReader. */

@@ -51,6 +51,10 @@ export class ParquetReader implements FormatReader {
     return new ParquetReader(unit, columns, selected, sizes, await maskOf(unit, rows));
   }
 
+  get rows(): number {
+    return this.groups.reduce((sum, group) => sum + group.rows, 0) - (this.mask?.count ?? 0);
+  }
+
   async *batches(from: Mark): AsyncGenerator<Batch> {
     const { unit, mask } = this;
     for (const { start, end, bytes } of this.ranges(from.row)) {

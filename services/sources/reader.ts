@@ -33,6 +33,8 @@ export interface Batch {
 /** One format's way to read a file. Errors of the engine come as they are. */
 export interface FormatReader {
   readonly columns: readonly SourceColumn[];
+  /** Of the whole file, where that is known without reading it. */
+  readonly rows?: number;
   batches(from: Mark): AsyncGenerator<Batch>;
 }
 
@@ -85,6 +87,11 @@ export class SourceReader {
   /** Of the relations, beside ORDINAL: the file's own, then those of its path. */
   get columns(): readonly SourceColumn[] {
     return [...this.reader.columns, ...this.partition];
+  }
+
+  /** Of the whole file, where that is known without reading it. */
+  get rows(): number | undefined {
+    return this.reader.rows;
   }
 
   /**

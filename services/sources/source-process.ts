@@ -109,6 +109,8 @@ export class SourceProcess {
   /** Kills the process; `reason` is what a call under way is answered with. */
   end(reason: EndReason = "TRB-SOURCE-READER"): void {
     this.reason ??= reason;
+    // Who waits for its end may wait for nothing else.
+    if (!this.exited) this.child.ref();
     this.child.kill("SIGKILL");
   }
 

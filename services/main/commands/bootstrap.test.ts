@@ -2,7 +2,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { jobState, type Phase } from "../../bulk/job.js";
+import { jobOrder, jobState, type Phase } from "../../bulk/job.js";
 import { JobStore } from "../../bulk/job-store.js";
 import { FileStore } from "../../storage/file-store.js";
 import { runProgram } from "./program.js";
@@ -17,9 +17,9 @@ beforeEach(async () => {
   out = "";
   err = "";
   folder = mkdtempSync(join(tmpdir(), "tributary-bootstrap-"));
-  mkdirSync(join(folder, "lake"));
+  mkdirSync(join(folder, "data/lake"), { recursive: true });
   jobs = new JobStore(
-    await FileStore.open({ folder: join(folder, "lake"), staging: join(folder, "scratch") }),
+    await FileStore.open({ folder: join(folder, "data/lake"), staging: join(folder, "scratch") }),
   );
   vi.spyOn(console, "log").mockImplementation((text) => {
     out += `${text}\n`;
@@ -31,7 +31,18 @@ beforeEach(async () => {
     err += text;
     return true;
   });
-  writeFileSync(join(folder, "mapping.yaml"), "tenant: customer\nentityId: id\nversion: { constant: 0 }\n");
+  const mapping =
+    "tenant: customer\nentityId: id\nversion: rev\npayload: { path: id, change_count: changes }\n";
+  writeFileSync(join(folder, "mapping.yaml"), mapping);
+  mkdirSync(join(folder, "exports/a"), { recursive: true });
+  writeFileSync(
+    join(folder, "exports/a/1.ndjson"),
+    exported.map((row) => `${JSON.stringify(row)}\n`).join(""),
+  );
+  writeFileSync(
+    join(folder, "tributary.yaml"),
+    `bulk: { sources: { exports: ${join(folder, "exports")} } }\n`,
+  );
 });
 afterEach(() => {
   vi.restoreAllMocks();
@@ -39,24 +50,40 @@ afterEach(() => {
   rmSync(folder, { recursive: true, force: true });
 });
 
+/** What an application might export; the last one is of no tenant. */
+const exported = [
+  { customer: "acme", id: "a.txt", rev: 3, changes: 7, more: true },
+  { customer: "acme", id: "b.txt", rev: 1, changes: 1 },
+  { id: "c.txt", rev: 1, changes: 1 },
+];
+
+const PATIENCE = { timeout: 20_000 };
+const data = () => join(folder, "data");
 const run = (...args: string[]) => {
   out = "";
   err = "";
-  return runProgram(["bootstrap", ...args, "--data", folder]);
+  return runProgram(["bootstrap", ...args, "--data", data(), "--config", join(folder, "tributary.yaml")]);
 };
-const start = (...args: string[]) => run("start", "--source", "exports/a", ...args);
+const start = (...args: string[]) => run("start", "--source", "exports/a", "--type", "scm.v1.File", ...args);
+/** As `start` would ask for it: it is there then, and its source is not looked at. */
+const asked = () => {
+  const payload = { path: "id", change_count: "changes" };
+  const mapping = { tenant: "customer", entityId: "id", version: "rev", payload };
+  const words = { kind: "bootstrap", id: "a", source: "exports/a", entityType: "scm.v1.File", mapping };
+  return jobs.order(jobOrder.parse({ ...words, by: "ops", at: "2026-01-02T03:04:05Z" }));
+};
 const mapped = () => ["--mapping", join(folder, "mapping.yaml")];
 const tell = (phase: Phase, more: object = {}) =>
   jobs.tell("a", jobState.parse({ phase, writtenAt: new Date().toISOString(), ...more }));
 
 describe("a job", () => {
   it("is asked for, shown, wished about, and all of that is in the audit", async () => {
-    const words = ["--id", "a", ...mapped(), "--type", "scm.v1.File", "--tenant", "acme", "--detach"];
+    const words = ["--id", "a", ...mapped(), "--tenant", "acme", "--detach"];
     expect(await start(...words, "--priority", "-5", "--json")).toBe(0);
     expect(JSON.parse(out)).toMatchObject({
       id: "a",
       source: "exports/a",
-      mapping: { tenant: "customer", version: { constant: 0 } },
+      mapping: { tenant: "customer", version: "rev" },
       entityType: "scm.v1.File",
       tenant: "acme",
       priority: -5,
@@ -77,7 +104,7 @@ describe("a job", () => {
     expect(out).toMatch(/a +bootstrap +exports\/a +landing +25 % +1,234/);
     expect(await run("cancel", "a")).toBe(0);
     expect(out).toContain("landing, to be cancelled");
-    expect(await runProgram(["audit", "--data", folder, "--json"])).toBe(0);
+    expect(await runProgram(["audit", "--data", data(), "--json"])).toBe(0);
     const { audit } = JSON.parse(out.slice(out.indexOf("{"))) as { audit: { action: string }[] };
     expect(audit.map(({ action }) => action)).toEqual([
       "bootstrap start",
@@ -95,9 +122,10 @@ describe("a job", () => {
       ["done", 0, "done"],
     ];
     for (const [phase, code, words] of ends) {
-      if ((await jobs.list()).length > 0) await tell("landing");
+      await asked();
+      await tell("landing");
       const followed = start("--id", "a", ...mapped());
-      await vi.waitFor(() => expect(err).toMatch(/: a\n/));
+      await vi.waitFor(() => expect(err).toContain("it is there already: a"), PATIENCE);
       await tell(phase, { code: "TRB-JOB-ENDED", reason: "too many rejects", rowsLanded: 7 });
       expect(await followed).toBe(code);
       expect(out).toContain(words);
@@ -110,8 +138,9 @@ describe("a job", () => {
 
   it("goes on when who follows it is stopped, and says how to look at it again", async () => {
     vi.spyOn(process, "kill").mockReturnValue(true);
+    await asked();
     const followed = start("--id", "a", ...mapped());
-    await vi.waitFor(() => expect(err).toContain("asked for: a"));
+    await vi.waitFor(() => expect(err).toContain("it is there already: a"), PATIENCE);
     process.emit("SIGINT", "SIGINT");
     expect(err).toContain("the job goes on; see `tributary bootstrap status a`");
     await tell("done");
@@ -120,7 +149,7 @@ describe("a job", () => {
   });
 
   it("of another's id, of none, and of one that has ended is refused", async () => {
-    expect(await start("--id", "a", ...mapped(), "--detach")).toBe(0);
+    await asked();
     expect(await start("--id", "a", ...mapped(), "--detach", "--tenant", "b")).toBe(1);
     expect(err).toContain("TRB-JOB-EXISTS");
     expect(await run("status", "b", "--json")).toBe(1);
@@ -128,6 +157,44 @@ describe("a job", () => {
     await tell("done");
     expect(await run("pause", "a")).toBe(1);
     expect(err).toContain("TRB-JOB-ENDED");
+  });
+});
+
+describe("a dry run", () => {
+  it("shows what would land and what would be rejected, and changes nothing", async () => {
+    expect(await start(...mapped(), "--dry-run")).toBe(0);
+    expect(out).toContain("exports/a: ndjson, 1 file, ");
+    expect(out).toContain("bytes, 3 rows");
+    expect(out).toContain("of the first rows 2 would land, 1 be rejected");
+    expect(out).toMatch(/acme +a\.txt +CREATED +3 +\{"path":"a\.txt","changeCount":7\}/);
+    expect(out).toMatch(/1 +TRB-EVENT-TENANT +tenant: expected .* +a\/1\.ndjson:2/);
+    expect(out).toContain("columns that nothing is mapped to: more");
+    expect(out).toContain("it would begin");
+    expect(await jobs.list()).toEqual([]);
+  });
+
+  it("tells why a job would be refused, as the job's start does", async () => {
+    expect(await start(...mapped(), "--tenant", "zeta", "--dry-run", "--json")).toBe(1);
+    expect(JSON.parse(out)).toMatchObject({
+      dryRun: true,
+      rows: 3,
+      rowsExact: true,
+      sample: { rows: 0, rejected: 3 },
+      refusals: [{ code: "TRB-BULK-MAPPING", message: expect.stringContaining("TRB-BULK-TENANT") }],
+    });
+    expect(await start(...mapped(), "--tenant", "zeta", "--detach")).toBe(1);
+    expect(err).toContain("TRB-BULK-MAPPING");
+    const wrong: [string[], string][] = [
+      [["--source", "nowhere/a"], "TRB-SOURCE-ROOT"],
+      [["--source", "exports/../a"], "TRB-SOURCE-PATH"],
+      [["--source", "exports/b"], "TRB-SOURCE-EMPTY"],
+      [["--type", "scm.v1.Nothing"], "TRB-BULK-MAPPING: entityType"],
+    ];
+    for (const [args, words] of wrong) {
+      expect(await start(...mapped(), ...args, "--detach"), words).toBe(1);
+      expect(err).toContain(words);
+    }
+    expect(await jobs.list()).toEqual([]);
   });
 });
 

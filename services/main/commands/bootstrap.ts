@@ -2,15 +2,20 @@ import { readFileSync } from "node:fs";
 import { type Command, Option } from "commander";
 import { parse as parseYaml } from "yaml";
 import { type ZodError, z } from "zod";
+import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
+import type { CheckContext } from "../../bulk/bootstrap-check.js";
 import { type BootstrapRequest, bootstrapRequest, type Job, type JobWish } from "../../bulk/job.js";
 import { JobDesk } from "../../bulk/job-desk.js";
+import { ProtoRegistry } from "../../contracts/registry.js";
 import { FORMATS } from "../../sources/formats.js";
-import { withStore } from "../compose/runtime.js";
+import { readingDuck, withStore } from "../compose/runtime.js";
+import { checkText } from "./check-view.js";
 import { exitCodeOf, followJob } from "./follow-job.js";
 import { jobJson, jobLines, jobsTable } from "./job-view.js";
 import { localUser } from "./local-user.js";
 import { configOf, type DataOptions, limitNumber, priorityNumber, withData } from "./options.js";
+import { EXIT } from "./report.js";
 
 interface StartOptions extends DataOptions {
   readonly source: string;
@@ -25,6 +30,7 @@ interface StartOptions extends DataOptions {
   readonly columns?: string;
   readonly null?: string;
   readonly detach?: boolean;
+  readonly dryRun?: boolean;
 }
 
 const WISHES = [
@@ -72,14 +78,26 @@ function addStart(group: Command): void {
     .option("--columns <names>", "of a CSV without a header, with commas between them")
     .option("--null <text>", "what a CSV has where there is no value (default: nothing)")
     .option("--detach", "do not follow it")
+    .option("--dry-run", "say what would land and what would be refused; change nothing")
     .action(start);
 }
 
 async function start(options: StartOptions): Promise<void> {
   const asked = requestOf(options);
-  const job = await withStore(configOf(options), async (store) => {
+  const config = configOf(options);
+  if (options.dryRun) {
+    const check = await withStore(config, (store) =>
+      withParts(config, (parts) => new JobDesk(store).dryRun(parts, asked)),
+    );
+    console.log(options.json ? JSON.stringify({ dryRun: true, ...check }) : checkText(check));
+    if (check.refusals.length > 0) process.exitCode = EXIT.failed;
+    return;
+  }
+  const job = await withStore(config, async (store) => {
     const desk = new JobDesk(store);
-    const { job: ordered, wasThere } = await desk.bootstrap(asked, localUser());
+    const { job: ordered, wasThere } = await withParts(config, (parts) =>
+      desk.bootstrap(parts, asked, localUser()),
+    );
     if (options.detach) return ordered;
     const { id } = ordered.order;
     if (!options.json) process.stderr.write(`${wasThere ? "it is there already" : "asked for"}: ${id}\n`);
@@ -87,6 +105,21 @@ async function start(options: StartOptions): Promise<void> {
   });
   tell(job, options);
   if (!options.detach) process.exitCode = exitCodeOf(job);
+}
+
+/** What a source is checked against. */
+async function withParts<T>(
+  config: Config,
+  use: (parts: Omit<CheckContext, "store">) => Promise<T>,
+): Promise<T> {
+  const registry = ProtoRegistry.load(config.protoDirs, config.protoDescriptors);
+  const duck = await readingDuck();
+  try {
+    const { checkpointEvery } = config.table;
+    return await use({ registry, duck, config, tableOptions: { checkpointEvery } });
+  } finally {
+    duck.close();
+  }
 }
 
 /** Errors: TRB-CLI-USAGE, naming the option. */
