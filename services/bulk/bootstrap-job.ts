@@ -7,6 +7,7 @@ import { inspect } from "../sources/inspect.js";
 import type { Manifest } from "../sources/manifest.js";
 import { type Place, Sources } from "../sources/sources.js";
 import { Bootstrap } from "./bootstrap.js";
+import { checkBootstrap, requirePassed } from "./bootstrap-check.js";
 import type { BootstrapJob } from "./job.js";
 import { JobCounts } from "./job-counts.js";
 import type { RunJob } from "./job-run.js";
@@ -28,6 +29,8 @@ export const runBootstrap: RunJob<BootstrapJob> = async (context, order, host) =
     const place = sources.at(order.source);
     const manifest = await manifestOf(context, order, place);
     const counts = await JobCounts.open(context, order.id, entityType, manifest);
+    // Producers may have begun since it was asked for, and the source may be another.
+    if (counts.told.rowsLanded === 0) requirePassed(await checkBootstrap(context, order, place, manifest));
     host.tell({ phase: "landing", files: manifest.files.length, bytes: manifest.bytes, ...counts.told });
     const landed = await Bootstrap.run(
       context,

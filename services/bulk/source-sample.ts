@@ -106,6 +106,7 @@ function sampleFile(
       stream: "sample",
       partition: "0",
       out,
+      models: [],
     };
     let rejected = 0;
     try {
