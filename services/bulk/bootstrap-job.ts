@@ -5,6 +5,7 @@ import { layout } from "../base/paths.js";
 import type { IngestContext } from "../ingest/context.js";
 import { inspect } from "../sources/inspect.js";
 import type { Manifest } from "../sources/manifest.js";
+import { shown } from "../sources/root.js";
 import { type Place, Sources } from "../sources/sources.js";
 import { Bootstrap } from "./bootstrap.js";
 import { checkBootstrap, requirePassed } from "./bootstrap-check.js";
@@ -48,7 +49,8 @@ export const runBootstrap: RunJob<BootstrapJob> = async (context, order, host) =
         signal: host.signal,
         pace: (work) => host.pace(work),
         landed: (chunk) => host.tell(counts.landed(chunk)),
-        reject: (file, rejects) => host.reject(file, rejects),
+        reject: (number, rejects) =>
+          host.reject({ number, shown: shown(place.root.name, manifest.files[number]!.path) }, rejects),
       },
     );
     if (!landed) return false;

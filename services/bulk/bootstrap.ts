@@ -24,7 +24,7 @@ import { RefinedSide } from "./refined-side.js";
 import { positionIn } from "./row-events.js";
 
 /** The one lane of a job. */
-const LANE = "0";
+export const LANE = "0";
 /**
  * About what one chunk holds; whichever is reached first. Files of so many rows are left alone by compaction, and its
  * process has memory for them.

@@ -11,6 +11,12 @@ import type { Chunk, NextChunk, Opened, OpenFile } from "./chunk-protocol.js";
 import { ChunkTable } from "./chunk-table.js";
 import { type MappedRelation, mappedRelation } from "./mapped-relation.js";
 import { RowEvents, type RowFault, type RowOrder } from "./row-events.js";
+import { rowsAsJson } from "./rows-as-json.js";
+
+/** Rejects wait in memory until their chunk is whole: with so many bytes of them it is. */
+const REJECTED_BYTES = 32 * 1024 * 1024;
+/** What one takes beside its bytes. */
+const REJECT_COST = 256;
 
 /**
  * Makes chunks of one file of a source, in its order: files of a raw table and of its models' tables. Where it runs it
@@ -72,14 +78,15 @@ export class ChunkMaker {
 
   /** Reads about so much into the table. */
   private async fill(rows: number, bytes: number) {
-    let [taken, read, rejected] = [0, 0, 0];
+    let [taken, read, rejected, rejectedBytes] = [0, 0, 0, 0];
     await this.table?.clear();
-    while (taken < rows && read < bytes) {
+    while (taken < rows && read < bytes && rejectedBytes < REJECTED_BYTES) {
       const { value: batch, done } = await this.batches.next();
       if (done === true) return { rejected, read, end: true };
-      await this.take(batch);
-      this.onRejects(batch.rejects);
-      rejected += batch.rejects.length;
+      const rejects = [...batch.rejects, ...(await this.take(batch))];
+      this.onRejects(rejects);
+      rejected += rejects.length;
+      for (const reject of rejects) rejectedBytes += reject.bytes.length + REJECT_COST;
       taken += batch.rows;
       read += batch.bytes;
       this.at = batch.next;
@@ -87,17 +94,24 @@ export class ChunkMaker {
     return { rejected, read, end: false };
   }
 
-  private async take(batch: Batch): Promise<void> {
-    if (batch.rows === 0) return;
+  /** Takes the rows that are events, as far as the engine can tell; returns the others. */
+  private async take(batch: Batch): Promise<Reject[]> {
+    if (batch.rows === 0) return [];
     const { connection, order } = this;
     const relation = this.mapped.of(batch.sql);
-    await this.reading(async () => {
+    return this.reading(async () => {
       if (this.table === undefined) {
         const mapping = this.mapped.mapping.of(order.unit.shown);
         const rows = await RowEvents.bind(connection, relation, mapping, this.rowOrder);
         this.table = new ChunkTable(connection, rows, order, this.getsOn);
       }
       await this.table.add(relation);
+      const faults = new Map<number, RowFault>();
+      await this.table.sift(batch.first, (row, fault) => faults.set(row, fault));
+      if (faults.size === 0) return [];
+      const { columns } = this.reader;
+      const texts = await rowsAsJson(connection, batch.sql, columns, [...faults.keys()], REJECTED_BYTES);
+      return [...faults].map(([row, fault]) => rejectOf(row, fault, texts.get(row)));
     });
   }
 
@@ -105,10 +119,10 @@ export class ChunkMaker {
     const { table, order, connection } = this;
     const none = { file: NO_FILE };
     if (table === undefined) return none;
-    const reject = (row: number, { code, reason }: RowFault) =>
-      rejects.push({ row, offset: undefined, code, message: reason, bytes: new Uint8Array() });
+    // The batch that it was in is gone by now.
+    const reject = (row: number, fault: RowFault, key: string) =>
+      rejects.push(rejectOf(row, fault, Buffer.from(key)));
     return this.reading(async () => {
-      await table.sift(reject);
       const file = await table.writeRaw(order.out, receivedAt, reject);
       if (file === undefined) return none;
       if (order.models.length === 0) return { file };
@@ -127,3 +141,11 @@ export class ChunkMaker {
     }
   }
 }
+
+const rejectOf = (row: number, { code, reason }: RowFault, bytes: Buffer = Buffer.alloc(0)): Reject => ({
+  row,
+  offset: undefined,
+  code,
+  message: reason,
+  bytes,
+});

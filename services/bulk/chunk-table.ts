@@ -17,7 +17,8 @@ export interface ChunkPlace {
   readonly file: number;
 }
 
-type Reject = (ordinal: number, fault: RowFault) => void;
+/** `key` is JSON of what a row says it is. */
+type Reject = (ordinal: number, fault: RowFault, key: string) => void;
 
 /** What a column of raw holds of rows that no bus has seen: nothing. */
 const NOTHING: Readonly<Record<string, string>> = {
@@ -80,11 +81,11 @@ export class ChunkTable {
     if (this.made) await this.connection.run(`TRUNCATE ${ChunkTable.NAME}`);
   }
 
-  /** Takes away the rows that the engine knows to be no events, and tells of them. */
-  async sift(reject: Reject): Promise<void> {
+  /** Takes away the rows from an ordinal on that the engine knows to be no events, and tells of them. */
+  async sift(from: number, reject: (ordinal: number, fault: RowFault) => void): Promise<void> {
     if (!this.made) return;
     const [wrong] = this.payload;
-    const where = `${ROW.fault} <> 0 OR ${wrong} IS NOT NULL`;
+    const where = `${ROW.ordinal} >= ${from} AND (${ROW.fault} <> 0 OR ${wrong} IS NOT NULL)`;
     const found = await rowsOf(
       this.connection,
       `SELECT ${ROW.ordinal}, ${ROW.fault}, ${wrong} FROM ${ChunkTable.NAME} WHERE ${where}`,
@@ -114,10 +115,11 @@ export class ChunkTable {
     const ids = [...refused.keys()];
     const ordinals = (await rowsOf(
       connection,
-      `SELECT rowid, ${ROW.ordinal} FROM ${ChunkTable.NAME} WHERE rowid IN (${ids.join(", ")}) ORDER BY 2`,
-    )) as [bigint, bigint][];
-    for (const [id, ordinal] of ordinals)
-      reject(Number(ordinal), this.rows.refused(refused.get(Number(id))!));
+      `SELECT rowid, ${ROW.ordinal}, to_json({tenant_id: tenant_id, entity_id: entity_id, version: version})::VARCHAR
+      FROM ${ChunkTable.NAME} WHERE rowid IN (${ids.join(", ")}) ORDER BY 2`,
+    )) as [bigint, bigint, string][];
+    for (const [id, ordinal, key] of ordinals)
+      reject(Number(ordinal), this.rows.refused(refused.get(Number(id))!), key);
     await this.leaveOut(ids);
     const rest = await write();
     return rest.rows === 0 ? undefined : rest;

@@ -2,10 +2,10 @@ import type { IngestContext } from "../ingest/context.js";
 import { rawRoot } from "../ingest/raw-table.js";
 import type { Manifest } from "../sources/manifest.js";
 import { DeltaTable } from "../table/delta-table.js";
-import { positionsOf } from "../table/progress.js";
-import type { BootstrapProgress } from "./bootstrap.js";
+import { positionsOf, trackOf } from "../table/progress.js";
+import { type BootstrapProgress, LANE } from "./bootstrap.js";
 import type { JobState } from "./job.js";
-import { rowsOfStream } from "./job-rows.js";
+import { rowsOfTrack } from "./job-rows.js";
 import { streamOf } from "./job-tracks.js";
 
 /** What a packed file is taken to unpack to before one has been read to its end, in times its size. */
@@ -38,9 +38,9 @@ export class JobCounts {
   ): Promise<JobCounts> {
     const stream = streamOf(job);
     const raw = await DeltaTable.open(store, rawRoot(entityType), duck, tableOptions);
-    const [reached] = raw === undefined ? [] : positionsOf(raw.snapshot, stream).values();
+    const reached = raw === undefined ? undefined : positionsOf(raw.snapshot, stream).get(LANE);
     if (raw === undefined || reached === undefined) return new JobCounts(manifest, 0, 0);
-    const rows = await rowsOfStream({ duck }, raw, stream);
+    const rows = await rowsOfTrack({ duck }, raw, trackOf(stream, LANE));
     const counts = new JobCounts(manifest, rows, 0);
     counts.reach(Number(reached.split(".")[0]));
     return counts;

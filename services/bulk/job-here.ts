@@ -4,6 +4,7 @@ import type { Job } from "./job.js";
 import { runJob } from "./job-kinds.js";
 import type { Told } from "./job-report.js";
 import type { Outcome } from "./job-runner.js";
+import { JobRejects } from "./rejects.js";
 
 /** What a run of a job is given by the process that it is in. */
 export interface Here {
@@ -15,17 +16,20 @@ export interface Here {
 /** Runs a job in this process. Never rejects. */
 export async function runHere(context: IngestContext, { order, state }: Job, here: Here): Promise<Outcome> {
   const { signal, tell, log } = here;
-  let rejected = state.rejected;
   const limit = state.rejectsAllowed ?? (order.kind === "bootstrap" ? order.rejectLimit : 0);
+  let kept: JobRejects | undefined;
   try {
+    const rejected = await JobRejects.open(context, order.id);
+    kept = rejected;
+    tell({ rejected: rejected.count });
     const done = await runJob(context, order, {
       signal,
       tell,
       pace: async () => signal.throwIfAborted(),
-      reject: async (_, rejects) => {
-        rejected += rejects.length;
-        tell({ rejected });
-        if (rejected > limit) throw new TributaryError("TRB-JOB-REJECTS");
+      reject: async (file, rejects) => {
+        await rejected.keep(file, rejects);
+        tell({ rejected: rejected.count });
+        if (rejected.count > limit) throw new TributaryError("TRB-JOB-REJECTS");
       },
     });
     return { kind: done ? "done" : "stopped" };
@@ -37,5 +41,7 @@ export async function runHere(context: IngestContext, { order, state }: Job, her
     log(error);
     const { code, message } = new TributaryError("TRB-INTERNAL");
     return { kind: "failed", code, reason: message, retryable: true };
+  } finally {
+    await kept?.close();
   }
 }

@@ -1,6 +1,7 @@
 import type { IngestContext } from "../ingest/context.js";
 import type { Reject } from "../sources/formats.js";
 import type { JobOrder, JobState } from "./job.js";
+import type { RejectedFile } from "./rejects.js";
 
 /** What a kind of job works with while it runs. Whoever runs jobs makes one a run. */
 export interface JobHost {
@@ -18,10 +19,10 @@ export interface JobHost {
    */
   pace(work: { readonly rows: number; readonly bytes: number }): Promise<void>;
   /**
-   * Keeps rows that are no events, durable when resolved; the same ones told again are kept once. Errors:
-   * TRB-JOB-REJECTS once there are more than the order allows: the job pauses.
+   * Keeps rows that are no events: all of a file's next records that are none. Durable when resolved; the same ones told
+   * again are kept once. Errors: TRB-JOB-REJECTS once there are more than the order allows: the job pauses.
    */
-  reject(file: number, rejects: readonly Reject[]): Promise<void>;
+  reject(file: RejectedFile, rejects: readonly Reject[]): Promise<void>;
 }
 
 /**

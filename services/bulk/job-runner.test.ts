@@ -12,6 +12,7 @@ import { RUNNABLE } from "./job-kinds.js";
 import { JobRunner, type JobRunnerOptions, type Outcome } from "./job-runner.js";
 import { JobStore } from "./job-store.js";
 import { JobTracks } from "./job-tracks.js";
+import { readRejects } from "./rejects.js";
 
 const at = new Date().toISOString();
 const by = "ops";
@@ -20,7 +21,9 @@ afterEach(async () => {
   for (const close of closers.splice(0).reverse()) await close();
 });
 
-async function setUp(rows: number): Promise<{ lake: Lake; jobs: JobStore; order: (id: string) => JobOrder }> {
+async function setUp(
+  rows: number,
+): Promise<{ lake: Lake; jobs: JobStore; order: (id: string) => JobOrder; folder: string }> {
   const folder = mkdtempSync(join(tmpdir(), "tributary-export-"));
   const lake = await Lake.create({ sources: { exports: folder } });
   closers.push(
@@ -42,7 +45,7 @@ async function setUp(rows: number): Promise<{ lake: Lake; jobs: JobStore; order:
       entityType: THING,
       mapping: { tenant: "tenant", entityId: "id", version: "version" },
     });
-  return { lake, jobs: new JobStore(lake.context.store), order };
+  return { lake, jobs: new JobStore(lake.context.store), order, folder };
 }
 
 function serve(
@@ -79,6 +82,31 @@ const here =
       kill: () => undefined,
     };
   };
+
+test("rows that are no events are kept aside with their bytes; too many of them pause the job until it is resumed", async () => {
+  const { lake, jobs, order, folder } = await setUp(20);
+  const file = literal(join(folder, "things", "b.parquet"));
+  await lake.query(
+    `COPY (SELECT CASE WHEN i % 2 = 0 THEN 'acme' ELSE '?' END AS tenant, 'x' || i AS id, 1 AS version, 'n' AS name FROM range(10) t(i)) TO ${file} (FORMAT parquet)`,
+  );
+  serve(jobs, { start: here(lake) });
+  await jobs.order({ ...order("one"), rejectLimit: 2 } as JobOrder);
+  const paused = await until(jobs, "one", inPhase("paused"));
+  expect(paused.state).toMatchObject({ code: "TRB-JOB-REJECTS", rejected: 5, rowsLanded: 20 });
+  await jobs.wish("one", { wish: "run", by, at });
+  const { state } = await until(jobs, "one", inPhase("done"));
+  expect(state).toMatchObject({ rejected: 5, rowsLanded: 25, rowsRefined: 25 });
+  const { rejects } = await readRejects(lake.context, "one", { limit: 100 });
+  expect(rejects.map(({ row, code }) => [row, code])).toEqual(
+    [1, 3, 5, 7, 9].map((row) => [row, "TRB-EVENT-TENANT"]),
+  );
+  expect(JSON.parse(Buffer.from(rejects[0]!.bytes).toString())).toEqual({
+    tenant: "?",
+    id: "x1",
+    version: 1,
+    name: "n",
+  });
+});
 
 async function until(jobs: JobStore, id: string, isIt: (job: Job) => boolean): Promise<Job> {
   for (;;) {

@@ -222,4 +222,9 @@ export class JobRunner {
 }
 
 /** What an operator can mend, and then resume the job. */
-const isForOperators = (code: Code): boolean => code === "TRB-JOB-REJECTS" || code.startsWith("TRB-SOURCE-");
+const isForOperators = (code: Code): boolean => FOR_OPERATORS.has(code) || code.startsWith("TRB-SOURCE-");
+const FOR_OPERATORS: ReadonlySet<Code> = new Set<Code>([
+  "TRB-JOB-REJECTS",
+  "TRB-RECONCILE-CONFIRM",
+  "TRB-RECONCILE-EXPORT",
+]);

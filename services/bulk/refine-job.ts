@@ -2,7 +2,8 @@ import type { IngestContext } from "../ingest/context.js";
 import { rawRoot } from "../ingest/raw-table.js";
 import { Target } from "../ingest/target.js";
 import { DeltaTable } from "../table/delta-table.js";
-import { partsOf, positionsAlong, type Track } from "../table/progress.js";
+import { partsOf, type Track, trackOf } from "../table/progress.js";
+import { LANE } from "./bootstrap.js";
 import { rowsUpTo } from "./job-rows.js";
 import type { JobHost } from "./job-run.js";
 import { streamOf } from "./job-tracks.js";
@@ -39,8 +40,8 @@ export async function refineJob(
     if (host.signal.aborted) return false;
     const target = await Target.open(own, model);
     const telling = setInterval(() => {
-      const [position = ""] = positionsAlong(target.progress, stream).values();
-      const taken = done * rows + rowsUpTo(raw.snapshot, stream, position);
+      const track = trackOf(stream, LANE);
+      const taken = done * rows + rowsUpTo(raw.snapshot, track, target.progress.get(track) ?? "");
       host.tell({ rowsRefined: Math.floor(taken / models.length) });
     }, TELL_MS).unref();
     try {
