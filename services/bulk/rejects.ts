@@ -15,7 +15,7 @@ import { COMMIT_TIMES } from "../table/state.js";
 import { streamOf } from "./job-tracks.js";
 import { positionIn } from "./row-events.js";
 
-/** Rows of a source that are no events, one Delta table a job: any reader of Delta can read it. */
+/** Rows of a source that are no events: one Delta table a job, for whatever reads Delta. */
 
 export const rejectsRoot = (job: string): string => `bulk/${job}/rejects`;
 
@@ -135,7 +135,7 @@ export class JobRejects {
   }
 
   /**
-   * Keeps rejects of a file: all of the next records, in any order. Durable when resolved; those that were told before
+   * Keeps rejects of a file, all of its next records that are none, however ordered. Durable when resolved; those that were told before
    * are kept once. Errors: TRB-STORE-FAILED and others of tables.
    */
   async keep(file: RejectedFile, rejects: readonly Reject[]): Promise<void> {
