@@ -103,6 +103,24 @@ export const LAKE_CODES = {
     "the job's process ended without a word",
     "it is tried again; should it fail for this, look at memory (bulk.jobMemoryBytes) and the server's log",
   ),
+  "TRB-REPLAY-ORDER": entry(
+    400,
+    false,
+    "no replay can be done as it was asked for",
+    "read the message: it names the part and what was expected",
+  ),
+  "TRB-REPLAY-BUSY": entry(
+    409,
+    true,
+    "the table is being built anew already, by ingest or by another job",
+    "nothing; the job begins once that has ended",
+  ),
+  "TRB-REPLAY-OVERTAKEN": entry(
+    409,
+    false,
+    "the model has changed while it was replayed",
+    "nothing, as ingest builds the table anew; ask again where that is not enough",
+  ),
   "TRB-VERIFY-BEHIND": entry(
     503,
     true,

@@ -7,8 +7,9 @@ import { inspect } from "../sources/inspect.js";
 import { Sources } from "../sources/sources.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import { type BootstrapCheck, type CheckContext, checkBootstrap, requirePassed } from "./bootstrap-check.js";
-import { type BootstrapRequest, type Job, type JobWish, jobOrder } from "./job.js";
+import { type BootstrapRequest, type Job, type JobWish, jobOrder, type ReplayRequest } from "./job.js";
 import { JobStore } from "./job-store.js";
+import { selectionOf } from "./replay-plan.js";
 
 /** Where operators ask for jobs and wish about them, by whatever way they come. All they ask for is in the audit. */
 export class JobDesk {
@@ -48,6 +49,19 @@ export class JobDesk {
     await audit(this.store, { at, by, action: "bootstrap start", job: id, source, entityType, tenant });
     if (!(await this.jobs.has(id))) requirePassed(await this.dryRun(context, asked));
     const outcome = await this.jobs.order(order);
+    return { job: await this.jobs.get(id), wasThere: outcome === "exists" };
+  }
+
+  /** Who asks again in the same words gets the same job. Errors: TRB-JOB-EXISTS, TRB-REPLAY-ORDER. */
+  async replay(
+    { id = madeUpId(), ...asked }: ReplayRequest,
+    by: string,
+  ): Promise<{ readonly job: Job; readonly wasThere: boolean }> {
+    selectionOf(asked);
+    const { model: source, tenant, action } = asked;
+    const at = new Date().toISOString();
+    await audit(this.store, { at, by, action: `replay ${action}`, job: id, source, tenant });
+    const outcome = await this.jobs.order(jobOrder.parse({ kind: "replay", id, ...asked, by, at }));
     return { job: await this.jobs.get(id), wasThere: outcome === "exists" };
   }
 

@@ -2,11 +2,12 @@ import type { IngestContext } from "../ingest/context.js";
 import { runBootstrap } from "./bootstrap-job.js";
 import type { JobOrder } from "./job.js";
 import type { JobHost, RunJob } from "./job-run.js";
+import { runReplay } from "./replay-job.js";
 
 type Kinds = { readonly [K in JobOrder["kind"]]?: RunJob<Extract<JobOrder, { kind: K }>> };
 
 /** What runs here. Orders of other kinds wait for a worker that knows them. */
-const KINDS: Kinds = { bootstrap: runBootstrap };
+const KINDS: Kinds = { bootstrap: runBootstrap, replay: runReplay };
 
 export const RUNNABLE: ReadonlySet<JobOrder["kind"]> = new Set(Object.keys(KINDS) as JobOrder["kind"][]);
 

@@ -87,6 +87,12 @@ const replayOrder = z.strictObject({
 });
 export type ReplayJob = z.infer<typeof replayOrder>;
 
+/** What is to be replayed, as operators ask for it; without an id one is made up. */
+export const replayRequest = replayOrder
+  .omit({ kind: true, by: true, at: true })
+  .extend({ id: common.id.optional() });
+export type ReplayRequest = z.infer<typeof replayRequest>;
+
 export const jobOrder = z.discriminatedUnion("kind", [bootstrapOrder, replayOrder]);
 export type JobOrder = z.infer<typeof jobOrder>;
 

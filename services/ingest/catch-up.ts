@@ -1,16 +1,18 @@
+import type { DuckDBConnection } from "@duckdb/node-api";
 import { isOutOfMemory } from "../base/engine-error.js";
 import type { DeltaTable } from "../table/delta-table.js";
 import { type Progress, progressOf, type Track } from "../table/progress.js";
 import type { TableSnapshot } from "../table/types.js";
 import type { UpsertWriter } from "../table/upsert.js";
-import { bury } from "./burial.js";
+import { bury, type Originals } from "./burial.js";
 import type { IngestContext } from "./context.js";
 import { EventBatch } from "./event-batch.js";
 import { type Taken, takeIn } from "./intake.js";
+import type { Poison } from "./model-failure.js";
 import { lightOf, type Slice, slicesOf, whole } from "./payloads.js";
 import type { Refiner } from "./refine.js";
 import { isOf } from "./refined-table.js";
-import { beyond, originals, type RawView, rangesOf, readRange } from "./replay.js";
+import { ahead, beyond, originals, type RawView, rangesOf, readRange, type Selection } from "./replay.js";
 
 /** Events that are upserted at once. */
 const BATCH_EVENTS = 20_000;
@@ -28,12 +30,22 @@ export interface CatchUpOptions {
    * tenant's mass of data. Not for a table that nobody sees yet.
    */
   readonly express: boolean;
-  /** Done between ranges. */
-  readonly between?: () => Promise<void>;
+  /** Done between ranges, told what has been read since the last time. */
+  readonly between?: (read: Portion) => Promise<void>;
   /** Along which tracks: the others are for somebody else. */
   readonly isOurs: (track: Track) => boolean;
   /** Gives up after the slice that runs: what is in stays, and the next catch-up goes on behind it. */
   readonly signal: AbortSignal;
+  /** Takes in nothing but these. */
+  readonly only?: Selection;
+  /** Told of events that the model cannot digest, as `Taking.setAside`; by default they become dead letters. */
+  readonly setAside?: (events: EventBatch, poison: readonly Poison[], originals: Originals) => Promise<void>;
+}
+
+export interface Portion {
+  readonly rows: number;
+  /** Of events as they are in memory. */
+  readonly bytes: number;
 }
 
 /** Brings one table to where raw stands, range by range, reading raw alone; never the stream. */
@@ -42,6 +54,7 @@ export class CatchUp {
   /** What has been taken in out of turn. */
   private expressed: Progress = NOWHERE;
   private lookedAt = 0;
+  private read = { rows: 0, bytes: 0 };
 
   constructor(
     private readonly context: IngestContext,
@@ -53,21 +66,23 @@ export class CatchUp {
     this.rangeEvents = context.decoding.rangeEvents;
   }
 
-  /** Resolves when the table has all that raw had at some moment of the call; rejects once it has given up. */
-  async run(): Promise<void> {
+  /**
+   * Resolves when the table has all that raw had at some moment of the call, or with a goal, which raw must have
+   * reached, when it stands there and not beyond; rejects once it has given up.
+   */
+  async run(goal?: Progress): Promise<void> {
     for (;;) {
       const snapshot = await this.raw.refresh();
       const own = await this.writer.table.refresh();
       // Another worker's model may have taken the table over.
       if (!isOf(own, this.refiner.model)) return;
       const from = progressOf(own);
-      const to = this.beyond(snapshot, from);
+      const to = goal === undefined ? this.beyond(snapshot, from) : ahead(goal, from);
       if (to.size === 0) return;
       this.expressed = later(this.expressed, this.hasMany(snapshot) ? progressOf(snapshot) : from);
       try {
         await this.context.duck.with(async (connection) => {
-          const view = { table: this.raw, snapshot, connection, entityType: this.refiner.model.entityType };
-          await this.takeRanges(view, from, to);
+          await this.takeRanges(this.view(snapshot, connection), from, to);
         });
         this.rangeEvents = Math.min(this.rangeEvents * 2, this.context.decoding.rangeEvents);
       } catch (error) {
@@ -76,6 +91,12 @@ export class CatchUp {
         this.rangeEvents = Math.ceil(this.rangeEvents / 8);
       }
     }
+  }
+
+  private view(snapshot: TableSnapshot, connection: DuckDBConnection): RawView {
+    const { entityType } = this.refiner.model;
+    const { only } = this.options;
+    return { table: this.raw, snapshot, connection, entityType, ...(only === undefined ? {} : { only }) };
   }
 
   private beyond(raw: TableSnapshot, from: Progress): Map<Track, string> {
@@ -92,7 +113,9 @@ export class CatchUp {
     for (const end of await rangesOf(view, start, to, this.rangeEvents)) {
       if (!(await this.takeRange(view, from, end))) return;
       from = new Map([...from, ...end]);
-      await this.options.between?.();
+      const { read } = this;
+      this.read = { rows: 0, bytes: 0 };
+      await this.options.between?.(read);
     }
   }
 
@@ -107,6 +130,8 @@ export class CatchUp {
   }
 
   private async takeBatch(view: RawView, batch: EventBatch): Promise<boolean> {
+    this.read.rows += batch.count;
+    this.read.bytes += batch.byteCount;
     for await (const slice of slicesOf(batch, this.context.decoding)) {
       this.options.signal.throwIfAborted();
       if (!isTaken(await this.take(view, slice, NOWHERE, NOWHERE))) return false;
@@ -126,7 +151,7 @@ export class CatchUp {
     const to = this.beyond(snapshot, this.expressed);
     if (to.size > 0) {
       await duck.with(async (connection) => {
-        const view = { table: this.raw, snapshot, connection, entityType: this.refiner.model.entityType };
+        const view = this.view(snapshot, connection);
         const limits = { events: BATCH_EVENTS, bytes: decoding.sliceBytes };
         await readRange(view, this.expressed, to, limits, async (batch) => {
           const light = lightOf(batch, EXPRESS_BYTES);
@@ -143,16 +168,20 @@ export class CatchUp {
   }
 
   private take(view: RawView, slice: Slice, from: Progress, to: Progress): Promise<Taken> {
+    const { context } = this;
+    const { model } = this.refiner;
+    const { setAside = (events, poison, whole) => bury(context, model, events, poison, whole) } =
+      this.options;
     return takeIn(this.refiner, this.writer, slice, {
       from,
       to,
-      slots: this.context.ours.slots,
+      slots: context.ours.slots,
       landed: Promise.resolve(true),
-      suspects: this.context.suspects,
+      suspects: context.suspects,
       setAside: (events, poison) =>
-        bury(this.context, this.refiner.model, events, poison, (stream, wanted) =>
+        setAside(events, poison, (stream, wanted) =>
           // The reading connection is in the middle of its rows.
-          this.context.duck.with((connection) => originals({ ...view, connection }, stream, wanted)),
+          context.duck.with((connection) => originals({ ...view, connection }, stream, wanted)),
         ),
     });
   }

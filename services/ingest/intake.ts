@@ -20,6 +20,8 @@ export interface Taking {
   readonly to: Progress;
   /** As `Upsert.slots`. */
   readonly slots?: Slots | undefined;
+  /** As `Upsert.again`. */
+  readonly again?: boolean;
   /** Whether raw has the events; without it nothing is committed. */
   readonly landed: Promise<boolean>;
   /** Keeps in mind what the model runs on, where the process may end of it. */
@@ -71,7 +73,7 @@ async function takePart(
   writer: UpsertWriter,
   part: Part,
   left: Part[],
-  { from, to, slots, landed, setAside }: Taking,
+  { from, to, slots, again, landed, setAside }: Taking,
 ): Promise<Exclude<Taken, { kind: "taken" }> | undefined> {
   const { slice } = part;
   const instead = (slices: readonly Slice[]) => {
@@ -92,6 +94,7 @@ async function takePart(
       ready: landed,
       fits: (table) => isOf(table, refiner.model),
       ...(slots === undefined ? {} : { slots }),
+      ...(again === undefined ? {} : { again }),
       newest: slice.events.newest(),
     });
     return result.kind === "committed" ? undefined : result;

@@ -4,7 +4,7 @@ import { chunksOf, literal, rowsOf } from "../base/duckdb.js";
 import { encodeEvent } from "../contracts/encode-event.js";
 import type { DeltaTable } from "../table/delta-table.js";
 import { type Progress, partsOf, progressOf, type Track } from "../table/progress.js";
-import { portionsOf, withFilesScan } from "../table/scan.js";
+import { mayHoldTenant, portionsOf, withFilesScan } from "../table/scan.js";
 import type { TableFile, TableSnapshot } from "../table/types.js";
 import { EventBatch } from "./event-batch.js";
 import { RawEventReader, selectEvents } from "./raw-events.js";
@@ -15,6 +15,20 @@ export interface RawView {
   readonly snapshot: TableSnapshot;
   readonly connection: DuckDBConnection;
   readonly entityType: string;
+  /** The events that alone are read; all when absent. */
+  readonly only?: Selection;
+}
+
+/** Events of a raw table: those that fit all that is given. */
+export interface Selection {
+  readonly tenant?: string;
+  /** Of versions from `from` to before `until`, or received in that time. */
+  readonly range?: {
+    readonly by: "version" | "received_at";
+    /** Whole numbers; times in ms since the epoch. */
+    readonly from?: number;
+    readonly until?: number;
+  };
 }
 
 /** What a batch of replayed events may hold; whichever is reached first. */
@@ -28,8 +42,12 @@ const UNSEEN = ["attributes", "event_id"] as const;
 
 /** The tracks on which raw is beyond `from`, of whatever stream, each with raw's position. */
 export function beyond(raw: Pick<TableSnapshot, "domains">, from: Progress): Map<Track, string> {
-  return new Map([...progressOf(raw)].filter(([track, position]) => position > (from.get(track) ?? "")));
+  return ahead(progressOf(raw), from);
 }
+
+/** The tracks on which `to` is beyond `from`. */
+export const ahead = (to: Progress, from: Progress): Map<Track, string> =>
+  new Map([...to].filter(([track, position]) => position > (from.get(track) ?? "")));
 
 /**
  * Cuts the way from `from` to `to` into ranges of about `maxEvents` events: how far each goes, on every track. An event
@@ -41,9 +59,9 @@ export async function rangesOf(
   to: Progress,
   maxEvents: number,
 ): Promise<Progress[]> {
-  const files = filesBetween(view.snapshot, from, to);
+  const files = filesBetween(view, from, to);
   if (files.reduce((rows, file) => rows + file.rows, 0) <= maxEvents) return [to];
-  const rows = await withPositions(view, files, between(from, to), async (sql) => {
+  const rows = await withPositions(view, files, between(view, from, to), async (sql) => {
     const [[events]] = (await rowsOf(view.connection, `SELECT count(*) FROM (${sql})`)) as [[bigint]];
     const count = Math.ceil(Number(events) / maxEvents);
     if (count <= 1) return [];
@@ -99,10 +117,10 @@ export async function readRange(
   limits: BatchLimits,
   take: (batch: EventBatch) => Promise<boolean>,
 ): Promise<boolean> {
-  const files = filesBetween(view.snapshot, from, to);
+  const files = filesBetween(view, from, to);
   if (files.length === 0) return true;
   for (const portion of portionsOf(view.table, files)) {
-    const options = { where: between(from, to) };
+    const options = { where: between(view, from, to) };
     const taken = await withFilesScan(view.table, view.snapshot, portion, options, async (sql) => {
       for await (const batch of batchesOf(view, sql, limits)) if (!(await take(batch))) return false;
       return true;
@@ -208,22 +226,23 @@ export function filesAt({ files }: TableSnapshot, positions: readonly string[]):
 }
 
 /** SQL condition for events that had come along the tracks up to there. */
-export const upTo = (to: Progress): string => between(new Map(), to);
+export const upTo = (to: Progress): string => between({}, new Map(), to);
 
 /** SQL condition for what lies between; `to` names the tracks that matter. */
-function between(from: Progress, to: Progress): string {
+function between({ only }: Pick<RawView, "only">, from: Progress, to: Progress): string {
   const conditions = [...to].map(([track, end]) => {
     const { stream, partition } = partsOf(track);
     const start = from.get(track);
     const after = start === undefined ? "" : ` AND position > ${literal(start)}`;
     return `(stream = ${literal(stream)} AND partition = ${literal(partition)}${after} AND position <= ${literal(end)})`;
   });
-  return conditions.length === 0 ? "false" : conditions.join(" OR ");
+  const any = conditions.length === 0 ? "false" : conditions.join(" OR ");
+  return [`(${any})`, ...selected(only)].join(" AND ");
 }
 
 /** Files that may hold something between, by their bounds where they have any. */
-function filesBetween({ files }: TableSnapshot, from: Progress, to: Progress): TableFile[] {
-  return files.filter(({ min, max }) =>
+function filesBetween({ snapshot, only }: RawView, from: Progress, to: Progress): TableFile[] {
+  return selectedFiles(snapshot, only).filter(({ min, max }) =>
     [...to].some(([track, end]) => {
       const { stream, partition } = partsOf(track);
       const start = from.get(track);
@@ -235,6 +254,36 @@ function filesBetween({ files }: TableSnapshot, from: Progress, to: Progress): T
       );
     }),
   );
+}
+
+/** SQL conditions for what is selected. */
+function selected({ tenant, range }: Selection = {}): string[] {
+  const conditions = tenant === undefined ? [] : [`tenant_id = ${literal(tenant)}`];
+  if (range === undefined) return conditions;
+  const value = (of: number) => (range.by === "version" ? String(of) : `epoch_ms(${of})::TIMESTAMPTZ`);
+  if (range.from !== undefined) conditions.push(`${range.by} >= ${value(range.from)}`);
+  if (range.until !== undefined) conditions.push(`${range.by} < ${value(range.until)}`);
+  return conditions;
+}
+
+/** Files that may hold something that is selected, by their bounds where they have any. */
+export function selectedFiles(
+  { files }: Pick<TableSnapshot, "files">,
+  { tenant, range }: Selection = {},
+): TableFile[] {
+  return files.filter((file) => {
+    if (tenant !== undefined && !mayHoldTenant(file, tenant)) return false;
+    if (range?.by !== "received_at") return true;
+    const { received_at: min } = file.min;
+    const { received_at: max } = file.max;
+    return (
+      typeof min !== "string" ||
+      typeof max !== "string" ||
+      ((range.until === undefined || Date.parse(min) < range.until) &&
+        // Bounds may be cut to milliseconds.
+        (range.from === undefined || Date.parse(max) + 1 >= range.from))
+    );
+  });
 }
 
 const covers = (min: unknown, max: unknown, value: string): boolean =>

@@ -12,9 +12,10 @@ import type { EventBatch } from "./event-batch.js";
 import { type Taking, takeIn } from "./intake.js";
 import type { Poison } from "./model-failure.js";
 import { slicesOf } from "./payloads.js";
-import { givesWayTo, Rebuild } from "./rebuild.js";
+import { Rebuild } from "./rebuild.js";
 import { Refiner } from "./refine.js";
 import { AHEAD, isOf, refinedRoot, refinedSpec } from "./refined-table.js";
+import { givesWayTo } from "./side-tables.js";
 import { tellStep } from "./tracing.js";
 
 /** Slices of a live batch that are taken in at once; what is beyond them is for the catch-up, which raw never waits for. */

@@ -13,12 +13,15 @@ export interface Change {
   readonly fresh: boolean;
   /** Rows of the removed files are gone that nothing has replaced. */
   readonly drops: boolean;
-  /** The table is another one. */
+  /** The table is another one, or a tenant of it: nothing that was known of where rows stand holds. */
   readonly replaced: boolean;
 }
 
 /** Of operations that remove files only when what was in them stands elsewhere, or has been superseded. */
 const KEEPING: ReadonlySet<string | undefined> = new Set<Operation>(["MERGE", "OPTIMIZE"]);
+
+/** Of the operation that takes rows away which nothing greater has replaced. */
+const TENANT_REPLACED: Operation = "REPLACE TENANT";
 
 export function changeOf(commit: {
   readonly version: number;
@@ -36,7 +39,7 @@ export function changeOf(commit: {
     removed: [...removes],
     fresh: added.some(({ add }) => add.dataChange),
     drops: removes.size > 0 && !KEEPING.has(operation),
-    replaced: removes.size > 0 && commit.redefined,
+    replaced: (removes.size > 0 && commit.redefined) || operation === TENANT_REPLACED,
   };
 }
 

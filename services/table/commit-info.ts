@@ -10,6 +10,7 @@ const PARAMETERS = {
   "CREATE TABLE": {},
   "UPGRADE PROTOCOL": {},
   "REPLACE TABLE": {},
+  "REPLACE TENANT": {},
   "SET DOMAIN": {},
   WRITE: { mode: "Append", partitionBy: "[]" },
   MERGE: { predicate: '["entities of the batch, greatest order first"]' },

@@ -1,5 +1,5 @@
 import { removeOf } from "./actions.js";
-import type { CommitResult } from "./commit-request.js";
+import type { CommitRequest, CommitResult } from "./commit-request.js";
 import { definition, type TableSpec } from "./definition.js";
 import type { DeltaTable } from "./delta-table.js";
 import { newestReceived, progressOf, receivedAt, setProgress, withoutTracks } from "./progress.js";
@@ -15,7 +15,7 @@ export function replaceTable(
   side: DeltaTable,
   folder: string,
   spec: TableSpec,
-  also: Pick<Parameters<DeltaTable["commit"]>[0], "actions" | "expect">,
+  also: Pick<CommitRequest, "actions" | "expect">,
 ): Promise<CommitResult> {
   const old = table.snapshot;
   const built = side.snapshot;

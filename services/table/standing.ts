@@ -9,6 +9,8 @@ export class Standing {
   /** Records that the index does not cover; they are looked up by themselves. */
   readonly apart: number[] = [];
   private ordOf: KeyIndex | undefined;
+  /** Whether a record takes the place of its equal. */
+  again = false;
 
   constructor(
     readonly records: Uint32Array,
@@ -29,8 +31,10 @@ export class Standing {
 
   /** Whether a record of the batch is greater than what stands. */
   isBeatenBy(ord: number): boolean {
+    if (this.has[ord] === 0) return true;
     const at = ord * WORDS;
-    return this.has[ord] === 0 || compareOrder(this.records, at, this.found, at) > 0;
+    const order = compareOrder(this.records, at, this.found, at);
+    return order > 0 || (this.again && order === 0);
   }
 
   set(ord: number, from: Uint32Array, start: number): void {

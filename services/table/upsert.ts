@@ -39,6 +39,8 @@ export interface Upsert {
   readonly slots?: Slots;
   /** Whether the table as it is now is the one that the batch was made for; if not, the batch is given up. */
   readonly fits?: (table: TableSnapshot) => boolean;
+  /** Rows of events that are in the table already are made again: its model may not have made them so. */
+  readonly again?: boolean;
   /** Awaited before the commit; false gives the batch up (what it builds on did not come to be). */
   readonly ready: Promise<boolean>;
 }
@@ -157,11 +159,12 @@ export class UpsertWriter {
   }
 
   /** All that the source is needed for: who survives, and files of their rows and tombstones that nothing names yet. */
-  private async stageFrom({ source, slots: claimed = EVERY_SLOT }: Upsert, staging: Staging) {
+  private async stageFrom({ source, slots: claimed = EVERY_SLOT, again = false }: Upsert, staging: Staging) {
     const { records, connection } = source;
     try {
       const keys = records.length === 0 ? "" : await source.keys();
       const standing = await this.locator.locate(records, connection, keys, claimed);
+      standing.again = again;
       const slots = slotsOf(records, claimed);
       const survivors: number[] = [];
       for (let ord = 0; ord < standing.count; ord++) if (standing.isBeatenBy(ord)) survivors.push(ord);

@@ -9,6 +9,7 @@ import { addModelCommands } from "./models.js";
 import { addPublishCommand } from "./publish.js";
 import { addRawCommands } from "./raw.js";
 import { addRepairCommand } from "./repair.js";
+import { addReplayCommand } from "./replay.js";
 import { reportFailure } from "./report.js";
 import { addServerCommands } from "./servers.js";
 import { addSqlCommand } from "./sql.js";
@@ -49,6 +50,7 @@ function program(json: boolean): Command {
   addLakeCommands(root);
   addStreamCommands(root);
   addRawCommands(root);
+  addReplayCommand(root);
   addRepairCommand(root);
   addModelCommands(root);
   addDeadLetterCommands(root);

@@ -1,0 +1,153 @@
+import { type Command, InvalidArgumentError, Option } from "commander";
+import type { Config } from "../../base/config.js";
+import { TributaryError } from "../../base/errors.js";
+import type { Difference, KeyDifference } from "../../bulk/comparison.js";
+import type { Job, ReplayRequest } from "../../bulk/job.js";
+import { replayRequest } from "../../bulk/job.js";
+import { JobDesk } from "../../bulk/job-desk.js";
+import { planOf, type ReplayPlan, selectionOf } from "../../bulk/replay-plan.js";
+import { type ReplayReport, replayReport } from "../../bulk/replay-report.js";
+import { rawRoot } from "../../ingest/raw-table.js";
+import { loadModels } from "../../models/project.js";
+import type { ObjectStore } from "../../storage/object-store.js";
+import { DeltaTable } from "../../table/delta-table.js";
+import { readingDuck, withStore } from "../compose/runtime.js";
+import { duration, grouped, printable, textTable } from "../terminal/text-table.js";
+import { exitCodeOf, followJob } from "./follow-job.js";
+import { jobJson, jobLines } from "./job-view.js";
+import { localUser } from "./local-user.js";
+import { configOf, type DataOptions, priorityNumber, timeOf, withData } from "./options.js";
+
+interface ReplayOptions extends DataOptions {
+  readonly model: string;
+  readonly tenant?: string;
+  readonly from?: string | number;
+  readonly until?: string | number;
+  readonly compare?: boolean;
+  readonly swap?: boolean;
+  readonly repair?: boolean;
+  readonly plan?: boolean;
+  readonly id?: string;
+  readonly priority?: number;
+  readonly detach?: boolean;
+}
+
+const ACTIONS = ["compare", "swap", "repair"] as const;
+/** Differing entities that people are shown. */
+const SHOWN = 20;
+
+export function addReplayCommand(program: Command): void {
+  const action = (name: (typeof ACTIONS)[number], description: string) =>
+    new Option(`--${name}`, description).conflicts(ACTIONS.filter((other) => other !== name));
+  withData(program.command("replay"))
+    .description("run raw into a model again beside the table that is served, and tell how they differ")
+    .requiredOption("--model <name>", "e.g. scm.files")
+    .option("--tenant <id>", "of this tenant alone")
+    .option("--from <time|version>", "events received from then on, or of this version and later", boundOf)
+    .option("--until <time|version>", "events received before then, or of earlier versions", boundOf)
+    .addOption(action("compare", "change nothing (the default)"))
+    .addOption(action("swap", "then serve the new table, in one commit"))
+    .addOption(action("repair", "then replace the tenant's rows by the new ones, in one commit"))
+    .option("--plan", "only tell how much that is to read")
+    .option("--id <id>", "name of the job: a-z 0-9 - (default: made up)")
+    .option("--priority <n>", "-100 to 100; greater comes first (default: 0)", priorityNumber)
+    .option("--detach", "do not follow it")
+    .action(replay);
+}
+
+function boundOf(text: string): string | number {
+  if (/^\d{1,16}$/.test(text) && Number.isSafeInteger(Number(text))) return Number(text);
+  try {
+    return timeOf(text);
+  } catch {
+    throw new InvalidArgumentError("expected a version, or a time such as 2026-01-31T12:00:00Z");
+  }
+}
+
+async function replay(options: ReplayOptions): Promise<void> {
+  const config = configOf(options);
+  const asked = requestOf(options);
+  await withStore(config, async (store) => {
+    const plan = await planned(config, store, asked);
+    if (options.plan) {
+      console.log(options.json ? JSON.stringify({ plan }) : planLine(plan));
+      return;
+    }
+    const desk = new JobDesk(store);
+    const { job: ordered, wasThere } = await desk.replay(asked, localUser());
+    const { id } = ordered.order;
+    if (!options.json)
+      process.stderr.write(`${planLine(plan)}\n${wasThere ? "it is there already" : "asked for"}: ${id}\n`);
+    const job = options.detach
+      ? ordered
+      : await followJob(desk.jobs, id, `tributary bootstrap status ${id}`, options.json === true);
+    const report = await replayReport(store, id);
+    tell(job, report, options);
+    if (!options.detach) process.exitCode = exitCodeOf(job);
+  });
+}
+
+/** Errors: TRB-REPLAY-ORDER, TRB-CLI-USAGE. */
+function requestOf(options: ReplayOptions): ReplayRequest {
+  const { model, tenant, from, until, id, priority } = options;
+  const action = ACTIONS.find((name) => options[name]) ?? "compare";
+  const parsed = replayRequest.safeParse({ model, tenant, from, until, action, id, priority });
+  if (!parsed.success)
+    throw new TributaryError("TRB-CLI-USAGE", parsed.error.issues[0]?.message ?? "expected a replay");
+  selectionOf(parsed.data);
+  return parsed.data;
+}
+
+/** Errors: TRB-REPLAY-ORDER, TRB-TABLE-NOT-FOUND. */
+async function planned(config: Config, store: ObjectStore, asked: ReplayRequest): Promise<ReplayPlan> {
+  const model = loadModels(config.transformsDir).find(({ name }) => name === asked.model);
+  if (model === undefined) throw new TributaryError("TRB-REPLAY-ORDER", "model: expected one of `models ls`");
+  const duck = await readingDuck();
+  try {
+    const root = rawRoot(model.entityType);
+    const options = { checkpointEvery: config.table.checkpointEvery };
+    const raw = await DeltaTable.open(store, root, duck, options);
+    if (raw === undefined)
+      throw new TributaryError("TRB-TABLE-NOT-FOUND", `raw/${model.entityType}: nothing has landed yet`);
+    return planOf(raw.snapshot, selectionOf(asked));
+  } finally {
+    duck.close();
+  }
+}
+
+const planLine = ({ files, rows, bytes, seconds }: ReplayPlan): string =>
+  `at most ${grouped(rows)} events in ${grouped(files)} files of raw, ${grouped(bytes)} bytes; about ${duration(seconds * 1000)} with nothing else on the machine`;
+
+function tell(job: Job, report: ReplayReport | undefined, { json }: DataOptions): void {
+  if (json) console.log(JSON.stringify({ ...jobJson(job), ...(report === undefined ? {} : { report }) }));
+  else console.log(report === undefined ? jobLines(job) : `${jobLines(job)}\n\n${reportLines(report)}`);
+}
+
+function reportLines({ difference, setAside, version }: ReplayReport): string {
+  const { served, rebuilt, apart, keys, tenants } = difference;
+  const lines = [
+    `as of version ${version}: ${grouped(served)} rows served, ${grouped(rebuilt)} come of raw`,
+    differenceLine(difference),
+    ...(apart.length === 0 ? [] : [`not compared, as they are not in both: ${apart.join(", ")}`]),
+    ...setAside.map(({ code, reason, events }) => `in no row: ${grouped(events)} events, ${code}: ${reason}`),
+  ].map(printable);
+  if (tenants.length > 1) {
+    const cells = tenants.map((one) => [one.tenant, one.missing, one.extra, one.changed, one.tombstones]);
+    lines.push("", textTable(["tenant", "missing", "extra", "changed", "tombstones"], cells));
+  }
+  if (keys.length > 0) lines.push("", keysTable(keys));
+  return lines.join("\n");
+}
+
+const differenceLine = ({ missing, extra, changed, tombstones }: Difference): string =>
+  missing + extra + changed + tombstones === 0
+    ? "no difference"
+    : `${grouped(missing)} missing, ${grouped(extra)} that should not be there, ${grouped(changed)} otherwise, ${grouped(tombstones)} deleted otherwise`;
+
+const keysTable = (keys: readonly KeyDifference[]): string =>
+  textTable(
+    ["tenant", "entity", "what", "columns"],
+    keys
+      .slice(0, SHOWN)
+      .map(({ tenant, entityId, kind, columns }) => [tenant, entityId, kind, columns.join(", ")]),
+  ) + (keys.length > SHOWN ? `\n… --json tells more` : "");
