@@ -42,7 +42,7 @@ export const bulk = z
     /** A longer record of a text or protobuf file is rejected. */
     maxRecordBytes: count(16 * MiB, 1024),
     /** What the engine of a process that reads a source may hold. */
-    readerMemoryBytes: count(512 * MiB, 64 * MiB),
+    readerMemoryBytes: count(768 * MiB, 64 * MiB),
     /** A reader that gets nowhere for so long is killed. */
     readerIdleMs: count(60_000, 100),
     /** Jobs that run beside each other; the others wait for their turn. */

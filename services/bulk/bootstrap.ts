@@ -1,35 +1,29 @@
-import { randomUUID } from "node:crypto";
-import { rename, rm } from "node:fs/promises";
-import { join } from "node:path";
+import { rename } from "node:fs/promises";
+import { availableParallelism } from "node:os";
 import { TributaryError } from "../base/errors.js";
 import type { IngestContext } from "../ingest/context.js";
 import { rawRoot, rawSpec } from "../ingest/raw-table.js";
 import type { CsvOptions, Reject } from "../sources/formats.js";
-import { lend, type ReadLimits } from "../sources/inspect.js";
+import type { ReadLimits } from "../sources/inspect.js";
 import type { Manifest } from "../sources/manifest.js";
 import type { Mapping } from "../sources/mapping.js";
 import { START } from "../sources/reader.js";
-import { SourceProcess } from "../sources/source-process.js";
 import type { Place } from "../sources/sources.js";
 import type { Mark } from "../sources/splitter.js";
 import { append } from "../table/append.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { positionsOf, trackOf } from "../table/progress.js";
-import { CHUNK_WORKER } from "./chunk-file.js";
-import type { Chunk, LeaveOut, NextChunk, OpenFile } from "./chunk-protocol.js";
+import type { NextChunk } from "./chunk-protocol.js";
+import { ChunkQueue } from "./chunk-queue.js";
 import type { EventShare } from "./event-types.js";
-import { streamOf } from "./job-tracks.js";
-import { keepAside } from "./payload-keeper.js";
+import { LANE, streamOf } from "./job-tracks.js";
 import { RefinedSide } from "./refined-side.js";
 import { positionIn } from "./row-events.js";
 
-/** The one lane of a job. */
-export const LANE = "0";
-/**
- * About what one chunk holds; whichever is reached first. Files of so many rows are left alone by compaction, and its
- * process has memory for them.
- */
-const CHUNK: Pick<NextChunk, "rows" | "bytes"> = { rows: 120_000, bytes: 96 * 1024 * 1024 };
+/** Files that are read side by side, each by a process of its own. */
+const MAKERS = Math.min(2, availableParallelism());
+/** Chunks of a file that are made before those of the files above have landed; a kill costs these. */
+const AHEAD = 4;
 
 /** What a job lands, and where it comes from. */
 export interface BootstrapOrder {
@@ -109,97 +103,64 @@ export class Bootstrap {
   }
 
   private async all(): Promise<boolean> {
-    const { share, manifest } = this.order;
+    const { share, manifest, job } = this.order;
+    const wanted = [...manifest.files.keys()].filter((file) => share?.files.includes(file) !== false);
     for (;;) {
-      const reached = positionsOf(this.table.snapshot, streamOf(this.order.job)).get(LANE);
-      let { file, from } = reached === undefined ? FIRST : placeAt(reached);
-      for (; file < manifest.files.length && share?.files.includes(file) === false; from = START) file++;
-      if (file === manifest.files.length) return true;
-      if (!(await this.file(file, from))) return false;
+      const reached = positionsOf(this.table.snapshot, streamOf(job)).get(LANE);
+      const start = reached === undefined ? FIRST : placeAt(reached);
+      const left = wanted.filter((file) => file >= start.file);
+      const done = await this.files(
+        left.map((file) => ({ file, from: file === start.file ? start.from : START })),
+      );
+      if (done !== "again") return done;
     }
   }
 
-  /** False when it was told to stop. */
-  private file(file: number, from: Mark): Promise<boolean> {
-    const { place, manifest, limits } = this.order;
-    return lend(place, manifest, file, limits, this.order.csv, async (unit) => {
-      const { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs } = limits;
-      const maker = new SourceProcess({ memoryBytes, idleMs }, CHUNK_WORKER);
-      // Beside what is staged, to be taken over by the commits that they are made for.
-      const out = join(this.table.store.staging, `chunk-${randomUUID()}.parquet`);
-      const aside = `${out}.payloads`;
-      const models = this.refined.wanted();
-      try {
-        return await this.chunks(maker, { unit, file, from, out, aside, models });
-      } finally {
-        maker.end();
-        await maker.ended;
-        const left = [out, aside, ...models.flatMap((model) => [model.out, model.tombstones])];
-        for (const path of left) await rm(path, { force: true });
+  /** Whether all have landed; not when it was told to stop, nor when chunks have to be made again. */
+  private async files(left: { readonly file: number; readonly from: Mark }[]): Promise<boolean | "again"> {
+    const makers: ChunkQueue[] = [];
+    const begin = () => {
+      for (const place of left.splice(0, MAKERS - makers.length)) {
+        makers.push(ChunkQueue.start(this.context, this.order, place, this.refined.models, AHEAD));
       }
-    });
+    };
+    try {
+      for (begin(); makers.length > 0; begin()) {
+        const ended = await this.chunks(makers[0]!);
+        if (ended !== true) return ended;
+        await makers.shift()!.stop();
+      }
+      return true;
+    } finally {
+      await Promise.all(makers.map((maker) => maker.stop()));
+    }
   }
 
-  /** True at the file's end, or when a chunk has to be made again; false when it was told to stop before. */
-  private async chunks(
-    maker: SourceProcess,
-    {
-      aside,
-      ...opened
-    }: Pick<OpenFile, "unit" | "file" | "from" | "out" | "models"> & { readonly aside: string },
-  ): Promise<boolean> {
-    const { file, out, models } = opened;
-    const { entityType, tenant, mapping, share, job, chunk: size = CHUNK } = this.order;
-    const { host, table, context } = this;
-    const stream = streamOf(job);
-    const open: OpenFile = {
-      type: "open",
-      ...opened,
-      mapping,
-      leaves: share?.leaves,
-      payloads: { sizes: context.config.bus, aside },
-      descriptors: context.registry.bytes(),
-      entityType,
-      tenant,
-      stream,
-      partition: LANE,
-    };
-    await maker.call(open);
+  private async chunks(maker: ChunkQueue): Promise<boolean | "again"> {
+    const { host, table, refined } = this;
+    const { file } = maker;
+    const stream = streamOf(this.order.job);
     for (;;) {
       if (host.signal.aborted) return false;
-      const rejects: Reject[] = [];
-      let made: Chunk | undefined;
-      const before = positionsOf(table.snapshot, stream);
-      let to = "";
-      const result = await append(table, stream, before, async (localPath) => {
-        made = await this.made(maker, { type: "next", ...size }, rejects);
-        if (made.aside !== undefined) {
-          const rows = await keepAside(context.decoding.offloaded, made.aside, aside);
-          if (rows.length > 0) made = await this.made(maker, { type: "leave", rows }, rejects);
-        }
-        if (rejects.length > 0) await host.reject(file, rejects);
-        if (made.file.rows > 0) await rename(out, localPath);
-        to = made.end ? positionIn(file + 1, 0) : positionIn(file, made.next.row);
-        return { file: made.file, to: new Map([[LANE, to]]) };
+      const { chunk, rejects, out, models } = await maker.take();
+      if (rejects.length > 0) await host.reject(file, rejects);
+      const { file: written, next, bytes, end } = chunk;
+      const from = positionsOf(table.snapshot, stream);
+      const to = end ? positionIn(file + 1, 0) : positionIn(file, next.row);
+      const result = await append(table, stream, from, async (localPath) => {
+        if (written.rows > 0) await rename(out, localPath);
+        return { file: written, to: new Map([[LANE, to]]) };
       });
       if (result.kind === "conflict") {
         await table.refresh();
-        if (positionsOf(table.snapshot, stream).get(LANE) === before.get(LANE)) return true;
+        if (positionsOf(table.snapshot, stream).get(LANE) === from.get(LANE)) return "again";
         throw new TributaryError("TRB-JOB-ELSEWHERE");
       }
-      await this.refined.take(made!, models, trackOf(stream, LANE), before.get(LANE), to);
-      const { file: written, bytes, end } = made!;
+      await refined.take(chunk, models, trackOf(stream, LANE), from.get(LANE), to);
       host.landed({ file, rows: written.rows, rejects: rejects.length, bytes });
       if (end) return true;
       await host.pace({ rows: written.rows, bytes });
     }
-  }
-
-  private async made(maker: SourceProcess, request: NextChunk | LeaveOut, rejects: Reject[]): Promise<Chunk> {
-    const chunk = await maker.call(request, (reply) => {
-      if (reply.type === "rejects") rejects.push(...reply.rejects);
-    });
-    return chunk as Chunk;
   }
 }
 

@@ -1,3 +1,4 @@
+import { rm } from "node:fs/promises";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { identifier, literal, rowsOf } from "../base/duckdb.js";
 import { type WrittenFile, writeParquet } from "../table/data-file.js";
@@ -51,6 +52,8 @@ export class ChunkModels {
 
   private async writeOne({ name, sql, columns, out, tombstones }: ChunkModel): Promise<ModelChunk> {
     const { connection } = this;
+    // What was not taken over stands in the way.
+    for (const path of [out, tombstones]) await rm(path, { force: true });
     const order = ORDER_COLUMNS.map((column, at) => `${ChunkTable.ORDER[at]} AS ${column}`).join(", ");
     const keys = `(SELECT tenant_id, entity_id, ${order} FROM ${ChunkTable.NAME})`;
     const own = columns.map((column) => `m.${identifier(column.name)}`);

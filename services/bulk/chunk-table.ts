@@ -1,3 +1,4 @@
+import { rm } from "node:fs/promises";
 import type { DuckDBConnection, DuckDBType } from "@duckdb/node-api";
 import { identifier, literal, rowsOf } from "../base/duckdb.js";
 import { OPERATION_CREATED } from "../contracts/envelope.js";
@@ -36,6 +37,7 @@ export const KEY_ORDER = "tenant_id, entity_id";
 export class ChunkTable {
   static readonly NAME = "tributary_chunk";
   private made = false;
+  private defined = false;
   private readonly functions: PayloadFunctions;
   private readonly url: string;
   /** Of the columns of raw, in its order. */
@@ -68,7 +70,8 @@ export class ChunkTable {
     }
     await this.connection.run(`CREATE TEMP TABLE ${ChunkTable.NAME} AS ${sql}`);
     this.made = true;
-    this.functions.register(this.connection, await this.payloadTypes());
+    if (!this.defined) this.functions.register(this.connection, await this.payloadTypes());
+    this.defined = true;
   }
 
   private async payloadTypes(): Promise<DuckDBType[]> {
@@ -78,7 +81,9 @@ export class ChunkTable {
   }
 
   async clear(): Promise<void> {
-    if (this.made) await this.connection.run(`TRUNCATE ${ChunkTable.NAME}`);
+    // Of a table that is only emptied the engine keeps the memory.
+    if (this.made) await this.connection.run(`DROP TABLE ${ChunkTable.NAME}`);
+    this.made = false;
   }
 
   /** Takes away the rows from an ordinal on that the engine knows to be no events, and tells of them. */
@@ -107,6 +112,7 @@ export class ChunkTable {
         `SELECT coalesce(max(rowid) + 1, 0) FROM ${ChunkTable.NAME}`,
       )) as [[bigint]];
       functions.begin(Number(most));
+      await rm(path, { force: true });
       return writeParquet(connection, this.rawSql(receivedAt), path);
     };
     const file = await write();

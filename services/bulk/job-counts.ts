@@ -3,10 +3,10 @@ import { rawRoot } from "../ingest/raw-table.js";
 import type { Manifest } from "../sources/manifest.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { positionsOf, trackOf } from "../table/progress.js";
-import { type BootstrapProgress, LANE } from "./bootstrap.js";
+import type { BootstrapProgress } from "./bootstrap.js";
 import type { JobState } from "./job.js";
 import { rowsOfTrack } from "./job-rows.js";
-import { streamOf } from "./job-tracks.js";
+import { LANE, streamOf } from "./job-tracks.js";
 
 /** What a packed file is taken to unpack to before one has been read to its end, in times its size. */
 const UNPACKED = 5;

@@ -7,6 +7,9 @@ const PREFIX = "bootstrap-";
 /** The stream that a job's rows come along, as positions have it. No stream of events has such a name. */
 export const streamOf = (job: string): string => `${PREFIX}${job}`;
 
+/** The one lane of a job. */
+export const LANE = "0";
+
 /**
  * Which tracks are a job's to move tables along: those of each job that is not over, whether or not it runs at the
  * moment, and whoever runs it. Once it is over they are like those of any stream that nobody holds.

@@ -3,10 +3,9 @@ import { rawRoot } from "../ingest/raw-table.js";
 import { Target } from "../ingest/target.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { partsOf, type Track, trackOf } from "../table/progress.js";
-import { LANE } from "./bootstrap.js";
 import { rowsUpTo } from "./job-rows.js";
 import type { JobHost } from "./job-run.js";
-import { streamOf } from "./job-tracks.js";
+import { LANE, streamOf } from "./job-tracks.js";
 
 /** How often what the models have taken in is told, in ms. */
 const TELL_MS = 1_000;

@@ -1,6 +1,4 @@
-import { randomUUID } from "node:crypto";
 import { rename, rm } from "node:fs/promises";
-import { join } from "node:path";
 import type { IngestContext } from "../ingest/context.js";
 import { isOf, refinedRoot, refinedSpec } from "../ingest/refined-table.js";
 import type { BoundModel } from "../models/bind.js";
@@ -19,10 +17,7 @@ type Context = Pick<IngestContext, "store" | "duck" | "tableOptions" | "models">
  * table is another's yet; a kill in between) has to catch up from raw.
  */
 export class RefinedSide {
-  private constructor(
-    private readonly tables: readonly (readonly [BoundModel, BulkUpserts])[],
-    private readonly staging: string,
-  ) {}
+  private constructor(private readonly tables: readonly (readonly [BoundModel, BulkUpserts])[]) {}
 
   static async open(context: Context, entityType: string): Promise<RefinedSide> {
     const { store, duck, tableOptions, models } = context;
@@ -32,19 +27,12 @@ export class RefinedSide {
       const table = await DeltaTable.openOrCreate(store, refinedRoot(model), duck, tableOptions, spec);
       tables.push([model, new BulkUpserts(table, new EntityKeys(entityType))]);
     }
-    return new RefinedSide(tables, store.staging);
+    return new RefinedSide(tables);
   }
 
-  /** What a chunk's process is asked for, at paths that nobody else has. */
-  wanted(): ChunkModel[] {
-    const path = () => join(this.staging, `chunk-${randomUUID()}.parquet`);
-    return this.tables.map(([{ name, sql, columns }]) => ({
-      name,
-      sql,
-      columns,
-      out: path(),
-      tombstones: path(),
-    }));
+  /** What a chunk's process is to make. */
+  get models(): Omit<ChunkModel, "out" | "tombstones">[] {
+    return this.tables.map(([{ name, sql, columns }]) => ({ name, sql, columns }));
   }
 
   /** Takes in a chunk that moved raw along the track. Resolves to how many tables have it. */

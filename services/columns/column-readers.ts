@@ -62,20 +62,25 @@ export class TextReader extends ColumnReader {
 
   private entries: Uint8Array = new Uint8Array(0);
   private runs: DataView[] = [];
+  /** Where each of them begins. */
+  private bases: number[] = [];
   private runOf = new Uint32Array(0);
-  private offsets = new Uint32Array(0);
+  /** Where the text of a row lies. */
+  private addresses = new Float64Array(0);
 
   override take(vector: Vector, rows: number): void {
     super.take(vector, rows);
     this.runs = [];
+    this.bases = [];
     if (rows === 0) return;
     this.entries = duckdb.vector_get_data(vector, rows * ENTRY_BYTES);
     this.words = wordsOf(this.entries);
     if (this.runOf.length < rows) {
       this.runOf = new Uint32Array(rows);
-      this.offsets = new Uint32Array(rows);
+      this.addresses = new Float64Array(rows);
     }
-    const { words, runOf, offsets } = this;
+    const { words, runOf, addresses } = this;
+    /** The row whose text the run begins with. */
     let first = -1;
     let from = 0;
     let to = 0;
@@ -83,25 +88,35 @@ export class TextReader extends ColumnReader {
       const length = words[row * 4]!;
       if (length <= INLINE_BYTES || this.isNull(row)) continue;
       const at = words[row * 4 + 3]! * 0x1_0000_0000 + (words[row * 4 + 2]! >>> 0);
-      const apart = at < from || at > to + GAP_BYTES || at + length - from > RUN_BYTES;
+      const end = at + length;
+      const span = Math.max(end, to) - Math.min(at, from);
+      // Tables of the engine's keep texts the other way round: each before the one of the row above.
+      const apart = at > to + GAP_BYTES || end < from - GAP_BYTES || span > RUN_BYTES;
       if (first < 0 || apart) {
-        if (first >= 0) this.fetch(first, to - from);
+        if (first >= 0) this.fetch(first, from, to);
         first = row;
         from = at;
-        to = at + length;
-      } else if (at + length > to) to = at + length;
+        to = end;
+      } else {
+        if (at < from) {
+          first = row;
+          from = at;
+        }
+        if (end > to) to = end;
+      }
       runOf[row] = this.runs.length;
-      offsets[row] = at - from;
+      addresses[row] = at;
     }
-    if (first >= 0) this.fetch(first, to - from);
+    if (first >= 0) this.fetch(first, from, to);
   }
 
-  /** The run of `length` bytes that begins with the text of row `first`. */
-  private fetch(first: number, length: number): void {
+  /** The run of bytes that begins with the text of row `first`. */
+  private fetch(first: number, from: number, to: number): void {
     const { buffer, byteOffset } = this.entries;
     const at = byteOffset + first * ENTRY_BYTES + 8;
-    const run = duckdb.get_data_from_pointer(buffer as ArrayBuffer, at, length);
-    this.runs.push(new DataView(run.buffer, run.byteOffset, length));
+    const run = duckdb.get_data_from_pointer(buffer as ArrayBuffer, at, to - from);
+    this.runs.push(new DataView(run.buffer, run.byteOffset, to - from));
+    this.bases.push(from);
   }
 
   /** What the text of a row lies in that is not NULL and longer than `INLINE_BYTES`; at `offset`. */
@@ -110,7 +125,7 @@ export class TextReader extends ColumnReader {
   }
 
   offset(row: number): number {
-    return this.offsets[row]!;
+    return this.addresses[row]! - this.bases[this.runOf[row]!]!;
   }
 
   /** The text of a row that is not NULL; a view of its own, so not for every row. */

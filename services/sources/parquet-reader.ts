@@ -11,6 +11,9 @@ import type { ReadUnit } from "./unit.js";
 
 const ROW = "file_row_number";
 
+/** Rows of one batch, at most; what repeats in a row group takes more memory than it tells. */
+const BATCH_ROWS = 125_000;
+
 interface RowGroup {
   readonly rows: number;
   /** Unpacked. */
@@ -88,8 +91,10 @@ export class ParquetReader implements FormatReader {
       bytes = 0;
     };
     for (const group of this.groups) {
-      if (bytes > 0 && bytes + group.bytes > batchBytes) close();
-      const pieces = Math.max(1, Math.min(group.rows, Math.round(group.bytes / batchBytes)));
+      const full = bytes + group.bytes > batchBytes || end - start + group.rows > BATCH_ROWS;
+      if (end > start && full) close();
+      const wanted = Math.max(Math.round(group.bytes / batchBytes), Math.ceil(group.rows / BATCH_ROWS));
+      const pieces = Math.max(1, Math.min(group.rows, wanted));
       const above = end;
       for (let piece = 1; piece <= pieces; piece++) {
         end = above + Math.floor((group.rows * piece) / pieces);
