@@ -62,7 +62,7 @@ export class JobCounts {
     };
   }
 
-  landed({ file, rows, bytes }: BootstrapProgress): Counts {
+  landed({ file, rows, bytes }: BootstrapProgress): void {
     if (file !== this.file) {
       const size = this.manifest.files[this.file]?.bytes ?? 0;
       if (size > 0 && this.read > 0) this.unpacked = this.read / size;
@@ -71,7 +71,12 @@ export class JobCounts {
     }
     this.rows += rows;
     this.read += bytes;
-    return this.told;
+  }
+
+  /** Nothing is left of the source. */
+  ended(): void {
+    this.reach(this.manifest.files.length);
+    this.read = 0;
   }
 }
 

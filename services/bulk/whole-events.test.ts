@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
@@ -28,6 +28,10 @@ import { DeltaTable } from "../table/delta-table.js";
 import { withScan } from "../table/scan.js";
 import { Bootstrap } from "./bootstrap.js";
 import { type EventShare, sharesOf } from "./event-types.js";
+import { jobOrder } from "./job.js";
+import { runHere } from "./job-here.js";
+import type { Told } from "./job-report.js";
+import { JobStore } from "./job-store.js";
 
 const delimited = (events: readonly Uint8Array[]): Buffer =>
   Buffer.concat(events.flatMap((event) => [Buffer.from(varint(event.length)), event]));
@@ -254,6 +258,34 @@ test("of a source of several types each record is landed, or rejected, once", as
   await expect(sharesOf(sources.at("exports"), left, config.bulk, registry)).rejects.toMatchObject({
     code: "TRB-BULK-TYPE",
   });
+});
+
+test("a job that is bound to no type lands all of them, and is told of as one", async () => {
+  const note = (id: string) => init(id, { entityType: NOTE, payload: { value: Buffer.from("\n\u0001x") } });
+  const events = [at("a"), at("b"), at("c")];
+  writeFileSync(
+    join(folder, "a.pb"),
+    delimited([note("a"), ...events.map(encodeTestEvent), note("b"), Buffer.from("no event")]),
+  );
+  writeFileSync(join(folder, "b.pb.gz"), gzipSync(delimited([note("c")])));
+  lake.context.config.bulk.sources = { exports: { url: folder, forcePathStyle: false, timeoutMs: 1_000 } };
+  const jobs = new JobStore(lake.context.store);
+  const order = { kind: "bootstrap", id: "all", by: "ops", at: "2026-01-02T03:04:05Z", source: "exports" };
+  await jobs.order(jobOrder.parse(order));
+  const told: Told[] = [];
+  const here = {
+    signal: new AbortController().signal,
+    tell: (one: Told) => told.push(one),
+    log: (error: unknown) => expect(error).toBeUndefined(),
+  };
+  for (let run = 0; run < 2; run++) {
+    expect(await runHere(lake.context, await jobs.get("all"), here)).toEqual({ kind: "done" });
+  }
+  const state = Object.assign({}, ...told) as Told;
+  const bytes = 2 * statSync(join(folder, "a.pb")).size + statSync(join(folder, "b.pb.gz")).size;
+  expect(state).toMatchObject({ rowsLanded: 6, rowsRefined: 6, files: 2, bytes, bytesDone: bytes });
+  expect(told.some(({ rejected }) => rejected === 1)).toBe(true);
+  expect(await lake.rows()).toEqual(expectedThings(events));
 });
 
 test("a source of whole events takes no mapping, and one of rows needs one", async () => {
