@@ -1,6 +1,7 @@
 import { isAbsolute } from "node:path";
 import { z } from "zod";
-import { count, flag, MiB } from "./config-values.js";
+import { count, flag, MiB, several, whole } from "./config-values.js";
+import { isWindow, WINDOW_WORDS } from "./time-windows.js";
 
 const S3_URL = /^s3:\/\/[a-z0-9][a-z0-9._-]{1,62}(\/[\w.=-]+)*$/i;
 const isPlace = (text: string): boolean =>
@@ -23,6 +24,20 @@ const root = z.strictObject({
 });
 
 export type SourceRootConfig = z.infer<typeof root>;
+
+/** From more than 0 to 1; as variables have it, or a number. */
+const share = z.preprocess(
+  (value) => (typeof value === "string" && /^(0?\.\d+|1)$/.test(value) ? Number(value) : value),
+  z.number().gt(0).max(1),
+);
+
+/** What bulk jobs may take. */
+export const limits = z.strictObject({
+  rowsPerSecond: whole(1).optional(),
+  bytesPerSecond: whole(1).optional(),
+  /** Of all of the machine's cores. */
+  cpuShare: share.optional(),
+});
 
 /** Loading in bulk. */
 export const bulk = z
@@ -47,6 +62,12 @@ export const bulk = z
     readerIdleMs: count(60_000, 100),
     /** Jobs that run beside each other; the others wait for their turn. */
     jobsAtOnce: count(1),
+    /** Together, all jobs of the lake take no more: rows and bytes of sources a second, share of the machine's cores. */
+    limits: limits.prefault({}),
+    /** Jobs go on at these times alone, UTC: "22:00-06:00", "Mon-Fri 20:00-06:00", "Sat,Sun 00:00-24:00"; always where there are none. */
+    windows: z.preprocess(several, z.array(z.string().refine(isWindow, WINDOW_WORDS))).default([]),
+    /** Between two chunks a job waits while live events wait for longer. */
+    yieldAtMs: count(500),
     /** What the engine of a job's process may hold; a job's index of keys may hold a quarter as much beside. */
     jobMemoryBytes: count(1024 * MiB, 128 * MiB),
   })

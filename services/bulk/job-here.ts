@@ -4,18 +4,20 @@ import type { Job } from "./job.js";
 import { runJob } from "./job-kinds.js";
 import type { Told } from "./job-report.js";
 import type { Outcome } from "./job-runner.js";
+import type { Pace } from "./pace.js";
 import { JobRejects } from "./rejects.js";
 
 /** What a run of a job is given by the process that it is in. */
 export interface Here {
   readonly signal: AbortSignal;
+  readonly pace: Pick<Pace, "after">;
   tell(told: Told): void;
   log(error: unknown): void;
 }
 
 /** Runs a job in this process. Never rejects. */
 export async function runHere(context: IngestContext, { order, state }: Job, here: Here): Promise<Outcome> {
-  const { signal, tell, log } = here;
+  const { signal, tell, log, pace } = here;
   const limit = state.rejectsAllowed ?? (order.kind === "bootstrap" ? order.rejectLimit : 0);
   let kept: JobRejects | undefined;
   try {
@@ -25,7 +27,7 @@ export async function runHere(context: IngestContext, { order, state }: Job, her
     const done = await runJob(context, order, {
       signal,
       tell,
-      pace: async () => signal.throwIfAborted(),
+      pace: (work) => pace.after(work, signal),
       reject: async (file, rejects) => {
         await rejected.keep(file, rejects);
         tell({ rejected: rejected.count });

@@ -59,6 +59,8 @@ function serve(
     kinds: RUNNABLE,
     atOnce: 1,
     moved: () => undefined,
+    lagMs: () => 0,
+    untilOpen: () => 0,
     log: pino({ level: "silent" }),
     lookMs: 5,
     stopMs: 1_000,
@@ -77,9 +79,15 @@ const here =
     const stopping = new AbortController();
     const log = (error: unknown) => expect(error).toBeUndefined();
     return {
-      ended: runHere(context, job, { signal: stopping.signal, tell, log }),
+      ended: runHere(context, job, {
+        signal: stopping.signal,
+        tell,
+        log,
+        pace: { after: async () => undefined },
+      }),
       stop: () => stopping.abort(),
       kill: () => undefined,
+      beside: () => undefined,
     };
   };
 
@@ -145,7 +153,7 @@ class Runs {
       this.stopped.push(id);
       this.open.get(id)?.({ kind: "stopped" });
     };
-    return { ended, stop, kill: () => undefined };
+    return { ended, stop, kill: () => undefined, beside: () => undefined };
   };
   async end(id: string, outcome: Outcome): Promise<void> {
     while (!this.open.has(id)) await sleep(2);

@@ -6,6 +6,7 @@ import { hasEnded, type Job, type JobOrder, type JobWish } from "./job.js";
 import { JobReport, type Told } from "./job-report.js";
 import type { JobStore } from "./job-store.js";
 import type { JobTracks } from "./job-tracks.js";
+import type { Beside } from "./pace.js";
 
 /** How a run ended: `stopped` behind the commit that it was told to stop at. */
 export type Outcome =
@@ -19,6 +20,8 @@ export interface JobRun {
   readonly ended: Promise<Outcome>;
   /** Ends behind what it is just committing. */
   stop(): void;
+  /** Tells it what goes on beside it. */
+  beside(told: Beside): void;
   /** Ends now. */
   kill(): void;
 }
@@ -35,6 +38,10 @@ export interface JobRunnerOptions {
   readonly atOnce: number;
   /** A job refines what it has landed, or is over: others take in what it leaves. */
   readonly moved: () => void;
+  /** For how long live events have waited, in ms. */
+  readonly lagMs: () => number;
+  /** How long it is until jobs may go on, in ms. */
+  readonly untilOpen: () => number;
   readonly log: Pick<Logger, "info" | "warn" | "error">;
   /** In ms. */
   readonly lookMs?: number;
@@ -43,6 +50,8 @@ export interface JobRunnerOptions {
 }
 
 const LOOK_MS = 1_000;
+/** How often jobs that run are told what goes on beside them, in ms. */
+const TELL_MS = 200;
 /** A run that takes longer to stop is killed: it costs a chunk. */
 const STOP_MS = 20_000;
 /** One that ends so often without a word, or by a fault of ours, and gets nowhere between, has failed. */
@@ -67,6 +76,7 @@ export class JobRunner {
   private readonly endedOfLate = new Set<string>();
   private readonly endings = new Set<Promise<void>>();
   private timer: NodeJS.Timeout | undefined;
+  private telling: NodeJS.Timeout | undefined;
   private looking: Promise<void> = Promise.resolve();
   private closed = false;
 
@@ -75,12 +85,19 @@ export class JobRunner {
   /** Looks at once, then again and again until `close`. Resolves after the first look, whatever came of it. */
   async start(): Promise<void> {
     if (this.closed) return;
+    this.telling ??= setInterval(() => this.tell(), TELL_MS).unref();
     this.looking = this.look().catch((error: unknown) =>
       this.options.log.warn({ err: error }, "jobs cannot be looked at"),
     );
     await this.looking;
     if (!this.closed)
       this.timer = setTimeout(() => void this.start(), this.options.lookMs ?? LOOK_MS).unref();
+  }
+
+  private tell(): void {
+    if (this.running.size === 0) return;
+    const beside = { jobs: this.running.size, lagMs: this.options.lagMs() };
+    for (const { run } of this.running.values()) run.beside(beside);
   }
 
   /** One round. Errors: TRB-STORE-FAILED. */
@@ -100,6 +117,7 @@ export class JobRunner {
       if (running !== undefined && job.wish !== "run") this.stop(running, job.wish);
       else if (running === undefined && job.wish !== "run") await this.settle(job);
     }
+    if (this.options.untilOpen() > 0) return;
     for (const job of this.waiting(jobs)) {
       if (this.closed || this.running.size >= this.options.atOnce) return;
       this.begin(job);
@@ -212,6 +230,7 @@ export class JobRunner {
   async close(): Promise<void> {
     this.closed = true;
     clearTimeout(this.timer);
+    clearInterval(this.telling);
     for (const running of this.running.values()) this.stop(running, running.stopping ?? "run");
     await this.looking;
     // What that look has still begun.

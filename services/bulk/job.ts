@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { limits } from "../base/config-bulk.js";
 import { CSV_DEFAULTS, FORMATS } from "../sources/formats.js";
 import { mappingShape } from "../sources/mapping.js";
 
@@ -12,6 +13,8 @@ const common = {
   id: z.string().regex(JOB_ID, "expected 1 to 63 of a-z 0-9 -, not - first"),
   /** Of two that may both run the greater comes first, then the older. */
   priority: z.number().int().min(-100).max(100).default(0),
+  /** What it may take; it gets no more than its part of what all jobs may. */
+  limits: limits.optional(),
   /** Who asked for it: the token's subject, or the local user. */
   by: z.string(),
   /** When, ISO 8601. */

@@ -142,6 +142,8 @@ export interface Source {
 export interface Ingest {
   /** Lands another stream, from now on until `stop`. Resolves when the stream has taken this worker in. */
   land(source: Source): Promise<void>;
+  /** For how long the event has waited that was read and has waited the longest to land, in ms; 0 when none does. */
+  lagMs(): number;
   /** Looks at what others have done to the tables: a job is over, say, and left something to be taken in. */
   look(): void;
   /** Resolves after `stop`; rejects when ingest cannot go on. */
@@ -217,7 +219,11 @@ export function startIngest(context: IngestContext): Ingest {
       void pipeline.look();
     }
   };
-  return { land, look, done, stop };
+  const lagMs = () => {
+    const oldest = [...pipelines.values()].map(({ progress }) => progress.oldest ?? Number.POSITIVE_INFINITY);
+    return Math.max(0, Date.now() - Math.min(...oldest));
+  };
+  return { land, lagMs, look, done, stop };
 }
 
 /**

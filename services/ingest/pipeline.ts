@@ -45,7 +45,7 @@ export class Pipeline implements PartitionHolder {
   private readonly context: IngestContext;
   private readonly holdings: Holdings;
   private readonly keepers = new Map<string, LaneKeeper>();
-  private readonly progress = new ProgressTracker();
+  readonly progress = new ProgressTracker();
   private readonly stopping = new AbortController();
   private readonly compactor: Compactor;
   private readonly budget: CommitBudget;

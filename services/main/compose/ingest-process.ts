@@ -70,7 +70,7 @@ export async function runIngest(config: Config, project: Project): Promise<Runni
     const { done, stop } = ingest;
     const streams = await landStreams(config, project, ingest, metrics, log);
     closers.push(() => streams.close());
-    const jobs = serveJobs(context, tracks, () => ingest.look());
+    const jobs = serveJobs(context, tracks, ingest);
     closers.push(() => jobs.close());
     const { keepMs, collectEveryMs } = config.offload;
     const waiting = () => waitingAnywhere(config, project);

@@ -1,11 +1,15 @@
+import { availableParallelism } from "node:os";
+import { setTimeout as sleep } from "node:timers/promises";
 import { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
+import { cpuTimeMs } from "../../base/cpu-time.js";
 import { TributaryError } from "../../base/errors.js";
 import { beKillable } from "../../base/killable.js";
 import type { Job } from "../../bulk/job.js";
 import { runHere } from "../../bulk/job-here.js";
 import type { Told } from "../../bulk/job-report.js";
 import type { Outcome } from "../../bulk/job-runner.js";
+import { type Beside, Pace, type PaceClock } from "../../bulk/pace.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
 import { openContext } from "../../ingest/ingest.js";
 import type { BoundModel } from "../../models/bind.js";
@@ -14,7 +18,7 @@ import { openStore } from "./lake-store.js";
 import { freePlace, openLog } from "./runtime.js";
 
 /** The process of one bulk job. It lives as long as its parent; what it has not committed is done again by the next one. */
-export type ToJob = Start | { readonly stop: true };
+export type ToJob = Start | { readonly stop: true } | { readonly beside: Beside };
 interface Start {
   readonly config: Config;
   /** A FileDescriptorSet, and the models bound against it. */
@@ -24,10 +28,18 @@ interface Start {
 }
 export type FromJob = { readonly told: Told } | { readonly ended: Outcome };
 
+const CLOCK: PaceClock = {
+  now: () => performance.now(),
+  wall: () => Date.now(),
+  cpu: cpuTimeMs,
+  sleep: (ms, signal) => sleep(ms, undefined, { signal }).catch(() => undefined),
+};
+
 /** Part of the names of its folders. */
 const NAME = "bulk";
 
 const stopping = new AbortController();
+let pace: Pace | undefined;
 const tell = (message: FromJob) =>
   new Promise<void>((resolve) => {
     // The channel may break meanwhile; then nobody needs the message any more.
@@ -40,6 +52,7 @@ beKillable();
 process.on("SIGTERM", () => stopping.abort());
 process.on("message", (message: ToJob) => {
   if ("stop" in message) stopping.abort();
+  else if ("beside" in message) pace?.tell(message.beside);
   else void start(message);
 });
 
@@ -69,7 +82,11 @@ async function run(
       registry: new Registry(),
       project: { registry: ProtoRegistry.of(descriptors), models },
     });
+    const { windows, yieldAtMs, limits: total } = config.bulk;
+    const own = job.order.limits ?? {};
+    pace = new Pace({ own, total, windows, yieldAtMs, cores: availableParallelism() }, CLOCK);
     const outcome = await runHere(context, job, {
+      pace,
       signal: stopping.signal,
       tell: (told) => void tell({ told }),
       log: failed,

@@ -1,6 +1,7 @@
 import { once } from "node:events";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
+import { untilOpen } from "../../base/time-windows.js";
 import type { Job } from "../../bulk/job.js";
 import { RUNNABLE } from "../../bulk/job-kinds.js";
 import type { Told } from "../../bulk/job-report.js";
@@ -8,6 +9,7 @@ import { type JobRun, JobRunner, type Outcome } from "../../bulk/job-runner.js";
 import { JobStore } from "../../bulk/job-store.js";
 import type { JobTracks } from "../../bulk/job-tracks.js";
 import type { IngestContext } from "../../ingest/context.js";
+import type { Ingest } from "../../ingest/ingest.js";
 import type { FromJob, ToJob } from "./job-child.js";
 import { forkLimited, OTHER_BYTES } from "./limited-process.js";
 
@@ -26,7 +28,11 @@ function configOf(config: Config): Config {
 }
 
 /** Serves the lake's jobs beside ingest, each that runs in a process of its own. */
-export function serveJobs(context: IngestContext, tracks: JobTracks, moved: () => void): JobRunner {
+export function serveJobs(
+  context: IngestContext,
+  tracks: JobTracks,
+  ingest: Pick<Ingest, "look" | "lagMs">,
+): JobRunner {
   const { store, crew, config, log } = context;
   const runner = new JobRunner({
     jobs: new JobStore(store),
@@ -35,7 +41,9 @@ export function serveJobs(context: IngestContext, tracks: JobTracks, moved: () =
     kinds: RUNNABLE,
     start: (job, tell) => runApart(context, job, tell),
     atOnce: config.bulk.jobsAtOnce,
-    moved,
+    moved: () => ingest.look(),
+    lagMs: () => ingest.lagMs(),
+    untilOpen: () => untilOpen(config.bulk.windows, Date.now()),
     log,
   });
   void runner.start();
@@ -64,7 +72,12 @@ export function runApart(
   );
   send({ config, descriptors: registry.bytes(), models, job });
   const ended = once(child, "exit").then((): Outcome => outcome ?? died());
-  return { ended, stop: () => send({ stop: true }), kill: () => child.kill("SIGKILL") };
+  return {
+    ended,
+    stop: () => send({ stop: true }),
+    beside: (beside) => send({ beside }),
+    kill: () => child.kill("SIGKILL"),
+  };
 }
 
 function died(): Outcome {
