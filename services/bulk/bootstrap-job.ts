@@ -1,5 +1,4 @@
-import { randomUUID } from "node:crypto";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { TributaryError } from "../base/errors.js";
 import { layout } from "../base/paths.js";
 import type { IngestContext } from "../ingest/context.js";
@@ -13,6 +12,7 @@ import { type EventShare, sharesOf } from "./event-types.js";
 import type { BootstrapJob, JobState } from "./job.js";
 import { JobCounts } from "./job-counts.js";
 import type { JobHost, RunJob } from "./job-run.js";
+import { reconcile } from "./reconcile.js";
 import { refineJob } from "./refine-job.js";
 
 /** What a job reads is listed once: whoever goes on with it reads the same. */
@@ -29,11 +29,15 @@ interface Pass {
   readonly bytes: number;
 }
 
-/** Brings in an export: lands it in raw, then takes it into the models of its entity types. */
+/**
+ * Brings in an export: lands it in raw, takes it into the models of its entity types, and deletes what it lacks where
+ * that was asked for.
+ */
 export const runBootstrap: RunJob<BootstrapJob> = async (context, order, host) => {
-  const { config } = context;
+  const { config, store } = context;
   host.tell({ phase: "checking" });
-  const scratch = join(layout(config.data).scratch, `job-${order.id}-${randomUUID().slice(0, 8)}`);
+  // Of this process alone, and emptied by the next one in its place.
+  const scratch = join(layout(config.data).scratch, basename(store.staging), "sources");
   const sources = await Sources.open(config, scratch);
   try {
     const place = sources.at(order.source);
@@ -48,25 +52,42 @@ export const runBootstrap: RunJob<BootstrapJob> = async (context, order, host) =
       bytesDone: passes.reduce((sum, { counts }) => sum + counts.told.bytesDone, 0),
     });
     host.tell({ phase: "landing", files: manifest.files.length, bytes, ...told() });
-    for (const pass of passes) {
-      if (!(await land(context, order, host, { place, manifest, pass, told }))) return false;
+    for (const [at, pass] of passes.entries()) {
+      if (!(await land(context, order, host, { place, manifest, pass, at, told }))) return false;
       pass.counts.ended();
     }
     host.tell({ phase: "refining", bytesDone: bytes });
-    let before = 0;
-    for (const { entityType, counts } of passes) {
-      const { rowsLanded } = counts.told;
-      const tell: JobHost["tell"] = (change) =>
-        host.tell({ ...change, rowsRefined: before + (change.rowsRefined ?? 0) });
-      if (!(await refineJob(context, order.id, entityType, { signal: host.signal, tell }, rowsLanded)))
+    if (!(await refine(context, order.id, passes, host))) return false;
+    if (order.reconcile === undefined) return true;
+    const { rejected } = host;
+    for (const { entityType } of passes) {
+      const { id: job, tenant } = order;
+      const { watermark } = order.reconcile;
+      if (!(await reconcile(context, { job, entityType, tenant, watermark }, host, { rejected })))
         return false;
-      before += rowsLanded;
     }
-    return true;
+    return await refine(context, order.id, passes, host);
   } finally {
     sources.close();
   }
 };
+
+async function refine(
+  context: IngestContext,
+  job: string,
+  passes: readonly Pass[],
+  host: JobHost,
+): Promise<boolean> {
+  let before = 0;
+  for (const { entityType, counts } of passes) {
+    const { rowsLanded } = counts.told;
+    const tell: JobHost["tell"] = (change) =>
+      host.tell({ ...change, rowsRefined: before + (change.rowsRefined ?? 0) });
+    if (!(await refineJob(context, job, entityType, { signal: host.signal, tell }, rowsLanded))) return false;
+    before += rowsLanded;
+  }
+  return true;
+}
 
 function land(
   context: IngestContext,
@@ -76,11 +97,14 @@ function land(
     place,
     manifest,
     pass,
+    at,
     told,
   }: {
     readonly place: Place;
     readonly manifest: Manifest;
     readonly pass: Pass;
+    /** Its number: rejects of each pass are told in their order. */
+    readonly at: number;
     readonly told: () => Pick<JobState, "rowsLanded" | "bytesDone">;
   },
 ): Promise<boolean> {
@@ -96,8 +120,10 @@ function land(
         counts.landed(chunk);
         host.tell(told());
       },
-      reject: (number, rejects) =>
-        host.reject({ number, shown: shown(place.root.name, manifest.files[number]!.path) }, rejects),
+      reject: (number, rejects) => {
+        const file = shown(place.root.name, manifest.files[number]!.path);
+        return host.reject({ number, shown: file, part: String(at) }, rejects);
+      },
     },
   );
 }

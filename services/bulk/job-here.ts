@@ -28,6 +28,9 @@ export async function runHere(context: IngestContext, { order, state }: Job, her
       signal,
       tell,
       pace: (work) => pace.after(work, signal),
+      get rejected() {
+        return rejected.count;
+      },
       reject: async (file, rejects) => {
         await rejected.keep(file, rejects);
         tell({ rejected: rejected.count });

@@ -23,6 +23,8 @@ export interface JobHost {
    * again are kept once. Errors: TRB-JOB-REJECTS once there are more than the order allows: the job pauses.
    */
   reject(file: RejectedFile, rejects: readonly Reject[]): Promise<void>;
+  /** How many it has kept, in all of its runs. */
+  readonly rejected: number;
 }
 
 /**

@@ -20,7 +20,7 @@ export async function refineJob(
   job: string,
   entityType: string,
   host: Pick<JobHost, "signal" | "tell">,
-  /** That have landed. */
+  /** That have landed, about. */
   rows: number,
 ): Promise<boolean> {
   const stream = streamOf(job);

@@ -45,6 +45,7 @@ const hostOf = (
   tell: () => undefined,
   pace,
   reject: async () => undefined,
+  rejected: 0,
 });
 
 async function replay(lake: Lake, words: Partial<ReplayJob>, host = hostOf()): Promise<ReplayReport> {

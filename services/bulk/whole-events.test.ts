@@ -277,6 +277,7 @@ test("a job that is bound to no type lands all of them, and is told of as one", 
     signal: new AbortController().signal,
     tell: (one: Told) => told.push(one),
     log: (error: unknown) => expect(error).toBeUndefined(),
+    pace: { after: async () => undefined },
   };
   for (let run = 0; run < 2; run++) {
     expect(await runHere(lake.context, await jobs.get("all"), here)).toEqual({ kind: "done" });

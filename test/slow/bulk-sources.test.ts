@@ -70,6 +70,8 @@ function serve(): void {
     kinds: RUNNABLE,
     atOnce: 1,
     moved: () => undefined,
+    lagMs: () => 0,
+    untilOpen: () => 0,
     log: pino({ level: "silent" }),
     lookMs: 20,
     pauseAfter: () => 20,
@@ -80,10 +82,12 @@ function serve(): void {
         onTold(one);
       };
       const log = (error: unknown) => expect(error).toBeUndefined();
+      const pace = { after: async () => undefined };
       return {
-        ended: runHere(lake.context, job, { signal: stopping.signal, tell: told, log }),
+        ended: runHere(lake.context, job, { signal: stopping.signal, tell: told, log, pace }),
         stop: () => stopping.abort(),
         kill: () => undefined,
+        beside: () => undefined,
       };
     },
   });

@@ -51,8 +51,11 @@ export class Server {
     data: string,
     env: NodeJS.ProcessEnv = {},
     port = 0,
+    config?: string,
   ): Promise<Server> {
-    const child = spawn(process.execPath, [CLI, command, "--data", data, "--port", `${port}`, "--json"], {
+    const more = config === undefined ? [] : ["--config", config];
+    const args = [CLI, command, "--data", data, "--port", `${port}`, "--json", ...more];
+    const child = spawn(process.execPath, args, {
       env: { ...process.env, TRIBUTARY_LOG__LEVEL: "warn", ...env },
       stdio: ["ignore", "pipe", "pipe"],
     });
