@@ -1,7 +1,12 @@
+import { randomUUID } from "node:crypto";
+import { rename } from "node:fs/promises";
+import { join } from "node:path";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { type Duck, rowsOf } from "../../services/base/duckdb.js";
 import { SLOTS, type SlotRange } from "../../services/base/slots.js";
 import type { ObjectStore } from "../../services/storage/object-store.js";
+import { BulkUpserts } from "../../services/table/bulk-upsert.js";
+import { writeParquet } from "../../services/table/data-file.js";
 import type { TableSpec } from "../../services/table/definition.js";
 import { DeltaTable, ONE_HOUR, RETENTION, type TableOptions } from "../../services/table/delta-table.js";
 import { EntityKeys } from "../../services/table/entity-keys.js";
@@ -78,7 +83,11 @@ export class TableWriter {
     readonly connection: DuckDBConnection,
     private readonly keys: EntityKeys,
     private readonly relation: string,
-  ) {}
+  ) {
+    this.bulks = new BulkUpserts(table, keys);
+  }
+
+  private readonly bulks: BulkUpserts;
 
   static async open(
     store: ObjectStore,
@@ -104,6 +113,33 @@ export class TableWriter {
       newest: undefined,
       ready: Promise.resolve(true),
       ...(slots === undefined ? {} : { slots }),
+    });
+  }
+
+  /** As `upsert`, of files that are written first. */
+  async bulk(writes: readonly Write[], { from, to }: { readonly from: Progress; readonly to: Progress }) {
+    const { connection, table } = this;
+    const source = this.source(writes);
+    const keys = await source.keys();
+    const order = "_tributary_version, _tributary_operation, _tributary_hash, _tributary_occurred_at";
+    const written = async (columns: string, where: string) => {
+      const path = join(table.store.staging, `bulk-${randomUUID()}.parquet`);
+      const sql = `SELECT ${columns} FROM ${keys} WHERE ${where} ORDER BY tenant_id, entity_id`;
+      const file = await writeParquet(connection, sql, path);
+      return { file, move: (localPath: string) => rename(path, localPath) };
+    };
+    const ranges = await rowsOf(
+      connection,
+      `SELECT tenant_id, min(entity_id), max(entity_id) FROM ${keys} GROUP BY 1`,
+    );
+    return this.bulks.add({
+      rows: await written(`tenant_id, entity_id, value, ${order}`, "NOT gone"),
+      tombstones: await written(`tenant_id, entity_id, ${order}`, "gone"),
+      ranges: ranges as [string, string, string][],
+      from,
+      to,
+      newest: undefined,
+      fits: () => true,
     });
   }
 

@@ -25,6 +25,7 @@ export interface RoundReport {
   jumps: number;
   overtaken: number;
   compactions: number;
+  bulk: number;
   swept: number;
   /** Upserts that were given back to be done anew, by reason. */
   conflicts: Map<string, number>;
@@ -50,6 +51,7 @@ export async function writersRound(
     jumps: 0,
     overtaken: 0,
     compactions: 0,
+    bulk: 0,
     swept: 0,
     conflicts: new Map(),
     errors: 0,
@@ -95,6 +97,8 @@ class Round {
   private readonly indexBytes: number;
   private readonly claims: "none" | "fixed" | "moving";
   private readonly jumps: number;
+  /** How much comes in files that are written first. */
+  private readonly bulk: number;
   private readonly scheduler: TurnScheduler;
   private kills: number;
   private actors = 0;
@@ -119,6 +123,7 @@ class Round {
     this.claims = random.pick(["none", "fixed", "moving"]);
     this.jumps = random.chance(0.5) ? 0.02 : 0;
     this.kills = random.below(4);
+    this.bulk = random.pick([0, 0.3, 0.7]);
     this.scheduler = new TurnScheduler(random, () => this.beforeStep());
   }
 
@@ -203,11 +208,12 @@ class Round {
     expect(next).toBeGreaterThanOrEqual(this.reached.get(track) ?? 0);
     this.reached.set(track, next);
     if (next === batches.length) return false;
-    const result = await writer.upsert(batches[next]!, {
-      from,
-      to: new Map([[track, String(next + 1)]]),
-      ...this.claim(partition),
-    });
+    const to = new Map([[track, String(next + 1)]]);
+    const inBulk = random.chance(this.bulk);
+    const result = inBulk
+      ? await writer.bulk(batches[next]!, { from, to })
+      : await writer.upsert(batches[next]!, { from, to, ...this.claim(partition) });
+    if (inBulk && result.kind === "committed") report.bulk++;
     if (result.kind === "committed") report.overtaken += result.overtaken;
     if (result.kind === "conflict")
       report.conflicts.set(result.reason, (report.conflicts.get(result.reason) ?? 0) + 1);
