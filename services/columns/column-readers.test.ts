@@ -2,6 +2,7 @@ import { BLOB, DuckDBDataChunk } from "@duckdb/node-api";
 import duckdb from "@duckdb/node-bindings";
 import fc from "fast-check";
 import { expect, test } from "vitest";
+import { Duck } from "../base/duckdb.js";
 import { type ColumnReader, FixedReader, ListReader, StructReader, TextReader } from "./column-readers.js";
 import { type ColumnWriter, FixedColumn, TextColumn } from "./column-writers.js";
 import { ListColumn, StructColumn } from "./nested-columns.js";
@@ -34,6 +35,22 @@ test("texts and NULLs are read as they were written, by one reader chunk after c
       expect(read).toEqual(values.map((value) => value && Uint8Array.from(value)));
     }),
   );
+});
+
+test("texts that a table of the engine keeps, in falling order, are fetched together", async () => {
+  const duck = await Duck.create({ memoryBytes: 64 * 1024 * 1024 });
+  const connection = await duck.connect();
+  await connection.run(
+    "CREATE TABLE kept AS SELECT 'a text that lies elsewhere, ' || i AS t FROM range(2000) r(i)",
+  );
+  const chunk = (await (await connection.stream("SELECT t FROM kept")).fetchChunk())!;
+  const reader = new TextReader();
+  reader.take(duckdb.data_chunk_get_vector(chunk.chunk, 0), chunk.rowCount);
+  const read = Array.from({ length: chunk.rowCount }, (_, row) => Buffer.from(reader.view(row)).toString());
+  expect(read).toEqual(Array.from({ length: 2000 }, (_, i) => `a text that lies elsewhere, ${i}`));
+  expect(new Set(read.map((_, row) => reader.run(row))).size).toBeLessThan(20);
+  connection.closeSync();
+  duck.close();
 });
 
 test("lists of structs of numbers and texts, more elements than a chunk has rows", () => {

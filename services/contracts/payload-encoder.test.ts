@@ -13,6 +13,7 @@ import { Duck } from "../base/duckdb.js";
 import type { TributaryError } from "../base/errors.js";
 import { packageRoot } from "../base/paths.js";
 import { PayloadChecker } from "./payload.js";
+import { PayloadDecoder } from "./payload-columns.js";
 import { PayloadEncoder } from "./payload-encoder.js";
 import { ProtoRegistry } from "./registry.js";
 
@@ -68,11 +69,6 @@ describe.each([
         const payloads = registry === editions ? [...written, ...tidy] : tidy;
         const encoded = (await back(payloads)) as Buffer[];
         expect(payloadRows(type, encoded)).toEqual(payloadRows(type, payloads));
-        const mirrored = await back.mirrored();
-        for (const [row, decoded] of payloadRows(type, encoded).entries()) {
-          const some = Object.keys(mirrored[row]!).map((field) => [field, decoded![field]]);
-          expect(mirrored[row]).toEqual(Object.fromEntries(some));
-        }
         for (const [row, bytes] of encoded.entries()) {
           expect(messageOf(type, bytes)).toEqual(messageOf(type, payloads[row]!));
           expect(checker.check(bytes, 0, bytes.length)).toBe(true);
@@ -82,12 +78,30 @@ describe.each([
             tidy.map((bytes) => Buffer.from(bytes).toString("hex")),
           );
         }
+        // Some of the time: each asks the engine twice.
+        if (choose(2) > 0) return;
+        const mirrored = await back.mirrored();
+        for (const [row, decoded] of payloadRows(type, encoded).entries()) {
+          const some = Object.keys(mirrored[row]!).map((field) => [field, decoded![field]]);
+          expect(mirrored[row]).toEqual(Object.fromEntries(some));
+        }
       }),
       { numRuns: 25 },
     );
   });
 });
 const PROTO3 = 999;
+
+test("what a decoder makes of every field of our own entities is known of their columns", async () => {
+  for (const name of ["scm.v1.Commit", "scm.v1.File", "tracker.v1.Issue", "tracker.v1.Project"]) {
+    const type = shipped.types.getMessage(name)!;
+    const columns = new PayloadDecoder(type).columns.map((column) => [column.name, `NULL::${column.type}`]);
+    const given = Object.fromEntries(columns) as Record<string, string>;
+    const encoder = await PayloadEncoder.bind(connection, "range(1)", type, shipped.types, given);
+    const unknown = [...encoder.decoded(encoder.columns)].filter(([, { sql }]) => sql === undefined);
+    expect(unknown.map(([field]) => `${name}.${field}`)).toEqual([]);
+  }
+});
 
 test("rows of many chunks, texts of every length and many elements a list", async () => {
   const type = everyField.types.getMessage("t.Deep")!;
