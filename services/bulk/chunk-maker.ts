@@ -10,6 +10,7 @@ import { ChunkModels } from "./chunk-models.js";
 import type { Chunk, NextChunk, Opened, OpenFile } from "./chunk-protocol.js";
 import { ChunkTable } from "./chunk-table.js";
 import { type MappedRelation, mappedRelation } from "./mapped-relation.js";
+import { PayloadsAside } from "./payloads-aside.js";
 import { RowEvents, type RowFault, type RowOrder } from "./row-events.js";
 import { rowsAsJson } from "./rows-as-json.js";
 
@@ -26,6 +27,7 @@ export class ChunkMaker {
   private table: ChunkTable | undefined;
   private models: ChunkModels | undefined;
   private readonly batches: AsyncGenerator<Batch>;
+  private readonly aside: PayloadsAside;
   private at: Mark;
 
   private constructor(
@@ -38,6 +40,7 @@ export class ChunkMaker {
     private readonly getsOn: () => void,
   ) {
     this.at = order.from;
+    this.aside = new PayloadsAside(order.payloads.aside);
     this.batches = reader.batches(order.from);
   }
 
@@ -73,7 +76,8 @@ export class ChunkMaker {
     const made = await this.made(receivedAt, rejects);
     this.onRejects(rejects);
     await this.reader.requireUnchanged();
-    return { ...made, next: this.at, end, rejects: rejected + rejects.length, bytes: read };
+    const aside = this.aside.end();
+    return { ...made, aside, next: this.at, end, rejects: rejected + rejects.length, bytes: read };
   }
 
   /** Reads about so much into the table. */
@@ -103,7 +107,7 @@ export class ChunkMaker {
       if (this.table === undefined) {
         const mapping = this.mapped.mapping.of(order.unit.shown);
         const rows = await RowEvents.bind(connection, relation, mapping, this.rowOrder);
-        this.table = new ChunkTable(connection, rows, order, this.getsOn);
+        this.table = new ChunkTable(connection, rows, order, order.payloads.sizes, this.aside, this.getsOn);
       }
       await this.table.add(relation);
       const faults = new Map<number, RowFault>();

@@ -7,6 +7,7 @@ import { RawRows } from "../ingest/raw-table.js";
 import { type WrittenFile, writeParquet } from "../table/data-file.js";
 import type { TenantRange } from "../table/key-ranges.js";
 import { HASH, PAYLOAD, PayloadFunctions } from "./payload-functions.js";
+import type { PayloadOrder, PayloadsAside } from "./payloads-aside.js";
 import { fileIn, POSITION_DIGITS, ROW, type RowEvents, type RowFault } from "./row-events.js";
 
 /** Where a chunk stands among the events of its stream. */
@@ -30,6 +31,8 @@ const NOTHING: Readonly<Record<string, string>> = {
   attributes: "MAP {}::MAP(VARCHAR, VARCHAR)",
   event_id: "NULL::VARCHAR",
 };
+/** Tells of the rows whose payloads lie elsewhere, where there are any. */
+const LARGE = "tributary_large";
 /** The order of files in tables: that which they are compacted into, so that they need no compaction. */
 export const KEY_ORDER = "tenant_id, entity_id";
 
@@ -37,6 +40,8 @@ export const KEY_ORDER = "tenant_id, entity_id";
 export class ChunkTable {
   static readonly NAME = "tributary_chunk";
   private made = false;
+  /** Whether LARGE tells of rows of this chunk. */
+  private hasLarge = false;
   private defined = false;
   private readonly functions: PayloadFunctions;
   private readonly url: string;
@@ -47,10 +52,13 @@ export class ChunkTable {
     private readonly connection: DuckDBConnection,
     private readonly rows: RowEvents,
     private readonly place: ChunkPlace,
+    private readonly sizes: PayloadOrder["sizes"],
+    private readonly aside: PayloadsAside,
     getsOn: () => void,
   ) {
     this.url = `type.googleapis.com/${place.entityType}`;
-    this.functions = new PayloadFunctions(rows.encoder, Buffer.from(this.url), getsOn);
+    const { maxPayloadBytes } = sizes;
+    this.functions = new PayloadFunctions(rows.encoder, Buffer.from(this.url), maxPayloadBytes, getsOn);
   }
 
   get payload(): readonly string[] {
@@ -84,6 +92,7 @@ export class ChunkTable {
     // Of a table that is only emptied the engine keeps the memory.
     if (this.made) await this.connection.run(`DROP TABLE ${ChunkTable.NAME}`);
     this.made = false;
+    this.hasLarge = false;
   }
 
   /** Takes away the rows from an ordinal on that the engine knows to be no events, and tells of them. */
@@ -115,20 +124,62 @@ export class ChunkTable {
       await rm(path, { force: true });
       return writeParquet(connection, this.rawSql(receivedAt), path);
     };
-    const file = await write();
-    const { refused } = functions;
-    if (refused.size === 0) return file.rows === 0 ? undefined : file;
-    const ids = [...refused.keys()];
+    let file = await write();
+    if (await this.leaveRefused(reject)) file = await write();
+    if (functions.large.size > 0) {
+      await this.putAside();
+      file = await write();
+    }
+    return file.rows === 0 ? undefined : file;
+  }
+
+  /** Takes away what the functions have found to be no events; whether there was any. */
+  private async leaveRefused(reject: Reject): Promise<boolean> {
+    const { connection, functions } = this;
+    const { maxOffloadBytes } = this.sizes;
+    const faults = new Map<number, RowFault>();
+    for (const [id, refusal] of functions.refused) faults.set(id, this.rows.refused(refusal));
+    for (const [id, bytes] of functions.large) {
+      const reason = `payload: expected at most ${maxOffloadBytes} bytes`;
+      if (bytes > maxOffloadBytes) faults.set(id, { code: "TRB-EVENT-PAYLOAD-SIZE", reason });
+    }
+    if (faults.size === 0) return false;
+    const ids = [...faults.keys()];
     const ordinals = (await rowsOf(
       connection,
       `SELECT rowid, ${ROW.ordinal}, to_json({tenant_id: tenant_id, entity_id: entity_id, version: version})::VARCHAR
       FROM ${ChunkTable.NAME} WHERE rowid IN (${ids.join(", ")}) ORDER BY 2`,
     )) as [bigint, bigint, string][];
-    for (const [id, ordinal, key] of ordinals)
-      reject(Number(ordinal), this.rows.refused(refused.get(Number(id))!), key);
+    for (const [id, ordinal, key] of ordinals) reject(Number(ordinal), faults.get(Number(id))!, key);
     await this.leaveOut(ids);
-    const rest = await write();
-    return rest.rows === 0 ? undefined : rest;
+    return true;
+  }
+
+  /** Payloads that are too large for a row go where they wait for the store; a table tells what stands in their place. */
+  private async putAside(): Promise<void> {
+    const { connection, functions, aside, url } = this;
+    const of = `FROM ${ChunkTable.NAME} WHERE rowid IN (${[...functions.large.keys()].join(", ")})`;
+    const rows = (await rowsOf(connection, `SELECT rowid, tenant_id ${of}`)) as [bigint, string][];
+    const tenants = new Map(rows.map(([id, tenant]) => [Number(id), tenant]));
+    const told: string[] = [];
+    functions.takeLarge = (id, payload) => {
+      const { uri, sizeBytes, sha256 } = aside.take(tenants.get(id)!, url, payload);
+      told.push(`(${id}, ${literal(uri)}, ${sizeBytes}, unhex('${sha256.toString("hex")}'))`);
+    };
+    try {
+      await connection.run(`SELECT count(${this.payloadSql()}) ${of}`);
+    } finally {
+      functions.takeLarge = undefined;
+    }
+    await connection.run(
+      `CREATE OR REPLACE TEMP TABLE ${LARGE} AS
+       SELECT * FROM (VALUES ${told.join(", ")}) t(large_row, large_uri, large_size, large_sha256)`,
+    );
+    this.hasLarge = true;
+  }
+
+  private payloadSql(): string {
+    return `${PAYLOAD}(${ChunkTable.NAME}.rowid, ${this.payload.join(", ")})`;
   }
 
   private async leaveOut(ids: readonly number[]): Promise<void> {
@@ -138,8 +189,14 @@ export class ChunkTable {
   private rawSql(receivedAt: number): string {
     const { entityType, stream, partition, file } = this.place;
     const position = `${literal(fileIn(file))} || printf('%0${POSITION_DIGITS}d', ${ROW.ordinal} + 1)`;
+    const elsewhere = {
+      payload_uri: "large_uri",
+      payload_size: "large_size::BIGINT",
+      payload_sha256: "large_sha256",
+    };
     const values: Readonly<Record<string, string>> = {
       ...NOTHING,
+      ...(this.hasLarge ? elsewhere : {}),
       tenant_id: "tenant_id",
       entity_type: literal(entityType),
       entity_id: "entity_id",
@@ -147,14 +204,15 @@ export class ChunkTable {
       version: "version",
       occurred_at: "occurred_at",
       payload_type_url: literal(this.url),
-      payload: `${PAYLOAD}(rowid, ${this.payload.join(", ")})`,
+      payload: this.payloadSql(),
       stream: literal(stream),
       partition: literal(partition),
       position,
       received_at: `make_timestamptz(${receivedAt * 1000})`,
     };
     const list = this.columns.map((name) => `${values[name]!} AS ${identifier(name)}`);
-    return `SELECT ${list.join(", ")} FROM ${ChunkTable.NAME} ORDER BY ${KEY_ORDER}`;
+    const large = this.hasLarge ? `LEFT JOIN ${LARGE} ON large_row = ${ChunkTable.NAME}.rowid` : "";
+    return `SELECT ${list.join(", ")} FROM ${ChunkTable.NAME} ${large} ORDER BY ${KEY_ORDER}`;
   }
 
   /**

@@ -21,6 +21,10 @@ type Input = Parameters<typeof duckdb.data_chunk_get_vector>[0];
 export class PayloadFunctions {
   /** Of the rows that are no payloads, by their ids; what they were given as is empty. */
   readonly refused = new Map<number, Refusal>();
+  /** Bytes of those that are too large for a row, by the ids of their rows, which are given as NULL. */
+  readonly large = new Map<number, number>();
+  /** Takes these, while it is there. */
+  takeLarge: ((id: number, payload: Buffer) => void) | undefined;
   /** Bytes of the payloads so far. */
   bytes = 0;
   private readonly ids = new FixedReader(8);
@@ -33,6 +37,7 @@ export class PayloadFunctions {
   constructor(
     private readonly encoder: PayloadEncoder,
     private readonly url: Buffer,
+    private readonly mostBytes: number,
     /** Called now and then while rows go through. */
     private readonly getsOn: () => void,
   ) {}
@@ -49,6 +54,7 @@ export class PayloadFunctions {
   /** For a table whose rows have ids below `rows`. */
   begin(rows: number): void {
     this.refused.clear();
+    this.large.clear();
     this.bytes = 0;
     if (this.hashes.length < rows * 2) this.hashes = new Uint32Array(rows * 2);
   }
@@ -72,7 +78,11 @@ export class PayloadFunctions {
         this.refused.set(id, refusal);
         continue;
       }
-      payloads.set(row, payload.buffer, 0, payload.length);
+      if (payload.length > this.mostBytes) {
+        this.large.set(id, payload.length);
+        this.takeLarge?.(id, payload.view());
+        payloads.setNull(row);
+      } else payloads.set(row, payload.buffer, 0, payload.length);
       this.bytes += payload.length;
       wide[0] = contentHash(url, 0, url.length, payload.buffer, 0, payload.length);
       hashes[id * 2] = halves[0]!;

@@ -256,6 +256,26 @@ test("bad rows are rejected one by one, the others land; too many pause the job 
   expect(await landed()).toEqual([9, 9]);
 });
 
+test("of what Debezium wrote the rows of its snapshot land, with a schema beside them or without; all else is rejected", async () => {
+  const after = (id: string) => ({ tenant: "acme", id, rev: 1, name: `n-${id}` });
+  const one = (op: string, more: object) => ({ op, ts_ms: 1, source: { snapshot: "true" }, ...more });
+  const lines = [
+    one("r", { before: null, after: after("plain") }),
+    { schema: { type: "struct" }, payload: one("r", { before: null, after: after("wrapped") }) },
+    one("c", { before: null, after: after("created") }),
+    { schema: null, payload: one("u", { before: after("updated"), after: after("updated") }) },
+    one("d", { before: after("plain"), after: null }),
+    one("r", { before: null, after: null }),
+    null,
+    { schema: null, payload: null },
+  ];
+  write("a.json", lines.map((each) => `${JSON.stringify(each)}\n`).join(""));
+  const { state } = await run({ format: "debezium" });
+  expect(state).toMatchObject({ phase: "done", rejected: 6, rowsLanded: 2 });
+  await (await lake.lane()).look();
+  expect((await lake.rows()).map((row) => (JSON.parse(row) as string[])[1])).toEqual(["plain", "wrapped"]);
+});
+
 test("a column of another type than its field refuses the job before anything lands; so does one that is missing", async () => {
   await parquet("a.parquet", 10, ", [i] AS amount");
   const { state } = await run();
