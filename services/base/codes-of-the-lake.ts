@@ -127,6 +127,12 @@ export const LAKE_CODES = {
     "a model's table has not taken in all that a job has landed, or is being built anew",
     "wait until the model is in step (`tributary status`), and try again",
   ),
+  "TRB-VERIFY-DIFFERS": entry(
+    500,
+    false,
+    "what a job has landed is not what its source holds, or not what stands in a model's table",
+    "look at the job's report, which names tenants, tables and some keys; a repair builds a table anew from raw",
+  ),
   "TRB-STORE-FAILED": entry(
     503,
     true,

@@ -6,13 +6,13 @@ import { inspect } from "../sources/inspect.js";
 import type { Manifest } from "../sources/manifest.js";
 import { shown } from "../sources/root.js";
 import { type Place, Sources } from "../sources/sources.js";
-import { Bootstrap } from "./bootstrap.js";
+import { Bootstrap, type BootstrapOrder } from "./bootstrap.js";
 import { checkBootstrap, requirePassed } from "./bootstrap-check.js";
 import { type EventShare, sharesOf } from "./event-types.js";
 import type { BootstrapJob, JobState } from "./job.js";
 import { JobCounts } from "./job-counts.js";
+import { endJob } from "./job-end.js";
 import type { JobHost, RunJob } from "./job-run.js";
-import { reconcile } from "./reconcile.js";
 import { refineJob } from "./refine-job.js";
 
 /** What a job reads is listed once: whoever goes on with it reads the same. */
@@ -35,6 +35,8 @@ interface Pass {
  */
 export const runBootstrap: RunJob<BootstrapJob> = async (context, order, host) => {
   const { config, store } = context;
+  if (order.reconcile !== undefined && order.entityType === undefined)
+    throw new TributaryError("TRB-BULK-MAPPING", "reconcile: expected an entityType beside it");
   host.tell({ phase: "checking" });
   // Of this process alone, and emptied by the next one in its place.
   const scratch = join(layout(config.data).scratch, basename(store.staging), "sources");
@@ -60,15 +62,12 @@ export const runBootstrap: RunJob<BootstrapJob> = async (context, order, host) =
     }
     host.tell({ phase: "refining", bytesDone: bytes });
     if (!(await refine(context, order.id, passes, host))) return false;
-    if (order.reconcile === undefined) return true;
-    const { rejected } = host;
-    for (const { entityType } of passes) {
-      const { id: job, tenant } = order;
-      const { watermark } = order.reconcile;
-      if (!(await reconcile(context, { job, entityType, tenant, watermark }, host, { rejected })))
-        return false;
+    host.tell({ phase: "verifying" });
+    for (const { entityType, share, counts } of passes) {
+      const landing = landingOf(context, order, { place, manifest, entityType, share });
+      if (!(await endJob(context, order, landing, host, counts.told.rowsLanded))) return false;
     }
-    return await refine(context, order.id, passes, host);
+    return true;
   } finally {
     sources.close();
   }
@@ -91,9 +90,17 @@ async function refine(
   return true;
 }
 
+function landingOf(
+  { config }: Pick<IngestContext, "config">,
+  { id, tenant, mapping, csv }: BootstrapJob,
+  pass: Pick<BootstrapOrder, "place" | "manifest" | "entityType" | "share">,
+): BootstrapOrder {
+  return { ...pass, job: id, tenant, mapping, csv, limits: config.bulk };
+}
+
 function land(
   context: IngestContext,
-  { id, tenant, mapping, csv }: BootstrapJob,
+  order: BootstrapJob,
   host: JobHost,
   {
     place,
@@ -111,23 +118,18 @@ function land(
   },
 ): Promise<boolean> {
   const { entityType, share, counts } = pass;
-  const limits = context.config.bulk;
-  return Bootstrap.run(
-    context,
-    { job: id, entityType, tenant, mapping, place, manifest, limits, csv, share },
-    {
-      signal: host.signal,
-      pace: (work) => host.pace(work),
-      landed: (chunk) => {
-        counts.landed(chunk);
-        host.tell(told());
-      },
-      reject: (number, rejects) => {
-        const file = shown(place.root.name, manifest.files[number]!.path);
-        return host.reject({ number, shown: file, part: String(at) }, rejects);
-      },
+  return Bootstrap.run(context, landingOf(context, order, { place, manifest, entityType, share }), {
+    signal: host.signal,
+    pace: (work) => host.pace(work),
+    landed: (chunk) => {
+      counts.landed(chunk);
+      host.tell(told());
     },
-  );
+    reject: (number, rejects) => {
+      const file = shown(place.root.name, manifest.files[number]!.path);
+      return host.reject({ number, shown: file, part: String(at) }, rejects);
+    },
+  });
 }
 
 /** What a job lands, type by type. Errors: TRB-BULK-MAPPING, those of `sharesOf`. */

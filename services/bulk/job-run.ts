@@ -10,7 +10,7 @@ export interface JobHost {
   /** What operators are to see of it; written down now and then, never waited for. */
   tell(
     change: Partial<Omit<JobState, "phase" | "writtenAt">> & {
-      readonly phase?: "checking" | "landing" | "refining";
+      readonly phase?: "checking" | "landing" | "refining" | "verifying";
     },
   ): void;
   /**

@@ -4,6 +4,9 @@ import { hasEnded, type Job } from "./job.js";
 
 const PREFIX = "bootstrap-";
 
+/** The partition that a job's deletes come along, of what its export lacks; no lane of its rows has that name. */
+export const DELETES = "deletes";
+
 /** The stream that a job's rows come along, as positions have it. No stream of events has such a name. */
 export const streamOf = (job: string): string => `${PREFIX}${job}`;
 

@@ -108,14 +108,15 @@ export const jobWish = z.strictObject({
 export type JobWish = z.infer<typeof jobWish>;
 
 /**
- * `waiting` for its turn or a worker; `checking` source and mapping; `landing` in raw; `refining`; then one of the ends.
- * A paused job goes on where it stopped.
+ * `waiting` for its turn or a worker; `checking` source and mapping; `landing` in raw; `refining`; `verifying` what has
+ * come of it, and deleting what the export lacks; then one of the ends. A paused job goes on where it stopped.
  */
 export const PHASES = [
   "waiting",
   "checking",
   "landing",
   "refining",
+  "verifying",
   "paused",
   "done",
   "failed",

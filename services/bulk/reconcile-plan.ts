@@ -13,11 +13,8 @@ import { partsOf } from "../table/progress.js";
 import { mayHoldTenant, portionsOf, withFilesScan } from "../table/scan.js";
 import { keyVersionDigest, ofTenant } from "./digests.js";
 import type { Watermark } from "./job.js";
-import { streamOf } from "./job-tracks.js";
+import { DELETES, streamOf } from "./job-tracks.js";
 import { KeyBuckets } from "./key-buckets.js";
-
-/** The partition of a job's stream that its deletes come along. */
-export const DELETES = "deletes";
 
 /** What is to be compared, and with what. */
 export interface ReconcileOrder {

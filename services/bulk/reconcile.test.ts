@@ -135,3 +135,28 @@ test("exactly what an export lacks and nobody wrote since its watermark is delet
   }
   if (process.env.TRIBUTARY_SEED === undefined) expect(deleted).toBeGreaterThan(30);
 });
+
+test("of an export without a row, or without one of the tenant, nothing is taken for vanished", async () => {
+  const lake = await Lake.create();
+  try {
+    const lane = await lake.lane();
+    const event = (tenant: string): TestEvent => ({ tenant, id: "1", operation: 1, version: 1n, thing: {} });
+    await lane.land(new TestStream("live").batch([event("acme"), event("other")]));
+    const order = { job: "j", entityType: THING, tenant: undefined, watermark: { version: 9 } };
+    const refused = { code: "TRB-RECONCILE-EXPORT" };
+    await expect(reconcile(lake.context, order, host(), small)).rejects.toMatchObject(refused);
+    await expect(
+      reconcile(lake.context, { ...order, entityType: "t.v1.Else" }, host(), small),
+    ).rejects.toMatchObject(refused);
+    await lane.land(new TestStream(streamOf("j")).batch([{ ...event("other"), id: "2" }]));
+    await expect(reconcile(lake.context, { ...order, tenant: "acme" }, host(), small)).rejects.toMatchObject(
+      refused,
+    );
+    await expect(reconcile(lake.context, order, host(), small)).rejects.toMatchObject({
+      code: "TRB-RECONCILE-CONFIRM",
+    });
+    expect(await planOf(lake.context.store, "j")).toMatchObject({ deletes: 1, tenants: 1, leftAlone: 1 });
+  } finally {
+    await lake.close();
+  }
+});

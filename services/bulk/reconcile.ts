@@ -10,8 +10,8 @@ import { writeParquet } from "../table/data-file.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { positionsOf } from "../table/progress.js";
 import type { JobHost } from "./job-run.js";
-import { streamOf } from "./job-tracks.js";
-import { DELETES, makePlan, planOf, type ReconcileOrder, type ReconcilePlan } from "./reconcile-plan.js";
+import { DELETES, streamOf } from "./job-tracks.js";
+import { makePlan, planOf, type ReconcileOrder, type ReconcilePlan } from "./reconcile-plan.js";
 
 /** Deletes of one raw file. */
 const CHUNK_ROWS = 250_000;

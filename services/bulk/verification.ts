@@ -16,9 +16,9 @@ import {
   sameEvents,
 } from "./digests.js";
 import type { JobHost } from "./job-run.js";
-import { streamOf } from "./job-tracks.js";
-import { DELETES } from "./reconcile-plan.js";
+import { LANE, streamOf } from "./job-tracks.js";
 import { checkRefined, FAULTS, type RefinedCheck, type RefinedTenant, STANDINGS } from "./refined-check.js";
+import type { SourceFacts } from "./source-facts.js";
 
 /** Tenants that a report tells one by one: those that are not equal first, then those with most rows. */
 const MOST_TENANTS = 1000;
@@ -76,12 +76,6 @@ export interface VerifiedJob {
   readonly job: string;
   readonly entityType: string;
   readonly tenant: string | undefined;
-}
-
-/** What a source holds, by whoever has read it. */
-export interface SourceFacts {
-  readonly digests: EventDigests;
-  readonly rejected: number;
 }
 
 type Context = Pick<
@@ -143,7 +137,21 @@ export async function verify(
   };
 }
 
-/** Of the rows that a job has brought to raw, but for its deletes, which no source has. */
+/** Whether raw has the source's rows, each once, and no other ones of the job. */
+export async function hasLanded(
+  context: Pick<IngestContext, "store" | "duck" | "tableOptions">,
+  order: VerifiedJob,
+  { digests }: SourceFacts,
+): Promise<boolean> {
+  const { store, duck, tableOptions } = context;
+  const table = await DeltaTable.open(store, rawRoot(order.entityType), duck, tableOptions);
+  if (table === undefined) return digests.size === 0;
+  const raw = await digestsOfJob(context, table, table.snapshot, order);
+  const names = new Set([...digests.keys(), ...raw.keys()]);
+  return [...names].every((one) => sameEvents(digests.get(one) ?? NO_EVENTS, raw.get(one) ?? NO_EVENTS));
+}
+
+/** Of the rows that a job has brought to raw, but for its deletes, which no source has, and what was mended. */
 async function digestsOfJob(
   { duck }: Pick<IngestContext, "duck">,
   raw: DeltaTable,
@@ -157,7 +165,7 @@ async function digestsOfJob(
       mayHold(file.min.stream, file.max.stream, stream) &&
       (tenant === undefined || mayHoldTenant(file, tenant)),
   );
-  const where = `stream = ${literal(stream)} AND partition <> ${literal(DELETES)} AND ${ofTenant(tenant)}`;
+  const where = `stream = ${literal(stream)} AND partition = ${literal(LANE)} AND ${ofTenant(tenant)}`;
   for (const portion of portionsOf(raw, files)) {
     await withFilesScan(raw, snapshot, portion, { where }, (sql) =>
       duck.with(async (connection) => addDigests(digests, await eventDigests(connection, `(${sql})`))),
