@@ -71,7 +71,7 @@ export const LAKE_CODES = {
     409,
     false,
     "an export is empty or incomplete: what it lacks is no ground to delete anything",
-    "mend the rejected rows and resume the job, or cancel it and export again",
+    "cancel the job, and start one with an export that is whole and has no row that is rejected",
   ),
   "TRB-RECONCILE-CONFIRM": entry(
     409,

@@ -84,7 +84,7 @@ export async function reconcile(
   { rejected, rowsAtOnce, chunkRows = CHUNK_ROWS }: ReconcileOptions,
 ): Promise<boolean> {
   if (rejected > 0) {
-    const message = `the export is incomplete: ${rejected} of its rows were rejected; mend them first`;
+    const message = `the export is incomplete: ${rejected} of its rows were rejected`;
     throw new TributaryError("TRB-RECONCILE-EXPORT", message);
   }
   const plan = await makePlan(context, order, rowsAtOnce);
