@@ -199,6 +199,57 @@ describe("a refined table", () => {
   });
 });
 
+describe("a refined table that was dropped", () => {
+  const drops = {
+    "its folder is gone": () => rmSync(inLake(REFINED), { recursive: true }),
+    "its log is gone": () => rmSync(inLake(`${REFINED}/_delta_log`), { recursive: true }),
+    "its folder was set aside": () => renameSync(inLake(REFINED), inLake("things-aside")),
+  };
+
+  test.each(Object.keys(drops) as (keyof typeof drops)[])(
+    "is built anew from raw by one command, while events land: %s",
+    async (name) => {
+      drops[name]();
+      // Those who write it may have noticed, and may not.
+      positions.push(...publishTo(reader, events.slice(60, 63)));
+      await until("events to land", () => reader.caughtUp);
+      const landing = (async () => {
+        for (let at = 63; at < 75; at++) {
+          positions.push(...publishTo(reader, events.slice(at, at + 1)));
+          await until("an event to land", () => reader.caughtUp);
+        }
+      })();
+      const { found, done, left } = await repair("t.things");
+      await landing;
+      expect(left).toEqual([]);
+      // A log that is gone may have been written again by who had it in memory; rows that are gone were not.
+      if (name !== "its log is gone") {
+        expect(found.length).toBeGreaterThan(0);
+        expect(done).toEqual([expect.stringMatching(/built anew from raw/)]);
+      }
+      await until("the model to be in step", async () => {
+        const behind = await lake.context.metrics.behind.get();
+        return behind.values.every(({ value }) => value === 0);
+      });
+      positions.push(...publishTo(reader, events.slice(75)));
+      await until("all to land", () => reader.caughtUp);
+      await run.stop();
+      await lake.reopen();
+      expect(await lake.rows()).toEqual(expectedThings(events));
+      expect((await repair("t.things", false, false)).found).toEqual([]);
+    },
+  );
+
+  test.each(Object.keys(drops) as (keyof typeof drops)[])("and without ingest: %s", async (name) => {
+    await run.stop();
+    drops[name]();
+    const { found, done, left } = await repair("t.things", false, false);
+    expect([found.length, done, left]).toEqual([1, [expect.stringMatching(/built anew from raw/)], []]);
+    await lake.reopen();
+    expect(await lake.rows()).toEqual(expectedThings(events.slice(0, 60)));
+  });
+});
+
 describe("a raw table that was restored from an older copy", () => {
   test("leaves its model ahead of it: told, untouched, and built anew when somebody asks", async () => {
     cpSync(inLake(RAW), inLake("copy"), { recursive: true });

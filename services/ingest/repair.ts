@@ -63,7 +63,12 @@ async function mendRefined(
   report: RepairReport,
   dryRun: boolean,
 ): Promise<void> {
-  if (bench.kind === "absent") return;
+  if (bench.kind === "absent") {
+    if (raw.kind === "absent") return;
+    report.found.push("it is not there: nobody has made it yet, or it was dropped");
+    report.done.push("the table is built anew from raw");
+    return;
+  }
   if (bench.kind === "unreadable") {
     report.found.push(`its log cannot be read: ${tell(bench.reason).reason}`);
     report.done.push("its log is set aside (a copy stays in _damaged), and the table built anew from raw");
