@@ -115,6 +115,12 @@ export const LAKE_CODES = {
     "the table is being built anew already, by ingest or by another job",
     "nothing; the job begins once that has ended",
   ),
+  "TRB-REPLAY-PAYLOADS": entry(
+    409,
+    false,
+    "payloads that do not travel with their events are missing or damaged: their rows would go",
+    "put them back and resume the job; `--compare` tells which; or replay with `--incomplete`, and redrive them later",
+  ),
   "TRB-REPLAY-OVERTAKEN": entry(
     409,
     false,

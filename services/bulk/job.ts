@@ -87,6 +87,8 @@ const replayOrder = z.strictObject({
   until: z.union([z.iso.datetime(), z.int().min(0)]).optional(),
   /** Show the difference; swap what is served; replace a tenant's rows in place. */
   action: z.enum(["compare", "swap", "repair"]),
+  /** Rows may go whose payloads in the object store are lost. */
+  incomplete: z.boolean().default(false),
 });
 export type ReplayJob = z.infer<typeof replayOrder>;
 

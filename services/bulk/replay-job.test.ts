@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { eachOperation, FaultyStore } from "../../test/support/faulty-store.js";
+import { injure as injureTable } from "../../test/support/injure.js";
 import {
   expectedThings,
   Lake,
@@ -12,14 +13,15 @@ import {
   THING,
   winnersOf,
 } from "../../test/support/lake.js";
-import { takeIn } from "../ingest/intake.js";
-import { whole } from "../ingest/payloads.js";
-import { Refiner } from "../ingest/refine.js";
+import { encodeEvent } from "../contracts/encode-event.js";
+import { EventBatch } from "../ingest/event-batch.js";
+import { Offloaded } from "../offload/offloaded.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { progressOf } from "../table/progress.js";
 import { verifyTable } from "../table/verify.js";
 import { jobOrder, type ReplayJob } from "./job.js";
 import type { JobHost } from "./job-run.js";
+import { JobStore } from "./job-store.js";
 import { runReplay } from "./replay-job.js";
 import { type ReplayReport, replayReport } from "./replay-report.js";
 
@@ -67,36 +69,8 @@ async function servedRows(lake: Lake): Promise<string[]> {
   return lake.context.duck.with((connection) => liveRows(connection, table, columns));
 }
 
-/** Puts into the served table what no event of raw says: rows that the model would make of these, or of another one's SQL. */
-async function injure(
-  { context }: Lake,
-  events: readonly TestEvent[],
-  sql: (sql: string) => string = (same) => same,
-): Promise<void> {
-  if (events.length === 0) return;
-  const model = context.models.find(({ name }) => name === MODEL)!;
-  const table = await openTable({ context } as Lake);
-  const connection = await context.duck.connect();
-  try {
-    const refiner = new Refiner(connection, context.registry, { ...model, sql: sql(model.sql) }, 60_000);
-    await refiner.prepare();
-    const batch = new TestStream("nowhere").batch(events);
-    for (;;) {
-      await table.refresh();
-      const { kind } = await takeIn(refiner, context.writerFor(table, THING), whole(batch), {
-        from: new Map(),
-        to: new Map(),
-        again: true,
-        landed: Promise.resolve(true),
-        setAside: async () => expect.unreachable(),
-      });
-      if (kind === "taken") return;
-    }
-  } finally {
-    connection.closeSync();
-    await table.settled();
-  }
-}
+const injure = (lake: Lake, events: readonly TestEvent[], sql?: (sql: string) => string) =>
+  injureTable(lake.context, MODEL, new TestStream("nowhere").batch(events), sql);
 
 const tenantOf = (row: string): string => (JSON.parse(row) as string[])[0]!;
 const keyOf = (row: string): string => JSON.stringify((JSON.parse(row) as string[]).slice(0, 2));
@@ -236,49 +210,46 @@ describe("a replay", () => {
     }
   });
 
-  test.each(["swap", "repair"] as const)(
-    "killed at any operation on the store is gone on with (%s)",
-    async (action) => {
-      const round = async (at: number): Promise<boolean> => {
-        const random = new Random(at);
-        const events = randomEvents(random, 30);
-        const wrong = phantoms(random, events, 8).filter(
-          ({ tenant }) => action === "swap" || tenant === "acme",
-        );
-        const lake = await Lake.create();
-        let faulty: FaultyStore | undefined;
-        const dying = await lake.twin({
-          store: (inner) => {
-            faulty = new FaultyStore(inner);
-            return faulty.store;
-          },
-        });
-        try {
-          await landAll(lake, new TestStream("test"), events);
-          await lake.settled();
-          await injure(lake, wrong);
-          const order = orderOf({ action, ...(action === "repair" ? { tenant: "acme" } : {}) });
-          faulty!.arm(at, "crash");
-          const crashed = await Promise.race([
-            runReplay(dying.context, order, hostOf()).then(() => false),
-            faulty!.gone.then(() => true),
-          ]);
-          const note = `crash at operation ${at} (${faulty!.victim})`;
-          const right = expectedThings(events);
-          const marred = expectedThings([...events, ...wrong]);
-          expect([right, marred], note).toContainEqual(await servedRows(lake));
-          expect(await runReplay(lake.context, order, hostOf()), note).toBe(true);
-          expect(await servedRows(lake), note).toEqual(right);
-          expect((await verifyTable(await openTable(lake))).problems, note).toEqual([]);
-          return crashed;
-        } finally {
-          await lake.close();
-        }
-      };
-      expect(await eachOperation(round)).toBeGreaterThan(10);
-    },
-    240_000,
-  );
+  test("killed at any operation on the store it is gone on with", async () => {
+    const round = async (at: number): Promise<boolean> => {
+      const random = new Random(at);
+      const action = random.pick(["swap", "repair"] as const);
+      const events = randomEvents(random, 30);
+      const wrong = phantoms(random, events, 8).filter(
+        ({ tenant }) => action === "swap" || tenant === "acme",
+      );
+      const lake = await Lake.create();
+      let faulty: FaultyStore | undefined;
+      const dying = await lake.twin({
+        store: (inner) => {
+          faulty = new FaultyStore(inner);
+          return faulty.store;
+        },
+      });
+      try {
+        await landAll(lake, new TestStream("test"), events);
+        await lake.settled();
+        await injure(lake, wrong);
+        const order = orderOf({ action, ...(action === "repair" ? { tenant: "acme" } : {}) });
+        faulty!.arm(at, "crash");
+        const crashed = await Promise.race([
+          runReplay(dying.context, order, hostOf()).then(() => false),
+          faulty!.gone.then(() => true),
+        ]);
+        const note = `${action}, crash at operation ${at} (${faulty!.victim})`;
+        const right = expectedThings(events);
+        const marred = expectedThings([...events, ...wrong]);
+        expect([right, marred], note).toContainEqual(await servedRows(lake));
+        expect(await runReplay(lake.context, order, hostOf()), note).toBe(true);
+        expect(await servedRows(lake), note).toEqual(right);
+        expect((await verifyTable(await openTable(lake))).problems, note).toEqual([]);
+        return crashed;
+      } finally {
+        await lake.close();
+      }
+    };
+    expect(await eachOperation(round)).toBeGreaterThan(10);
+  }, 240_000);
 
   test("stopped at any chunk it goes on, and says that it is not done", async () => {
     const events = randomEvents(new Random(4), 90);
@@ -305,6 +276,55 @@ describe("a replay", () => {
       await lake.close();
     }
   });
+});
+
+test("payloads that lie elsewhere are fetched and checked; events whose payload is missing or rotten are told", async () => {
+  const lake = await Lake.create();
+  try {
+    const { store } = lake.context;
+    const batch = new EventBatch(THING, "test");
+    const keys: string[] = [];
+    for (const [i, name] of ["whole", "missing", "rotten"].entries()) {
+      const payload = Buffer.concat([Buffer.from([10, name.length]), Buffer.from(name)]);
+      const reference = await new Offloaded(store, 1e9).put("acme", `type.googleapis.com/${THING}`, payload);
+      keys.push(reference.uri);
+      const event = { tenantId: "acme", entityType: THING, entityId: name, operation: 1, version: 1 };
+      const bytes = encodeEvent({ ...event, reference });
+      batch.add(bytes, 0, bytes.length, "0", String(i + 1).padStart(12, "0"), 1_700_000_000_000);
+    }
+    await lake.land(batch);
+    await lake.settled();
+    expect((await servedRows(lake)).length).toBe(3);
+    expect(await replay(lake, { id: "well" })).toMatchObject({ setAside: [], difference: { keys: [] } });
+    await store.delete([keys[1]!]);
+    await store.put(keys[2]!, Buffer.from("nnrotten"));
+    const found = await replay(lake, { id: "ill" });
+    expect(found.setAside.map(({ code, events, places }) => [code, events, places.length]).sort()).toEqual([
+      ["TRB-EVENT-PAYLOAD-CORRUPT", 1, 1],
+      ["TRB-EVENT-PAYLOAD-MISSING", 1, 1],
+    ]);
+    expect(told(found)).toEqual(['extra ["acme","missing"]', 'extra ["acme","rotten"]']);
+    expect(await lake.deadLetters()).toEqual([]);
+    // No row goes for that by itself, whoever goes on with the job.
+    const order = orderOf({ id: "swap", action: "swap" });
+    for (let run = 0; run < 2; run++)
+      await expect(runReplay(lake.context, order, hostOf())).rejects.toMatchObject({
+        code: "TRB-REPLAY-PAYLOADS",
+      });
+    expect((await servedRows(lake)).length).toBe(3);
+    const jobs = new JobStore(store);
+    await jobs.order(order);
+    await jobs.tell("swap", { ...(await jobs.get("swap")).state, phase: "failed" });
+    // Where somebody says so what is lacking is kept, to be redriven once the payload is back.
+    await replay(lake, { id: "lossy", action: "swap", incomplete: true });
+    expect((await servedRows(lake)).length).toBe(1);
+    expect((await lake.deadLetters()).map((letter) => letter.split(" ")[1]).sort()).toEqual([
+      "TRB-EVENT-PAYLOAD-CORRUPT",
+      "TRB-EVENT-PAYLOAD-MISSING",
+    ]);
+  } finally {
+    await lake.close();
+  }
 });
 
 describe("a replay of some events", () => {

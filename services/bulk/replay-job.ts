@@ -23,7 +23,13 @@ import { hasEnded, type ReplayJob } from "./job.js";
 import type { JobHost, RunJob } from "./job-run.js";
 import { JobStore } from "./job-store.js";
 import { planOf, type ReplayPlan, selectionOf } from "./replay-plan.js";
-import { putReplayReport, type ReplayReport, type SetAside } from "./replay-report.js";
+import {
+  putReplayReport,
+  putSetAside,
+  type ReplayReport,
+  type SetAside,
+  setAsideBy,
+} from "./replay-report.js";
 
 /** Keys that a report names. */
 const SHOWN = 1000;
@@ -38,8 +44,8 @@ const NOWHERE: Progress = new Map();
 /**
  * Runs raw's events into a model again, in a table beside the one that is served, and tells how the two differ; then the
  * one takes the other's place, or one tenant's rows do, in one commit, or nothing does. What is beside stays until the
- * job is done: a run that was killed is gone on with. Errors: TRB-REPLAY-ORDER, TRB-REPLAY-BUSY, TRB-REPLAY-OVERTAKEN;
- * TRB-TABLE-NOT-FOUND, for a table to be repaired; those of tables and of models.
+ * job is done: a run that was killed is gone on with. Errors: TRB-REPLAY-ORDER, TRB-REPLAY-BUSY, TRB-REPLAY-OVERTAKEN,
+ * TRB-REPLAY-PAYLOADS; TRB-TABLE-NOT-FOUND, for a table to be repaired; those of tables and of models.
  */
 export const runReplay: RunJob<ReplayJob> = async (context, order, host) => {
   const connection = await context.duck.connect();
@@ -55,10 +61,7 @@ export const runReplay: RunJob<ReplayJob> = async (context, order, host) => {
 };
 
 class Replay {
-  private readonly aside = new Map<
-    string,
-    { code: string; reason: string; events: number; places: Place[] }
-  >();
+  private readonly aside = new Map<string, SetAside>();
   private events = 0;
   private bytes = 0;
 
@@ -119,6 +122,8 @@ class Replay {
         () => true,
       );
     const side = await sides.begin({ id: order.id, isOver });
+    for (const one of await setAsideBy(context.store, order.id))
+      this.aside.set(`${one.code} ${one.reason}`, one);
     host.tell({ phase: "refining" });
     try {
       const writer = context.writerFor(side.table, this.model.entityType);
@@ -127,6 +132,7 @@ class Replay {
       const compared = table.snapshot.version;
       // Before the commit: behind it nothing is looked at again.
       await putReplayReport(context.store, this.report(plan, difference, compared));
+      this.requirePayloads();
       await this.act(side, catchUp);
       if (order.action === "compare" || this.isPartial) await sides.drop(side);
       host.tell({ bytesDone: plan.bytes, rowsRefined: this.events });
@@ -171,16 +177,17 @@ class Replay {
     originals?: Originals,
   ): Promise<void> {
     for (const { event, code, reason } of poison) {
-      const told = this.aside.get(`${code} ${reason}`) ?? { code, reason, events: 0, places: [] };
-      this.aside.set(`${code} ${reason}`, told);
-      told.events++;
+      const key = `${code} ${reason}`;
+      const { events: count, places } = this.aside.get(key) ?? { events: 0, places: [] };
       const place = {
         stream: events.stream,
         partition: events.partitions[event]!,
         position: events.positions[event]!,
       };
-      if (told.places.length < PLACES) told.places.push(place);
+      const more = places.length < PLACES ? [...places, place] : places;
+      this.aside.set(key, { code, reason, events: count + 1, places: more });
     }
+    await putSetAside(this.context.store, this.order.id, [...this.aside.values()]);
     if (buried) await bury(this.context, this.model, events, poison, originals);
   }
 
@@ -213,6 +220,16 @@ class Replay {
       }
       return comparison.difference(table, side.table, SHOWN);
     });
+  }
+
+  /** A table must not lose rows because their payloads have been lost, unless somebody says so. */
+  private requirePayloads(): void {
+    const { action, incomplete } = this.order;
+    if (action === "compare" || incomplete) return;
+    const lost = [...this.aside.values()].filter(({ code }) => NO_PAYLOAD.has(code));
+    const events = lost.reduce((sum, one) => sum + one.events, 0);
+    if (events > 0)
+      throw new TributaryError("TRB-REPLAY-PAYLOADS", `${events} events have no payload any more`);
   }
 
   private async act(side: SideTable, catchUp: CatchUp): Promise<void> {
@@ -312,4 +329,5 @@ class Replay {
   }
 }
 
-type Place = SetAside["places"][number];
+/** Why there is no payload: no fault of the model, and perhaps none of the payload's for ever. */
+const NO_PAYLOAD: ReadonlySet<string> = new Set(["TRB-EVENT-PAYLOAD-MISSING", "TRB-EVENT-PAYLOAD-CORRUPT"]);

@@ -8,7 +8,7 @@ export interface ReplayReport extends ReplayOrder {
   readonly plan: ReplayPlan;
   /** Events that were run again, by this run of the job alone. */
   readonly events: number;
-  /** Why events are in no row: a code each, and how many events of how many entities; payloads that are not to be had among them. */
+  /** Events that are in no row, by why: those among them whose payloads are not to be had. */
   readonly setAside: readonly SetAside[];
   /** As it was before anything was mended. */
   readonly difference: Difference;
@@ -21,6 +21,7 @@ export interface ReplayReport extends ReplayOrder {
 export interface SetAside {
   readonly code: string;
   readonly reason: string;
+  /** Those that were in hand when a run was killed are counted twice. */
   readonly events: number;
   /** Where some of them stand in raw. */
   readonly places: readonly {
@@ -31,6 +32,21 @@ export interface SetAside {
 }
 
 const keyOf = (job: string): string => `jobs/replays/${job}.json`;
+const asideKeyOf = (job: string): string => `jobs/replays/${job}-aside.json`;
+
+/** What a job has set aside so far: a run that goes on where another one ended reads no event twice. */
+export async function putSetAside(
+  store: ObjectStore,
+  job: string,
+  aside: readonly SetAside[],
+): Promise<void> {
+  await store.put(asideKeyOf(job), Buffer.from(JSON.stringify(aside)));
+}
+
+export async function setAsideBy(store: ObjectStore, job: string): Promise<SetAside[]> {
+  const bytes = await store.get(asideKeyOf(job));
+  return bytes === undefined ? [] : (JSON.parse(bytes.toString("utf8")) as SetAside[]);
+}
 
 export async function putReplayReport(store: ObjectStore, report: ReplayReport): Promise<void> {
   await store.put(keyOf(report.job), Buffer.from(JSON.stringify(report)));

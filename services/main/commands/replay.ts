@@ -26,6 +26,7 @@ interface ReplayOptions extends DataOptions {
   readonly compare?: boolean;
   readonly swap?: boolean;
   readonly repair?: boolean;
+  readonly incomplete?: boolean;
   readonly plan?: boolean;
   readonly id?: string;
   readonly priority?: number;
@@ -48,6 +49,10 @@ export function addReplayCommand(program: Command): void {
     .addOption(action("compare", "change nothing (the default)"))
     .addOption(action("swap", "then serve the new table, in one commit"))
     .addOption(action("repair", "then replace the tenant's rows by the new ones, in one commit"))
+    .option(
+      "--incomplete",
+      "also where payloads in the object store are lost: their rows go, and can be redriven",
+    )
     .option("--plan", "only tell how much that is to read")
     .option("--id <id>", "name of the job: a-z 0-9 - (default: made up)")
     .option("--priority <n>", "-100 to 100; greater comes first (default: 0)", priorityNumber)
@@ -89,9 +94,9 @@ async function replay(options: ReplayOptions): Promise<void> {
 
 /** Errors: TRB-REPLAY-ORDER, TRB-CLI-USAGE. */
 function requestOf(options: ReplayOptions): ReplayRequest {
-  const { model, tenant, from, until, id, priority } = options;
+  const { model, tenant, from, until, id, priority, incomplete } = options;
   const action = ACTIONS.find((name) => options[name]) ?? "compare";
-  const parsed = replayRequest.safeParse({ model, tenant, from, until, action, id, priority });
+  const parsed = replayRequest.safeParse({ model, tenant, from, until, action, incomplete, id, priority });
   if (!parsed.success)
     throw new TributaryError("TRB-CLI-USAGE", parsed.error.issues[0]?.message ?? "expected a replay");
   selectionOf(parsed.data);
