@@ -177,21 +177,22 @@ test("what is before a damaged file has landed, and stays", async () => {
 
 describe("what changes under a job pauses it between two chunks", () => {
   test.each<[string, string, () => void]>([
-    ["a file that grows", "TRB-SOURCE-CHANGED", () => appendFileSync(path("b.ndjson"), line("late"))],
-    ["a file that is replaced", "TRB-SOURCE-CHANGED", () => write("b.ndjson", linesOf(10, 20))],
-    ["a file that is gone", "TRB-SOURCE-CHANGED", () => rmSync(path("b.ndjson"))],
+    ["a file that grows", "TRB-SOURCE-CHANGED", () => appendFileSync(path("z.ndjson"), line("late"))],
+    ["a file that is replaced", "TRB-SOURCE-CHANGED", () => write("z.ndjson", linesOf(10, 20))],
+    ["a file that is gone", "TRB-SOURCE-CHANGED", () => rmSync(path("z.ndjson"))],
     ["a folder that is gone", "TRB-SOURCE-CHANGED", () => rmSync(path(""), { recursive: true })],
     [
       "a file that becomes a link",
       "TRB-SOURCE-LINK",
       () => {
-        rmSync(path("b.ndjson"));
-        symlinkSync(path("a.ndjson"), path("b.ndjson"));
+        rmSync(path("z.ndjson"));
+        symlinkSync(path("a0.ndjson"), path("z.ndjson"));
       },
     ],
   ])("%s", async (_, code, change) => {
-    write("a.ndjson", linesOf(0, 10));
-    write("b.ndjson", linesOf(10, 20));
+    // Files are read ahead of what has landed; the last of so many is not yet.
+    for (let n = 0; n < 7; n++) write(`a${n}.ndjson`, linesOf(n * 10, n * 10 + 10));
+    write("z.ndjson", linesOf(70, 80));
     let changed = false;
     onTold = ({ rowsLanded }) => {
       if (rowsLanded !== 10 || changed) return;
@@ -200,7 +201,10 @@ describe("what changes under a job pauses it between two chunks", () => {
     };
     expect(ended(await run())).toEqual(["paused", code]);
     expect(changed).toBe(true);
-    expect(await landed()).toEqual([10, 10]);
+    // All before it, or all that was read before the folder went: whole files.
+    const [raw, rows] = await landed();
+    expect(rows).toBe(raw);
+    expect([raw % 10, raw >= 10, raw <= 70]).toEqual([0, true, true]);
   });
 });
 
