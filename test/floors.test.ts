@@ -122,7 +122,7 @@ describe("the house's rules", () => {
   it("a library stays behind the folder that knows it", () => {
     const homes: readonly [string, RegExp][] = [
       ["jose", /^tenancy\//],
-      ["fastify", /^(base|bus|query|tenancy)\//],
+      ["fastify", /^(base|bulk|bus|query|tenancy)\//],
       ["roaring-wasm", /^table\//],
       ["@huggingface/jinja", /^models\//],
       ["@platformatic/kafka", /^stream\/kafka\//],

@@ -11,6 +11,9 @@ import { type BootstrapRequest, type Job, type JobWish, jobOrder, type ReplayReq
 import { JobStore } from "./job-store.js";
 import { selectionOf } from "./replay-plan.js";
 
+/** Lends what a source is checked against. */
+export type Checking = <T>(use: (parts: Omit<CheckContext, "store">) => Promise<T>) => Promise<T>;
+
 /** Where operators ask for jobs and wish about them, by whatever way they come. All they ask for is in the audit. */
 export class JobDesk {
   readonly jobs: JobStore;
@@ -36,10 +39,10 @@ export class JobDesk {
 
   /**
    * Resolves to the job, and to whether it was there before: who asks again in the same words gets the same job,
-   * whatever has become of its source. Errors: TRB-JOB-EXISTS; as `dryRun`, and what that finds against it.
+   * whatever has become of its source: it is checked when it is new. Errors: TRB-JOB-EXISTS; as `dryRun`, and what that finds against it.
    */
   async bootstrap(
-    context: Omit<CheckContext, "store">,
+    checking: Checking,
     { id = madeUpId(), ...asked }: BootstrapRequest,
     by: string,
   ): Promise<{ readonly job: Job; readonly wasThere: boolean }> {
@@ -47,7 +50,7 @@ export class JobDesk {
     const order = jobOrder.parse({ kind: "bootstrap", id, ...asked, by, at });
     const { source, entityType, tenant } = asked;
     await audit(this.store, { at, by, action: "bootstrap start", job: id, source, entityType, tenant });
-    if (!(await this.jobs.has(id))) requirePassed(await this.dryRun(context, asked));
+    if (!(await this.jobs.has(id))) requirePassed(await checking((parts) => this.dryRun(parts, asked)));
     const outcome = await this.jobs.order(order);
     return { job: await this.jobs.get(id), wasThere: outcome === "exists" };
   }

@@ -158,6 +158,9 @@ export interface Job {
   readonly state: JobState;
 }
 
+/** As it is answered: the order's own words, what is wished, and how far it is. Plain JSON. */
+export const jobJson = ({ order, wish, state }: Job) => ({ ...order, wish, state });
+
 const ENDS: ReadonlySet<Phase> = new Set(["done", "failed", "cancelled"]);
 
 /** Nothing becomes of it any more, unless it failed and somebody wishes that it runs. */

@@ -61,8 +61,11 @@ describe("the page at /docs, in a browser", () => {
       .locator(".opblock-summary-path")
       .evaluateAll((nodes) => nodes.map((node) => node.getAttribute("data-path")));
     expect(paths.toSorted()).toEqual(
-      // Uploads are asked for and put.
-      "/healthz /metrics /readyz /v1/events /v1/query /v1/tables /v1/uploads /v1/uploads".split(" "),
+      // Jobs are asked for and listed, uploads asked for and put.
+      [
+        "/healthz /metrics /readyz /v1/bootstraps /v1/bootstraps /v1/bootstraps/{id} /v1/bootstraps/{id}/cancel",
+        "/v1/bootstraps/{id}/pause /v1/bootstraps/{id}/resume /v1/events /v1/query /v1/tables /v1/uploads /v1/uploads",
+      ].flatMap((paths) => paths.split(" ")),
     );
     const listed = await page.locator(".info table code").allInnerTexts();
     for (const code of Object.keys(CODES)) expect(listed).toContain(code);

@@ -1,18 +1,18 @@
 import { readFileSync } from "node:fs";
 import { type Command, Option } from "commander";
 import { parse as parseYaml } from "yaml";
-import { type ZodError, z } from "zod";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
 import type { CheckContext } from "../../bulk/bootstrap-check.js";
-import { type BootstrapRequest, bootstrapRequest, type Job, type JobWish } from "../../bulk/job.js";
+import { type BootstrapRequest, bootstrapRequest, type Job, type JobWish, jobJson } from "../../bulk/job.js";
 import { JobDesk } from "../../bulk/job-desk.js";
+import { wordsOf } from "../../bulk/routes.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
 import { FORMATS } from "../../sources/formats.js";
 import { readingDuck, withStore } from "../compose/runtime.js";
 import { checkText } from "./check-view.js";
 import { exitCodeOf, followJob } from "./follow-job.js";
-import { jobJson, jobLines, jobsTable } from "./job-view.js";
+import { jobLines, jobsTable } from "./job-view.js";
 import { localUser } from "./local-user.js";
 import { configOf, type DataOptions, limitNumber, priorityNumber, withData } from "./options.js";
 import { EXIT } from "./report.js";
@@ -95,8 +95,10 @@ async function start(options: StartOptions): Promise<void> {
   }
   const job = await withStore(config, async (store) => {
     const desk = new JobDesk(store);
-    const { job: ordered, wasThere } = await withParts(config, (parts) =>
-      desk.bootstrap(parts, asked, localUser()),
+    const { job: ordered, wasThere } = await desk.bootstrap(
+      (use) => withParts(config, use),
+      asked,
+      localUser(),
     );
     if (options.detach) return ordered;
     const { id } = ordered.order;
@@ -150,8 +152,6 @@ function readMapping(file: string): unknown {
     throw new TributaryError("TRB-CLI-USAGE", "--mapping: expected a file of YAML or JSON", { cause });
   }
 }
-
-const wordsOf = (error: ZodError): string => z.prettifyError(error).replace(/\n\s*/g, " ").replace(/^✖ /, "");
 
 const wished = (id: string, wish: JobWish["wish"], options: DataOptions): Promise<Job> =>
   withStore(configOf(options), (store) => new JobDesk(store).wish(id, wish, localUser()));

@@ -4,9 +4,6 @@ import { grouped, printable, textTable } from "../terminal/text-table.js";
 
 /** Bulk jobs as people and programs are told of them. */
 
-/** In JSON: the order's own words, what is wished, and how far it is. */
-export const jobJson = ({ order, wish, state }: Job) => ({ ...order, wish, state });
-
 /** What becomes of it, in a word or two: a wish that is not met yet is told beside. */
 export function phaseOf({ wish, state }: Pick<Job, "wish" | "state">): string {
   const { phase } = state;

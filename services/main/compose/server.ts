@@ -7,6 +7,8 @@ import { nodeFiles } from "../../base/files.js";
 import { buildServer, type HttpServer } from "../../base/http.js";
 import { Recent } from "../../base/recent.js";
 import type { Traces } from "../../base/traces.js";
+import { JobDesk } from "../../bulk/job-desk.js";
+import { registerBulk } from "../../bulk/routes.js";
 import { registerBus } from "../../bus/routes.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
 import { Offloaded } from "../../offload/offloaded.js";
@@ -96,7 +98,10 @@ export async function startServer(config: Config, parts: ServerParts): Promise<R
       outgoing = await addBus(service);
       closers.push(() => outgoing!.close());
     }
-    if (parts.query) closers.push(await addQuery(service));
+    if (parts.query) {
+      closers.push(await addQuery(service));
+      await addBulk(service);
+    }
     if (supervisor !== undefined) {
       // Beside listening: an ingest that cannot start is no reason to refuse events or questions.
       supervisor.start();
@@ -241,4 +246,26 @@ async function addQuery({ server, project, store, ...rest }: ServiceParts): Prom
     await streams.close();
     duck.close();
   };
+}
+
+/** Where operators ask for bulk jobs; what runs these is beside ingest, wherever that is. */
+async function addBulk({ server, project, store, verifier, config }: ServiceParts): Promise<void> {
+  await registerBulk(server.app, {
+    desk: new JobDesk(store),
+    verifier,
+    checking: async (use) => {
+      const duck = await readingDuck();
+      try {
+        const { checkpointEvery } = config.table;
+        return await use({
+          registry: project.current.registry,
+          duck,
+          config,
+          tableOptions: { checkpointEvery },
+        });
+      } finally {
+        duck.close();
+      }
+    },
+  });
 }
