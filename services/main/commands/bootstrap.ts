@@ -15,6 +15,7 @@ import { exitCodeOf, followJob } from "./follow-job.js";
 import { jobLines, jobsTable } from "./job-view.js";
 import { localUser } from "./local-user.js";
 import { configOf, type DataOptions, limitNumber, priorityNumber, withData } from "./options.js";
+import { addRejectCommands } from "./rejects.js";
 import { EXIT } from "./report.js";
 
 interface StartOptions extends DataOptions {
@@ -42,6 +43,7 @@ const WISHES = [
 export function addBootstrapCommands(program: Command): void {
   const group = program.command("bootstrap").description("bring exports into the lake, beside live traffic");
   addStart(group);
+  addRejectCommands(group);
   withData(group.command("ls"))
     .description("list all bulk jobs, the oldest first")
     .action(async (options: DataOptions) => {

@@ -1,6 +1,6 @@
 import { CODES, type Code } from "../../base/codes.js";
 import { hasEnded, type Job, type JobState } from "../../bulk/job.js";
-import { grouped, printable, textTable } from "../terminal/text-table.js";
+import { duration, grouped, printable, textTable } from "../terminal/text-table.js";
 
 /** Bulk jobs as people and programs are told of them. */
 
@@ -56,6 +56,8 @@ export function jobLines(job: Job): string {
     ["priority", String(order.priority)],
     ["asked for", `${order.at} by ${order.by}`],
   );
+  if (state.rowsPerSecond !== undefined) rows.push(["of late", `${grouped(state.rowsPerSecond)} rows/s`]);
+  if (state.etaSeconds !== undefined) rows.push(["left", `about ${duration(state.etaSeconds * 1000)}`]);
   if (state.startedAt !== undefined) rows.push(["began", state.startedAt]);
   rows.push(["as of", state.writtenAt]);
   const width = Math.max(...rows.map(([name]) => name.length));

@@ -3,7 +3,7 @@ import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
 import type { Difference, KeyDifference } from "../../bulk/comparison.js";
 import type { Job, ReplayRequest } from "../../bulk/job.js";
-import { replayRequest } from "../../bulk/job.js";
+import { jobJson, replayRequest } from "../../bulk/job.js";
 import { JobDesk } from "../../bulk/job-desk.js";
 import { planOf, type ReplayPlan, selectionOf } from "../../bulk/replay-plan.js";
 import { type ReplayReport, replayReport } from "../../bulk/replay-report.js";
@@ -14,7 +14,7 @@ import { DeltaTable } from "../../table/delta-table.js";
 import { readingDuck, withStore } from "../compose/runtime.js";
 import { duration, grouped, printable, textTable } from "../terminal/text-table.js";
 import { exitCodeOf, followJob } from "./follow-job.js";
-import { jobJson, jobLines } from "./job-view.js";
+import { jobLines } from "./job-view.js";
 import { localUser } from "./local-user.js";
 import { configOf, type DataOptions, priorityNumber, timeOf, withData } from "./options.js";
 
