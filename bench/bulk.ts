@@ -8,7 +8,7 @@ import { Registry } from "prom-client";
 import { loadConfig } from "../services/base/config.js";
 import { Duck, literal, rowsOf } from "../services/base/duckdb.js";
 import { layout } from "../services/base/paths.js";
-import { Bootstrap } from "../services/bulk/bootstrap.js";
+import { Bootstrap } from "../services/bulk/bootstrap/bootstrap.js";
 import { TextColumn } from "../services/columns/column-writers.js";
 import { Feed } from "../services/columns/feed.js";
 import { Envelope } from "../services/contracts/envelope.js";

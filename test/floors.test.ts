@@ -27,6 +27,14 @@ const FLOORS: Readonly<Record<string, number>> = {
   bulk: 6,
   main: 7,
 };
+/** The rooms of `bulk`, as they stand on each other; what lies in none of them is its entrance, above all. */
+const BULK_FLOORS: Readonly<Record<string, number>> = {
+  chunks: 1,
+  jobs: 2,
+  verify: 3,
+  bootstrap: 4,
+  replay: 4,
+};
 const MAX_LINES = 400;
 
 const files = readdirSync(join(packageRoot, "services"), { recursive: true, encoding: "utf8" })
@@ -70,6 +78,22 @@ describe("the house's rules", () => {
         .filter((target) => !(FLOORS[serviceOf(target)]! < FLOORS[serviceOf(name)]!))
         .map((target) => `${name} imports ${target}`),
     );
+    expect(wrong).toEqual([]);
+  });
+
+  it("the rooms of bulk keep to their order too", () => {
+    const roomOf = (name: string) => (name.split("/").length > 2 ? name.split("/")[1]! : "entrance");
+    const floorOf = (name: string) => BULK_FLOORS[roomOf(name)] ?? Number.POSITIVE_INFINITY;
+    const own = files.filter((name) => serviceOf(name) === "bulk");
+    expect([...new Set(own.map(roomOf))].sort()).toEqual([...Object.keys(BULK_FLOORS), "entrance"].sort());
+    const wrong = own
+      .filter((name) => !name.endsWith(".test.ts"))
+      .flatMap((name) =>
+        importsOf(name)
+          .filter((target) => serviceOf(target) === "bulk" && roomOf(target) !== roomOf(name))
+          .filter((target) => !(floorOf(target) < floorOf(name)))
+          .map((target) => `${name} imports ${target}`),
+      );
     expect(wrong).toEqual([]);
   });
 

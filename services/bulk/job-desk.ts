@@ -6,10 +6,15 @@ import { audit } from "../operate/audit-log.js";
 import { inspect } from "../sources/inspect.js";
 import { Sources } from "../sources/sources.js";
 import type { ObjectStore } from "../storage/object-store.js";
-import { type BootstrapCheck, type CheckContext, checkBootstrap, requirePassed } from "./bootstrap-check.js";
-import { type BootstrapRequest, type Job, type JobWish, jobOrder, type ReplayRequest } from "./job.js";
-import { JobStore } from "./job-store.js";
-import { selectionOf } from "./replay-plan.js";
+import {
+  type BootstrapCheck,
+  type CheckContext,
+  checkBootstrap,
+  requirePassed,
+} from "./bootstrap/bootstrap-check.js";
+import { type BootstrapRequest, type Job, type JobWish, jobOrder, type ReplayRequest } from "./jobs/job.js";
+import { JobStore } from "./jobs/job-store.js";
+import { selectionOf } from "./replay/replay-plan.js";
 
 /** Lends what a source is checked against. */
 export type Checking = <T>(use: (parts: Omit<CheckContext, "store">) => Promise<T>) => Promise<T>;

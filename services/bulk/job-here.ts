@@ -1,11 +1,11 @@
 import { TributaryError } from "../base/errors.js";
 import type { IngestContext } from "../ingest/context.js";
-import type { Job } from "./job.js";
 import { runJob } from "./job-kinds.js";
-import type { Told } from "./job-report.js";
-import type { Outcome } from "./job-runner.js";
-import type { Pace } from "./pace.js";
-import { JobRejects } from "./rejects.js";
+import type { Job } from "./jobs/job.js";
+import type { Told } from "./jobs/job-report.js";
+import type { Outcome } from "./jobs/job-runner.js";
+import type { Pace } from "./jobs/pace.js";
+import { JobRejects } from "./jobs/rejects.js";
 
 /** What a run of a job is given by the process that it is in. */
 export interface Here {

@@ -1,8 +1,8 @@
 import type { IngestContext } from "../ingest/context.js";
-import { runBootstrap } from "./bootstrap-job.js";
-import type { JobOrder } from "./job.js";
-import type { JobHost, RunJob } from "./job-run.js";
-import { runReplay } from "./replay-job.js";
+import { runBootstrap } from "./bootstrap/bootstrap-job.js";
+import type { JobOrder } from "./jobs/job.js";
+import type { JobHost, RunJob } from "./jobs/job-run.js";
+import { runReplay } from "./replay/replay-job.js";
 
 type Kinds = { readonly [K in JobOrder["kind"]]?: RunJob<Extract<JobOrder, { kind: K }>> };
 

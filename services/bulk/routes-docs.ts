@@ -1,7 +1,7 @@
 import { errorResponses } from "../base/http.js";
 import { FORMATS } from "../sources/formats.js";
 import { TOKEN_CODES } from "../tenancy/http-auth.js";
-import { PHASES } from "./job.js";
+import { PHASES } from "./jobs/job.js";
 
 /** What /docs says of /v1/bootstraps. */
 

@@ -15,8 +15,8 @@ import { FileStore } from "../storage/file-store.js";
 import { requireRole } from "../tenancy/http-auth.js";
 import { SigningKey } from "../tenancy/signing-key.js";
 import { signToken, type TokenInit, TokenVerifier } from "../tenancy/tokens.js";
-import { jobOrder, jobState } from "./job.js";
 import { JobDesk } from "./job-desk.js";
+import { jobOrder, jobState } from "./jobs/job.js";
 import { registerBulk } from "./routes.js";
 
 const folder = mkdtempSync(join(tmpdir(), "tributary-bulk-"));

@@ -4,8 +4,8 @@ import { TributaryError } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
 import { grantOf, requireRole } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
-import { type BootstrapRequest, bootstrapRequest, type Job, jobJson } from "./job.js";
 import type { Checking, JobDesk } from "./job-desk.js";
+import { type BootstrapRequest, bootstrapRequest, type Job, jobJson } from "./jobs/job.js";
 import { ID, listSchema, showSchema, startSchema, wishSchema } from "./routes-docs.js";
 
 export interface BulkOptions {

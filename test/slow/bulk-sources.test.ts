@@ -16,13 +16,13 @@ import pino from "pino";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { literal } from "../../services/base/duckdb.js";
 import { residentBytes } from "../../services/base/killable.js";
-import { type Job, jobOrder } from "../../services/bulk/job.js";
 import { runHere } from "../../services/bulk/job-here.js";
 import { RUNNABLE } from "../../services/bulk/job-kinds.js";
-import type { Told } from "../../services/bulk/job-report.js";
-import { JobRunner } from "../../services/bulk/job-runner.js";
-import { JobStore } from "../../services/bulk/job-store.js";
-import { JobTracks } from "../../services/bulk/job-tracks.js";
+import { type Job, jobOrder } from "../../services/bulk/jobs/job.js";
+import type { Told } from "../../services/bulk/jobs/job-report.js";
+import { JobRunner } from "../../services/bulk/jobs/job-runner.js";
+import { JobStore } from "../../services/bulk/jobs/job-store.js";
+import { JobTracks } from "../../services/bulk/jobs/job-tracks.js";
 import { Lake, THING } from "../support/lake.js";
 import { rawZstd } from "../support/sources.js";
 

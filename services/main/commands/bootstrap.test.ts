@@ -2,8 +2,8 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { jobOrder, jobState, type Phase } from "../../bulk/job.js";
-import { JobStore } from "../../bulk/job-store.js";
+import { jobOrder, jobState, type Phase } from "../../bulk/jobs/job.js";
+import { JobStore } from "../../bulk/jobs/job-store.js";
 import { FileStore } from "../../storage/file-store.js";
 import { runProgram } from "./program.js";
 

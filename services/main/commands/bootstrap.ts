@@ -3,9 +3,15 @@ import { type Command, Option } from "commander";
 import { parse as parseYaml } from "yaml";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
-import type { CheckContext } from "../../bulk/bootstrap-check.js";
-import { type BootstrapRequest, bootstrapRequest, type Job, type JobWish, jobJson } from "../../bulk/job.js";
+import type { CheckContext } from "../../bulk/bootstrap/bootstrap-check.js";
 import { JobDesk } from "../../bulk/job-desk.js";
+import {
+  type BootstrapRequest,
+  bootstrapRequest,
+  type Job,
+  type JobWish,
+  jobJson,
+} from "../../bulk/jobs/job.js";
 import { wordsOf } from "../../bulk/routes.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
 import { FORMATS } from "../../sources/formats.js";

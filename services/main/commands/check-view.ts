@@ -1,4 +1,4 @@
-import type { BootstrapCheck } from "../../bulk/bootstrap-check.js";
+import type { BootstrapCheck } from "../../bulk/bootstrap/bootstrap-check.js";
 import { grouped, printable, textTable } from "../terminal/text-table.js";
 
 /** What a dry run finds, for people. */

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { hasEnded, type Job } from "../../bulk/job.js";
-import type { JobStore } from "../../bulk/job-store.js";
+import { hasEnded, type Job } from "../../bulk/jobs/job.js";
+import type { JobStore } from "../../bulk/jobs/job-store.js";
 import { ProgressBar } from "../terminal/progress-bar.js";
 import { fractionOf } from "./job-view.js";
 import { EXIT } from "./report.js";

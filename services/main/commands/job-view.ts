@@ -1,5 +1,5 @@
 import { CODES, type Code } from "../../base/codes.js";
-import { hasEnded, type Job, type JobState } from "../../bulk/job.js";
+import { hasEnded, type Job, type JobState } from "../../bulk/jobs/job.js";
 import { duration, grouped, printable, textTable } from "../terminal/text-table.js";
 
 /** Bulk jobs as people and programs are told of them. */

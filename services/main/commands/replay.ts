@@ -1,12 +1,12 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
-import type { Difference, KeyDifference } from "../../bulk/comparison.js";
-import type { Job, ReplayRequest } from "../../bulk/job.js";
-import { jobJson, replayRequest } from "../../bulk/job.js";
 import { JobDesk } from "../../bulk/job-desk.js";
-import { planOf, type ReplayPlan, selectionOf } from "../../bulk/replay-plan.js";
-import { type ReplayReport, replayReport } from "../../bulk/replay-report.js";
+import type { Job, ReplayRequest } from "../../bulk/jobs/job.js";
+import { jobJson, replayRequest } from "../../bulk/jobs/job.js";
+import type { Difference, KeyDifference } from "../../bulk/replay/comparison.js";
+import { planOf, type ReplayPlan, selectionOf } from "../../bulk/replay/replay-plan.js";
+import { type ReplayReport, replayReport } from "../../bulk/replay/replay-report.js";
 import { rawRoot } from "../../ingest/raw-table.js";
 import { loadModels } from "../../models/project.js";
 import type { ObjectStore } from "../../storage/object-store.js";

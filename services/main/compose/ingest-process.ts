@@ -9,7 +9,7 @@ import { checkData } from "../../base/data-format.js";
 import { nodeFiles } from "../../base/files.js";
 import { layout } from "../../base/paths.js";
 import { waitForLock } from "../../base/process-lock.js";
-import { JobTracks } from "../../bulk/job-tracks.js";
+import { JobTracks } from "../../bulk/jobs/job-tracks.js";
 import { ALONE, SharedCrew } from "../../ingest/crew.js";
 import { type Ingest, openContext, SOLE, startIngest } from "../../ingest/ingest.js";
 import { PayloadRounds } from "../../ingest/payload-rounds.js";

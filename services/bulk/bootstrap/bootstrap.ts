@@ -1,0 +1,149 @@
+import { rename } from "node:fs/promises";
+import { availableParallelism } from "node:os";
+import { TributaryError } from "../../base/errors.js";
+import type { IngestContext } from "../../ingest/context.js";
+import { rawRoot, rawSpec } from "../../ingest/raw-table.js";
+import type { Reject } from "../../sources/formats.js";
+import { START } from "../../sources/reader.js";
+import type { Mark } from "../../sources/splitter.js";
+import { append } from "../../table/append.js";
+import { DeltaTable } from "../../table/delta-table.js";
+import { positionsOf, trackOf } from "../../table/progress.js";
+import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
+import { positionIn } from "../chunks/row-events.js";
+import { LANE, streamOf } from "../jobs/job-tracks.js";
+import { ChunkQueue } from "./chunk-queue.js";
+import { RefinedSide } from "./refined-side.js";
+
+/** Files that are read side by side, each by a process of its own. */
+const MAKERS = Math.min(2, availableParallelism());
+/** Chunks of a file that are made before those of the files above have landed; a kill costs these. */
+const AHEAD = 4;
+
+export interface BootstrapProgress {
+  /** Of the manifest. */
+  readonly file: number;
+  readonly rows: number;
+  readonly rejects: number;
+  /** Of the source, unpacked. */
+  readonly bytes: number;
+}
+
+/** What of ingest's a job works with. */
+export type BootstrapContext = Pick<
+  IngestContext,
+  "store" | "duck" | "tableOptions" | "registry" | "models" | "config" | "decoding"
+>;
+
+/** Told of what becomes of a job while it runs. */
+export interface BootstrapHost {
+  /** A chunk has landed. */
+  landed(chunk: BootstrapProgress): void;
+  /** Resolves once they are kept: before the chunk lands that they come of. What it rejects with ends the job's run. */
+  reject(file: number, rejects: readonly Reject[]): Promise<void>;
+  /** Resolves when the next chunk may be made, after one of so much. */
+  pace(work: { readonly rows: number; readonly bytes: number }): Promise<void>;
+  /** Ends it after the chunk that runs. */
+  readonly signal: AbortSignal;
+}
+
+/**
+ * Lands a source in raw, chunk by chunk, beside live traffic and one after the other. How far it is stands in raw's own
+ * positions, in the commits of the rows: a run that is killed at any instant is gone on with by the next one, and a
+ * second one beside it does nothing twice.
+ */
+export class Bootstrap {
+  private constructor(
+    private readonly table: DeltaTable,
+    private readonly refined: RefinedSide,
+    private readonly order: BootstrapOrder,
+    private readonly context: BootstrapContext,
+    private readonly host: BootstrapHost,
+  ) {}
+
+  /**
+   * Resolves to whether all of the source has landed; false when it was told to stop. Errors: TRB-BULK-MAPPING,
+   * TRB-JOB-ELSEWHERE, those of sources and of commits. What has landed stays, and the next run goes on behind it.
+   */
+  static async run(context: BootstrapContext, order: BootstrapOrder, host: BootstrapHost): Promise<boolean> {
+    const { entityType } = order;
+    const { store, duck, tableOptions } = context;
+    const root = rawRoot(entityType);
+    const table = await DeltaTable.openOrCreate(store, root, duck, tableOptions, rawSpec(entityType));
+    const refined = await RefinedSide.open(context, entityType);
+    try {
+      return await new Bootstrap(table, refined, order, context, host).all();
+    } finally {
+      await Promise.all([table.settled(), refined.settled()]);
+    }
+  }
+
+  private async all(): Promise<boolean> {
+    const { share, manifest, job } = this.order;
+    const wanted = [...manifest.files.keys()].filter((file) => share?.files.includes(file) !== false);
+    for (;;) {
+      const reached = positionsOf(this.table.snapshot, streamOf(job)).get(LANE);
+      const start = reached === undefined ? FIRST : placeAt(reached);
+      const left = wanted.filter((file) => file >= start.file);
+      const done = await this.files(
+        left.map((file) => ({ file, from: file === start.file ? start.from : START })),
+      );
+      if (done !== "again") return done;
+    }
+  }
+
+  /** Whether all have landed; not when it was told to stop, nor when chunks have to be made again. */
+  private async files(left: { readonly file: number; readonly from: Mark }[]): Promise<boolean | "again"> {
+    const makers: ChunkQueue[] = [];
+    const begin = () => {
+      for (const place of left.splice(0, MAKERS - makers.length)) {
+        makers.push(ChunkQueue.start(this.context, this.order, place, this.refined.models, AHEAD));
+      }
+    };
+    try {
+      for (begin(); makers.length > 0; begin()) {
+        const ended = await this.chunks(makers[0]!);
+        if (ended !== true) return ended;
+        await makers.shift()!.stop();
+      }
+      return true;
+    } finally {
+      await Promise.all(makers.map((maker) => maker.stop()));
+    }
+  }
+
+  private async chunks(maker: ChunkQueue): Promise<boolean | "again"> {
+    const { host, table, refined } = this;
+    const { file } = maker;
+    const stream = streamOf(this.order.job);
+    for (;;) {
+      if (host.signal.aborted) return false;
+      const { chunk, rejects, out, models } = await maker.take();
+      if (rejects.length > 0) await host.reject(file, rejects);
+      const { file: written, next, bytes, end } = chunk;
+      const from = positionsOf(table.snapshot, stream);
+      const to = end ? positionIn(file + 1, 0) : positionIn(file, next.row);
+      const result = await append(table, stream, from, async (localPath) => {
+        if (written.rows > 0) await rename(out, localPath);
+        return { file: written, to: new Map([[LANE, to]]) };
+      });
+      if (result.kind === "conflict") {
+        await table.refresh();
+        if (positionsOf(table.snapshot, stream).get(LANE) === from.get(LANE)) return "again";
+        throw new TributaryError("TRB-JOB-ELSEWHERE");
+      }
+      await refined.take(chunk, models, trackOf(stream, LANE), from.get(LANE), to);
+      host.landed({ file, rows: written.rows, rejects: rejects.length, bytes });
+      if (end) return true;
+      await host.pace({ rows: written.rows, bytes });
+    }
+  }
+}
+
+const FIRST = { file: 0, from: START };
+
+/** The reverse of `positionIn`. */
+function placeAt(position: string): { readonly file: number; readonly from: Mark } {
+  const [file, row] = position.split(".").map(Number) as [number, number];
+  return { file, from: { row } };
+}

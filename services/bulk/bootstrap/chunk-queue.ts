@@ -1,0 +1,187 @@
+import { randomUUID } from "node:crypto";
+import { rename, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { TributaryError } from "../../base/errors.js";
+import type { Reject } from "../../sources/formats.js";
+import { lend } from "../../sources/inspect.js";
+import { SourceProcess } from "../../sources/source-process.js";
+import type { Mark } from "../../sources/splitter.js";
+import type { ReadUnit } from "../../sources/unit.js";
+import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
+import { CHUNK_WORKER } from "../chunks/chunk-file.js";
+import type { Chunk, ChunkModel, LeaveOut, NextChunk, OpenFile } from "../chunks/chunk-protocol.js";
+import { keepAside } from "../chunks/payload-keeper.js";
+import { LANE, streamOf } from "../jobs/job-tracks.js";
+import type { BootstrapContext } from "./bootstrap.js";
+
+/**
+ * About what one chunk holds; whichever is reached first. Files of so many rows are left alone by compaction, and its
+ * process has memory for them.
+ */
+const CHUNK: Pick<NextChunk, "rows" | "bytes"> = { rows: 120_000, bytes: 64 * 1024 * 1024 };
+
+/** A chunk that nobody has committed yet, and where its files lie. */
+export interface MadeChunk {
+  readonly chunk: Chunk;
+  readonly rejects: readonly Reject[];
+  /** Of its raw file; none is there without rows. */
+  readonly out: string;
+  /** With the paths of what models make of it. */
+  readonly models: readonly ChunkModel[];
+}
+
+/** The chunks of one file of a source, in its order, made by a process of its own ahead of whoever takes them. */
+export class ChunkQueue {
+  private readonly made: MadeChunk[] = [];
+  private readonly files = new Set<string>();
+  private readonly running: Promise<void>;
+  private readonly process: SourceProcess;
+  private failure: { readonly error: unknown } | undefined;
+  private ended = false;
+  private stopped = false;
+  private changed: () => void = () => undefined;
+
+  private constructor(
+    private readonly context: BootstrapContext,
+    private readonly order: BootstrapOrder,
+    readonly file: number,
+    private readonly from: Mark,
+    private readonly models: readonly Omit<ChunkModel, "out" | "tombstones">[],
+    /** So many wait at most, beside the one that is being made. */
+    private readonly ahead: number,
+  ) {
+    const { place, manifest, limits, csv } = order;
+    const { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs } = limits;
+    this.process = new SourceProcess({ memoryBytes, idleMs }, CHUNK_WORKER);
+    this.running = lend(place, manifest, file, limits, csv, (unit) => this.run(unit))
+      .catch((error: unknown) => {
+        this.failure = { error };
+      })
+      .finally(() => {
+        this.ended = true;
+        this.process.end();
+        this.changed();
+      });
+  }
+
+  static start(
+    context: BootstrapContext,
+    order: BootstrapOrder,
+    place: { readonly file: number; readonly from: Mark },
+    models: readonly Omit<ChunkModel, "out" | "tombstones">[],
+    ahead: number,
+  ): ChunkQueue {
+    return new ChunkQueue(context, order, place.file, place.from, models, ahead);
+  }
+
+  /** The next chunk. Errors: those of sources and of what is put aside. */
+  async take(): Promise<MadeChunk> {
+    for (;;) {
+      const next = this.made.shift();
+      if (next !== undefined) {
+        this.changed();
+        return next;
+      }
+      if (this.failure !== undefined) throw this.failure.error;
+      if (this.ended) throw new TributaryError("TRB-SOURCE-READER");
+      await this.change();
+    }
+  }
+
+  /** Ends the process, and removes what was not taken over of its files. */
+  async stop(): Promise<void> {
+    this.stopped = true;
+    this.process.end();
+    this.changed();
+    await this.running;
+    await this.process.ended;
+    for (const path of this.files) await rm(path, { force: true });
+  }
+
+  private change(): Promise<void> {
+    return new Promise((resolve) => {
+      const before = this.changed;
+      this.changed = () => {
+        before();
+        resolve();
+      };
+    });
+  }
+
+  /** A path for a file on its way to a commit; beside what is staged, so that it can be taken over. */
+  private path(): string {
+    const path = join(this.context.store.staging, `chunk-${randomUUID()}.parquet`);
+    this.files.add(path);
+    return path;
+  }
+
+  private async run(unit: ReadUnit): Promise<void> {
+    const { context, order, file, from } = this;
+    const { entityType, tenant, mapping, share, job, chunk: size = CHUNK } = order;
+    const out = this.path();
+    const aside = this.path();
+    const models = this.models.map((model) => ({ ...model, out: this.path(), tombstones: this.path() }));
+    const open: OpenFile = {
+      type: "open",
+      unit,
+      file,
+      from,
+      out,
+      models,
+      mapping,
+      leaves: share?.leaves,
+      payloads: { sizes: context.config.bus, aside },
+      descriptors: context.registry.bytes(),
+      entityType,
+      tenant,
+      stream: streamOf(job),
+      partition: LANE,
+    };
+    await this.process.call(open);
+    for (let end = false; !end; ) {
+      while (this.made.length >= this.ahead && !this.stopped) await this.change();
+      if (this.stopped) return;
+      const rejects: Reject[] = [];
+      let chunk = await this.call({ type: "next", ...size }, rejects);
+      if (chunk.aside !== undefined) {
+        const rows = await keepAside(context.decoding.offloaded, chunk.aside, aside);
+        if (rows.length > 0) chunk = await this.call({ type: "leave", rows }, rejects);
+      }
+      this.made.push(await this.setAside(chunk, rejects, out, models));
+      this.changed();
+      ({ end } = chunk);
+    }
+  }
+
+  /** The process writes the next chunk where this one lies. */
+  private async setAside(
+    chunk: Chunk,
+    rejects: readonly Reject[],
+    out: string,
+    models: readonly ChunkModel[],
+  ): Promise<MadeChunk> {
+    const moved = async (path: string, isThere: boolean): Promise<string> => {
+      if (!isThere) return path;
+      const to = this.path();
+      await rename(path, to);
+      return to;
+    };
+    const made: ChunkModel[] = [];
+    for (const model of models) {
+      const written = chunk.refined?.models.find(({ name }) => name === model.name);
+      made.push({
+        ...model,
+        out: await moved(model.out, written !== undefined),
+        tombstones: await moved(model.tombstones, written?.tombstones !== undefined),
+      });
+    }
+    return { chunk, rejects, out: await moved(out, chunk.file.rows > 0), models: made };
+  }
+
+  private async call(request: NextChunk | LeaveOut, rejects: Reject[]): Promise<Chunk> {
+    const chunk = await this.process.call(request, (reply) => {
+      if (reply.type === "rejects") rejects.push(...reply.rejects);
+    });
+    return chunk as Chunk;
+  }
+}

@@ -1,0 +1,83 @@
+import type { IngestContext } from "../../ingest/context.js";
+import { rawRoot } from "../../ingest/raw-table.js";
+import type { Manifest } from "../../sources/manifest.js";
+import { DeltaTable } from "../../table/delta-table.js";
+import { positionsOf, trackOf } from "../../table/progress.js";
+import type { JobState } from "../jobs/job.js";
+import { rowsOfTrack } from "../jobs/job-rows.js";
+import { LANE, streamOf } from "../jobs/job-tracks.js";
+import type { BootstrapProgress } from "./bootstrap.js";
+
+/** What a packed file is taken to unpack to before one has been read to its end, in times its size. */
+const UNPACKED = 5;
+/** A file is not done with before its end, whatever was taken for its size. */
+const MOST = 0.99;
+
+type Counts = Pick<JobState, "rowsLanded" | "bytesDone">;
+
+/** How far a job is, as its state tells it. Rows are those that stand in raw; of bytes of packed files it is an estimate. */
+export class JobCounts {
+  private file = 0;
+  /** Of the file, unpacked. */
+  private read = 0;
+  private unpacked: number | undefined;
+
+  private constructor(
+    private readonly manifest: Manifest,
+    private rows: number,
+    /** Of the files before. */
+    private before: number,
+  ) {}
+
+  /** Of what runs before this one have landed. Errors: those of opening raw and reading it. */
+  static async open(
+    { store, duck, tableOptions }: Pick<IngestContext, "store" | "duck" | "tableOptions">,
+    job: string,
+    entityType: string,
+    manifest: Manifest,
+  ): Promise<JobCounts> {
+    const stream = streamOf(job);
+    const raw = await DeltaTable.open(store, rawRoot(entityType), duck, tableOptions);
+    const reached = raw === undefined ? undefined : positionsOf(raw.snapshot, stream).get(LANE);
+    if (raw === undefined || reached === undefined) return new JobCounts(manifest, 0, 0);
+    const rows = await rowsOfTrack({ duck }, raw, trackOf(stream, LANE));
+    const counts = new JobCounts(manifest, rows, 0);
+    counts.reach(Number(reached.split(".")[0]));
+    return counts;
+  }
+
+  private reach(file: number): void {
+    const { files } = this.manifest;
+    for (; this.file < file; this.file++) this.before += files[this.file]?.bytes ?? 0;
+  }
+
+  get told(): Counts {
+    const current = this.manifest.files[this.file];
+    const size = current?.bytes ?? 0;
+    const isPacked = current !== undefined && (current.compression !== "none" || isColumnar(this.manifest));
+    const read = this.read / (this.unpacked ?? (isPacked ? UNPACKED : 1));
+    return {
+      rowsLanded: this.rows,
+      bytesDone: Math.floor(this.before + Math.min(size * MOST, read)),
+    };
+  }
+
+  landed({ file, rows, bytes }: BootstrapProgress): void {
+    if (file !== this.file) {
+      const size = this.manifest.files[this.file]?.bytes ?? 0;
+      if (size > 0 && this.read > 0) this.unpacked = this.read / size;
+      this.reach(file);
+      this.read = 0;
+    }
+    this.rows += rows;
+    this.read += bytes;
+  }
+
+  /** Nothing is left of the source. */
+  ended(): void {
+    this.reach(this.manifest.files.length);
+    this.read = 0;
+  }
+}
+
+const isColumnar = ({ format }: Manifest): boolean => format === "parquet" || format === "delta";

@@ -1,0 +1,125 @@
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, expect, test } from "vitest";
+import { expectedThings, Lake, type TestEvent, TestStream, THING } from "../../../test/support/lake.js";
+import { loadConfig } from "../../base/config.js";
+import type { IngestContext } from "../../ingest/context.js";
+import { type BootstrapJob, jobOrder } from "../jobs/job.js";
+import type { JobHost } from "../jobs/job-run.js";
+import { confirmDeletes } from "../verify/reconcile.js";
+import { verificationOf } from "../verify/verification.js";
+import { runBootstrap } from "./bootstrap-job.js";
+
+const exports = mkdtempSync(join(tmpdir(), "tributary-export-"));
+afterAll(() => rmSync(exports, { recursive: true, force: true }));
+const order = (id: string, more: Partial<BootstrapJob> = {}) =>
+  jobOrder.parse({
+    id,
+    kind: "bootstrap",
+    source: `exports/${id}`,
+    entityType: THING,
+    mapping: { tenant: "customer", entityId: "id", version: "rev" },
+    by: "ops",
+    at: "2026-01-02T03:04:05Z",
+    ...more,
+  }) as BootstrapJob;
+
+const thing = (id: number, version = 1n, operation = 1, tenant = "acme"): TestEvent => ({
+  tenant,
+  id: `t-${id}`,
+  operation,
+  version,
+  thing: operation === 3 ? {} : { name: `n${id}`, amount: id + 1 },
+});
+
+/** One line an entity. */
+function put(id: string, rows: readonly TestEvent[], more: readonly string[] = []): void {
+  mkdirSync(join(exports, id), { recursive: true });
+  const lines = rows.map(({ tenant, id: entity, version, thing: { name, amount } }) =>
+    JSON.stringify({ customer: tenant, id: entity, rev: String(version), name, amount }),
+  );
+  writeFileSync(join(exports, id, "a.ndjson"), [...lines, ...more].join("\n"));
+}
+
+function contextOf(lake: Lake): IngestContext {
+  const { context } = lake;
+  const { bulk } = loadConfig({ data: lake.folder, bulk: { sources: { exports } } }, { env: {} });
+  return { ...context, config: { ...context.config, bulk } };
+}
+
+const host = (): JobHost => ({
+  signal: new AbortController().signal,
+  tell: () => undefined,
+  pace: async () => undefined,
+  reject: async () => undefined,
+  rejected: 0,
+});
+
+test("a job deletes what its export lacks once its number is confirmed, and reports that all is there", async () => {
+  const lake = await Lake.create();
+  try {
+    const lane = await lake.lane();
+    const live = new TestStream("live");
+    const old = Array.from({ length: 60 }, (_, i) => thing(i));
+    const other = [thing(1, 1n, 1, "other")];
+    await lane.land(live.batch([...old, ...other]));
+    // Two of what has vanished are written again, and one of what is there is deleted.
+    const rows = old.slice(3);
+    put("a", rows);
+    const job = order("a", { reconcile: { watermark: { version: 1 } } });
+    const context = contextOf(lake);
+    await expect(runBootstrap(context, job, host())).rejects.toMatchObject({
+      code: "TRB-RECONCILE-CONFIRM",
+      message: expect.stringContaining("3 entities of 1 tenants would be deleted") as string,
+    });
+    const newer = [thing(0, 2n), thing(10, 2n, 3)];
+    await lane.land(live.batch(newer));
+    for (const wrong of [2, 4]) {
+      await expect(confirmDeletes(lake.context.store, "a", wrong, "ops")).rejects.toMatchObject({
+        code: "TRB-RECONCILE-COUNT",
+      });
+    }
+    await expect(runBootstrap(context, job, host())).rejects.toMatchObject({ code: "TRB-RECONCILE-CONFIRM" });
+    await confirmDeletes(lake.context.store, "a", 3, "ops");
+    await lake.settled();
+    expect(await runBootstrap(context, job, host())).toBe(true);
+    const gone = [thing(0, 1n, 3), thing(1, 1n, 3), thing(2, 1n, 3)];
+    await (await lake.target()).table.refresh();
+    expect(await lake.rows()).toEqual(expectedThings([...old, ...other, ...newer, ...rows, ...gone]));
+    const found = (await verificationOf(lake.context.store, "a", THING))!;
+    expect(found).toMatchObject({
+      equal: true,
+      rejected: 0,
+      source: { rows: 57 },
+      raw: { rows: 57 },
+      keys: [],
+    });
+    const acme = found.tenants.find(({ tenant }) => tenant === "acme")!;
+    expect(acme.raw).toEqual(acme.source);
+    // Those that the job itself has deleted are told with its entities; the one written again has overtaken its delete.
+    expect(acme.models["t.things"]!.entities).toMatchObject({
+      winning: 56,
+      deleted: 3,
+      overtaken: 1,
+      missing: 0,
+    });
+  } finally {
+    await lake.close();
+  }
+});
+
+test("an export of which a row was rejected is no ground to delete anything", async () => {
+  const lake = await Lake.create();
+  try {
+    await (await lake.lane()).land(new TestStream("live").batch([thing(1), thing(2), thing(3)]));
+    put("rejected", [thing(1)], ['{"customer":"acme","id":"t-2","rev":"none"}']);
+    const job = order("rejected", { reconcile: { watermark: { version: 9 } } });
+    await expect(runBootstrap(contextOf(lake), job, host())).rejects.toMatchObject({
+      code: "TRB-RECONCILE-EXPORT",
+      message: expect.stringContaining("1 of its rows were rejected") as string,
+    });
+  } finally {
+    await lake.close();
+  }
+});

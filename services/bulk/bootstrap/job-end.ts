@@ -1,0 +1,79 @@
+import { TributaryError } from "../../base/errors.js";
+import type { IngestContext } from "../../ingest/context.js";
+import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
+import type { BootstrapJob } from "../jobs/job.js";
+import type { JobHost } from "../jobs/job-run.js";
+import { reconcile } from "../verify/reconcile.js";
+import { type SourceFacts, sourceFacts } from "../verify/source-facts.js";
+import { hasLanded, keepVerification, type Verification, verify } from "../verify/verification.js";
+import { refineJob } from "./refine-job.js";
+
+/** The name that the facts of a source have which a job finds at its own end. */
+const AT_END = "end";
+
+type Host = Pick<JobHost, "signal" | "pace" | "tell">;
+
+/**
+ * What a job does once all of a source stands in raw and in the models: reads the source again, deletes what the export
+ * lacks, where that was ordered, and compares source and lake. Goes on wherever it stopped. Resolves to whether it is
+ * done, false when the signal stopped it. Errors: those of `reconcile`, `sourceFacts`, `verify` and `refineJob`;
+ * TRB-VERIFY-DIFFERS.
+ */
+export async function endJob(
+  context: IngestContext,
+  { reconcile: ordered }: Pick<BootstrapJob, "reconcile">,
+  landed: BootstrapOrder,
+  host: Host,
+  /** That have landed. */
+  rows: number,
+): Promise<boolean> {
+  const { job, entityType, tenant } = landed;
+  const facts = await sourceFacts(context, landed, host, AT_END);
+  if (facts === undefined) return false;
+  if (ordered !== undefined) {
+    // What did not land of an export would be taken for what it lacks.
+    if (!(await hasLanded(context, landed, facts))) throw incomplete();
+    const order = { job, entityType, tenant, watermark: ordered.watermark };
+    if (!(await reconcile(context, order, host, facts))) return false;
+    if (!(await refineJob(context, job, entityType, host, rows))) return false;
+  }
+  const found = await compared(context, landed, facts, host);
+  if (found === undefined) return false;
+  if (found.equal) return true;
+  const differing = found.tenants.filter((one) => !one.equal).length;
+  const message = `source and lake differ for ${differing} tenants: see the job's report`;
+  throw new TributaryError("TRB-VERIFY-DIFFERS", message);
+}
+
+const incomplete = (): TributaryError =>
+  new TributaryError("TRB-RECONCILE-EXPORT", "the export is incomplete: raw has not all of its rows");
+
+/**
+ * Reads a source again and compares it with the lake; what was found is kept. A `run` goes on where another one of the
+ * same name stopped. Undefined when the signal stopped it. Errors: those of `sourceFacts` and `verify`.
+ */
+export async function verifyJob(
+  context: IngestContext,
+  landed: BootstrapOrder,
+  host: Pick<JobHost, "signal" | "pace">,
+  run: string,
+): Promise<Verification | undefined> {
+  const facts = await sourceFacts(context, landed, host, run);
+  return facts === undefined ? undefined : compared(context, landed, facts, host);
+}
+
+async function compared(
+  context: IngestContext,
+  landed: BootstrapOrder,
+  facts: SourceFacts,
+  host: Pick<JobHost, "signal" | "pace">,
+): Promise<Verification | undefined> {
+  try {
+    const found = await verify(context, landed, facts, host);
+    await keepVerification(context.store, found);
+    return found;
+  } catch (error) {
+    if (host.signal.aborted) return undefined;
+    throw error;
+  }
+}

@@ -1,0 +1,105 @@
+import { rm } from "node:fs/promises";
+import type { DuckDBConnection } from "@duckdb/node-api";
+import { identifier, literal, rowsOf } from "../../base/duckdb.js";
+import { type WrittenFile, writeParquet } from "../../table/data-file.js";
+import { KEY_COLUMNS, ORDER_COLUMNS } from "../../table/upsert.js";
+import type { ChunkModel, ModelChunk } from "./chunk-protocol.js";
+import { ChunkTable, KEY_ORDER } from "./chunk-table.js";
+
+/** As much as a row of a refined table may take; see refine.ts. */
+const MAX_ROW_BYTES = 64 * 1024 * 1024;
+
+/**
+ * Models over the rows of a chunk, from the columns that its payloads are encoded from. What of a payload only its bytes
+ * tell is not there: a model that reads such a field is none of these.
+ */
+export class ChunkModels {
+  private constructor(
+    private readonly connection: DuckDBConnection,
+    private readonly models: readonly ChunkModel[],
+  ) {}
+
+  /** Of a table that has its columns. */
+  static async bind(
+    connection: DuckDBConnection,
+    entityType: string,
+    table: ChunkTable,
+    models: readonly ChunkModel[],
+  ): Promise<ChunkModels> {
+    const fields = [...table.encoder.decoded(table.payload)].flatMap(([name, { sql }]) =>
+      sql === undefined ? [] : [`${identifier(name)} := ${sql}`],
+    );
+    const payload = fields.length === 0 ? "NULL" : `struct_pack(${fields.join(", ")})`;
+    await connection.run(
+      `CREATE OR REPLACE TEMP VIEW ${identifier(entityType)} AS
+       SELECT tenant_id, entity_id, 'CREATED' AS operation, version, occurred_at, ${payload} AS payload
+       FROM ${ChunkTable.NAME}`,
+    );
+    const fit: ChunkModel[] = [];
+    for (const model of models) if (await gives(connection, model)) fit.push(model);
+    return new ChunkModels(connection, fit);
+  }
+
+  /** What each makes of the table's rows, which have different keys. A model that fails is left out. */
+  async write(): Promise<ModelChunk[]> {
+    const made: ModelChunk[] = [];
+    for (const model of this.models) {
+      const chunk = await this.writeOne(model).catch(() => undefined);
+      if (chunk !== undefined) made.push(chunk);
+    }
+    return made;
+  }
+
+  private async writeOne({ name, sql, columns, out, tombstones }: ChunkModel): Promise<ModelChunk> {
+    const { connection } = this;
+    // What was not taken over stands in the way.
+    for (const path of [out, tombstones]) await rm(path, { force: true });
+    const order = ORDER_COLUMNS.map((column, at) => `${ChunkTable.ORDER[at]} AS ${column}`).join(", ");
+    const keys = `(SELECT tenant_id, entity_id, ${order} FROM ${ChunkTable.NAME})`;
+    const own = columns.map((column) => `m.${identifier(column.name)}`);
+    const places = ORDER_COLUMNS.map((column) => `k.${column}`);
+    const rows = await writeParquet(
+      connection,
+      `SELECT ${[...own, ...places].join(", ")}
+       FROM (\n${sql}\n) m JOIN ${keys} k ON m.entity_id = k.entity_id AND m.tenant_id = k.tenant_id
+       WHERE CASE WHEN ${sizeOf(columns)} > ${MAX_ROW_BYTES} THEN error('large') ELSE true END
+       ORDER BY ${KEY_ORDER.split(", ").map((key) => `m.${key}`)}`,
+      out,
+    );
+    const [[count]] = (await rowsOf(connection, `SELECT count(*) FROM ${ChunkTable.NAME}`)) as [[bigint]];
+    if (BigInt(rows.rows) === count) return { name, rows, tombstones: undefined };
+    const left: WrittenFile = await writeParquet(
+      connection,
+      `SELECT ${[...KEY_COLUMNS, ...ORDER_COLUMNS].join(", ")} FROM ${keys}
+       ANTI JOIN read_parquet(${literal(out)}, hive_partitioning=false) USING (entity_id, tenant_id)
+       ORDER BY ${KEY_ORDER}`,
+      tombstones,
+    );
+    // What a model makes of an entity is one row or none.
+    return BigInt(rows.rows + left.rows) === count
+      ? { name, rows, tombstones: left }
+      : Promise.reject(new Error());
+  }
+}
+
+const sizeOf = (columns: ChunkModel["columns"]): string =>
+  columns
+    .filter(({ type }) => type === "VARCHAR" || type === "BLOB")
+    .map(({ name, type }) => {
+      const bytes = type === "BLOB" ? "octet_length" : "strlen";
+      return `coalesce(${bytes}(m.${identifier(name)}), 0)`;
+    })
+    .join(" + ");
+
+/** Whether the model makes of the view what it makes of payloads: it reads no field that is missing. */
+async function gives(connection: DuckDBConnection, { sql, columns }: ChunkModel): Promise<boolean> {
+  try {
+    const found = await rowsOf(connection, `DESCRIBE SELECT * FROM (\n${sql}\n) m`);
+    return (
+      found.map(([name, type]) => `${name} ${type}`).join() ===
+      columns.map((c) => `${c.name} ${c.type}`).join()
+    );
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,197 @@
+import { rm } from "node:fs/promises";
+import type { Code } from "../../base/codes.js";
+import type { Duck } from "../../base/duckdb.js";
+import { TributaryError } from "../../base/errors.js";
+import { EventGate, leastReferred, type Pending } from "../../bus/event-gate.js";
+import { withReference } from "../../contracts/payload-reference.js";
+import { ProtoRegistry } from "../../contracts/registry.js";
+import { unpackPayload } from "../../contracts/unpack.js";
+import { EventBatch } from "../../ingest/event-batch.js";
+import { RawWriter } from "../../ingest/raw-writer.js";
+import { REJECT_BYTES, type Reject } from "../../sources/formats.js";
+import { type Batch, SourceReader } from "../../sources/reader.js";
+import type { Mark, Records } from "../../sources/splitter.js";
+import { Grant } from "../../tenancy/grant.js";
+import { NO_FILE, ORDER } from "./chunk-file.js";
+import type { Chunk, LeaveOut, NextChunk, Opened, OpenFile } from "./chunk-protocol.js";
+import { Owner } from "./event-types.js";
+import { PayloadsAside } from "./payloads-aside.js";
+import { positionIn } from "./row-events.js";
+
+/** What the bus tells a producer of its token is told of the job here. */
+const MESSAGES: Partial<Record<Code, readonly [Code, string]>> = {
+  "TRB-AUTH-TENANT": ["TRB-BULK-TENANT", "tenant_id: expected the one that the job is for"],
+  "TRB-AUTH-ENTITY-TYPE": ["TRB-BULK-TYPE", "entity_type: expected the one that the job is for"],
+  "TRB-EVENT-ENTITY-TYPE": ["TRB-EVENT-ENTITY-TYPE", "entity_type: expected a type that this lake knows"],
+};
+
+/**
+ * Makes chunks of a file of ChangeEvents: each is checked as the bus does it, with the version 0 beside, and lands as it
+ * is. Where it runs it may be killed.
+ */
+export class WholeEvents {
+  private readonly batches: AsyncGenerator<Batch>;
+  private readonly gate: EventGate;
+  private readonly grant: Grant;
+  private readonly aside: PayloadsAside;
+  private readonly owner: Owner;
+  /** What the last chunk was made of. */
+  private made: { readonly events: EventBatch; readonly chunk: Chunk } | undefined;
+  private at: Mark;
+
+  private constructor(
+    private readonly order: OpenFile,
+    registry: ProtoRegistry,
+    private readonly reader: SourceReader,
+    private readonly writer: RawWriter,
+    private readonly onRejects: (rejects: readonly Reject[]) => void,
+  ) {
+    const { entityType, tenant, payloads } = order;
+    this.at = order.from;
+    this.batches = reader.batches(order.from);
+    const nothingHeld = { has: () => false };
+    this.gate = new EventGate(registry, payloads.sizes, nothingHeld, () => 0, 0);
+    this.grant = new Grant("bootstrap", {
+      role: "producer",
+      tenants: tenant === undefined ? "*" : [tenant],
+      entityTypes: [entityType],
+    });
+    this.owner = new Owner(entityType, order.leaves);
+    this.aside = new PayloadsAside(payloads.aside);
+  }
+
+  /** `duck` reaches the unit's file and `order.out`. Errors: TRB-BULK-MAPPING, those of SourceReader. */
+  static async open(
+    duck: Duck,
+    order: OpenFile,
+    onRejects: (rejects: readonly Reject[]) => void,
+    getsOn: () => void,
+  ): Promise<WholeEvents> {
+    const registry = ProtoRegistry.of(order.descriptors);
+    const { entityType, mapping } = order;
+    if (registry.entityType(entityType) === undefined) {
+      throw new TributaryError("TRB-BULK-MAPPING", `no message ${entityType}`);
+    }
+    if (mapping !== undefined) {
+      throw new TributaryError("TRB-BULK-MAPPING", "expected no mapping, as the source holds whole events");
+    }
+    const reader = await SourceReader.open(await duck.connect(), order.unit, getsOn);
+    return new WholeEvents(order, registry, reader, new RawWriter(await duck.connect()), onRejects);
+  }
+
+  get opened(): Opened {
+    return { rows: this.reader.rows };
+  }
+
+  /** Errors: those of SourceReader. */
+  async next({ rows, bytes }: NextChunk): Promise<Chunk> {
+    const { order, aside } = this;
+    const events = new EventBatch(order.entityType, order.stream);
+    let [rejected, read] = [0, 0];
+    let end = false;
+    while (events.count < rows && events.byteCount + aside.bytes < bytes) {
+      const { value: batch, done } = await this.batches.next();
+      if (done === true) {
+        end = true;
+        break;
+      }
+      const wrong = batch.events === undefined ? [] : this.take(batch.events, events);
+      const rejects = [...(this.owner.ownsRest ? batch.rejects : []), ...wrong].sort((a, b) => a.row - b.row);
+      this.onRejects(rejects);
+      rejected += rejects.length;
+      read += batch.bytes;
+      this.at = batch.next;
+    }
+    const file = events.count === 0 ? NO_FILE : await this.writer.write(events, order.out, ORDER);
+    await this.reader.requireUnchanged();
+    const chunk = { file, next: this.at, end, rejects: rejected, bytes: read, aside: aside.end() };
+    this.made = { events, chunk };
+    return chunk;
+  }
+
+  /** The last chunk without some of its rows, which are rejected. */
+  async leave({ rows }: LeaveOut): Promise<Chunk> {
+    if (this.made === undefined) throw new TributaryError("TRB-INTERNAL");
+    const { events, chunk } = this.made;
+    const { order } = this;
+    const left = new Map(rows.map((row) => [positionIn(order.file, row + 1), row]));
+    const rejects: Reject[] = [];
+    const kept = events.filter((i) => {
+      const row = left.get(events.positions[i]!);
+      if (row === undefined) return true;
+      const bytes = Buffer.from(events.event(i).subarray(0, REJECT_BYTES));
+      const message = "payload_reference: expected a payload that lies in the object store";
+      rejects.push({ row, offset: undefined, code: "TRB-EVENT-PAYLOAD-MISSING", message, bytes });
+      return false;
+    });
+    this.onRejects(rejects);
+    await rm(order.out, { force: true });
+    const file = kept.count === 0 ? NO_FILE : await this.writer.write(kept, order.out, ORDER);
+    await this.reader.requireUnchanged();
+    const made = { ...chunk, file, rejects: chunk.rejects + rejects.length, aside: undefined };
+    this.made = { events: kept, chunk: made };
+    return made;
+  }
+
+  /** Adds events to the batch; returns those that are none. */
+  private take({ bytes, count, fields, ordinals, offsets }: Records, events: EventBatch): Reject[] {
+    const rejects: Reject[] = [];
+    const receivedAt = Date.now();
+    for (let at = 0; at < count; at++) {
+      const [start, end, row] = [fields[at * 2]!, fields[at * 2 + 1]!, ordinals[at]!];
+      const position = positionIn(this.order.file, row + 1);
+      const verdict = this.gate.check(bytes, start, end, this.grant);
+      if (verdict !== undefined && !this.owner.owns(this.gate.envelope)) continue;
+      let refused: readonly [Code, string] | undefined;
+      if (verdict === undefined) {
+        events.add(bytes, start, end, this.order.partition, position, receivedAt, this.gate.envelope);
+      } else if (typeof verdict === "string") refused = told(verdict);
+      else refused = this.settle(verdict, bytes, start, end, { row, position, receivedAt }, events);
+      if (refused === undefined) continue;
+      const [code, message] = refused;
+      const some = Buffer.from(bytes.subarray(start, Math.min(end, start + REJECT_BYTES)));
+      rejects.push({ row, offset: offsets[at]!, code, message, bytes: some });
+    }
+    return rejects;
+  }
+
+  /** Ends what the gate began; as `Collector.settle` of the bus does. */
+  private settle(
+    pending: Pending,
+    bytes: Buffer,
+    start: number,
+    end: number,
+    { row, position, receivedAt }: { row: number; position: string; receivedAt: number },
+    events: EventBatch,
+  ): readonly [Code, string] | undefined {
+    const { partition } = this.order;
+    const { sizes } = this.order.payloads;
+    switch (pending.kind) {
+      case "packed": {
+        const plain = unpackPayload(pending.compression, pending.bytes, sizes.maxPayloadBytes);
+        if (typeof plain === "string") return told(plain);
+        if (!pending.checker.check(plain, 0, plain.length)) return told("TRB-EVENT-PAYLOAD-DECODE");
+        break;
+      }
+      case "referring": {
+        const least = leastReferred(sizes.maxPayloadBytes);
+        if (pending.reference.sizeBytes < least) {
+          return ["TRB-EVENT-REFERENCE", `payload_reference.size_bytes: expected at least ${least}`];
+        }
+        this.aside.refers(row, pending.reference);
+        break;
+      }
+      case "large": {
+        const reference = this.aside.take(pending.tenant, pending.typeUrl, pending.bytes);
+        const referring = withReference(bytes, start, end, reference);
+        events.add(referring, 0, referring.length, partition, position, receivedAt);
+        return undefined;
+      }
+    }
+    events.add(bytes, start, end, partition, position, receivedAt, this.gate.envelope);
+    return undefined;
+  }
+}
+
+const told = (code: Code): readonly [Code, string] =>
+  MESSAGES[code] ?? [code, new TributaryError(code).message];

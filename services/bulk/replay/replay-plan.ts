@@ -1,0 +1,65 @@
+import { TributaryError } from "../../base/errors.js";
+import { isTenantId } from "../../contracts/envelope.js";
+import { type Selection, selectedFiles } from "../../ingest/replay.js";
+import type { TableSnapshot } from "../../table/types.js";
+import type { ReplayJob } from "../jobs/job.js";
+
+/** What a replay is asked for with, whoever asks. */
+export type ReplayOrder = Pick<ReplayJob, "model" | "tenant" | "from" | "until" | "action">;
+
+/**
+ * The events that a replay runs again. Errors: TRB-REPLAY-ORDER for what makes no sense, or would swap a table for one
+ * that holds a part.
+ */
+export function selectionOf({ tenant, from, until, action }: ReplayOrder): Selection {
+  const wrong = (message: string) => new TributaryError("TRB-REPLAY-ORDER", message);
+  if (tenant !== undefined && !isTenantId(tenant)) throw wrong("tenant: expected a tenant's id");
+  if (action === "swap" && (from !== undefined || until !== undefined))
+    throw wrong(
+      "from, until: expected neither with swap, which would serve no other events; compare or repair",
+    );
+  if (action === "swap" && tenant !== undefined)
+    throw wrong("tenant: expected none with swap, which would serve no other tenant; repair it instead");
+  if (action === "repair" && tenant === undefined)
+    throw wrong("tenant: expected one with repair; the whole table is swapped instead");
+  const given = [from, until].filter((one) => one !== undefined);
+  if (given.length === 2 && typeof from !== typeof until)
+    throw wrong("from, until: expected two times or two versions");
+  const [low, high] = [from, until].map((one) => (typeof one === "string" ? Date.parse(one) : one));
+  if (low !== undefined && high !== undefined && low >= high)
+    throw wrong("from, until: expected the first before the second");
+  return {
+    ...(tenant === undefined ? {} : { tenant }),
+    ...(given.length === 0
+      ? {}
+      : {
+          range: {
+            by: typeof given[0] === "string" ? "received_at" : "version",
+            ...(low === undefined ? {} : { from: low }),
+            ...(high === undefined ? {} : { until: high }),
+          },
+        }),
+  };
+}
+
+/** What a replay is about to do, as far as files' statistics tell: none of these is less than what will come of it. */
+export interface ReplayPlan {
+  /** Of raw. */
+  readonly files: number;
+  readonly rows: number;
+  readonly bytes: number;
+  /** With nothing else on the machine, and no limits. */
+  readonly seconds: number;
+}
+
+/** Rows that one process decodes, models and writes in a second, roughly, and bytes that it reads. */
+const ROWS_PER_SECOND = 40_000;
+const BYTES_PER_SECOND = 60_000_000;
+
+export function planOf(raw: Pick<TableSnapshot, "files">, selection: Selection): ReplayPlan {
+  const files = selectedFiles(raw, selection);
+  const rows = files.reduce((sum, file) => sum + file.rows, 0);
+  const bytes = files.reduce((sum, file) => sum + file.bytes, 0);
+  const seconds = Math.ceil(Math.max(rows / ROWS_PER_SECOND, bytes / BYTES_PER_SECOND));
+  return { files: files.length, rows, bytes, seconds };
+}

@@ -1,0 +1,125 @@
+import type { DuckDBConnection } from "@duckdb/node-api";
+import type { IngestContext } from "../../ingest/context.js";
+import type { EventBatch } from "../../ingest/event-batch.js";
+import { ModelFailure } from "../../ingest/model-failure.js";
+import { partOf, type Slice, slicesOf } from "../../ingest/payloads.js";
+import { Refiner } from "../../ingest/refine.js";
+import { type RawView, readRange } from "../../ingest/replay.js";
+import { type Winners, winnersOf } from "../../ingest/winners.js";
+import type { BoundModel } from "../../models/bind.js";
+import { EntityKeys } from "../../table/entity-keys.js";
+import type { Progress } from "../../table/progress.js";
+import { columnHash, type DigestColumn } from "./digests.js";
+
+/** Events that the model is run on at once, and rows that wait to be handed on. */
+const BATCH_EVENTS = 20_000;
+const ROWS = 500_000;
+
+/** SQL for where a row with order columns stands among those of its entity (design 3.1): greater ones win. */
+export const rankSql = (row: string): string =>
+  `struct_pack(v := ${row}._tributary_version, d := ${row}._tributary_operation = 3,
+    h := (${row}._tributary_hash::HUGEINT & 18446744073709551615::HUGEINT)::UBIGINT,
+    o := coalesce(epoch_us(${row}._tributary_occurred_at), -9223372036854775808)::BIGINT,
+    p := ${row}._tributary_operation::INTEGER)`;
+
+/** What a model makes of events, as hashes of its columns: h0, h1, … in the order of `columns`. */
+export class MadeRows {
+  private readonly keys: EntityKeys;
+  private waiting = 0;
+
+  private constructor(
+    private readonly context: Pick<IngestContext, "decoding">,
+    private readonly connection: DuckDBConnection,
+    private readonly refiner: Refiner,
+    private readonly columns: readonly DigestColumn[],
+  ) {
+    this.keys = new EntityKeys(refiner.model.entityType);
+  }
+
+  /** Of events that stand in raw up to `to`, along its tracks. Each relation that `take` is given stays until it resolves. */
+  static async each(
+    context: Pick<IngestContext, "duck" | "registry" | "config" | "decoding">,
+    model: BoundModel,
+    columns: readonly DigestColumn[],
+    view: RawView,
+    to: Progress,
+    take: (connection: DuckDBConnection, relation: string) => Promise<void>,
+    onBatch: (batch: EventBatch) => Promise<void>,
+  ): Promise<void> {
+    await context.duck.with(async (connection) => {
+      const refiner = new Refiner(connection, context.registry, model, context.config.ingest.modelTimeoutMs);
+      await refiner.prepare();
+      const made = new MadeRows(context, connection, refiner, columns);
+      await made.begin();
+      const limits = { events: BATCH_EVENTS, bytes: context.decoding.sliceBytes };
+      await readRange(view, new Map(), to, limits, async (batch) => {
+        await onBatch(batch);
+        await made.take(batch);
+        if (made.waiting >= ROWS) await made.hand(take);
+        return true;
+      });
+      await made.hand(take);
+    });
+  }
+
+  private async begin(): Promise<void> {
+    const hashes = this.columns.map((_, at) => `h${at} UBIGINT`);
+    await this.connection.run(
+      `CREATE TEMP TABLE made_rows (tenant_id VARCHAR, entity_id VARCHAR,
+        rank STRUCT(v BIGINT, d BOOLEAN, h UBIGINT, o BIGINT, p INTEGER), shown BOOLEAN, broken BOOLEAN
+        ${hashes.map((one) => `, ${one}`).join("")})`,
+    );
+  }
+
+  private async hand(take: (connection: DuckDBConnection, relation: string) => Promise<void>): Promise<void> {
+    await take(this.connection, "made_rows");
+    await this.connection.run("TRUNCATE made_rows");
+    this.waiting = 0;
+  }
+
+  private async take(batch: EventBatch): Promise<void> {
+    for await (const slice of slicesOf(batch, this.context.decoding)) {
+      await this.run(slice);
+      slice.release();
+      this.waiting += slice.events.count;
+    }
+  }
+
+  /** As ingest takes a slice in: without the events that the model cannot digest. */
+  private async run(slice: Slice): Promise<void> {
+    const winners = winnersOf(slice, this.keys);
+    try {
+      await this.add(winners, "rows");
+    } catch (error) {
+      if (!(error instanceof ModelFailure)) throw error;
+      const poison = new Set((await this.refiner.findPoison(slice, error)).map(({ event }) => event));
+      if (poison.size === 0) throw error;
+      await this.add(
+        winnersOf(
+          partOf(slice, (i) => poison.has(i)),
+          this.keys,
+        ),
+        "broken",
+      );
+      const rest = partOf(slice, (i) => !poison.has(i));
+      if (rest.events.count > 0) await this.run(rest);
+    }
+  }
+
+  private async add(winners: Winners, what: "rows" | "broken"): Promise<void> {
+    const source = this.refiner.source(winners);
+    const keys = await source.keys();
+    const hashes = this.columns.map((column, at) => `, ${columnHash(column)} AS h${at}`).join("");
+    let rows = `SELECT NULL::INTEGER AS ord${this.columns.map((_, at) => `, NULL::UBIGINT AS h${at}`).join("")}`;
+    if (what === "rows") {
+      const { relation } = await source.rows(winners.events.map((_, ord) => ord));
+      rows = `SELECT ord${hashes} FROM ${relation}`;
+    }
+    const names = this.columns.map((_, at) => `, r.h${at}`).join("");
+    await this.connection.run(
+      `INSERT INTO made_rows
+       SELECT k.tenant_id, k.entity_id, ${rankSql("k")}, r.ord IS NOT NULL, ${what === "broken"}${names}
+       FROM ${keys} k LEFT JOIN (${rows}) r ON r.ord = k.ord`,
+    );
+  }
+}
