@@ -54,12 +54,10 @@ export const runBootstrap: RunJob<BootstrapJob> = async (context, order, host) =
       rowsLanded: rows(),
       bytesDone: passes.reduce((sum, { counts }) => sum + counts.told.bytesDone, 0),
     });
-    // A run that ended between raw and a model's table: what comes is put into both only where neither lacks anything.
-    if (rows() > 0 && !(await refine(context, order.id, passes, host))) return false;
-    host.tell({ phase: "landing", files: manifest.files.length, bytes, ...told() });
     // A run that was killed may have left its last chunk to raw alone: a model takes in the next one beside raw only
     // where it is in step.
     if (rows() > 0 && !(await refine(context, order.id, passes, host))) return false;
+    host.tell({ phase: "landing", files: manifest.files.length, bytes, ...told() });
     for (const [at, pass] of passes.entries()) {
       if (!(await land(context, order, host, { place, manifest, pass, at, told }))) return false;
       pass.counts.ended();
