@@ -77,13 +77,13 @@ export const LAKE_CODES = {
     409,
     false,
     "a job has found entities that its export lacks, and waits to be told that they are to be deleted",
-    "look at the number; then `tributary bootstrap confirm ID --deletes N`, or cancel the job",
+    "look at its report; then `tributary bootstrap confirm ID --count N --as-of VERSION`, or cancel the job",
   ),
   "TRB-RECONCILE-COUNT": entry(
     409,
     false,
-    "another number of deletes was confirmed than the job has found",
-    "look at the job's status, and confirm the number that it tells",
+    "other deletes were confirmed than the job has found",
+    "look at the job's report, and confirm the numbers that it tells",
   ),
   "TRB-RECONCILE-TABLE": entry(
     409,
@@ -132,6 +132,12 @@ export const LAKE_CODES = {
     true,
     "a model's table has not taken in all that a job has landed, or is being built anew",
     "wait until the model is in step (`tributary status`), and try again",
+  ),
+  "TRB-VERIFY-NOTHING": entry(
+    409,
+    false,
+    "there is nothing to verify: the job has not ended, has landed nothing, or is no bootstrap",
+    "wait until it is done, when it verifies itself; `tributary bootstrap status` tells how far it is",
   ),
   "TRB-VERIFY-DIFFERS": entry(
     500,

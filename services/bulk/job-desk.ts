@@ -1,6 +1,7 @@
 import { randomBytes, randomUUID } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
+import { TributaryError } from "../base/errors.js";
 import { layout } from "../base/paths.js";
 import { audit } from "../operate/audit-log.js";
 import { inspect } from "../sources/inspect.js";
@@ -12,9 +13,20 @@ import {
   checkBootstrap,
   requirePassed,
 } from "./bootstrap/bootstrap-check.js";
-import { type BootstrapRequest, type Job, type JobWish, jobOrder, type ReplayRequest } from "./jobs/job.js";
+import { sourceOf } from "./bootstrap/job-source.js";
+import {
+  type BootstrapRequest,
+  hasEnded,
+  type Job,
+  type JobWish,
+  jobOrder,
+  type ReplayRequest,
+  tenantOf,
+  type VerifyRequest,
+} from "./jobs/job.js";
 import { JobStore } from "./jobs/job-store.js";
 import { selectionOf } from "./replay/replay-plan.js";
+import { confirmDeletes, type ToDelete } from "./verify/reconcile.js";
 
 /** Lends what a source is checked against. */
 export type Checking = <T>(use: (parts: Omit<CheckContext, "store">) => Promise<T>) => Promise<T>;
@@ -77,9 +89,39 @@ export class JobDesk {
   async wish(id: string, wish: JobWish["wish"], by: string): Promise<Job> {
     const { order } = await this.jobs.get(id);
     const at = new Date().toISOString();
-    const { tenant } = order;
+    const tenant = tenantOf(order);
     await audit(this.store, { at, by, action: `${order.kind} ${WORDS[wish]}`, job: id, tenant });
     return this.jobs.wish(id, { wish, by, at });
+  }
+
+  /**
+   * Compares source and lake again, by a job of its own. Who asks again in the same words gets the same job. Errors:
+   * TRB-JOB-UNKNOWN, TRB-JOB-EXISTS; TRB-VERIFY-NOTHING.
+   */
+  async verify(
+    of: string,
+    { id = madeUpId(), ...asked }: VerifyRequest,
+    by: string,
+  ): Promise<{ readonly job: Job; readonly wasThere: boolean }> {
+    const { order, state } = await this.jobs.get(of);
+    const nothing = (why: string) => new TributaryError("TRB-VERIFY-NOTHING", `"${of}" ${why}`);
+    if (order.kind !== "bootstrap") throw nothing(`is a ${order.kind}: expected a bootstrap`);
+    // A job that is at it has rows that are not in raw yet.
+    if (!hasEnded(state)) throw nothing(`is ${state.phase}: it is verified at its end`);
+    if ((await sourceOf(this.store, of)) === undefined) throw nothing("has landed nothing");
+    const at = new Date().toISOString();
+    await audit(this.store, { at, by, action: "bootstrap verify", job: of, tenant: order.tenant });
+    const outcome = await this.jobs.order(jobOrder.parse({ kind: "verify", id, of, ...asked, by, at }));
+    return { job: await this.jobs.get(id), wasThere: outcome === "exists" };
+  }
+
+  /** The job deletes what it has found, and goes on. Errors: TRB-JOB-UNKNOWN, TRB-JOB-ENDED; TRB-RECONCILE-COUNT. */
+  async confirm(id: string, deletes: ToDelete, by: string): Promise<Job> {
+    const { order } = await this.jobs.get(id);
+    const at = new Date().toISOString();
+    await audit(this.store, { at, by, action: "bootstrap confirm", job: id, tenant: tenantOf(order) });
+    await confirmDeletes(this.store, id, deletes, by);
+    return this.jobs.wish(id, { wish: "run", by, at });
   }
 }
 

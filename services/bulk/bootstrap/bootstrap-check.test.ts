@@ -35,7 +35,7 @@ afterAll(async () => {
 
 async function check(
   path: string,
-  order: Partial<Pick<BootstrapJob, "mapping" | "tenant">> = {},
+  order: Partial<Pick<BootstrapJob, "mapping" | "tenant" | "entityType" | "reconcile">> = {},
 ): Promise<BootstrapCheck> {
   const place = { root: new LocalRoot("exports", folder, lake.folder), path };
   const { context } = lake;
@@ -68,6 +68,10 @@ test("versions are compared with those of the same tenant, else of the type; 0 a
       live: { rows: 60, median: 5, high: 9 },
     },
   ]);
+  const reconcile = { watermark: { version: now } };
+  expect((await check("counters.ndjson", { reconcile })).refusals).toEqual([
+    { code: "TRB-BULK-VERSIONS", message: expect.stringContaining("reconcile.watermark.version") },
+  ]);
   const zero = await check("times.ndjson", { mapping: { ...mapping, version: { constant: 0 } } });
   expect(zero.refusals).toEqual([]);
   expect(zero.preview.map(({ version }) => version)).toEqual(["0", "0"]);
@@ -98,6 +102,10 @@ test("a source of many files is sampled, and its rows are counted as far as that
 test("what does not fit at all is told instead", async () => {
   write("a.ndjson", [{ customer: "acme", id: "x", rev: 1, name: "n" }]);
   const fails = (order: Parameters<typeof check>[1]) => expect(check("a.ndjson", order)).rejects;
+  await fails({ entityType: undefined, reconcile: { watermark: { version: 9 } } }).toMatchObject({
+    code: "TRB-BULK-MAPPING",
+    message: "reconcile: expected an entityType beside it",
+  });
   await fails({ mapping: undefined }).toMatchObject({
     code: "TRB-BULK-MAPPING",
     message: /mapping: expected one/,

@@ -80,13 +80,15 @@ const LEFTOVER_ROWS = 200;
  */
 export async function checkBootstrap(
   context: CheckContext,
-  order: Pick<BootstrapJob, "entityType" | "tenant" | "mapping" | "csv">,
+  order: Pick<BootstrapJob, "entityType" | "tenant" | "mapping" | "csv" | "reconcile">,
   place: Place,
   manifest: Manifest,
 ): Promise<BootstrapCheck> {
   const { registry, config } = context;
   const { entityType } = order;
   const isEvents = manifest.format === "events";
+  if (order.reconcile !== undefined && entityType === undefined)
+    throw new TributaryError("TRB-BULK-MAPPING", "reconcile: expected an entityType beside it");
   if (entityType === undefined ? !isEvents : registry.entityType(entityType) === undefined)
     throw new TributaryError("TRB-BULK-MAPPING", "entityType: expected one that this lake knows");
   if ((order.mapping === undefined) !== isEvents) {
@@ -135,6 +137,7 @@ export async function checkBootstrap(
     refusals: looks.flatMap(({ sampled, exported, live }) => [
       ...nothingFits(sampled),
       ...otherScale(exported, live),
+      ...watermarkScale(order, live),
     ]),
   };
 }
@@ -248,4 +251,18 @@ function otherScale(exported: Spreads, live: Spreads): BootstrapCheck["refusals"
     return [{ code: "TRB-BULK-VERSIONS", message }];
   }
   return [];
+}
+
+/** A time as the watermark of counters would have everything that is live come before it. */
+function watermarkScale(
+  { reconcile }: Pick<BootstrapJob, "reconcile">,
+  { all }: Spreads,
+): BootstrapCheck["refusals"] {
+  const watermark = reconcile?.watermark;
+  if (watermark === undefined || !("version" in watermark) || all === undefined) return [];
+  const version = Number(watermark.version);
+  if (scaleApart({ rows: 1, median: version, high: version }, all) !== "export") return [];
+  const scales = `found ${magnitude(version)} and ${magnitude(all.median)} live`;
+  const message = `reconcile.watermark.version: expected the scale of those that producers send, ${scales}`;
+  return [{ code: "TRB-BULK-VERSIONS", message }];
 }

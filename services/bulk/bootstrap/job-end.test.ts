@@ -8,6 +8,7 @@ import type { IngestContext } from "../../ingest/context.js";
 import { type BootstrapJob, jobOrder } from "../jobs/job.js";
 import type { JobHost } from "../jobs/job-run.js";
 import { confirmDeletes } from "../verify/reconcile.js";
+import { planOf } from "../verify/reconcile-plan.js";
 import { verificationOf } from "../verify/verification.js";
 import { runBootstrap } from "./bootstrap-job.js";
 
@@ -75,13 +76,20 @@ test("a job deletes what its export lacks once its number is confirmed, and repo
     });
     const newer = [thing(0, 2n), thing(10, 2n, 3)];
     await lane.land(live.batch(newer));
-    for (const wrong of [2, 4]) {
+    const plan = (await planOf(lake.context.store, "a"))!;
+    const asOf = plan.version;
+    for (const wrong of [
+      { count: 2, asOf },
+      { count: 4, asOf },
+      { count: 3, asOf: asOf + 1 },
+    ]) {
       await expect(confirmDeletes(lake.context.store, "a", wrong, "ops")).rejects.toMatchObject({
         code: "TRB-RECONCILE-COUNT",
+        message: expect.stringContaining(`expected 3 as of version ${asOf}`) as string,
       });
     }
     await expect(runBootstrap(context, job, host())).rejects.toMatchObject({ code: "TRB-RECONCILE-CONFIRM" });
-    await confirmDeletes(lake.context.store, "a", 3, "ops");
+    await confirmDeletes(lake.context.store, "a", { count: 3, asOf }, "ops");
     await lake.settled();
     expect(await runBootstrap(context, job, host())).toBe(true);
     const gone = [thing(0, 1n, 3), thing(1, 1n, 3), thing(2, 1n, 3)];

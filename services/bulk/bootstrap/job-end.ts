@@ -7,6 +7,7 @@ import { reconcile } from "../verify/reconcile.js";
 import { type SourceFacts, sourceFacts } from "../verify/source-facts.js";
 import { hasLanded, keepVerification, type Verification, verify } from "../verify/verification.js";
 import { refineJob } from "./refine-job.js";
+import { VerifyProgress } from "./verify-progress.js";
 
 /** The name that the facts of a source have which a job finds at its own end. */
 const AT_END = "end";
@@ -28,8 +29,10 @@ export async function endJob(
   rows: number,
 ): Promise<boolean> {
   const { job, entityType, tenant } = landed;
-  const facts = await sourceFacts(context, landed, host, AT_END);
+  const progress = progressOf(context, entityType, host, rows);
+  const facts = await sourceFacts(context, landed, progress.host, AT_END);
   if (facts === undefined) return false;
+  progress.sourceRead();
   if (ordered !== undefined) {
     // What did not land of an export would be taken for what it lacks.
     if (!(await hasLanded(context, landed, facts))) throw incomplete();
@@ -37,10 +40,24 @@ export async function endJob(
     if (!(await reconcile(context, order, host, facts))) return false;
     if (!(await refineJob(context, job, entityType, host, rows))) return false;
   }
-  const found = await compared(context, landed, facts, host);
+  const found = await compared(context, landed, facts, progress.host);
   if (found === undefined) return false;
-  if (found.equal) return true;
-  const differing = found.tenants.filter((one) => !one.equal).length;
+  requireEqual([found]);
+  return true;
+}
+
+const progressOf = (
+  { models }: Pick<IngestContext, "models">,
+  entityType: string,
+  host: Host,
+  rows: number,
+): VerifyProgress =>
+  new VerifyProgress(host, rows, models.filter((model) => model.entityType === entityType).length);
+
+/** Errors: TRB-VERIFY-DIFFERS. */
+export function requireEqual(found: readonly Verification[]): void {
+  if (found.every((one) => one.equal)) return;
+  const differing = found.flatMap(({ tenants }) => tenants.filter((one) => !one.equal)).length;
   const message = `source and lake differ for ${differing} tenants: see the job's report`;
   throw new TributaryError("TRB-VERIFY-DIFFERS", message);
 }
@@ -55,11 +72,16 @@ const incomplete = (): TributaryError =>
 export async function verifyJob(
   context: IngestContext,
   landed: BootstrapOrder,
-  host: Pick<JobHost, "signal" | "pace">,
+  host: Host,
   run: string,
+  /** About, that have landed. */
+  rows: number,
 ): Promise<Verification | undefined> {
-  const facts = await sourceFacts(context, landed, host, run);
-  return facts === undefined ? undefined : compared(context, landed, facts, host);
+  const progress = progressOf(context, landed.entityType, host, rows);
+  const facts = await sourceFacts(context, landed, progress.host, run);
+  if (facts === undefined) return undefined;
+  progress.sourceRead();
+  return compared(context, landed, facts, progress.host);
 }
 
 async function compared(

@@ -20,13 +20,17 @@ export class JobReport {
   private points: Point[] = [];
   private timer: NodeJS.Timeout | undefined;
   private writing: Promise<void> = Promise.resolve();
+  /** When the time began that is not counted yet. */
+  private since: number;
 
   constructor(
     private current: JobState,
     private readonly write: (state: JobState) => Promise<void>,
     private readonly onFailure: (error: unknown) => void,
     private readonly clock: () => number = () => performance.now(),
-  ) {}
+  ) {
+    this.since = clock();
+  }
 
   get state(): JobState {
     return this.current;
@@ -35,6 +39,7 @@ export class JobReport {
   /** Written within a second. */
   tell(told: Told): void {
     const before = this.current.phase;
+    this.count();
     this.current = { ...this.current, ...told };
     if (told.phase !== undefined && told.phase !== before) this.points = [];
     this.timer ??= setTimeout(() => {
@@ -47,14 +52,27 @@ export class JobReport {
   async now(told: Told): Promise<void> {
     clearTimeout(this.timer);
     this.timer = undefined;
+    this.count();
     this.current = { ...this.current, ...told };
     this.points = [];
     await this.put();
   }
 
+  /** Adds the time since it was last counted to that of the phase. */
+  private count(): void {
+    const now = this.clock();
+    const seconds = (now - this.since) / 1000;
+    this.since = now;
+    const { phase, seconds: before } = this.current;
+    if (phase !== "landing" && phase !== "refining" && phase !== "verifying") return;
+    const sum = Math.round(((before?.[phase] ?? 0) + seconds) * 1000) / 1000;
+    this.current = { ...this.current, seconds: { ...before, [phase]: sum } };
+  }
+
   private put(): Promise<void> {
     this.writing = this.writing
       .then(() => {
+        this.count();
         const { rowsPerSecond: _, etaSeconds: __, ...state } = this.current;
         return this.write({ ...state, ...this.pace(), writtenAt: new Date().toISOString() });
       })
@@ -63,10 +81,15 @@ export class JobReport {
   }
 
   private pace(): Pick<JobState, "rowsPerSecond" | "etaSeconds"> {
-    const { phase, rowsLanded, rowsRefined, bytes, bytesDone } = this.current;
-    if (phase !== "landing" && phase !== "refining") return {};
+    const { phase, rowsLanded, rowsRefined, bytes, bytesDone, verified = 0 } = this.current;
+    if (phase !== "landing" && phase !== "refining" && phase !== "verifying") return {};
     const rows = phase === "landing" ? rowsLanded : rowsRefined;
-    const [done, all] = phase === "landing" ? [bytesDone, bytes] : [rowsRefined, rowsLanded];
+    const [done, all] =
+      phase === "landing"
+        ? [bytesDone, bytes]
+        : phase === "refining"
+          ? [rowsRefined, rowsLanded]
+          : [verified, 1];
     const now: Point = { at: this.clock(), rows, share: all === 0 ? 0 : Math.min(1, done / all) };
     this.points = [...this.points.filter(({ at }) => now.at - at <= WINDOW_MS), now];
     const first = this.points[0]!;
@@ -75,7 +98,7 @@ export class JobReport {
     const rowsPerSecond = Math.round((now.rows - first.rows) / seconds);
     const sharePerSecond = (now.share - first.share) / seconds;
     return {
-      rowsPerSecond,
+      ...(phase === "verifying" ? {} : { rowsPerSecond }),
       ...(sharePerSecond > 0 ? { etaSeconds: Math.ceil((1 - now.share) / sharePerSecond) } : {}),
     };
   }

@@ -40,11 +40,11 @@ const version = z.union([
  * Until when an export surely holds what was written: a version, that one included, or how far the streams were before
  * it began, by "<stream>.<partition>", as `tributary bootstrap watermark` prints it.
  */
-const watermark = z.union([
+export const watermarkShape = z.union([
   z.strictObject({ version }),
   z.strictObject({ positions: z.record(z.string().regex(/^.+\.[^.]+$/), z.string().min(1)) }),
 ]);
-export type Watermark = z.infer<typeof watermark>;
+export type Watermark = z.infer<typeof watermarkShape>;
 
 /** Brings in an export. */
 const bootstrapOrder = z.strictObject({
@@ -65,7 +65,7 @@ const bootstrapOrder = z.strictObject({
   /** After so many rejected rows it pauses. */
   rejectLimit: z.number().int().min(0).default(1000),
   /** Entities that the export does not hold, and that are no newer than its watermark, are deleted, once confirmed. */
-  reconcile: z.strictObject({ watermark }).optional(),
+  reconcile: z.strictObject({ watermark: watermarkShape }).optional(),
 });
 export type BootstrapJob = z.infer<typeof bootstrapOrder>;
 
@@ -98,7 +98,22 @@ export const replayRequest = replayOrder
   .extend({ id: common.id.optional() });
 export type ReplayRequest = z.infer<typeof replayRequest>;
 
-export const jobOrder = z.discriminatedUnion("kind", [bootstrapOrder, replayOrder]);
+/** Compares what a bootstrap job has landed with its source once more. */
+const verifyOrder = z.strictObject({
+  kind: z.literal("verify"),
+  ...common,
+  /** The id of that job. */
+  of: common.id,
+});
+export type VerifyJob = z.infer<typeof verifyOrder>;
+
+/** How it is to be verified, as operators ask for it; without an id one is made up. */
+export const verifyRequest = verifyOrder
+  .omit({ kind: true, by: true, at: true, of: true })
+  .extend({ id: common.id.optional() });
+export type VerifyRequest = z.infer<typeof verifyRequest>;
+
+export const jobOrder = z.discriminatedUnion("kind", [bootstrapOrder, replayOrder, verifyOrder]);
 export type JobOrder = z.infer<typeof jobOrder>;
 
 /** What operators wish; a job without one is to run. */
@@ -139,6 +154,16 @@ export const jobState = z.strictObject({
   rowsLanded: z.number().int().default(0),
   rowsRefined: z.number().int().default(0),
   rejected: z.number().int().default(0),
+  /** How much of comparing source and lake is done, from 0 to 1; once it has begun. */
+  verified: z.number().optional(),
+  /** For how many seconds it has been at work in a phase, in all of its runs. */
+  seconds: z
+    .strictObject({
+      landing: z.number().optional(),
+      refining: z.number().optional(),
+      verifying: z.number().optional(),
+    })
+    .optional(),
   /** So many rejects do not pause it: those of its order, or more since it was resumed. */
   rejectsAllowed: z.number().int().optional(),
   /** Of late; while it runs. */
@@ -157,6 +182,10 @@ export interface Job {
   readonly wish: JobWish["wish"];
   readonly state: JobState;
 }
+
+/** The tenant that it is bound to, if any. */
+export const tenantOf = (order: JobOrder): string | undefined =>
+  order.kind === "verify" ? undefined : order.tenant;
 
 /** As it is answered: the order's own words, what is wished, and how far it is. Plain JSON. */
 export const jobJson = ({ order, wish, state }: Job) => ({ ...order, wish, state });

@@ -112,7 +112,8 @@ async function round(lake: Lake, seed: number): Promise<number> {
   expect(plan.deletes, about).toBe(due.length);
   // What comes between finding and landing survives by its version, or does not.
   await lane.land(stream.batch(young.slice(middle)));
-  if (due.length > 0) await confirmDeletes(lake.context.store, job, due.length, "ops");
+  if (due.length > 0)
+    await confirmDeletes(lake.context.store, job, { count: due.length, asOf: plan.version }, "ops");
   await toTheEnd(lake, order, random);
   expect(await reconcile(lake.context, order, host(), small)).toBe(true);
   await lane.look();

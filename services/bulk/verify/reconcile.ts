@@ -25,22 +25,28 @@ const confirmationShape = z.strictObject({
 
 const keyOf = (job: string): string => `jobs/confirmations/${job}.json`;
 
+/** What an operator has read, and lets a job delete: how many entities, as of which version of raw. */
+export interface ToDelete {
+  readonly count: number;
+  readonly asOf: number;
+}
+
 /**
- * Lets a job delete what it has found, so many entities and no other. Errors: TRB-RECONCILE-COUNT for another number
- * than waits, or where nothing does.
+ * Lets a job delete what it has found, those entities and no other. Errors: TRB-RECONCILE-COUNT for other numbers than
+ * what waits, telling these, or where nothing does.
  */
 export async function confirmDeletes(
   store: Pick<ObjectStore, "get" | "put">,
   job: string,
-  deletes: number,
+  { count, asOf }: ToDelete,
   by: string,
 ): Promise<ReconcilePlan> {
   const plan = await planOf(store, job);
   if (plan === undefined) {
-    throw new TributaryError("TRB-RECONCILE-COUNT", "deletes: the job has found none to be confirmed yet");
+    throw new TributaryError("TRB-RECONCILE-COUNT", "count: the job has found none to be confirmed yet");
   }
-  if (plan.deletes !== deletes) {
-    const message = `deletes: expected ${plan.deletes}, which is what the job has found`;
+  if (plan.deletes !== count || plan.version !== asOf) {
+    const message = `count, asOf: expected ${plan.deletes} as of version ${plan.version}, which is what the job has found`;
     throw new TributaryError("TRB-RECONCILE-COUNT", message);
   }
   const { digest, version } = plan;
@@ -49,16 +55,23 @@ export async function confirmDeletes(
   return plan;
 }
 
+/** Who has confirmed what a job has found, and when; undefined while nobody has. */
+export async function confirmationOf(
+  store: Pick<ObjectStore, "get">,
+  job: string,
+): Promise<z.infer<typeof confirmationShape> | undefined> {
+  const bytes = await store.get(keyOf(job));
+  return bytes === undefined ? undefined : confirmationShape.parse(JSON.parse(bytes.toString("utf8")));
+}
+
 async function isConfirmed(
   store: Pick<ObjectStore, "get">,
   job: string,
   plan: ReconcilePlan,
 ): Promise<boolean> {
   if (plan.deletes === 0) return true;
-  const bytes = await store.get(keyOf(job));
-  if (bytes === undefined) return false;
-  const { digest, version } = confirmationShape.parse(JSON.parse(bytes.toString("utf8")));
-  return digest === plan.digest && version === plan.version;
+  const confirmed = await confirmationOf(store, job);
+  return confirmed?.digest === plan.digest && confirmed.version === plan.version;
 }
 
 export interface ReconcileOptions {

@@ -132,8 +132,8 @@ async function chunks(
       addDigests(digests, await duck.with((connection) => eventDigests(connection, relation)));
       await rm(out);
     }
-    if (chunk.end) return { rejected, tenants: [...digests] };
     await host.pace({ rows: chunk.file.rows, bytes: chunk.bytes });
+    if (chunk.end) return { rejected, tenants: [...digests] };
   }
 }
 

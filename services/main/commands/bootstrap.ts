@@ -11,6 +11,7 @@ import {
   type Job,
   type JobWish,
   jobJson,
+  verifyRequest,
 } from "../../bulk/jobs/job.js";
 import { wordsOf } from "../../bulk/routes.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
@@ -20,11 +21,21 @@ import { checkText } from "./check-view.js";
 import { exitCodeOf, followJob } from "./follow-job.js";
 import { jobLines, jobsTable } from "./job-view.js";
 import { localUser } from "./local-user.js";
-import { configOf, type DataOptions, limitNumber, priorityNumber, withData } from "./options.js";
+import {
+  configOf,
+  type DataOptions,
+  type LimitOptions,
+  limitNumber,
+  limitsOf,
+  priorityNumber,
+  withData,
+  withLimits,
+} from "./options.js";
+import { addReconcileCommands } from "./reconcile.js";
 import { addRejectCommands } from "./rejects.js";
 import { EXIT } from "./report.js";
 
-interface StartOptions extends DataOptions {
+interface StartOptions extends DataOptions, LimitOptions {
   readonly source: string;
   readonly mapping?: string;
   readonly type?: string;
@@ -38,6 +49,12 @@ interface StartOptions extends DataOptions {
   readonly null?: string;
   readonly detach?: boolean;
   readonly dryRun?: boolean;
+  readonly reconcile?: string;
+}
+
+interface VerifyOptions extends DataOptions, LimitOptions {
+  readonly priority?: number;
+  readonly detach?: boolean;
 }
 
 const WISHES = [
@@ -50,6 +67,8 @@ export function addBootstrapCommands(program: Command): void {
   const group = program.command("bootstrap").description("bring exports into the lake, beside live traffic");
   addStart(group);
   addRejectCommands(group);
+  addReconcileCommands(group);
+  addVerifyCommand(group);
   withData(group.command("ls"))
     .description("list all bulk jobs, the oldest first")
     .action(async (options: DataOptions) => {
@@ -70,7 +89,7 @@ export function addBootstrapCommands(program: Command): void {
 }
 
 function addStart(group: Command): void {
-  withData(group.command("start"))
+  withLimits(withData(group.command("start")))
     .description(
       "bring in an export, and follow it until it has landed; the same command again changes nothing",
     )
@@ -85,6 +104,10 @@ function addStart(group: Command): void {
     .option("--delimiter <character>", "of a CSV (default: ,)")
     .option("--columns <names>", "of a CSV without a header, with commas between them")
     .option("--null <text>", "what a CSV has where there is no value (default: nothing)")
+    .option(
+      "--reconcile <watermark>",
+      "then delete, once confirmed, what the export lacks: JSON or a file of it, as `bootstrap watermark` prints",
+    )
     .option("--detach", "do not follow it")
     .option("--dry-run", "say what would land and what would be refused; change nothing")
     .action(start);
@@ -103,15 +126,8 @@ async function start(options: StartOptions): Promise<void> {
   }
   const job = await withStore(config, async (store) => {
     const desk = new JobDesk(store);
-    const { job: ordered, wasThere } = await desk.bootstrap(
-      (use) => withParts(config, use),
-      asked,
-      localUser(),
-    );
-    if (options.detach) return ordered;
-    const { id } = ordered.order;
-    if (!options.json) process.stderr.write(`${wasThere ? "it is there already" : "asked for"}: ${id}\n`);
-    return followJob(desk.jobs, id, `tributary bootstrap status ${id}`, options.json === true);
+    const ordered = await desk.bootstrap((use) => withParts(config, use), asked, localUser());
+    return options.detach ? ordered.job : follow(desk, ordered, options);
   });
   tell(job, options);
   if (!options.detach) process.exitCode = exitCodeOf(job);
@@ -145,6 +161,8 @@ function requestOf(options: StartOptions): BootstrapRequest {
     priority,
     rejectLimit,
     format,
+    limits: limitsOf(options),
+    reconcile: options.reconcile === undefined ? undefined : { watermark: readWatermark(options.reconcile) },
     csv: Object.values(csv).every((value) => value === undefined) ? undefined : csv,
   };
   const parsed = bootstrapRequest.safeParse(given);
@@ -159,6 +177,44 @@ function readMapping(file: string): unknown {
   } catch (cause) {
     throw new TributaryError("TRB-CLI-USAGE", "--mapping: expected a file of YAML or JSON", { cause });
   }
+}
+
+/** Errors: TRB-CLI-USAGE. */
+function readWatermark(given: string): unknown {
+  try {
+    return JSON.parse(given.trimStart().startsWith("{") ? given : readFileSync(given, "utf8"));
+  } catch (cause) {
+    const expected = "expected JSON, or a file of it, as `tributary bootstrap watermark` prints";
+    throw new TributaryError("TRB-CLI-USAGE", `--reconcile: ${expected}`, { cause });
+  }
+}
+
+function addVerifyCommand(group: Command): void {
+  withLimits(withData(group.command("verify").argument("<id>")))
+    .description("compare what a job has landed with its source again; ends with 1 where they differ")
+    .option("--priority <n>", "-100 to 100; greater comes first (default: 0)", priorityNumber)
+    .option("--detach", "do not follow it")
+    .action(async (id: string, options: VerifyOptions) => {
+      const { priority, detach } = options;
+      const asked = verifyRequest.parse({ priority, limits: limitsOf(options) });
+      const job = await withStore(configOf(options), async (store) => {
+        const desk = new JobDesk(store);
+        const { job: ordered } = await desk.verify(id, asked, localUser());
+        return detach ? ordered : follow(desk, { job: ordered, wasThere: false }, options);
+      });
+      tell(job, options);
+      if (!detach) process.exitCode = exitCodeOf(job);
+    });
+}
+
+function follow(
+  { jobs }: JobDesk,
+  { job, wasThere }: { readonly job: Job; readonly wasThere: boolean },
+  { json = false }: DataOptions,
+): Promise<Job> {
+  const { id } = job.order;
+  if (!json) process.stderr.write(`${wasThere ? "it is there already" : "asked for"}: ${id}\n`);
+  return followJob(jobs, id, `tributary bootstrap status ${id}`, json);
 }
 
 const wished = (id: string, wish: JobWish["wish"], options: DataOptions): Promise<Job> =>

@@ -1,5 +1,5 @@
 import { CODES, type Code } from "../../base/codes.js";
-import { hasEnded, type Job, type JobState } from "../../bulk/jobs/job.js";
+import { hasEnded, type Job, type JobState, tenantOf } from "../../bulk/jobs/job.js";
 import { duration, grouped, printable, textTable } from "../terminal/text-table.js";
 
 /** Bulk jobs as people and programs are told of them. */
@@ -32,7 +32,9 @@ export const jobsTable = (jobs: readonly Job[]): string =>
     }),
   );
 
-const subjectOf = ({ order }: Job): string => (order.kind === "bootstrap" ? order.source : order.model);
+const subjectOf = ({ order }: Job): string =>
+  order.kind === "bootstrap" ? order.source : order.kind === "replay" ? order.model : order.of;
+const SUBJECTS = { bootstrap: "source", replay: "model", verify: "job" } as const;
 
 /** One job in lines. */
 export function jobLines(job: Job): string {
@@ -41,10 +43,11 @@ export function jobLines(job: Job): string {
   if (state.code !== undefined) rows.push(["why", `${state.code}: ${state.reason ?? ""}`]);
   const remedy = CODES[state.code as Code]?.remedy;
   if (remedy !== undefined) rows.push(["what to do", remedy]);
-  rows.push([order.kind === "bootstrap" ? "source" : "model", subjectOf(job)]);
+  rows.push([SUBJECTS[order.kind], subjectOf(job)]);
   if (order.kind === "bootstrap" && order.entityType !== undefined)
     rows.push(["entity type", order.entityType]);
-  if (order.tenant !== undefined) rows.push(["tenant", order.tenant]);
+  const tenant = tenantOf(order);
+  if (tenant !== undefined) rows.push(["tenant", tenant]);
   if (state.bytes > 0) {
     const share = percent(fractionOf(state));
     rows.push(["read", `${grouped(state.bytesDone)} of ${grouped(state.bytes)} bytes (${share})`]);

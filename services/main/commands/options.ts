@@ -40,6 +40,36 @@ export function priorityNumber(text: string): number {
   throw new InvalidArgumentError("expected a whole number, -100 to 100");
 }
 
+export function shareNumber(text: string): number {
+  const share = /^(0?\.\d+|1)$/.test(text) ? Number(text) : 0;
+  if (share > 0) return share;
+  throw new InvalidArgumentError("expected more than 0, at most 1, such as 0.25");
+}
+
+export interface LimitOptions {
+  readonly rowsPerSecond?: number;
+  readonly bytesPerSecond?: number;
+  readonly cpuShare?: number;
+}
+
+/** What a bulk job may take. */
+export const withLimits = (command: Command): Command =>
+  command
+    .option("--rows-per-second <n>", "no more of its rows", positiveNumber)
+    .option("--bytes-per-second <n>", "no more of what it reads", positiveNumber)
+    .option("--cpu-share <share>", "no more of the machine's cores, e.g. 0.25", shareNumber);
+
+/** Undefined where there are none. */
+export function limitsOf({
+  rowsPerSecond,
+  bytesPerSecond,
+  cpuShare,
+}: LimitOptions): LimitOptions | undefined {
+  const limits = { rowsPerSecond, bytesPerSecond, cpuShare };
+  const given = Object.entries(limits).filter(([, value]) => value !== undefined);
+  return given.length === 0 ? undefined : Object.fromEntries(given);
+}
+
 /** ISO 8601, a day or an instant; as an instant of UTC. */
 export function timeOf(text: string): string {
   const instant = /^\d{4}-\d\d-\d\d(T|$)/.test(text) ? new Date(text) : new Date(Number.NaN);

@@ -4,6 +4,7 @@ import { dirname, join, resolve, sep } from "node:path";
 import type { Command } from "commander";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
+import { tenantOf } from "../../bulk/jobs/job.js";
 import { JobStore } from "../../bulk/jobs/job-store.js";
 import { lineOf } from "../../bulk/jobs/mendable.js";
 import { type KeptReject, readRejects } from "../../bulk/jobs/rejects.js";
@@ -63,8 +64,8 @@ function withRejects<T>(
 ): Promise<T> {
   return withStore(config, async (store) => {
     const { order } = await new JobStore(store).get(id);
-    const { tenant } = order;
     const at = new Date().toISOString();
+    const tenant = tenantOf(order);
     await audit(store, { at, by: localUser(), action: "bootstrap rejects", job: id, tenant });
     return use(pagesOf(store, id, config));
   });

@@ -7,6 +7,7 @@ import { jobJson, replayRequest } from "../../bulk/jobs/job.js";
 import type { Difference, KeyDifference } from "../../bulk/replay/comparison.js";
 import { planOf, type ReplayPlan, selectionOf } from "../../bulk/replay/replay-plan.js";
 import { type ReplayReport, replayReport } from "../../bulk/replay/replay-report.js";
+import { wordsOf } from "../../bulk/routes.js";
 import { rawRoot } from "../../ingest/raw-table.js";
 import { loadModels } from "../../models/project.js";
 import type { ObjectStore } from "../../storage/object-store.js";
@@ -16,9 +17,18 @@ import { duration, grouped, printable, textTable } from "../terminal/text-table.
 import { exitCodeOf, followJob } from "./follow-job.js";
 import { jobLines } from "./job-view.js";
 import { localUser } from "./local-user.js";
-import { configOf, type DataOptions, priorityNumber, timeOf, withData } from "./options.js";
+import {
+  configOf,
+  type DataOptions,
+  type LimitOptions,
+  limitsOf,
+  priorityNumber,
+  timeOf,
+  withData,
+  withLimits,
+} from "./options.js";
 
-interface ReplayOptions extends DataOptions {
+interface ReplayOptions extends DataOptions, LimitOptions {
   readonly model: string;
   readonly tenant?: string;
   readonly from?: string | number;
@@ -40,7 +50,7 @@ const SHOWN = 20;
 export function addReplayCommand(program: Command): void {
   const action = (name: (typeof ACTIONS)[number], description: string) =>
     new Option(`--${name}`, description).conflicts(ACTIONS.filter((other) => other !== name));
-  withData(program.command("replay"))
+  withLimits(withData(program.command("replay")))
     .description("run raw into a model again beside the table that is served, and tell how they differ")
     .requiredOption("--model <name>", "e.g. scm.files")
     .option("--tenant <id>", "of this tenant alone")
@@ -96,9 +106,9 @@ async function replay(options: ReplayOptions): Promise<void> {
 function requestOf(options: ReplayOptions): ReplayRequest {
   const { model, tenant, from, until, id, priority, incomplete } = options;
   const action = ACTIONS.find((name) => options[name]) ?? "compare";
-  const parsed = replayRequest.safeParse({ model, tenant, from, until, action, incomplete, id, priority });
-  if (!parsed.success)
-    throw new TributaryError("TRB-CLI-USAGE", parsed.error.issues[0]?.message ?? "expected a replay");
+  const given = { model, tenant, from, until, action, incomplete, id, priority, limits: limitsOf(options) };
+  const parsed = replayRequest.safeParse(given);
+  if (!parsed.success) throw new TributaryError("TRB-CLI-USAGE", wordsOf(parsed.error));
   selectionOf(parsed.data);
   return parsed.data;
 }
