@@ -31,6 +31,7 @@ const FLOORS: Readonly<Record<string, number>> = {
 const BULK_FLOORS: Readonly<Record<string, number>> = {
   chunks: 1,
   jobs: 2,
+  imports: 3,
   verify: 3,
   bootstrap: 4,
   replay: 4,

@@ -19,8 +19,10 @@ import type { IngestContext, IngestMetrics } from "./context.js";
 import { ALONE, type Crew } from "./crew.js";
 import { DeadLetterBox } from "./dead-letter-box.js";
 import { NO_MODEL } from "./dead-letters.js";
+import type { EventBatch } from "./event-batch.js";
 import { Health } from "./health.js";
 import { EVERYTHING } from "./holdings.js";
+import type { Beside } from "./lane-keeper.js";
 import { Pipeline } from "./pipeline.js";
 import { loadProject, type Project } from "./project.js";
 import { serveRepairs } from "./repair-desk.js";
@@ -144,6 +146,12 @@ export interface Ingest {
   land(source: Source): Promise<void>;
   /** For how long the event has waited that was read and has waited the longest to land, in ms; 0 when none does. */
   lagMs(): number;
+  /**
+   * Lands events that wait elsewhere in the lake and have come along a track that nobody here reads. Live ones of their
+   * type go first, until these have waited for so long (ms) that they take their turn. Undefined where no stream that is
+   * landed here carries the type. Unless it resolves to "landed" they are to come again.
+   */
+  landBeside(events: EventBatch, waitedMs: number): Promise<Beside> | undefined;
   /** Looks at what others have done to the tables: a job is over, say, and left something to be taken in. */
   look(): void;
   /** Resolves after `stop`; rejects when ingest cannot go on. */
@@ -223,7 +231,11 @@ export function startIngest(context: IngestContext): Ingest {
     const oldest = [...pipelines.values()].map(({ progress }) => progress.oldest ?? Number.POSITIVE_INFINITY);
     return Math.max(0, Date.now() - Math.min(...oldest));
   };
-  return { land, lagMs, look, done, stop };
+  const landBeside = (events: EventBatch, waitedMs: number) =>
+    [...pipelines.values()]
+      .find((pipeline) => pipeline.moves(`raw/${events.entityType}`))
+      ?.landBeside(events, waitedMs);
+  return { land, lagMs, landBeside, look, done, stop };
 }
 
 /**

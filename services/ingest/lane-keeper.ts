@@ -21,6 +21,9 @@ export interface Gathered {
   readonly since: number;
 }
 
+/** What became of events that wait elsewhere: `busy` while live ones go first, `away` while their table takes none. */
+export type Beside = "landed" | "busy" | "away";
+
 export interface KeeperHost {
   /** The events of these reads are in raw or parked: the stream may forget them. */
   settled(reads: Iterable<number>): void;
@@ -207,6 +210,25 @@ export class LaneKeeper {
     metrics.freshnessSeconds.set((Date.now() - batch.events.receivedAt.at(-1)!) / 1000);
     this.host.landed(lane);
     if (flight.parked) this.parking.recover();
+  }
+
+  /**
+   * Lands events that lie elsewhere until they have landed, in turn with those of the stream. False when the table does
+   * not take them: nothing of them is parked, they are to come again.
+   */
+  async landBeside(events: EventBatch): Promise<boolean> {
+    const { lane } = this;
+    if (lane === undefined || !this.lands || this.stopping.signal.aborted) return false;
+    try {
+      await lane.land(events);
+    } catch (error) {
+      if (this.stopping.signal.aborted) return false;
+      this.parking.failed({ error, attempts: 1, pauseMs: 0 });
+      this.parking.recover();
+      return false;
+    }
+    this.host.landed(lane);
+    return true;
   }
 
   /** What lands at the moment takes long: it is parked too, and first, so that nothing parked is newer than it. */

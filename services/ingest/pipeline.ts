@@ -10,16 +10,17 @@ import {
   type StreamBatch,
   type StreamConsumer,
 } from "../stream/change-stream.js";
-import { CommitBudget } from "./commit-budget.js";
+import { CommitBudget, OVERDUE_MS } from "./commit-budget.js";
 import { Compactor } from "./compactor.js";
 import type { IngestContext } from "./context.js";
-import { EVENT_BYTES, route, type Unreadable } from "./event-batch.js";
+import { EVENT_BYTES, type EventBatch, route, type Unreadable } from "./event-batch.js";
 import { isLakeClosed } from "./failure.js";
 import { farthest, knownTypes } from "./farthest.js";
 import { fresh } from "./fresh-events.js";
 import { Holdings } from "./holdings.js";
 import { joinedUnlessStopped } from "./joining.js";
-import { type KeeperHost, LaneKeeper } from "./lane-keeper.js";
+import { type Beside, type KeeperHost, LaneKeeper } from "./lane-keeper.js";
+import { LowWaterRecord } from "./low-water-record.js";
 import { parkedTables } from "./parked-log.js";
 import { ProgressTracker } from "./progress-tracker.js";
 import { RetentionWatch } from "./retention.js";
@@ -54,9 +55,7 @@ export class Pipeline implements PartitionHolder {
   /** Partition → the last position that was read: a stream may deliver an event again. */
   private readonly reached = new Map<string, string>();
   private pendingBytes = 0;
-  private lowWaterWrite: Promise<void> = Promise.resolve();
-  /** What the next low-water record will say, beside what stands there. */
-  private nextLowWater = new Map<string, string>();
+  private readonly lowWater: LowWaterRecord;
   /** Ends a wait for events: something has landed, or it is time to stop. */
   private wake = new AbortController();
   private failure: unknown;
@@ -82,6 +81,7 @@ export class Pipeline implements PartitionHolder {
     this.holdings = new Holdings(reader.name, context.crew);
     this.context = { ...context, stream: reader.name, ours: this.holdings };
     this.compactor = new Compactor(this.context);
+    this.lowWater = new LowWaterRecord(context.log);
     this.budget = new CommitBudget(context.config.ingest.commitsPerSecond);
     this.retention = new RetentionWatch(context, called, reader, () => this.progress.oldest);
     this.unreadables = new Unreadables(this.context, this.host.fatal);
@@ -129,7 +129,7 @@ export class Pipeline implements PartitionHolder {
       await this.compactor.close();
       await Promise.allSettled([...this.keepers.values()].map((keeper) => keeper.close()));
       await this.unreadables.close();
-      await this.lowWaterWrite;
+      await this.lowWater.settled();
       await consumer?.close();
     }
   }
@@ -164,7 +164,7 @@ export class Pipeline implements PartitionHolder {
       for (const keeper of this.keepers.values()) void keeper.setAside();
       await this.settle(HAND_OVER_MS, isDone);
     }
-    await within(HAND_OVER_MS, this.lowWaterWrite);
+    await within(HAND_OVER_MS, this.lowWater.settled());
     // What did not land in time is read by whoever has them now.
     this.forget(gone());
     this.holdings.left(gone());
@@ -178,10 +178,8 @@ export class Pipeline implements PartitionHolder {
   /** What is in memory of these partitions is nobody's business any more. */
   private forget(names: readonly string[]): void {
     this.progress.forget(names);
-    for (const name of names) {
-      this.reached.delete(name);
-      this.nextLowWater.delete(name);
-    }
+    for (const name of names) this.reached.delete(name);
+    this.lowWater.forget(names);
     const gone = new Set(names);
     for (const keeper of this.keepers.values()) keeper.forget(gone);
   }
@@ -277,8 +275,7 @@ export class Pipeline implements PartitionHolder {
     const waiting = [...this.keepers.values()]
       .filter((keeper) => keeper.dueIn(now) === 0)
       .sort((a, b) => a.since - b.since);
-    let flushing = 0;
-    for (const { busy } of this.keepers.values()) if (busy) flushing++;
+    let { flushing } = this;
     for (const keeper of waiting) {
       const lands = keeper.lands && !keeper.busy;
       if (lands && !keeper.full && !this.budget.allows(now - keeper.since, flushing)) continue;
@@ -289,32 +286,35 @@ export class Pipeline implements PartitionHolder {
     }
   }
 
+  private get flushing(): number {
+    return [...this.keepers.values()].filter(({ busy }) => busy).length;
+  }
+
   /** Memory goes before the commit budget. */
   private flushLargest(): void {
     const [largest] = [...this.keepers.values()].sort((a, b) => b.waitingBytes - a.waitingBytes);
     void largest?.flush();
   }
 
+  /**
+   * Lands events that wait elsewhere in the lake, in turn with the stream's: while none of their type wait, or after so
+   * long (ms) whether or not they do. As `Ingest.landBeside`.
+   */
+  async landBeside(events: EventBatch, waitedMs: number): Promise<Beside> {
+    if (this.consumer === undefined || this.ended) return "away";
+    const keeper = this.keeper(events.entityType);
+    if (!keeper.lands) return "away";
+    if (waitedMs < OVERDUE_MS && (keeper.busy || keeper.waitingBytes > 0)) return "busy";
+    if (!this.budget.allows(waitedMs, this.flushing)) return "busy";
+    this.budget.spend(1 + keeper.opened!.targets.length);
+    return (await keeper.landBeside(events)) ? "landed" : "away";
+  }
+
   private settled(reads: Iterable<number>): void {
     for (const read of reads) this.progress.release(read);
     const end = this.progress.advance();
-    const { consumer } = this;
-    if (end === undefined || consumer === undefined) return;
     // The other lake begins at the record: what is parked here from now on has to come again there.
-    if (isLakeClosed(this.failure)) return;
-    const waits = this.nextLowWater.size > 0;
-    for (const [partition, position] of end) this.nextLowWater.set(partition, position);
-    // A record may cost a request and the time of one: what comes meanwhile shares the next.
-    if (waits) return;
-    this.lowWaterWrite = this.lowWaterWrite
-      .then(() => {
-        const next = this.nextLowWater;
-        this.nextLowWater = new Map();
-        return consumer.commit(next);
-      })
-      .catch((error: unknown) =>
-        this.context.log.warn({ err: error }, "the low-water record was not written"),
-      );
+    if (end !== undefined && !isLakeClosed(this.failure)) this.lowWater.move(this.consumer, end);
   }
 
   private freed(bytes: number): void {

@@ -50,13 +50,16 @@ const BOUNDED_COLUMNS = [
 
 export const rawRoot = (entityType: string): string => `raw/${entityType}`;
 
-export const rawSpec = (entityType: string): TableSpec => ({
-  columns: new RawRows().columns.map(({ name, writer }) => ({
+export const rawColumns = (): TableSpec["columns"] =>
+  new RawRows().columns.map(({ name, writer }) => ({
     name,
     type: deltaTypeOf(writer.type)!,
     nullable: true,
     description: DESCRIPTIONS[name as keyof typeof DESCRIPTIONS],
-  })),
+  }));
+
+export const rawSpec = (entityType: string): TableSpec => ({
+  columns: rawColumns(),
   partitionColumns: [],
   properties: {
     "delta.appendOnly": "true",

@@ -14,7 +14,7 @@ const PARAMETERS = {
   "SET DOMAIN": {},
   WRITE: { mode: "Append", partitionBy: "[]" },
   MERGE: { predicate: '["entities of the batch, greatest order first"]' },
-  DELETE: { predicate: '["letters that were redriven"]' },
+  DELETE: { predicate: '["rows that are done with"]' },
   REPAIR: {},
   CLOSE: {},
   "VACUUM START": {},

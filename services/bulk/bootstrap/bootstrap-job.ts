@@ -1,8 +1,11 @@
 import type { IngestContext } from "../../ingest/context.js";
 import { shown } from "../../sources/root.js";
 import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
+import { ImportProducer } from "../imports/import-producer.js";
+import type { Backlog } from "../imports/import-queue.js";
 import type { BootstrapJob, JobState } from "../jobs/job.js";
 import type { JobHost, RunJob } from "../jobs/job-run.js";
+import { LANE, streamOf } from "../jobs/job-tracks.js";
 import { Bootstrap } from "./bootstrap.js";
 import { JobCounts } from "./job-counts.js";
 import { endJob } from "./job-end.js";
@@ -41,17 +44,24 @@ async function runPasses(
 ): Promise<boolean> {
   const bytes = passes.reduce((sum, pass) => sum + pass.bytes, 0);
   const rows = () => passes.reduce((sum, { counts }) => sum + counts.told.rowsLanded, 0);
+  const through = passes[0]?.landing.through;
+  let queued: Backlog = { rows: 0, bytes: 0, oldest: undefined };
   const told = () => ({
-    rowsLanded: rows(),
+    rowsLanded: rows() - queued.rows,
+    ...(through === "queue" ? waitingOf(queued) : {}),
     bytesDone: passes.reduce((sum, { counts }) => sum + counts.told.bytesDone, 0),
   });
   const files = passes[0]?.landing.manifest.files.length ?? 0;
   // A run that was killed may have left its last chunk to raw alone: a model takes in the next one beside raw only
-  // where it is in step.
-  if (rows() > 0 && !(await refine(context, order.id, passes, host))) return false;
+  // where it is in step. Who lands the queue sees to that.
+  if (through !== "queue" && rows() > 0 && !(await refine(context, order.id, passes, host))) return false;
   host.tell({ phase: "landing", files, bytes, ...told() });
   for (const [at, pass] of passes.entries()) {
-    if (!(await land(context, host, pass, at, told))) return false;
+    const waiting = (backlog: Backlog) => {
+      queued = backlog;
+      host.tell(told());
+    };
+    if (!(await land(context, host, pass, at, { told, waiting }))) return false;
     pass.counts.ended();
   }
   host.tell({ phase: "refining", bytesDone: bytes });
@@ -88,7 +98,13 @@ function land(
   { landing, counts }: Pass,
   /** Its number: rejects of each pass are told in their order. */
   at: number,
-  told: () => Pick<JobState, "rowsLanded" | "bytesDone">,
+  {
+    told,
+    waiting,
+  }: {
+    readonly told: () => Pick<JobState, "rowsLanded" | "bytesDone">;
+    readonly waiting: (backlog: Backlog) => void;
+  },
 ): Promise<boolean> {
   const { place, manifest } = landing;
   return Bootstrap.run(context, landing, {
@@ -98,6 +114,7 @@ function land(
       counts.landed(chunk);
       host.tell(told());
     },
+    waiting,
     reject: (number, rejects) => {
       const file = shown(place.root.name, manifest.files[number]!.path);
       return host.reject({ number, shown: file, part: String(at) }, rejects);
@@ -106,11 +123,24 @@ function land(
 }
 
 async function passOf(context: IngestContext, landing: BootstrapOrder): Promise<Pass> {
-  const { manifest, share, job, entityType } = landing;
+  const { manifest, share, job, entityType, through } = landing;
   // Files that hold nothing of it are nothing to it.
   const files = manifest.files.map((file, at) =>
     share?.files.includes(at) === false ? { ...file, bytes: 0 } : file,
   );
-  const counts = await JobCounts.open(context, job, entityType, { ...manifest, files });
+  const queued = through === "queue" ? await queuedOf(context, job, entityType) : undefined;
+  const counts = await JobCounts.open(context, job, entityType, { ...manifest, files }, queued);
   return { landing, counts, bytes: files.reduce((sum, file) => sum + file.bytes, 0) };
 }
+
+/** What the import queue has of it. */
+async function queuedOf(context: IngestContext, job: string, entityType: string) {
+  const producer = await ImportProducer.open(context, { stream: streamOf(job), partition: LANE, entityType });
+  const { rows } = await producer.waiting();
+  return { rows, reached: await producer.reached() };
+}
+
+const waitingOf = ({ rows, oldest }: Backlog): Pick<JobState, "rowsWaiting" | "waitingSince"> => ({
+  rowsWaiting: rows,
+  waitingSince: oldest === undefined ? undefined : new Date(oldest).toISOString(),
+});

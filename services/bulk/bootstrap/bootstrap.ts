@@ -11,6 +11,8 @@ import { DeltaTable } from "../../table/delta-table.js";
 import { positionsOf, trackOf } from "../../table/progress.js";
 import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
 import { positionIn } from "../chunks/row-events.js";
+import { ImportProducer } from "../imports/import-producer.js";
+import { type Backlog, PORTION } from "../imports/import-queue.js";
 import { LANE, streamOf } from "../jobs/job-tracks.js";
 import { ChunkQueue } from "./chunk-queue.js";
 import { RefinedSide } from "./refined-side.js";
@@ -37,8 +39,10 @@ export type BootstrapContext = Pick<
 
 /** Told of what becomes of a job while it runs. */
 export interface BootstrapHost {
-  /** A chunk has landed. */
+  /** A chunk has landed, or is queued. */
   landed(chunk: BootstrapProgress): void;
+  /** What of it is queued and has not landed. */
+  waiting?(backlog: Backlog): void;
   /** Resolves once they are kept: before the chunk lands that they come of. What it rejects with ends the job's run. */
   reject(file: number, rejects: readonly Reject[]): Promise<void>;
   /** Resolves when the next chunk may be made, after one of so much. */
@@ -47,6 +51,11 @@ export interface BootstrapHost {
   readonly signal: AbortSignal;
 }
 
+/** Where chunks go: to raw and the models' tables beside it, or into the import queue. */
+type Destination =
+  | { readonly table: DeltaTable; readonly stream: string; readonly refined: RefinedSide }
+  | ImportProducer;
+
 /**
  * Lands a source in raw, chunk by chunk, beside live traffic and one after the other. How far it is stands in raw's own
  * positions, in the commits of the rows: a run that is killed at any instant is gone on with by the next one, and a
@@ -54,8 +63,7 @@ export interface BootstrapHost {
  */
 export class Bootstrap {
   private constructor(
-    private readonly table: DeltaTable,
-    private readonly refined: RefinedSide,
+    private readonly destination: Destination,
     private readonly order: BootstrapOrder,
     private readonly context: BootstrapContext,
     private readonly host: BootstrapHost,
@@ -66,29 +74,45 @@ export class Bootstrap {
    * TRB-JOB-ELSEWHERE, those of sources and of commits. What has landed stays, and the next run goes on behind it.
    */
   static async run(context: BootstrapContext, order: BootstrapOrder, host: BootstrapHost): Promise<boolean> {
-    const { entityType } = order;
+    const { entityType, job, through } = order;
     const { store, duck, tableOptions } = context;
+    const stream = streamOf(job);
+    if (through === "queue") {
+      const producer = await ImportProducer.open(context, { stream, partition: LANE, entityType });
+      try {
+        return await new Bootstrap(producer, { chunk: PORTION, ...order }, context, host).all();
+      } finally {
+        await producer.table.settled();
+      }
+    }
     const root = rawRoot(entityType);
     const table = await DeltaTable.openOrCreate(store, root, duck, tableOptions, rawSpec(entityType));
     const refined = await RefinedSide.open(context, entityType);
     try {
-      return await new Bootstrap(table, refined, order, context, host).all();
+      return await new Bootstrap({ table, stream, refined }, order, context, host).all();
     } finally {
       await Promise.all([table.settled(), refined.settled()]);
     }
   }
 
   private async all(): Promise<boolean> {
-    const { share, manifest, job } = this.order;
+    const { share, manifest } = this.order;
+    const { destination, host } = this;
     const wanted = [...manifest.files.keys()].filter((file) => share?.files.includes(file) !== false);
     for (;;) {
-      const reached = positionsOf(this.table.snapshot, streamOf(job)).get(LANE);
+      const reached =
+        destination instanceof ImportProducer
+          ? await destination.reached()
+          : positionsOf(destination.table.snapshot, destination.stream).get(LANE);
       const start = reached === undefined ? FIRST : placeAt(reached);
       const left = wanted.filter((file) => file >= start.file);
       const done = await this.files(
         left.map((file) => ({ file, from: file === start.file ? start.from : START })),
       );
-      if (done !== "again") return done;
+      if (done === true && destination instanceof ImportProducer) {
+        const landed = await destination.landed((backlog) => host.waiting?.(backlog), host.signal);
+        if (landed !== "again") return landed;
+      } else if (done !== "again") return done;
     }
   }
 
@@ -97,7 +121,7 @@ export class Bootstrap {
     const makers: ChunkQueue[] = [];
     const begin = () => {
       for (const place of left.splice(0, MAKERS - makers.length)) {
-        makers.push(ChunkQueue.start(this.context, this.order, place, this.refined.models, AHEAD));
+        makers.push(ChunkQueue.start(this.context, this.order, place, this.refined?.models ?? [], AHEAD));
       }
     };
     try {
@@ -112,10 +136,14 @@ export class Bootstrap {
     }
   }
 
+  private get refined(): RefinedSide | undefined {
+    return this.destination instanceof ImportProducer ? undefined : this.destination.refined;
+  }
+
   private async chunks(maker: ChunkQueue): Promise<boolean | "again"> {
-    const { host, table, refined } = this;
+    const { host, refined } = this;
     const { file } = maker;
-    const stream = streamOf(this.order.job);
+    const { table, stream } = this.destination;
     for (;;) {
       if (host.signal.aborted) return false;
       const { chunk, rejects, out, models } = await maker.take();
@@ -132,7 +160,7 @@ export class Bootstrap {
         if (positionsOf(table.snapshot, stream).get(LANE) === from.get(LANE)) return "again";
         throw new TributaryError("TRB-JOB-ELSEWHERE");
       }
-      await refined.take(chunk, models, trackOf(stream, LANE), from.get(LANE), to);
+      await refined?.take(chunk, models, trackOf(stream, LANE), from.get(LANE), to);
       host.landed({ file, rows: written.rows, rejects: rejects.length, bytes });
       if (end) return true;
       await host.pace({ rows: written.rows, bytes });

@@ -35,13 +35,16 @@ export class JobCounts {
     job: string,
     entityType: string,
     manifest: Manifest,
+    /** What is queued, and up to where: as good as landed. */
+    queued: { readonly rows: number; readonly reached: string | undefined } = { rows: 0, reached: undefined },
   ): Promise<JobCounts> {
     const stream = streamOf(job);
     const raw = await DeltaTable.open(store, rawRoot(entityType), duck, tableOptions);
-    const reached = raw === undefined ? undefined : positionsOf(raw.snapshot, stream).get(LANE);
-    if (raw === undefined || reached === undefined) return new JobCounts(manifest, 0, 0);
-    const rows = await rowsOfTrack({ duck }, raw, trackOf(stream, LANE));
-    const counts = new JobCounts(manifest, rows, 0);
+    const landed = raw === undefined ? undefined : positionsOf(raw.snapshot, stream).get(LANE);
+    const reached = queued.reached ?? landed;
+    if (reached === undefined) return new JobCounts(manifest, 0, 0);
+    const rows = raw === undefined ? 0 : await rowsOfTrack({ duck }, raw, trackOf(stream, LANE));
+    const counts = new JobCounts(manifest, rows + queued.rows, 0);
     counts.reach(Number(reached.split(".")[0]));
     return counts;
   }

@@ -54,11 +54,11 @@ export async function settleSource(
 /** What a job lands, type by type. */
 export function landingsOf(
   { config }: Pick<IngestContext, "config">,
-  { id, tenant, mapping, csv, entityType }: BootstrapJob,
+  { id, tenant, mapping, csv, entityType, through = "files" }: BootstrapJob,
   place: Place,
   { manifest, shares }: JobSource,
 ): BootstrapOrder[] {
-  const all = { job: id, place, manifest, tenant, mapping, csv, limits: config.bulk };
+  const all = { job: id, place, manifest, tenant, mapping, csv, through, limits: config.bulk };
   if (entityType !== undefined) return [{ ...all, entityType }];
   if (shares === undefined)
     throw new TributaryError("TRB-BULK-MAPPING", "entityType: expected that of what the source holds");

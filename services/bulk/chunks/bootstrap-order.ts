@@ -22,5 +22,7 @@ export interface BootstrapOrder {
   readonly share?: EventShare | undefined;
   /** How its files are written, if that is CSV. */
   readonly csv?: CsvOptions | undefined;
+  /** Straight into the tables, or into the import queue; files when absent. */
+  readonly through?: "files" | "queue" | undefined;
   readonly chunk?: Pick<NextChunk, "rows" | "bytes">;
 }

@@ -82,6 +82,11 @@ export class JobRunner {
 
   constructor(private readonly options: JobRunnerOptions) {}
 
+  /** How many jobs run here. */
+  get count(): number {
+    return this.running.size;
+  }
+
   /** Looks at once, then again and again until `close`. Resolves after the first look, whatever came of it. */
   async start(): Promise<void> {
     if (this.closed) return;

@@ -64,6 +64,8 @@ const bootstrapOrder = z.strictObject({
   tenant: z.string().min(1).optional(),
   /** After so many rejected rows it pauses. */
   rejectLimit: z.number().int().min(0).default(1000),
+  /** Straight into the tables, in files of its own, or row by row in turn with live events; by its size when absent. */
+  through: z.enum(["files", "queue"]).optional(),
   /** Entities that the export does not hold, and that are no newer than its watermark, are deleted, once confirmed. */
   reconcile: z.strictObject({ watermark: watermarkShape }).optional(),
 });
@@ -153,6 +155,9 @@ export const jobState = z.strictObject({
   bytesDone: z.number().default(0),
   rowsLanded: z.number().int().default(0),
   rowsRefined: z.number().int().default(0),
+  /** Beside those that have landed: they are in the import queue, since then at the latest. */
+  rowsWaiting: z.number().int().optional(),
+  waitingSince: z.iso.datetime().optional(),
   rejected: z.number().int().default(0),
   /** How much of comparing source and lake is done, from 0 to 1; once it has begun. */
   verified: z.number().optional(),

@@ -19,7 +19,7 @@ import { Collector } from "../../offload/collector.js";
 import { cachesIn } from "../../storage/object-cache.js";
 import type { ObjectStore } from "../../storage/object-store.js";
 import type { ChangeStreamReader, StreamBatch } from "../../stream/change-stream.js";
-import { serveJobs } from "./job-process.js";
+import { serveImports, serveJobs } from "./job-process.js";
 import { openStore } from "./lake-store.js";
 import { freePlace, lockData, openLog, openTraces, type Place } from "./runtime.js";
 import { OpenStreams, streamKind, typesOfDomains } from "./streams.js";
@@ -72,6 +72,8 @@ export async function runIngest(config: Config, project: Project): Promise<Runni
     closers.push(() => streams.close());
     const jobs = serveJobs(context, tracks, ingest);
     closers.push(() => jobs.close());
+    const imports = serveImports(context, metrics, jobs, ingest);
+    closers.push(() => imports.close());
     const { keepMs, collectEveryMs } = config.offload;
     const waiting = () => waitingAnywhere(config, project);
     const collector = new Collector({ store, keepMs, waiting });
@@ -80,6 +82,7 @@ export async function runIngest(config: Config, project: Project): Promise<Runni
     const stopAll = () => {
       stop();
       void jobs.close();
+      void imports.close();
     };
     return { done: done.finally(close), stop: stopAll, metrics };
   } catch (error) {

@@ -1,5 +1,4 @@
 import { availableParallelism } from "node:os";
-import { setTimeout as sleep } from "node:timers/promises";
 import { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
 import { cpuTimeMs } from "../../base/cpu-time.js";
@@ -9,12 +8,13 @@ import { runHere } from "../../bulk/job-here.js";
 import type { Job } from "../../bulk/jobs/job.js";
 import type { Told } from "../../bulk/jobs/job-report.js";
 import type { Outcome } from "../../bulk/jobs/job-runner.js";
-import { type Beside, Pace, type PaceClock } from "../../bulk/jobs/pace.js";
+import { type Beside, Pace } from "../../bulk/jobs/pace.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
 import { openContext } from "../../ingest/ingest.js";
 import type { BoundModel } from "../../models/bind.js";
 import { cleanUp } from "./ingest-process.js";
 import { openStore } from "./lake-store.js";
+import { paceClock } from "./pace-clock.js";
 import { freePlace, openLog } from "./runtime.js";
 
 /** The process of one bulk job. It lives as long as its parent; what it has not committed is done again by the next one. */
@@ -27,13 +27,6 @@ interface Start {
   readonly job: Job;
 }
 export type FromJob = { readonly told: Told } | { readonly ended: Outcome };
-
-const CLOCK: PaceClock = {
-  now: () => performance.now(),
-  wall: () => Date.now(),
-  cpu: cpuTimeMs,
-  sleep: (ms, signal) => sleep(ms, undefined, { signal }).catch(() => undefined),
-};
 
 /** Part of the names of its folders. */
 const NAME = "bulk";
@@ -84,7 +77,7 @@ async function run(
     });
     const { windows, yieldAtMs, limits: total } = config.bulk;
     const own = job.order.limits ?? {};
-    pace = new Pace({ own, total, windows, yieldAtMs, cores: availableParallelism() }, CLOCK);
+    pace = new Pace({ own, total, windows, yieldAtMs, cores: availableParallelism() }, paceClock(cpuTimeMs));
     const outcome = await runHere(context, job, {
       pace,
       signal: stopping.signal,

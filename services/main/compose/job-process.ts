@@ -1,17 +1,22 @@
 import { once } from "node:events";
+import { availableParallelism } from "node:os";
+import type { Registry } from "prom-client";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
 import { untilOpen } from "../../base/time-windows.js";
+import { ImportLander } from "../../bulk/imports/import-lander.js";
 import { RUNNABLE } from "../../bulk/job-kinds.js";
 import type { Job } from "../../bulk/jobs/job.js";
 import type { Told } from "../../bulk/jobs/job-report.js";
 import { type JobRun, JobRunner, type Outcome } from "../../bulk/jobs/job-runner.js";
 import { JobStore } from "../../bulk/jobs/job-store.js";
 import type { JobTracks } from "../../bulk/jobs/job-tracks.js";
+import { Pace } from "../../bulk/jobs/pace.js";
 import type { IngestContext } from "../../ingest/context.js";
 import type { Ingest } from "../../ingest/ingest.js";
 import type { FromJob, ToJob } from "./job-child.js";
 import { forkLimited, OTHER_BYTES } from "./limited-process.js";
+import { paceClock } from "./pace-clock.js";
 
 /** As tables have names, of what is shared out among workers: the lake's jobs. */
 const JOBS = "jobs";
@@ -48,6 +53,40 @@ export function serveJobs(
   });
   void runner.start();
   return runner;
+}
+
+/** Lands the import queue beside live events. */
+export function serveImports(
+  context: IngestContext,
+  registry: Registry,
+  runner: Pick<JobRunner, "count">,
+  ingest: Pick<Ingest, "landBeside" | "lagMs">,
+): ImportLander {
+  const { store, crew, config, log } = context;
+  const { windows, yieldAtMs, limits: total } = config.bulk;
+  // Most of this process's CPU time is live events': rows and bytes are what imports are held to.
+  const clock = paceClock(() => 0);
+  const pace = new Pace({ own: {}, total, windows, yieldAtMs, cores: availableParallelism() }, clock);
+  pace.tell({
+    get jobs() {
+      return runner.count;
+    },
+    get lagMs() {
+      return ingest.lagMs();
+    },
+  });
+  const lander = new ImportLander({
+    context,
+    jobs: new JobStore(store),
+    ingest,
+    // One that is for some domains alone may have the lease, and not the lane: then whoever has that does it.
+    isOurs: () => crew.tends(JOBS) || config.ingest.domains.length > 0,
+    pace,
+    log,
+    registry,
+  });
+  lander.start();
+  return lander;
 }
 
 /** Runs a job in a process of its own, whose end is nobody else's and which does not outlive this one. */

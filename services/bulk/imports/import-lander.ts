@@ -1,0 +1,162 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Logger } from "pino";
+import { Gauge, type Registry } from "prom-client";
+import type { IngestContext } from "../../ingest/context.js";
+import type { Ingest } from "../../ingest/ingest.js";
+import type { Job } from "../jobs/job.js";
+import type { JobStore } from "../jobs/job-store.js";
+import { streamOf } from "../jobs/job-tracks.js";
+import type { Pace } from "../jobs/pace.js";
+import { backlogOf, ImportQueue, type Waiting } from "./import-queue.js";
+
+/** How often to look for what others have queued, in ms. */
+const LOOK_MS = 1_000;
+/** How often to ask again for a turn while live events go first, in ms. */
+const ASK_MS = 20;
+
+export interface ImportLanderOptions {
+  readonly context: Pick<IngestContext, "store" | "duck" | "tableOptions">;
+  readonly jobs: Pick<JobStore, "list">;
+  readonly ingest: Pick<Ingest, "landBeside">;
+  /** Whether this worker lands the queue: one does, as far as anybody can tell. Safety does not rest on it. */
+  readonly isOurs: () => boolean;
+  /** Limits of all jobs, windows, and live events that lag. */
+  readonly pace: Pick<Pace, "after">;
+  readonly log: Pick<Logger, "warn">;
+  readonly registry: Registry;
+  /** In ms. */
+  readonly lookMs?: number;
+}
+
+/**
+ * Lands what waits in the import queue, one append after the other and in turn with live events: by their jobs' priority,
+ * then the older job's, then by position. What a job has queued that was cancelled is taken away, of one that is paused
+ * it stays.
+ */
+export class ImportLander {
+  private readonly stopping = new AbortController();
+  private queue: ImportQueue | undefined;
+  private running: Promise<void> | undefined;
+  /** As of the last look, by their streams. */
+  private known: { readonly jobs: ReadonlyMap<string, Job>; readonly at: number } | undefined;
+  /** What was landed last. */
+  private last: Pick<Waiting, "rows" | "bytes"> = { rows: 0, bytes: 0 };
+  private readonly gauges: Readonly<Record<"rows" | "bytes" | "seconds", Gauge>>;
+
+  constructor(private readonly options: ImportLanderOptions) {
+    const registers = [options.registry];
+    const gauge = (name: string, help: string) =>
+      new Gauge({ name: `tributary_imports_waiting_${name}`, help, registers });
+    this.gauges = {
+      rows: gauge("rows", "Rows that wait in the import queue."),
+      bytes: gauge("bytes", "Bytes of the files that they lie in."),
+      seconds: gauge("seconds", "For how long the oldest of them has waited; 0 when none waits."),
+    };
+  }
+
+  /** Looks again and again until `close`. */
+  start(): void {
+    this.running ??= this.run();
+  }
+
+  private async run(): Promise<void> {
+    const { signal } = this.stopping;
+    const { log, lookMs = LOOK_MS } = this.options;
+    while (!signal.aborted) {
+      try {
+        while (await this.round());
+      } catch (error) {
+        if (signal.aborted) return;
+        log.warn({ err: error }, "the import queue cannot be landed; trying again");
+        // What is in memory may be what is wrong.
+        this.queue = undefined;
+      }
+      await sleep(lookMs, undefined, { signal, ref: false }).catch(() => undefined);
+    }
+  }
+
+  /** Lands one append, of whatever type can have it. False when there is nothing to do now. */
+  private async round(): Promise<boolean> {
+    const { context, isOurs } = this.options;
+    if (!isOurs()) return false;
+    this.queue ??= await ImportQueue.open(context);
+    const { queue } = this;
+    if (queue === undefined) return false;
+    const waiting = await queue.look();
+    this.tell(waiting);
+    if (waiting.length === 0 && queue.streams.size === 0) return false;
+    const jobs = await this.jobs();
+    for (const stream of queue.streams) {
+      const job = jobs.get(stream);
+      if (job !== undefined && (isCancelled(job) || job.state.phase === "done")) await queue.forget(stream);
+    }
+    for (const one of turnsOf(waiting, jobs)) if (await this.land(queue, one)) return true;
+    return false;
+  }
+
+  private async jobs(): Promise<ReadonlyMap<string, Job>> {
+    const { jobs, lookMs = LOOK_MS } = this.options;
+    if (this.known === undefined || performance.now() - this.known.at >= lookMs) {
+      const at = performance.now();
+      const list = await jobs.list();
+      this.known = { jobs: new Map(list.map((job) => [streamOf(job.order.id), job])), at };
+    }
+    return this.known.jobs;
+  }
+
+  /** Whether it has landed. */
+  private async land(queue: ImportQueue, waiting: Waiting): Promise<boolean> {
+    const { ingest, pace } = this.options;
+    const { signal } = this.stopping;
+    await pace.after(this.last, signal);
+    this.last = { rows: 0, bytes: 0 };
+    const events = await queue.read(waiting);
+    const since = performance.now();
+    for (;;) {
+      signal.throwIfAborted();
+      const outcome = await ingest.landBeside(events, performance.now() - since);
+      if (outcome === "landed") break;
+      if (outcome !== "busy") return false;
+      await sleep(ASK_MS, undefined, { signal, ref: false });
+    }
+    await queue.landed(waiting);
+    this.last = waiting;
+    return true;
+  }
+
+  private tell(waiting: readonly Waiting[]): void {
+    const { rows, bytes, oldest } = backlogOf(waiting);
+    this.gauges.rows.set(rows);
+    this.gauges.bytes.set(bytes);
+    this.gauges.seconds.set(oldest === undefined ? 0 : Math.max(0, Date.now() - oldest) / 1000);
+  }
+
+  /** Ends behind what is just landing. */
+  async close(): Promise<void> {
+    this.stopping.abort();
+    await this.running;
+    await this.queue?.table.settled();
+  }
+}
+
+/** Cancelled, or to be: nothing more of it lands. */
+const isCancelled = ({ wish, state }: Job): boolean => wish === "cancel" || state.phase === "cancelled";
+const isPaused = ({ wish, state }: Job): boolean => wish === "pause" || state.phase === "paused";
+
+/**
+ * What is next of each stream and type, in the order of their turns. What no job is known of has come by another way, and
+ * goes as jobs of no particular priority do.
+ */
+export function turnsOf(waiting: readonly Waiting[], jobs: ReadonlyMap<string, Job>): Waiting[] {
+  const heads = new Map<string, Waiting>();
+  for (const one of waiting) {
+    const job = jobs.get(one.stream);
+    if (job !== undefined && (isCancelled(job) || isPaused(job))) continue;
+    const lane = [one.entityType, one.stream, one.partition].join("\n");
+    const before = heads.get(lane);
+    if (before === undefined || one.first < before.first) heads.set(lane, one);
+  }
+  const priority = ({ stream }: Waiting) => jobs.get(stream)?.order.priority ?? 0;
+  const asked = ({ stream, since }: Waiting) => Date.parse(jobs.get(stream)?.order.at ?? "") || since;
+  return [...heads.values()].sort((a, b) => priority(b) - priority(a) || asked(a) - asked(b));
+}
