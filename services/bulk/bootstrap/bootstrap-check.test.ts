@@ -1,13 +1,15 @@
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { Lake, TestStream, THING } from "../../../test/support/lake.js";
 import { literal } from "../../base/duckdb.js";
 import { inspect } from "../../sources/inspect.js";
 import { LocalRoot } from "../../sources/local-root.js";
 import type { BootstrapJob } from "../jobs/job.js";
 import { type BootstrapCheck, checkBootstrap, requirePassed } from "./bootstrap-check.js";
+
+vi.mock("../../sources/source-process.js", () => import("../../../test/support/readers-here.js"));
 
 let lake: Lake;
 const folder = mkdtempSync(join(tmpdir(), "tributary-check-"));

@@ -1,7 +1,7 @@
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import {
   expectedThings,
   Lake,
@@ -28,6 +28,8 @@ import { type Place, Sources } from "../../sources/sources.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { progressOf } from "../../table/progress.js";
 import { Bootstrap } from "./bootstrap.js";
+
+vi.mock("../../sources/source-process.js", () => import("../../../test/support/readers-here.js"));
 
 /** Canonical: no field that only says its zero, so that bytes do not tell an export's row from the event it came of. */
 const canonical = (event: TestEvent): TestEvent => {

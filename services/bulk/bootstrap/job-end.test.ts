@@ -1,7 +1,7 @@
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, expect, test } from "vitest";
+import { afterAll, expect, test, vi } from "vitest";
 import { expectedThings, Lake, type TestEvent, TestStream, THING } from "../../../test/support/lake.js";
 import { loadConfig } from "../../base/config.js";
 import type { IngestContext } from "../../ingest/context.js";
@@ -11,6 +11,8 @@ import { confirmDeletes } from "../verify/reconcile.js";
 import { planOf } from "../verify/reconcile-plan.js";
 import { verificationOf } from "../verify/verification.js";
 import { runBootstrap } from "./bootstrap-job.js";
+
+vi.mock("../../sources/source-process.js", () => import("../../../test/support/readers-here.js"));
 
 const exports = mkdtempSync(join(tmpdir(), "tributary-export-"));
 afterAll(() => rmSync(exports, { recursive: true, force: true }));

@@ -2,7 +2,7 @@ import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import {
   encodeTestEvent,
   expectedThings,
@@ -32,6 +32,8 @@ import { jobOrder } from "../jobs/job.js";
 import type { Told } from "../jobs/job-report.js";
 import { JobStore } from "../jobs/job-store.js";
 import { type EventShare, sharesOf } from "./event-types.js";
+
+vi.mock("../../sources/source-process.js", () => import("../../../test/support/readers-here.js"));
 
 const delimited = (events: readonly Uint8Array[]): Buffer =>
   Buffer.concat(events.flatMap((event) => [Buffer.from(varint(event.length)), event]));

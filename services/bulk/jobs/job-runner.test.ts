@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import pino from "pino";
-import { afterEach, expect, test } from "vitest";
+import { afterEach, expect, test, vi } from "vitest";
 import { Lake, THING } from "../../../test/support/lake.js";
 import { literal } from "../../base/duckdb.js";
 import { runHere } from "../job-here.js";
@@ -13,6 +13,8 @@ import { JobRunner, type JobRunnerOptions, type Outcome } from "./job-runner.js"
 import { JobStore } from "./job-store.js";
 import { JobTracks } from "./job-tracks.js";
 import { readRejects } from "./rejects.js";
+
+vi.mock("../../sources/source-process.js", () => import("../../../test/support/readers-here.js"));
 
 const at = new Date().toISOString();
 const by = "ops";

@@ -7,6 +7,8 @@ import { JobStore } from "../../bulk/jobs/job-store.js";
 import { FileStore } from "../../storage/file-store.js";
 import { runProgram } from "./program.js";
 
+vi.mock("../../sources/source-process.js", () => import("../../../test/support/readers-here.js"));
+
 /** What a command wrote. */
 let out = "";
 let err = "";
