@@ -14,6 +14,9 @@ const MAX_ROW_BYTES = 64 * 1024 * 1024;
  * tell is not there: a model that reads such a field is none of these.
  */
 export class ChunkModels {
+  /** Names of the models whose rows do not stand beside those that they are made of. */
+  private readonly scattered = new Set<string>();
+
   private constructor(
     private readonly connection: DuckDBConnection,
     private readonly models: readonly ChunkModel[],
@@ -50,27 +53,45 @@ export class ChunkModels {
     return made;
   }
 
-  private async writeOne({ name, sql, columns, out, tombstones }: ChunkModel): Promise<ModelChunk> {
-    const { connection } = this;
-    // What was not taken over stands in the way.
-    for (const path of [out, tombstones]) await rm(path, { force: true });
-    const order = ORDER_COLUMNS.map((column, at) => `${ChunkTable.ORDER[at]} AS ${column}`).join(", ");
-    const keys = `(SELECT tenant_id, entity_id, ${order} FROM ${ChunkTable.NAME})`;
+  /**
+   * A model maps row by row, so that what it makes of the table stands beside the table's own keys, unless it leaves
+   * rows out or orders them itself. Whether it does is looked at in each row; a join finds them then.
+   */
+  private async writeRows(model: ChunkModel): Promise<WrittenFile> {
+    const { connection, scattered } = this;
+    const { name, sql, columns, out } = model;
     const own = columns.map((column) => `m.${identifier(column.name)}`);
     const places = ORDER_COLUMNS.map((column) => `k.${column}`);
-    const rows = await writeParquet(
+    const select = `SELECT ${[...own, ...places].join(", ")} FROM (\n${sql}\n) m`;
+    const alike = "m.entity_id = k.entity_id AND m.tenant_id = k.tenant_id";
+    const fits = `CASE WHEN ${sizeOf(columns)} > ${MAX_ROW_BYTES} THEN error('large') ELSE true END`;
+    if (!scattered.has(name)) {
+      const beside = `CASE WHEN ${alike} THEN true ELSE error('scattered') END`;
+      const sql = `${select} POSITIONAL JOIN ${KEYS} k WHERE ${beside} AND ${fits}`;
+      const written = await writeParquet(connection, sql, out).catch(() => undefined);
+      if (written !== undefined) return written;
+      scattered.add(name);
+      await rm(out, { force: true });
+    }
+    const order = KEY_ORDER.split(", ").map((key) => `m.${key}`);
+    return writeParquet(
       connection,
-      `SELECT ${[...own, ...places].join(", ")}
-       FROM (\n${sql}\n) m JOIN ${keys} k ON m.entity_id = k.entity_id AND m.tenant_id = k.tenant_id
-       WHERE CASE WHEN ${sizeOf(columns)} > ${MAX_ROW_BYTES} THEN error('large') ELSE true END
-       ORDER BY ${KEY_ORDER.split(", ").map((key) => `m.${key}`)}`,
+      `${select} JOIN ${KEYS} k ON ${alike} WHERE ${fits} ORDER BY ${order}`,
       out,
     );
+  }
+
+  private async writeOne(model: ChunkModel): Promise<ModelChunk> {
+    const { connection } = this;
+    const { name, out, tombstones } = model;
+    // What was not taken over stands in the way.
+    for (const path of [out, tombstones]) await rm(path, { force: true });
+    const rows = await this.writeRows(model);
     const [[count]] = (await rowsOf(connection, `SELECT count(*) FROM ${ChunkTable.NAME}`)) as [[bigint]];
     if (BigInt(rows.rows) === count) return { name, rows, tombstones: undefined };
     const left: WrittenFile = await writeParquet(
       connection,
-      `SELECT ${[...KEY_COLUMNS, ...ORDER_COLUMNS].join(", ")} FROM ${keys}
+      `SELECT ${[...KEY_COLUMNS, ...ORDER_COLUMNS].join(", ")} FROM ${KEYS}
        ANTI JOIN read_parquet(${literal(out)}, hive_partitioning=false) USING (entity_id, tenant_id)
        ORDER BY ${KEY_ORDER}`,
       tombstones,
@@ -81,6 +102,10 @@ export class ChunkModels {
       : Promise.reject(new Error());
   }
 }
+
+/** The keys of the table's rows, and their places in the order of writes. */
+const KEYS = `(SELECT tenant_id, entity_id, ${ORDER_COLUMNS.map((column, at) => `${ChunkTable.ORDER[at]} AS ${column}`).join(", ")}
+  FROM ${ChunkTable.NAME})`;
 
 const sizeOf = (columns: ChunkModel["columns"]): string =>
   columns

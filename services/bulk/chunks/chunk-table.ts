@@ -33,6 +33,7 @@ const NOTHING: Readonly<Record<string, string>> = {
 };
 /** Tells of the rows whose payloads lie elsewhere, where there are any. */
 const LARGE = "tributary_large";
+const ARRANGED = "tributary_arranged";
 /** The order of files in tables: that which they are compacted into, so that they need no compaction. */
 export const KEY_ORDER = "tenant_id, entity_id";
 
@@ -40,6 +41,8 @@ export const KEY_ORDER = "tenant_id, entity_id";
 export class ChunkTable {
   static readonly NAME = "tributary_chunk";
   private made = false;
+  /** Whether no two of the rows have the same key, as far as their order has told. */
+  private distinct = false;
   /** Whether LARGE tells of rows of this chunk. */
   private hasLarge = false;
   private defined = false;
@@ -95,6 +98,28 @@ export class ChunkTable {
     this.hasLarge = false;
   }
 
+  /**
+   * Puts the rows in the order of files, which is found out first: exports mostly are in it. All that is written of the
+   * table reads it from its first row to its last, so that nothing is sorted again.
+   */
+  private async arrange(): Promise<void> {
+    const { connection } = this;
+    const [[wrong, repeated]] = (await rowsOf(
+      connection,
+      `SELECT count(*) FILTER (last_tenant > tenant_id OR (last_tenant = tenant_id AND last_entity > entity_id)),
+         count(*) FILTER (last_tenant = tenant_id AND last_entity = entity_id)
+       FROM (SELECT tenant_id, entity_id, lag(tenant_id) OVER () AS last_tenant, lag(entity_id) OVER () AS last_entity
+         FROM ${ChunkTable.NAME})`,
+    )) as [[bigint, bigint]];
+    this.distinct = wrong + repeated === 0n;
+    if (wrong === 0n) return;
+    await connection.run(
+      `CREATE TEMP TABLE ${ARRANGED} AS SELECT * FROM ${ChunkTable.NAME} ORDER BY ${KEY_ORDER}, ${ROW.ordinal};
+       DROP TABLE ${ChunkTable.NAME};
+       ALTER TABLE ${ARRANGED} RENAME TO ${ChunkTable.NAME}`,
+    );
+  }
+
   /** Takes away the rows from an ordinal on that the engine knows to be no events, and tells of them. */
   async sift(from: number, reject: (ordinal: number, fault: RowFault) => void): Promise<void> {
     if (!this.made) return;
@@ -113,6 +138,7 @@ export class ChunkTable {
   /** A raw file of the rows, those left out that turn out to be no events. Undefined when there are none. */
   async writeRaw(path: string, receivedAt: number, reject: Reject): Promise<WrittenFile | undefined> {
     if (!this.made) return undefined;
+    await this.arrange();
     const { functions, connection } = this;
     const write = async (): Promise<WrittenFile> => {
       // Ids count on behind the rows that were deleted.
@@ -211,8 +237,10 @@ export class ChunkTable {
       received_at: `make_timestamptz(${receivedAt * 1000})`,
     };
     const list = this.columns.map((name) => `${values[name]!} AS ${identifier(name)}`);
-    const large = this.hasLarge ? `LEFT JOIN ${LARGE} ON large_row = ${ChunkTable.NAME}.rowid` : "";
-    return `SELECT ${list.join(", ")} FROM ${ChunkTable.NAME} ${large} ORDER BY ${KEY_ORDER}`;
+    const from = `SELECT ${list.join(", ")} FROM ${ChunkTable.NAME}`;
+    return this.hasLarge
+      ? `${from} LEFT JOIN ${LARGE} ON large_row = ${ChunkTable.NAME}.rowid ORDER BY ${KEY_ORDER}`
+      : from;
   }
 
   /**
@@ -220,6 +248,14 @@ export class ChunkTable {
    * of the others lie.
    */
   async keepWinners(): Promise<TenantRange[]> {
+    if (!this.distinct) await this.leaveLosers();
+    return (await rowsOf(
+      this.connection,
+      `SELECT tenant_id, min(entity_id), max(entity_id) FROM ${ChunkTable.NAME} GROUP BY 1`,
+    )) as [string, string, string][];
+  }
+
+  private async leaveLosers(): Promise<void> {
     const { connection } = this;
     const alike = `SELECT key FROM (SELECT hash(tenant_id, entity_id) AS key FROM ${ChunkTable.NAME}) GROUP BY key HAVING count(*) > 1`;
     const rows = (await rowsOf(
@@ -243,10 +279,6 @@ export class ChunkTable {
       } else lost.push(id);
     }
     if (lost.length > 0) await this.leaveOut(lost);
-    return (await rowsOf(
-      connection,
-      `SELECT tenant_id, min(entity_id), max(entity_id) FROM ${ChunkTable.NAME} GROUP BY 1`,
-    )) as [string, string, string][];
   }
 
   /** SQL over the columns of order that a refined row has, in the order of a table's. */
