@@ -25,7 +25,9 @@ import {
   type VerifyRequest,
 } from "./jobs/job.js";
 import { JobStore } from "./jobs/job-store.js";
+import { type RejectPage, readRejects } from "./jobs/rejects.js";
 import { selectionOf } from "./replay/replay-plan.js";
+import { type Report, type ReportContext, reportOf } from "./report.js";
 import { confirmDeletes, type ToDelete } from "./verify/reconcile.js";
 
 /** Lends what a source is checked against. */
@@ -35,7 +37,7 @@ export type Checking = <T>(use: (parts: Omit<CheckContext, "store">) => Promise<
 export class JobDesk {
   readonly jobs: JobStore;
 
-  constructor(private readonly store: ObjectStore) {
+  constructor(readonly store: ObjectStore) {
     this.jobs = new JobStore(store);
   }
 
@@ -113,6 +115,27 @@ export class JobDesk {
     await audit(this.store, { at, by, action: "bootstrap verify", job: of, tenant: order.tenant });
     const outcome = await this.jobs.order(jobOrder.parse({ kind: "verify", id, of, ...asked, by, at }));
     return { job: await this.jobs.get(id), wasThere: outcome === "exists" };
+  }
+
+  /** Rows of a job that are no events, a page of them. Errors: TRB-JOB-UNKNOWN; those of reading a table. */
+  async rejects(
+    context: Omit<ReportContext, "store">,
+    id: string,
+    page: { readonly limit: number; readonly after?: string },
+    by: string,
+  ): Promise<RejectPage> {
+    const { order } = await this.jobs.get(id);
+    const at = new Date().toISOString();
+    await audit(this.store, { at, by, action: "bootstrap rejects", job: id, tenant: tenantOf(order) });
+    return readRejects({ ...context, store: this.store }, id, page);
+  }
+
+  /** All that is known of a job; it names tenants and entities. Errors: as `reportOf`. */
+  async report(context: Omit<ReportContext, "store">, id: string, by: string): Promise<Report> {
+    const { order } = await this.jobs.get(id);
+    const at = new Date().toISOString();
+    await audit(this.store, { at, by, action: "bootstrap report", job: id, tenant: tenantOf(order) });
+    return reportOf({ ...context, store: this.store }, id);
   }
 
   /** The job deletes what it has found, and goes on. Errors: TRB-JOB-UNKNOWN, TRB-JOB-ENDED; TRB-RECONCILE-COUNT. */

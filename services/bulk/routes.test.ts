@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { InjectOptions } from "fastify";
@@ -17,7 +17,11 @@ import { SigningKey } from "../tenancy/signing-key.js";
 import { signToken, type TokenInit, TokenVerifier } from "../tenancy/tokens.js";
 import { JobDesk } from "./job-desk.js";
 import { jobOrder, jobState } from "./jobs/job.js";
+import { JobRejects } from "./jobs/rejects.js";
+import type { ReportContext } from "./report.js";
 import { registerBulk } from "./routes.js";
+import { STANDINGS, type Standing } from "./verify/refined-check.js";
+import { keepVerification } from "./verify/verification.js";
 
 vi.mock("../sources/source-process.js", () => import("../../test/support/readers-here.js"));
 
@@ -28,6 +32,7 @@ let server: HttpServer;
 let key: SigningKey;
 let desk: JobDesk;
 let duck: Duck;
+let context: ReportContext;
 
 beforeAll(async () => {
   store = await FileStore.open({ folder: join(folder, "data/lake"), staging: join(folder, "data/staging") });
@@ -45,7 +50,14 @@ beforeAll(async () => {
   desk = new JobDesk(store);
   const registry = ProtoRegistry.load([join(packageRoot, "proto")]);
   const parts = { registry, duck, config, tableOptions: { checkpointEvery: 10 } };
-  await registerBulk(server.app, { desk, verifier, checking: (use) => use(parts) });
+  await registerBulk(server.app, {
+    desk,
+    verifier,
+    checking: (use) => use(parts),
+    reading: (_, use) => use({ name: "live", head: async () => new Map([["0", "0007"]]) }),
+    models: () => ["scm.files"],
+  });
+  context = { store, ...parts };
 });
 afterAll(async () => {
   await server.drain();
@@ -58,10 +70,12 @@ async function ask(
   path: string,
   body?: unknown,
   token: Partial<TokenInit> = {},
-): Promise<{ status: number; body: Record<string, unknown> & { error: { code: string; message: string } } }> {
+  accept = "application/json",
+): Promise<Answer> {
   const init = { role: "operator", tenants: "*", subject: "olga", expiresIn: 60, ...token } as const;
-  const headers = { authorization: `Bearer ${await signToken(key, "tributary", init)}` };
-  const options: InjectOptions = { method, url: `/v1/bootstraps${path}`, headers };
+  const headers = { authorization: `Bearer ${await signToken(key, "tributary", init)}`, accept };
+  const url = path.startsWith("/v1/") ? path : `/v1/bootstraps${path}`;
+  const options: InjectOptions = { method, url, headers };
   const sent =
     body === undefined
       ? options
@@ -71,7 +85,20 @@ async function ask(
           payload: typeof body === "string" ? body : JSON.stringify(body),
         };
   const answer = await server.app.inject(sent);
-  return { status: answer.statusCode, body: answer.json() };
+  const isJson = String(answer.headers["content-type"]).startsWith("application/json");
+  return {
+    status: answer.statusCode,
+    body: (isJson ? answer.json() : {}) as Answer["body"],
+    text: answer.body,
+    headers: answer.headers,
+  };
+}
+
+interface Answer {
+  readonly status: number;
+  readonly body: Record<string, unknown> & { error: { code: string; message: string } };
+  readonly text: string;
+  readonly headers: Readonly<Record<string, unknown>>;
 }
 
 const asked = {
@@ -109,7 +136,7 @@ test("an export is tried, asked for once, looked at and wished about, and the au
     body: { id: "one", mapping: asked.mapping, by: "olga", wish: "run", state: { phase: "waiting" } },
   });
   const again = await ask("POST", "", asked);
-  expect(again).toEqual({ status: 200, body: started.body });
+  expect(again).toMatchObject({ status: 200, body: started.body });
   expect(await ask("POST", "/one/pause")).toMatchObject({ status: 200, body: { wish: "pause" } });
   expect(await ask("GET", "/one")).toMatchObject({ status: 200, body: { id: "one", wish: "pause" } });
   expect(await ask("POST", "/one/resume", {})).toMatchObject({ status: 200, body: { wish: "run" } });
@@ -127,10 +154,17 @@ test("nobody but an operator for all tenants gets anything, nor learns what jobs
     ["POST", ""],
     ["GET", ""],
     ["GET", "/hidden"],
+    ["GET", "/hidden/report"],
+    ["GET", "/hidden/rejects"],
+    ["POST", "/hidden/confirm"],
+    ["POST", "/hidden/verify"],
+    ["POST", "/v1/replays"],
+    ["GET", "/v1/watermarks/scm.v1.File"],
     ["POST", "/hidden/cancel"],
   ] as const;
   for (const [method, path] of routes) {
-    const none = await server.app.inject({ method, url: `/v1/bootstraps${path}` });
+    const url = path.startsWith("/v1/") ? path : `/v1/bootstraps${path}`;
+    const none = await server.app.inject({ method, url });
     expect([none.statusCode, none.json().error.code]).toEqual([401, "TRB-AUTH-MISSING"]);
     for (const role of ["analyst", "producer"] as const) {
       expect((await ask(method, path, undefined, { role })).body.error.code).toBe("TRB-AUTH-ROLE");
@@ -163,14 +197,14 @@ test("a dry run that is not spelled so begins nothing", async () => {
   expect(await desk.jobs.has("dry")).toBe(false);
 });
 
-test("jobs that are none, of another kind, over or of other words are told apart", async () => {
+test("jobs that are none, over or of other words are told apart", async () => {
   await there("two");
-  await there("again", "replay");
-  for (const id of ["none", "again", "..%2Forders%2Ftwo"]) {
-    expect((await ask("GET", `/${id}`)).body.error.code).toBe("TRB-JOB-UNKNOWN");
+  for (const id of ["none", "..%2Forders%2Ftwo"]) {
+    for (const path of ["", "/report", "/rejects"])
+      expect((await ask("GET", `/${id}${path}`)).body.error.code).toBe("TRB-JOB-UNKNOWN");
     expect((await ask("POST", `/${id}/cancel`)).body.error.code).toBe("TRB-JOB-UNKNOWN");
+    expect((await ask("POST", `/${id}/verify`)).body.error.code).toBe("TRB-JOB-UNKNOWN");
   }
-  expect((await desk.jobs.get("again")).wish).toBe("run");
   expect((await ask("POST", "", { ...asked, id: "two", tenant: "acme" })).body.error.code).toBe(
     "TRB-JOB-EXISTS",
   );
@@ -179,4 +213,162 @@ test("jobs that are none, of another kind, over or of other words are told apart
     status: 409,
     body: { error: { code: "TRB-JOB-ENDED" } },
   });
+});
+
+test("a replay is asked for, once, and is looked at and wished about as any job", async () => {
+  const words = { id: "over", model: "scm.files", action: "repair", tenant: "acme" };
+  const limits = { rowsPerSecond: 100 };
+  expect(await ask("POST", "/v1/replays", { ...words, limits })).toMatchObject({
+    status: 201,
+    body: { kind: "replay", by: "olga", limits, state: { phase: "waiting" } },
+  });
+  expect((await ask("POST", "/v1/replays", { ...words, limits })).status).toBe(200);
+  expect(await ask("POST", "/over/pause")).toMatchObject({ status: 200, body: { wish: "pause" } });
+  expect((await ask("GET", "/over/report")).body).toMatchObject({ job: { id: "over" }, replay: null });
+  const wrong = [
+    [{ ...words, id: "x", model: "scm.nothing" }, "TRB-REPLAY-ORDER", "model"],
+    [{ ...words, id: "x", tenant: undefined }, "TRB-REPLAY-ORDER", "tenant"],
+    [{ ...words, id: "x", action: "drop" }, "TRB-REQ-INVALID", "action"],
+    [{ ...words, id: "x", limits: { cpuShare: 2 } }, "TRB-REQ-INVALID", "cpuShare"],
+  ] as const;
+  for (const [body, code, field] of wrong) {
+    const { error } = (await ask("POST", "/v1/replays", body)).body;
+    expect(error).toMatchObject({ code, message: expect.stringContaining(field) });
+  }
+});
+
+test("a watermark is the stream's end, or further where raw is", async () => {
+  const { body } = await ask("GET", "/v1/watermarks/scm.v1.File");
+  expect(body).toEqual({ positions: { "live.0": "0007" } });
+  expect((await ask("GET", "/v1/watermarks/scm.v1.Nothing")).body.error.code).toBe("TRB-BULK-MAPPING");
+});
+
+/** A job that has been verified, has rejects, and has found what its export lacks; its names are somebody's who hopes to be shown. */
+async function reported(id: string): Promise<{ readonly tenant: string }> {
+  const tenant = '"><script>alert(1)</script>';
+  const entity = "a\u202eb<img src=x>&'";
+  await there(id);
+  const seconds = { landing: 2, verifying: 0.5 };
+  const told = { rowsLanded: 3000, rejected: 2, seconds, writtenAt: at, startedAt: at };
+  await desk.jobs.tell(id, jobState.parse({ phase: "paused", code: "TRB-RECONCILE-CONFIRM", ...told }));
+  const rejects = await JobRejects.open(context, id);
+  const bytes = Buffer.from('{"id":"b"}');
+  const why = { code: "TRB-EVENT-TENANT" as const, message: "tenant: expected one", offset: undefined };
+  const file = { number: 0, shown: "exports/a/<1>.ndjson" };
+  await rejects.keep(
+    file,
+    [1, 2].map((row) => ({ ...why, row, bytes })),
+  );
+  await rejects.close();
+  const events = { rows: 3000, keys: "a".repeat(32), events: "b".repeat(32) };
+  const none = Object.fromEntries(STANDINGS.map((one) => [one, 0])) as Record<Standing, number>;
+  const model = {
+    entities: { ...none, winning: 2999, missing: 1 },
+    made: { path: "c".repeat(16) },
+    found: { path: "d".repeat(16) },
+    differing: { path: 7 },
+    equal: false,
+  };
+  const one = { tenant, equal: false, source: events, raw: events, models: { "scm.files": model } };
+  await keepVerification(store, {
+    job: id,
+    entityType: "scm.v1.File",
+    at,
+    equal: false,
+    rejected: 2,
+    source: events,
+    raw: { ...events, version: 5 },
+    models: { "scm.files": 7 },
+    tenants: [one],
+    more: 0,
+    keys: [{ model: "scm.files", tenant, id: entity, why: "missing" }],
+  });
+  const path = join(folder, `${id}.parquet`).replaceAll("'", "''");
+  await duck.with((connection) =>
+    connection.run(
+      `COPY (SELECT 'acme' AS tenant_id, 'gone-' || i AS entity_id, i AS version FROM range(25) t(i)) TO '${path}' (FORMAT parquet)`,
+    ),
+  );
+  const planKey = `jobs/reconciles/reconcile-${id}.parquet`;
+  await store.put(planKey, readFileSync(path));
+  const plan = {
+    deletes: 25,
+    tenants: 1,
+    leftAlone: 2,
+    digest: "e",
+    table: "t",
+    version: 41,
+    key: planKey,
+    at,
+  };
+  await store.put(`jobs/reconciles/${id}.json`, Buffer.from(JSON.stringify(plan)));
+  return { tenant };
+}
+
+test("a report tells programs all of it, and people on one page that runs and fetches nothing", async () => {
+  const { tenant } = await reported("told");
+  const json = (await ask("GET", "/told/report")).body;
+  expect(json).toMatchObject({
+    job: { id: "told", by: "ops" },
+    equal: false,
+    rejects: [{ code: "TRB-EVENT-TENANT", rows: 2, source: "exports/a/<1>.ndjson", row: 1 }],
+    vanished: {
+      count: 25,
+      asOf: 41,
+      leftAlone: 2,
+      confirmed: null,
+      tenants: [{ tenant: "acme", entities: 25 }],
+    },
+    verifications: [{ tenants: [{ tenant, models: { "scm.files": { differing: { path: 7 } } } }] }],
+  });
+  const page = await ask("GET", "/told/report", undefined, {}, "text/html,*/*;q=0.8");
+  expect(page.headers).toMatchObject({
+    "content-type": "text/html; charset=utf-8",
+    "content-security-policy": expect.stringContaining("default-src 'none'"),
+  });
+  expect(page.text).not.toMatch(/<script|<img|<link|<[^>]*(src|href)=|\u202e/);
+  expect(page.text).toContain("&quot;&gt;&lt;script&gt;alert(1)&lt;/script&gt;");
+  expect(page.text).toContain("a\\u202eb&lt;img src=x&gt;&amp;&#39;");
+  for (const words of [
+    "Source and lake differ for 1 tenant",
+    "tributary bootstrap confirm told --count 25 --as-of 41",
+    "1,500",
+    "gone-3",
+    "… and 5 more",
+    `${"c".repeat(16)}`,
+  ])
+    expect(page.text).toContain(words);
+  expect(page.text).not.toContain(folder);
+});
+
+test("deletes are confirmed by their number and snapshot, and the job goes on", async () => {
+  await reported("lacks");
+  for (const [body, message] of [
+    [{ count: 24, asOf: 41 }, "expected 25 as of version 41"],
+    [{ count: 25, asOf: 40 }, "expected 25 as of version 41"],
+    [{ count: 25 }, "asOf"],
+  ] as const) {
+    const { error } = (await ask("POST", "/lacks/confirm", body)).body;
+    expect(error.message).toContain(message);
+    expect((await desk.jobs.get("lacks")).state.phase).toBe("paused");
+  }
+  const { body } = await ask("POST", "/lacks/confirm", { count: 25, asOf: 41 });
+  expect(body).toMatchObject({ wish: "run", state: { phase: "waiting" } });
+  expect((await ask("GET", "/lacks/report")).body).toMatchObject({ vanished: { confirmed: { by: "olga" } } });
+});
+
+test("rejects come page by page, as they were or as lines to be mended", async () => {
+  await reported("bad");
+  const first = await ask("GET", "/bad/rejects?limit=1");
+  expect(first.body).toMatchObject({
+    id: "bad",
+    rejects: [{ row: 1, code: "TRB-EVENT-TENANT", offset: null }],
+  });
+  const link = /^<(.+)>; rel="next"$/.exec(String(first.headers.link))?.[1];
+  const second = await ask("GET", link!, undefined, {}, "application/x-ndjson");
+  expect(JSON.parse(second.text)).toMatchObject({ id: "b", tributary_reject: { row: 2 } });
+  expect((await ask("GET", "/bad/rejects?limit=0")).body.error).toMatchObject({ code: "TRB-REQ-INVALID" });
+  const done: string[] = [];
+  for await (const { action, by, job } of auditTrail(store)) if (job === "bad") done.push(`${action} ${by}`);
+  expect(done).toEqual(["bootstrap rejects olga", "bootstrap rejects olga"]);
 });

@@ -183,6 +183,14 @@ export interface KeptReject extends Omit<Reject, "code"> {
   readonly rejectedAt: string;
 }
 
+/** As it is answered: plain JSON, bytes in base64. */
+export const rejectJson = ({ bytes, message, offset, ...rest }: KeptReject) => ({
+  ...rest,
+  offset: offset ?? null,
+  reason: message,
+  bytes: Buffer.from(bytes).toString("base64"),
+});
+
 export interface RejectPage {
   readonly rejects: readonly KeptReject[];
   /** For the next page; undefined after the last one. */
@@ -228,4 +236,43 @@ export async function readRejects(
     })),
     next: last === undefined || rows.length < limit ? undefined : `${last[0]}/${last[1]}`,
   };
+}
+
+/** Rejects for one reason. */
+export interface RejectReason {
+  readonly code: string;
+  readonly reason: string;
+  readonly rows: number;
+  /** Where the first of them lies. */
+  readonly source: string;
+  readonly row: number;
+}
+
+const MOST_REASONS = 50;
+
+/** Why a job's rows were rejected, the most frequent reason first, so many of them at most. Errors: those of reading a table. */
+export async function rejectReasons(
+  { store, duck, tableOptions }: Context,
+  job: string,
+): Promise<RejectReason[]> {
+  const table = await DeltaTable.open(store, rejectsRoot(job), duck, tableOptions);
+  if (table === undefined) return [];
+  const { snapshot } = table;
+  const columns = ["part", "position", "source", "row", "code", "reason"];
+  const rows = await withFilesScan(table, snapshot, snapshot.files, { columns }, (sql) =>
+    duck.with((connection) =>
+      rowsOf(
+        connection,
+        `SELECT code, reason, count(*), arg_min(source, (part, position)), arg_min(row, (part, position))
+         FROM (${sql}) GROUP BY ALL ORDER BY 3 DESC, 1, 2 LIMIT ${MOST_REASONS}`,
+      ),
+    ),
+  );
+  return rows.map(([code, reason, count, source, row]) => ({
+    code: String(code),
+    reason: String(reason),
+    rows: Number(count),
+    source: String(source),
+    row: Number(row),
+  }));
 }

@@ -189,3 +189,45 @@ async function keep(
 
 const empty = (): TributaryError =>
   new TributaryError("TRB-RECONCILE-EXPORT", "the export is empty: expected rows to have landed of it");
+
+/** What a plan would delete, as operators look at it before they confirm. */
+export interface PlannedDeletes {
+  /** Those with most first, so many at most. */
+  readonly tenants: readonly { readonly tenant: string; readonly entities: number }[];
+  /** Some of them, by tenant and id. */
+  readonly some: readonly { readonly tenant: string; readonly id: string; readonly version: string }[];
+}
+
+const SHOWN = { tenants: 1000, entities: 20 };
+
+/** Undefined once the job is over: what it has deleted is in raw. Errors: those of the store and the engine. */
+export async function plannedDeletes(
+  { store, duck }: Pick<IngestContext, "store" | "duck">,
+  { key }: Pick<ReconcilePlan, "key">,
+): Promise<PlannedDeletes | undefined> {
+  if ((await store.stat(key)) === undefined) return undefined;
+  return store.withLocal([key], ([path]) =>
+    duck.with(async (connection) => {
+      const relation = `read_parquet(${literal(path!)}, hive_partitioning=false)`;
+      const tenants = await rowsOf(
+        connection,
+        `SELECT tenant_id, count(*) FROM ${relation} GROUP BY ALL ORDER BY 2 DESC, 1 LIMIT ${SHOWN.tenants}`,
+      );
+      const some = await rowsOf(
+        connection,
+        `SELECT tenant_id, entity_id, version FROM ${relation} ORDER BY ALL LIMIT ${SHOWN.entities}`,
+      );
+      return {
+        tenants: tenants.map(([tenant, entities]) => ({
+          tenant: String(tenant),
+          entities: Number(entities),
+        })),
+        some: some.map(([tenant, id, version]) => ({
+          tenant: String(tenant),
+          id: String(id),
+          version: String(version),
+        })),
+      };
+    }),
+  );
+}

@@ -203,7 +203,8 @@ function total(digests: EventDigests): EventDigest {
   return sum.get("") ?? NO_EVENTS;
 }
 
-const keyOf = (job: string, entityType: string): string => `jobs/reports/${job}/${entityType}.json`;
+const folderOf = (job: string): string => `jobs/reports/${job}/`;
+const keyOf = (job: string, entityType: string): string => `${folderOf(job)}${entityType}.json`;
 
 /** Keeps what was found last. */
 export async function keepVerification(store: Pick<ObjectStore, "put">, found: Verification): Promise<void> {
@@ -218,4 +219,18 @@ export async function verificationOf(
 ): Promise<Verification | undefined> {
   const bytes = await store.get(keyOf(job, entityType));
   return bytes === undefined ? undefined : verificationShape.parse(JSON.parse(bytes.toString("utf8")));
+}
+
+/** As `verificationOf`, of all entity types that the job brought. */
+export async function verificationsOf(
+  store: Pick<ObjectStore, "get" | "list">,
+  job: string,
+): Promise<Verification[]> {
+  const found: Verification[] = [];
+  const folder = folderOf(job);
+  for await (const { key } of store.list(folder)) {
+    const one = await verificationOf(store, job, key.slice(folder.length, -".json".length));
+    if (one !== undefined) found.push(one);
+  }
+  return found;
 }

@@ -1,6 +1,7 @@
 import { CODES } from "../../base/codes.js";
+import { duration, grouped, printable } from "../../base/in-words.js";
 import { ProgressBar, type ProgressStream } from "../terminal/progress-bar.js";
-import { duration, grouped, printable, textTable } from "../terminal/text-table.js";
+import { textTable } from "../terminal/text-table.js";
 import { type PublishOptions, type PublishSummary, publishFile } from "./publish.js";
 
 /** Where a command speaks: answers to `out`, what goes on meanwhile to `err`. */

@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
@@ -13,6 +13,7 @@ vi.mock("../../sources/source-process.js", () => import("../../../test/support/r
 let out = "";
 let err = "";
 let folder: string;
+let store: FileStore;
 let jobs: JobStore;
 
 beforeEach(async () => {
@@ -20,9 +21,8 @@ beforeEach(async () => {
   err = "";
   folder = mkdtempSync(join(tmpdir(), "tributary-bootstrap-"));
   mkdirSync(join(folder, "data/lake"), { recursive: true });
-  jobs = new JobStore(
-    await FileStore.open({ folder: join(folder, "data/lake"), staging: join(folder, "scratch") }),
-  );
+  store = await FileStore.open({ folder: join(folder, "data/lake"), staging: join(folder, "scratch") });
+  jobs = new JobStore(store);
   vi.spyOn(console, "log").mockImplementation((text) => {
     out += `${text}\n`;
   });
@@ -208,6 +208,10 @@ describe("what is asked for wrongly ends with 2 and names the field", () => {
     [["--priority", "101"], "--priority"],
     [["--reject-limit", "-1"], "--reject-limit"],
     [["--format", "xml"], "--format"],
+    [["--cpu-share", "1.5"], "--cpu-share"],
+    [["--rows-per-second", "0"], "--rows-per-second"],
+    [["--reconcile", "nosuch.json"], "--reconcile"],
+    [["--reconcile", '{"version":-1}'], "reconcile.watermark"],
   ])("%j", async (args, field) => {
     expect(await start("--detach", ...args)).toBe(2);
     expect(err).toContain(field);
@@ -218,5 +222,55 @@ describe("what is asked for wrongly ends with 2 and names the field", () => {
     writeFileSync(join(folder, "mapping.yaml"), "tenant: customer\nid: id\n");
     expect(await start("--detach", ...mapped(), "--json")).toBe(2);
     expect(JSON.parse(err).error.message).toMatch(/mapping/);
+  });
+});
+
+describe("what an export lacks", () => {
+  it("is asked for with a watermark, as JSON or as a file of it, beside limits", async () => {
+    const positions = { "embedded-1.0": "0007" };
+    writeFileSync(join(folder, "watermark.json"), JSON.stringify({ positions }));
+    const file = ["--reconcile", join(folder, "watermark.json")];
+    const limits = ["--rows-per-second", "1000", "--cpu-share", "0.25"];
+    expect(await start(...mapped(), "--detach", "--json", ...file, ...limits)).toBe(0);
+    expect(JSON.parse(out)).toMatchObject({
+      reconcile: { watermark: { positions } },
+      limits: { rowsPerSecond: 1000, cpuShare: 0.25 },
+    });
+  });
+
+  it("is confirmed by numbers, which are told where they are others", async () => {
+    await asked();
+    await tell("paused", { code: "TRB-RECONCILE-CONFIRM", reason: "3 entities" });
+    expect(await run("confirm", "a", "--count", "3", "--as-of", "7")).toBe(1);
+    expect(err).toContain("the job has found none to be confirmed yet");
+    const plan = { deletes: 3, tenants: 1, leftAlone: 0, digest: "d", table: "t", version: 8, key: "k" };
+    await store.put(
+      "jobs/reconciles/a.json",
+      Buffer.from(JSON.stringify({ ...plan, at: "2026-01-02T03:04:05Z" })),
+    );
+    expect(await run("confirm", "a", "--count", "3", "--as-of", "7")).toBe(1);
+    expect(err).toContain("expected 3 as of version 8");
+    expect(await run("report", "a")).toBe(0);
+    expect(out).toContain("tributary bootstrap confirm a --count 3 --as-of 8");
+    expect((await jobs.get("a")).state.phase).toBe("paused");
+    expect(await run("confirm", "a", "--count", "3", "--as-of", "8")).toBe(0);
+    expect(out).toMatch(/phase +waiting/);
+  });
+});
+
+describe("a report", () => {
+  it("is text, JSON, or a page in a file of its own", async () => {
+    await asked();
+    expect(await run("report", "a")).toBe(0);
+    expect(out).toContain("Bootstrap a: Nobody has compared source and lake yet; the job is waiting");
+    expect(await run("report", "a", "--json")).toBe(0);
+    expect(JSON.parse(out)).toMatchObject({ job: { id: "a" }, equal: null, verifications: [] });
+    const page = join(folder, "report.html");
+    expect(await run("report", "a", "--html", page)).toBe(0);
+    expect(readFileSync(page, "utf8")).toMatch(/^<!doctype html>.*Bootstrap a/s);
+    expect(await run("report", "a", "--html", page)).toBe(2);
+    expect(err).toContain("--html");
+    expect(await run("verify", "a")).toBe(1);
+    expect(err).toContain("TRB-VERIFY-NOTHING");
   });
 });

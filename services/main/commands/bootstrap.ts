@@ -19,6 +19,7 @@ import { FORMATS } from "../../sources/formats.js";
 import { readingDuck, withStore } from "../compose/runtime.js";
 import { checkText } from "./check-view.js";
 import { exitCodeOf, followJob } from "./follow-job.js";
+import { addReportCommand } from "./job-report.js";
 import { jobLines, jobsTable } from "./job-view.js";
 import { localUser } from "./local-user.js";
 import {
@@ -68,6 +69,7 @@ export function addBootstrapCommands(program: Command): void {
   addStart(group);
   addRejectCommands(group);
   addReconcileCommands(group);
+  addReportCommand(group);
   addVerifyCommand(group);
   withData(group.command("ls"))
     .description("list all bulk jobs, the oldest first")

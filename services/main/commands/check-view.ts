@@ -1,5 +1,6 @@
+import { grouped, printable } from "../../base/in-words.js";
 import type { BootstrapCheck } from "../../bulk/bootstrap/bootstrap-check.js";
-import { grouped, printable, textTable } from "../terminal/text-table.js";
+import { textTable } from "../terminal/text-table.js";
 
 /** What a dry run finds, for people. */
 export function checkText(check: BootstrapCheck): string {

@@ -1,6 +1,7 @@
 import { CODES, type Code } from "../../base/codes.js";
+import { duration, grouped, printable } from "../../base/in-words.js";
 import { hasEnded, type Job, type JobState, tenantOf } from "../../bulk/jobs/job.js";
-import { duration, grouped, printable, textTable } from "../terminal/text-table.js";
+import { textTable } from "../terminal/text-table.js";
 
 /** Bulk jobs as people and programs are told of them. */
 

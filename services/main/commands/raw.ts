@@ -1,11 +1,11 @@
 import type { Command } from "commander";
 import { Duck } from "../../base/duckdb.js";
+import { printable } from "../../base/in-words.js";
 import { layout } from "../../base/paths.js";
 import { entityHistory, type History, type PastEvent } from "../../bulk/entity-history.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
 import { Offloaded } from "../../offload/offloaded.js";
 import { withStore } from "../compose/runtime.js";
-import { printable } from "../terminal/text-table.js";
 import { localUser } from "./local-user.js";
 import { configOf, type DataOptions, positiveNumber, withData } from "./options.js";
 

@@ -4,14 +4,15 @@ import { dirname, join, resolve, sep } from "node:path";
 import type { Command } from "commander";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
+import { grouped } from "../../base/in-words.js";
 import { tenantOf } from "../../bulk/jobs/job.js";
 import { JobStore } from "../../bulk/jobs/job-store.js";
 import { lineOf } from "../../bulk/jobs/mendable.js";
-import { type KeptReject, readRejects } from "../../bulk/jobs/rejects.js";
+import { type KeptReject, readRejects, rejectJson } from "../../bulk/jobs/rejects.js";
 import { audit } from "../../operate/audit-log.js";
 import type { ObjectStore } from "../../storage/object-store.js";
 import { readingDuck, withStore } from "../compose/runtime.js";
-import { grouped, textTable } from "../terminal/text-table.js";
+import { textTable } from "../terminal/text-table.js";
 import { localUser } from "./local-user.js";
 import { configOf, type DataOptions, positiveNumber, withData } from "./options.js";
 
@@ -131,13 +132,6 @@ const safe = (source: string): string =>
     .filter((name) => name !== "" && name !== "." && name !== "..")
     .map((name) => name.replace(/[\\:\0]/g, "_"))
     .join("/");
-
-const rejectJson = ({ bytes, message, offset, ...rest }: KeptReject) => ({
-  ...rest,
-  offset: offset ?? null,
-  reason: message,
-  bytes: Buffer.from(bytes).toString("base64"),
-});
 
 const rejectsTable = (rejects: readonly KeptReject[]): string =>
   textTable(

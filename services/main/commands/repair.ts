@@ -3,6 +3,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Command } from "commander";
 import type { Config } from "../../base/config.js";
 import { hasCode, TributaryError } from "../../base/errors.js";
+import { printable } from "../../base/in-words.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
 import { repairTable } from "../../ingest/repair.js";
 import { loadModels } from "../../models/project.js";
@@ -17,7 +18,6 @@ import type { ObjectStore } from "../../storage/object-store.js";
 import type { ChangeStreamReader } from "../../stream/change-stream.js";
 import { domainOf } from "../../stream/domains.js";
 import { lockData, openReader, readingDuck, withStore } from "../compose/runtime.js";
-import { printable } from "../terminal/text-table.js";
 import { configOf, type DataOptions, withData } from "./options.js";
 
 /** A running ingest looks for requests every second; a repair itself may read a whole table. */

@@ -1,20 +1,21 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
+import { duration, grouped } from "../../base/in-words.js";
 import { JobDesk } from "../../bulk/job-desk.js";
 import type { Job, ReplayRequest } from "../../bulk/jobs/job.js";
 import { jobJson, replayRequest } from "../../bulk/jobs/job.js";
-import type { Difference, KeyDifference } from "../../bulk/replay/comparison.js";
 import { planOf, type ReplayPlan, selectionOf } from "../../bulk/replay/replay-plan.js";
 import { type ReplayReport, replayReport } from "../../bulk/replay/replay-report.js";
+import { reportView } from "../../bulk/report-view.js";
 import { wordsOf } from "../../bulk/routes.js";
 import { rawRoot } from "../../ingest/raw-table.js";
 import { loadModels } from "../../models/project.js";
 import type { ObjectStore } from "../../storage/object-store.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { readingDuck, withStore } from "../compose/runtime.js";
-import { duration, grouped, printable, textTable } from "../terminal/text-table.js";
 import { exitCodeOf, followJob } from "./follow-job.js";
+import { ON_TERMINAL, reportText } from "./job-report.js";
 import { jobLines } from "./job-view.js";
 import { localUser } from "./local-user.js";
 import {
@@ -44,8 +45,6 @@ interface ReplayOptions extends DataOptions, LimitOptions {
 }
 
 const ACTIONS = ["compare", "swap", "repair"] as const;
-/** Differing entities that people are shown. */
-const SHOWN = 20;
 
 export function addReplayCommand(program: Command): void {
   const action = (name: (typeof ACTIONS)[number], description: string) =>
@@ -135,34 +134,6 @@ const planLine = ({ files, rows, bytes, seconds }: ReplayPlan): string =>
 
 function tell(job: Job, report: ReplayReport | undefined, { json }: DataOptions): void {
   if (json) console.log(JSON.stringify({ ...jobJson(job), ...(report === undefined ? {} : { report }) }));
-  else console.log(report === undefined ? jobLines(job) : `${jobLines(job)}\n\n${reportLines(report)}`);
+  else if (report === undefined) console.log(jobLines(job));
+  else console.log(reportText(reportView({ job: jobJson(job), replay: report }, ON_TERMINAL)));
 }
-
-function reportLines({ difference, setAside, version }: ReplayReport): string {
-  const { served, rebuilt, apart, keys, tenants } = difference;
-  const lines = [
-    `as of version ${version}: ${grouped(served)} rows served, ${grouped(rebuilt)} come of raw`,
-    differenceLine(difference),
-    ...(apart.length === 0 ? [] : [`not compared, as they are not in both: ${apart.join(", ")}`]),
-    ...setAside.map(({ code, reason, events }) => `in no row: ${grouped(events)} events, ${code}: ${reason}`),
-  ].map(printable);
-  if (tenants.length > 1) {
-    const cells = tenants.map((one) => [one.tenant, one.missing, one.extra, one.changed, one.tombstones]);
-    lines.push("", textTable(["tenant", "missing", "extra", "changed", "tombstones"], cells));
-  }
-  if (keys.length > 0) lines.push("", keysTable(keys));
-  return lines.join("\n");
-}
-
-const differenceLine = ({ missing, extra, changed, tombstones }: Difference): string =>
-  missing + extra + changed + tombstones === 0
-    ? "no difference"
-    : `${grouped(missing)} missing, ${grouped(extra)} that should not be there, ${grouped(changed)} otherwise, ${grouped(tombstones)} deleted otherwise`;
-
-const keysTable = (keys: readonly KeyDifference[]): string =>
-  textTable(
-    ["tenant", "entity", "what", "columns"],
-    keys
-      .slice(0, SHOWN)
-      .map(({ tenant, entityId, kind, columns }) => [tenant, entityId, kind, columns.join(", ")]),
-  ) + (keys.length > SHOWN ? `\n… --json tells more` : "");

@@ -1,7 +1,7 @@
 import { CommanderError } from "commander";
 import { CODES } from "../../base/codes.js";
 import { TributaryError } from "../../base/errors.js";
-import { printable } from "../terminal/text-table.js";
+import { printable } from "../../base/in-words.js";
 
 /** What a command ends with; 130 is a command that was stopped and says so by itself. */
 export const EXIT = { done: 0, failed: 1, usage: 2 } as const;

@@ -1,8 +1,8 @@
 import { CODES } from "../../base/codes.js";
 import { hasCode, type TributaryError } from "../../base/errors.js";
+import { duration, printable } from "../../base/in-words.js";
 import { type IngestStatus, readIngestStatus, type TableStatus } from "../../status/ingest-status.js";
 import type { ObjectStore } from "../../storage/object-store.js";
-import { duration, printable } from "../terminal/text-table.js";
 
 /** How a table is doing, as people and programs are told. */
 export interface TableState {

@@ -17,6 +17,7 @@ import { registerQuery } from "../../query/routes.js";
 import { type IngestStatus, readIngestStatus } from "../../status/ingest-status.js";
 import type { ObjectStore } from "../../storage/object-store.js";
 import type { ChangeStreamWriter } from "../../stream/change-stream.js";
+import { domainOf } from "../../stream/domains.js";
 import { requireOpen } from "../../table/closing.js";
 import type { Role } from "../../tenancy/grant.js";
 import { requireRole } from "../../tenancy/http-auth.js";
@@ -27,7 +28,15 @@ import { UploadTickets } from "../../tenancy/upload-tickets.js";
 import { merged, tellOfProcess } from "./exposition.js";
 import { IngestSupervisor } from "./ingest-supervisor.js";
 import { ProjectKeeper } from "./project-keeper.js";
-import { makeDataFolder, openKey, openLog, openServerStore, openTraces, readingDuck } from "./runtime.js";
+import {
+  makeDataFolder,
+  openKey,
+  openLog,
+  openReader,
+  openServerStore,
+  openTraces,
+  readingDuck,
+} from "./runtime.js";
 import { OpenStreams, streamKind } from "./streams.js";
 
 export interface ServerParts {
@@ -253,6 +262,15 @@ async function addBulk({ server, project, store, verifier, config }: ServicePart
   await registerBulk(server.app, {
     desk: new JobDesk(store),
     verifier,
+    models: () => project.current.models.map(({ name }) => name),
+    reading: async (entityType, use) => {
+      const reader = await openReader(config, domainOf(entityType));
+      try {
+        return await use(reader);
+      } finally {
+        await reader.close();
+      }
+    },
     checking: async (use) => {
       const duck = await readingDuck();
       try {

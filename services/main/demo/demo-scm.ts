@@ -1,6 +1,6 @@
+import { printable } from "../../base/in-words.js";
 import { encodeRequest } from "../../contracts/encode-event.js";
 import type { ProtoRegistry } from "../../contracts/registry.js";
-import { printable } from "../terminal/text-table.js";
 import type { EventBody } from "../workload/generator.js";
 import { type GitCommit, GitHistory } from "../workload/git-events.js";
 import { type GitRepository, listTree, tenantOf } from "../workload/git-repository.js";

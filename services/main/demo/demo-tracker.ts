@@ -1,5 +1,5 @@
+import { grouped } from "../../base/in-words.js";
 import type { ProtoRegistry } from "../../contracts/registry.js";
-import { grouped } from "../terminal/text-table.js";
 import { type EventBody, TrackerWorkload } from "../workload/generator.js";
 import { type Answer, type Ask, bigintOf, type Comparison, type Scenario } from "./demo-scenario.js";
 

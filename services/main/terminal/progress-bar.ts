@@ -1,4 +1,4 @@
-import { duration, grouped } from "./text-table.js";
+import { duration, grouped } from "../../base/in-words.js";
 
 /** How far something is. */
 export interface Progress {

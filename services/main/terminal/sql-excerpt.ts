@@ -1,6 +1,7 @@
 import stringWidth from "string-width";
+import { printable } from "../../base/in-words.js";
 import type { SqlPosition } from "../../query/sql-text.js";
-import { printable, shorten } from "./text-table.js";
+import { shorten } from "./text-table.js";
 
 const TAB = "    ";
 const ELLIPSIS = "…";

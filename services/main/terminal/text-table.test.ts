@@ -1,7 +1,8 @@
 import stringWidth from "string-width";
 import { describe, expect, it } from "vitest";
+import { duration, grouped, printable } from "../../base/in-words.js";
 import { ProgressBar } from "./progress-bar.js";
-import { duration, grouped, printable, textTable } from "./text-table.js";
+import { textTable } from "./text-table.js";
 
 describe("a table", () => {
   it("aligns text to the left and numbers to the right, nothing where a value is missing", () => {
