@@ -215,7 +215,7 @@ test("jobs that are none, over or of other words are told apart", async () => {
   });
 });
 
-test("a replay is asked for, once, and is looked at and wished about as any job", async () => {
+test("a replay is asked for, once, and is looked at and wished about like every other job", async () => {
   const words = { id: "over", model: "scm.files", action: "repair", tenant: "acme" };
   const limits = { rowsPerSecond: 100 };
   expect(await ask("POST", "/v1/replays", { ...words, limits })).toMatchObject({
