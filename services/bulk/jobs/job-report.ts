@@ -20,6 +20,7 @@ export class JobReport {
   private points: Point[] = [];
   private timer: NodeJS.Timeout | undefined;
   private writing: Promise<void> = Promise.resolve();
+  private left = false;
   /** When the time began that is not counted yet. */
   private since: number;
 
@@ -42,6 +43,7 @@ export class JobReport {
     this.count();
     this.current = { ...this.current, ...told };
     if (told.phase !== undefined && told.phase !== before) this.points = [];
+    if (this.left) return;
     this.timer ??= setTimeout(() => {
       this.timer = undefined;
       void this.put();
@@ -56,6 +58,13 @@ export class JobReport {
     this.current = { ...this.current, ...told };
     this.points = [];
     await this.put();
+  }
+
+  /** What is told from here on is not written: somebody else writes it. */
+  leave(): void {
+    this.left = true;
+    clearTimeout(this.timer);
+    this.timer = undefined;
   }
 
   /** Adds the time since it was last counted to that of the phase. */

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import pino from "pino";
 import { afterEach, expect, test, vi } from "vitest";
-import { Lake, THING } from "../../../test/support/lake.js";
+import { fileStore, Lake, THING, temporaryFolder } from "../../../test/support/lake.js";
 import { literal } from "../../base/duckdb.js";
 import { runHere } from "../job-here.js";
 import { RUNNABLE } from "../job-kinds.js";
@@ -23,9 +23,25 @@ afterEach(async () => {
   for (const close of closers.splice(0).reverse()) await close();
 });
 
-async function setUp(
-  rows: number,
-): Promise<{ lake: Lake; jobs: JobStore; order: (id: string) => JobOrder; folder: string }> {
+const order = (id: string): JobOrder =>
+  jobOrder.parse({
+    kind: "bootstrap",
+    id,
+    by,
+    at,
+    source: "exports/things",
+    entityType: THING,
+    mapping: { tenant: "tenant", entityId: "id", version: "version" },
+  });
+
+/** For runs that read and write nothing. */
+async function storeAlone(): Promise<JobStore> {
+  const folder = temporaryFolder();
+  closers.push(async () => rmSync(folder, { recursive: true, force: true }));
+  return new JobStore(await fileStore(folder));
+}
+
+async function setUp(rows: number): Promise<{ lake: Lake; jobs: JobStore; folder: string }> {
   const folder = mkdtempSync(join(tmpdir(), "tributary-export-"));
   const lake = await Lake.create({ sources: { exports: folder } });
   closers.push(
@@ -37,17 +53,7 @@ async function setUp(
   await lake.query(
     `COPY (SELECT 'acme' AS tenant, 'e' || i AS id, 1 AS version, 'n' || i AS name FROM range(${rows}) t(i)) TO ${file} (FORMAT parquet)`,
   );
-  const order = (id: string) =>
-    jobOrder.parse({
-      kind: "bootstrap",
-      id,
-      by,
-      at,
-      source: "exports/things",
-      entityType: THING,
-      mapping: { tenant: "tenant", entityId: "id", version: "version" },
-    });
-  return { lake, jobs: new JobStore(lake.context.store), order, folder };
+  return { lake, jobs: new JobStore(lake.context.store), folder };
 }
 
 function serve(
@@ -94,7 +100,7 @@ const here =
   };
 
 test("rows that are no events are kept aside with their bytes; too many of them pause the job until it is resumed", async () => {
-  const { lake, jobs, order, folder } = await setUp(20);
+  const { lake, jobs, folder } = await setUp(20);
   const file = literal(join(folder, "things", "b.parquet"));
   await lake.query(
     `COPY (SELECT CASE WHEN i % 2 = 0 THEN 'acme' ELSE '?' END AS tenant, 'x' || i AS id, 1 AS version, 'n' AS name FROM range(10) t(i)) TO ${file} (FORMAT parquet)`,
@@ -128,7 +134,7 @@ async function until(jobs: JobStore, id: string, isIt: (job: Job) => boolean): P
 const inPhase = (phase: string) => (job: Job) => job.state.phase === phase;
 
 test("a job is taken up, lands its source in raw and in the models, and is told of", async () => {
-  const { lake, jobs, order } = await setUp(500);
+  const { lake, jobs } = await setUp(500);
   serve(jobs, { start: here(lake) });
   await jobs.order(order("one"));
   const { state } = await until(jobs, "one", inPhase("done"));
@@ -166,7 +172,7 @@ class Runs {
 }
 
 test("jobs wait for their turn: by priority, then by age, so many at once", async () => {
-  const { jobs, order } = await setUp(1);
+  const jobs = await storeAlone();
   const runs = new Runs();
   await jobs.order({ ...order("young"), at: "2026-01-02T00:00:00Z" });
   await jobs.order({ ...order("old"), at: "2026-01-01T00:00:00Z" });
@@ -182,7 +188,7 @@ test("jobs wait for their turn: by priority, then by age, so many at once", asyn
 });
 
 test("what operators wish is done, whether or not a job runs", async () => {
-  const { jobs, order } = await setUp(1);
+  const jobs = await storeAlone();
   const runs = new Runs();
   await jobs.order(order("a"));
   serve(jobs, { start: runs.start });
@@ -202,7 +208,7 @@ test("what operators wish is done, whether or not a job runs", async () => {
 });
 
 test("what may come right is tried again, what needs somebody is paused, the rest has failed", async () => {
-  const { jobs, order } = await setUp(1);
+  const jobs = await storeAlone();
   const runs = new Runs();
   await jobs.order(order("a"));
   serve(jobs, { start: runs.start });
@@ -229,16 +235,25 @@ test("what may come right is tried again, what needs somebody is paused, the res
   expect((await until(jobs, "a", inPhase("failed"))).state.code).toBe("TRB-JOB-PROCESS");
 });
 
-test("who does not run the jobs any more stops them, and another one goes on", async () => {
-  const { jobs, order } = await setUp(1);
+test("who does not run the jobs any more stops them, and another one goes on and tells of them alone", async () => {
+  const jobs = await storeAlone();
   const [one, two] = [new Runs(), new Runs()];
   let isOurs = true;
   await jobs.order(order("a"));
-  serve(jobs, { start: one.start, isOurs: () => isOurs });
+  // It takes its time to stop.
+  const slow: JobRunnerOptions["start"] = (job, tell) => ({
+    ...one.start(job, tell),
+    stop: () => void one.stopped.push(job.order.id),
+  });
+  const first = serve(jobs, { start: slow, isOurs: () => isOurs });
   serve(jobs, { start: two.start, isOurs: () => !isOurs });
   while (!one.open.has("a")) await sleep(2);
   isOurs = false;
+  while (one.stopped.length === 0) await sleep(2);
   await two.end("a", { kind: "done" });
   await until(jobs, "a", inPhase("done"));
+  await one.end("a", { kind: "stopped" });
+  await first.close();
+  expect((await jobs.get("a")).state.phase).toBe("done");
   expect([one.stopped, one.begun, two.begun]).toEqual([["a"], ["a"], ["a"]]);
 });

@@ -64,8 +64,8 @@ interface Running {
   readonly report: JobReport;
   /** How it stood when the run began. */
   readonly began: number;
-  /** Set once it is told to stop: why. */
-  stopping: JobWish["wish"] | undefined;
+  /** Set once it is told to stop: why. One that is left is another runner's, which tells of it. */
+  stopping: JobWish["wish"] | "left" | undefined;
 }
 
 /** Serves the lake's jobs: takes them in their order, tells of them, does what operators wish, tries again what may help. */
@@ -113,7 +113,7 @@ export class JobRunner {
       ({ order }) => !this.endedOfLate.has(order.id),
     );
     if (!isOurs()) {
-      for (const running of this.running.values()) this.stop(running, "run");
+      for (const running of this.running.values()) this.stop(running, "left");
       return;
     }
     for (const job of jobs) {
@@ -190,6 +190,11 @@ export class JobRunner {
       await this.over();
       return;
     }
+    if (stopping === "left") {
+      this.failures.delete(id);
+      log.info({ job: id }, "a job was left to another worker");
+      return;
+    }
     if (outcome.kind === "stopped" || stopping !== undefined) {
       this.failures.delete(id);
       const phase = stopping === "cancel" ? "cancelled" : stopping === "pause" ? "paused" : "waiting";
@@ -221,10 +226,11 @@ export class JobRunner {
     this.options.moved();
   }
 
-  private stop(running: Running, wish: JobWish["wish"]): void {
+  private stop(running: Running, why: Exclude<Running["stopping"], undefined>): void {
     const first = running.stopping === undefined;
     // One that is to be paused may be cancelled meanwhile.
-    running.stopping = wish;
+    running.stopping = why;
+    if (why === "left") running.report.leave();
     if (!first) return;
     running.run.stop();
     const limit = setTimeout(() => running.run.kill(), this.options.stopMs ?? STOP_MS);
