@@ -41,7 +41,7 @@ const keyOf = ({ tenant, id }: Pick<TestEvent, "tenant" | "id">) => `${tenant}\n
 const NAMES = ["", "CREATED", "UPDATED", "DELETED"];
 
 test("an entity's events, all of them and nobody else's, in the order they came; the one that wins is marked", async () => {
-  for (const seed of seeds(1)) {
+  for (const seed of seeds(0)) {
     const events = randomEvents(new Random(seed), 150);
     const lake = await Lake.create();
     try {

@@ -86,7 +86,7 @@ describe.each([
           expect(mirrored[row]).toEqual(Object.fromEntries(some));
         }
       }),
-      { numRuns: 25 },
+      { numRuns: 10 },
     );
   });
 });

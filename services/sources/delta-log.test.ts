@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { mkdirSync, mkdtempSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { fileStore } from "../../test/support/lake.js";
 import { readAll, writeFile } from "../../test/support/sources.js";
 import { TableWriter } from "../../test/support/table-writers.js";
@@ -12,6 +12,8 @@ import type { Format } from "./formats.js";
 import { inspect, lend, sample } from "./inspect.js";
 import { LocalRoot } from "./local-root.js";
 import { listSource, type ReadLog } from "./manifest.js";
+
+vi.mock("./source-process.js", () => import("../../test/support/readers-here.js"));
 
 const MiB = 1024 * 1024;
 const limits = { maxRecordBytes: MiB, readerMemoryBytes: 256 * MiB, readerIdleMs: 60_000 };

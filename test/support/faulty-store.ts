@@ -100,20 +100,19 @@ export class FaultyStore {
   }
 }
 
-/** One operation in so many is tried, unless TEST_ALL_FAULTS is set. */
-const STEP = 4;
 /** A round mostly waits. */
 const TOGETHER = 4;
 
 /**
  * Runs `round` with the numbers of operations, some at a time, until it resolves to false: there are no more. Which
- * ones is left to chance: a run takes little time, and many of them try all. Resolves to the number that was reached.
+ * ones is left to chance: a run takes little time, and many of them try all. One in `few` is tried, all of them with
+ * TEST_ALL_FAULTS. Resolves to the number that was reached.
  */
-export async function eachOperation(round: (at: number) => Promise<boolean>): Promise<number> {
+export async function eachOperation(round: (at: number) => Promise<boolean>, few = 4): Promise<number> {
   const [seed] = seeds(0);
   console.info(`operations: TRIBUTARY_SEED=${seed}`);
   const random = new Random(seed!);
-  const step = process.env.TEST_ALL_FAULTS === undefined ? STEP : 1;
+  const step = process.env.TEST_ALL_FAULTS === undefined ? few : 1;
   let at = 0;
   for (let more = true; more; at += TOGETHER * step) {
     const numbers = Array.from({ length: TOGETHER }, (_, i) => at + i * step + random.below(step));

@@ -460,11 +460,12 @@ export class Random {
   }
 }
 
-/** Seeds to run: a fixed few and a fresh one; TRIBUTARY_SEED repeats one. */
+/** Seeds to run: a fixed few and a fresh one, or as many fresh ones as TEST_ROUNDS says; TRIBUTARY_SEED repeats one. */
 export function seeds(fixed: number): number[] {
-  const given = process.env.TRIBUTARY_SEED;
+  const { TRIBUTARY_SEED: given, TEST_ROUNDS: rounds } = process.env;
   if (given !== undefined) return [Number(given)];
-  return [...Array.from({ length: fixed }, (_, i) => i + 1), Math.floor(Math.random() * 2 ** 31)];
+  const fresh = Array.from({ length: Number(rounds ?? 1) }, () => Math.floor(Math.random() * 2 ** 31));
+  return rounds === undefined ? [...Array.from({ length: fixed }, (_, i) => i + 1), ...fresh] : fresh;
 }
 
 const TENANTS = ["acme", "acme:eu", "b.x-9"];

@@ -115,7 +115,7 @@ async function run(lake: Lake, place: Place, manifest: Manifest, chunks: number,
 test.each(["parquet", "json"])(
   "the export (%s) of a log's final state and the log itself, in any order and overlap, are the log alone",
   async (kind) => {
-    for (const seed of seeds(1)) {
+    for (const seed of seeds(0)) {
       const random = new Random(seed);
       const events = randomEvents(random, 120).map(canonical);
       const lake = await Lake.create();
@@ -163,7 +163,7 @@ const WHOLE_SQL = `select tenant_id, entity_id, operation, version, occurred_at,
   from {{ source('raw', 't.v1.Thing') }}`;
 
 test("each chunk is in the models' tables with raw, row for row what a rebuild makes of raw", async () => {
-  for (const seed of seeds(1)) {
+  for (const seed of seeds(0)) {
     const random = new Random(seed);
     const lake = await Lake.create({ models: { things: THINGS_SQL, whole: WHOLE_SQL } });
     const folder = mkdtempSync(join(tmpdir(), "tributary-export-"));

@@ -1,7 +1,7 @@
 import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import { Lake, THING } from "../../../test/support/lake.js";
 import { rawRoot } from "../../ingest/raw-table.js";
 import { DeltaTable } from "../../table/delta-table.js";
@@ -9,6 +9,8 @@ import { withScan } from "../../table/scan.js";
 import { runHere } from "../job-here.js";
 import { jobOrder } from "../jobs/job.js";
 import { JobStore } from "../jobs/job-store.js";
+
+vi.mock("../../sources/source-process.js", () => import("../../../test/support/readers-here.js"));
 
 const LIMIT = 1_000_000;
 

