@@ -2,7 +2,7 @@ import pino from "pino";
 import { Registry } from "prom-client";
 import { ImportLander, type ImportLanderOptions } from "../../services/bulk/imports/import-lander.js";
 import { ImportQueue, queuedAs } from "../../services/bulk/imports/import-queue.js";
-import { type Job, jobOrder, jobState } from "../../services/bulk/jobs/job.js";
+import { type BootstrapJob, type Job, jobOrder, jobState } from "../../services/bulk/jobs/job.js";
 import type { EventBatch } from "../../services/ingest/event-batch.js";
 import { RawWriter } from "../../services/ingest/raw-writer.js";
 import { append } from "../../services/table/append.js";
@@ -11,7 +11,11 @@ import { positionsOf } from "../../services/table/progress.js";
 import { type Lake, THING } from "./lake.js";
 
 /** Appends a batch to the import queue, as a producer does that stands behind what is queued of its stream. */
-export function enqueue({ context }: Lake, queue: ImportQueue, batch: EventBatch): Promise<CommitResult> {
+export function enqueue(
+  { context }: Lake,
+  queue: Pick<ImportQueue, "table">,
+  batch: EventBatch,
+): Promise<CommitResult> {
   const stream = queuedAs(batch.stream, batch.entityType);
   return context.duck.with((connection) =>
     append(queue.table, stream, positionsOf(queue.table.snapshot, stream), async (path) => ({
@@ -30,7 +34,7 @@ export const jobOf = (
     wish = "run",
     phase = "landing",
     ...order
-  }: Partial<Pick<Job["order"], "priority" | "at">> & {
+  }: Partial<Pick<BootstrapJob, "priority" | "at" | "source" | "mapping" | "through">> & {
     readonly wish?: Job["wish"];
     readonly phase?: Job["state"]["phase"];
   } = {},

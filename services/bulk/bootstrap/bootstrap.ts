@@ -143,7 +143,8 @@ export class Bootstrap {
   private async chunks(maker: ChunkQueue): Promise<boolean | "again"> {
     const { host, refined } = this;
     const { file } = maker;
-    const { table, stream } = this.destination;
+    const { destination } = this;
+    const { table, stream } = destination;
     for (;;) {
       if (host.signal.aborted) return false;
       const { chunk, rejects, out, models } = await maker.take();
@@ -163,6 +164,10 @@ export class Bootstrap {
       await refined?.take(chunk, models, trackOf(stream, LANE), from.get(LANE), to);
       host.landed({ file, rows: written.rows, rejects: rejects.length, bytes });
       if (end) return true;
+      if (destination instanceof ImportProducer) {
+        const room = await destination.room((backlog) => host.waiting?.(backlog), host.signal);
+        if (room !== true) return room;
+      }
       await host.pace({ rows: written.rows, bytes });
     }
   }

@@ -3,16 +3,18 @@ import type { Logger } from "pino";
 import { Gauge, type Registry } from "prom-client";
 import type { IngestContext } from "../../ingest/context.js";
 import type { Ingest } from "../../ingest/ingest.js";
+import { Sweep } from "../../table/sweep.js";
 import type { Job } from "../jobs/job.js";
 import type { JobStore } from "../jobs/job-store.js";
 import { streamOf } from "../jobs/job-tracks.js";
 import type { Pace } from "../jobs/pace.js";
-import { backlogOf, ImportQueue, type Waiting } from "./import-queue.js";
+import { backlogOf, ImportQueue, queuedAs, type Waiting } from "./import-queue.js";
 
 /** How often to look for what others have queued, in ms. */
 const LOOK_MS = 1_000;
 /** How often to ask again for a turn while live events go first, in ms. */
 const ASK_MS = 20;
+const SWEEP_MS = 3600 * 1000;
 
 export interface ImportLanderOptions {
   readonly context: Pick<IngestContext, "store" | "duck" | "tableOptions">;
@@ -39,6 +41,9 @@ export class ImportLander {
   private running: Promise<void> | undefined;
   /** As of the last look, by their streams. */
   private known: { readonly jobs: ReadonlyMap<string, Job>; readonly at: number } | undefined;
+  /** Of a stream and type whose table took nothing, or whose file cannot be read: when to ask again. */
+  private readonly passed = new Map<string, number>();
+  private sweeper: { readonly sweep: Sweep; at: number } | undefined;
   /** What was landed last. */
   private last: Pick<Waiting, "rows" | "bytes"> = { rows: 0, bytes: 0 };
   private readonly gauges: Readonly<Record<"rows" | "bytes" | "seconds", Gauge>>;
@@ -70,6 +75,7 @@ export class ImportLander {
         log.warn({ err: error }, "the import queue cannot be landed; trying again");
         // What is in memory may be what is wrong.
         this.queue = undefined;
+        this.sweeper = undefined;
       }
       await sleep(lookMs, undefined, { signal, ref: false }).catch(() => undefined);
     }
@@ -90,8 +96,33 @@ export class ImportLander {
       const job = jobs.get(stream);
       if (job !== undefined && (isCancelled(job) || job.state.phase === "done")) await queue.forget(stream);
     }
-    for (const one of turnsOf(waiting, jobs)) if (await this.land(queue, one)) return true;
+    for (const one of turnsOf(waiting, jobs)) if (await this.tried(queue, one)) return true;
+    await this.sweep(queue);
     return false;
+  }
+
+  /** As `land`; what cannot be landed now holds up no other. */
+  private async tried(queue: ImportQueue, waiting: Waiting): Promise<boolean> {
+    const { log, lookMs = LOOK_MS } = this.options;
+    const { stream, entityType } = waiting;
+    const key = queuedAs(stream, entityType);
+    if ((this.passed.get(key) ?? 0) > performance.now()) return false;
+    this.passed.delete(key);
+    const landed = await this.land(queue, waiting).catch((error: unknown) => {
+      this.stopping.signal.throwIfAborted();
+      log.warn({ err: error, stream, entityType }, "what waits in the import queue cannot be landed");
+      return false;
+    });
+    if (!landed) this.passed.set(key, performance.now() + lookMs);
+    return landed;
+  }
+
+  /** Removes what has landed from the store, once no reader can need it. */
+  private async sweep({ table }: ImportQueue): Promise<void> {
+    if (this.sweeper === undefined) this.sweeper = { sweep: new Sweep(table), at: performance.now() };
+    if (performance.now() - this.sweeper.at < SWEEP_MS) return;
+    this.sweeper.at = performance.now();
+    await this.sweeper.sweep.run();
   }
 
   private async jobs(): Promise<ReadonlyMap<string, Job>> {

@@ -7,6 +7,8 @@ import { type Backlog, backlogOf, ImportQueue, queuedAs, type Waiting } from "./
 
 /** How often a producer looks whether its events have landed, in ms. */
 const LOOK_MS = 250;
+/** Appends of one producer that may wait: the queue is small, whatever somebody puts through it. */
+const MOST_WAITING = 64;
 
 type Context = Pick<IngestContext, "store" | "duck" | "tableOptions">;
 
@@ -52,17 +54,30 @@ export class ImportProducer {
     return backlogOf(own.filter(({ first }) => first > landed));
   }
 
+  /** As `landed`, once there is room for more. */
+  room(tell: (backlog: Backlog) => void, signal: AbortSignal): Promise<boolean | "again"> {
+    return this.fewer(MOST_WAITING, tell, signal);
+  }
+
   /**
    * Resolves to true once nothing of it waits, to false when the signal stops that, and to "again" when it has to be
    * queued anew: the queue has forgotten it, as it forgets jobs that are cancelled. Errors: TRB-STORE-FAILED.
    */
-  async landed(tell: (backlog: Backlog) => void, signal: AbortSignal): Promise<boolean | "again"> {
+  landed(tell: (backlog: Backlog) => void, signal: AbortSignal): Promise<boolean | "again"> {
+    return this.fewer(1, tell, signal);
+  }
+
+  private async fewer(
+    than: number,
+    tell: (backlog: Backlog) => void,
+    signal: AbortSignal,
+  ): Promise<boolean | "again"> {
     const { queuedTo: end } = this;
     for (;;) {
       const own = await this.own();
       if (this.queuedTo !== end) return "again";
       tell(backlogOf(own));
-      if (own.length === 0) return true;
+      if (own.length < than) return true;
       await sleep(LOOK_MS, undefined, { signal, ref: false }).catch(() => undefined);
       if (signal.aborted) return false;
     }

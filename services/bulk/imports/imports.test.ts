@@ -1,16 +1,21 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, expect, test } from "vitest";
-import { enqueue, landerOf, openQueue } from "../../../test/support/imports.js";
+import { enqueue, jobOf, landerOf, openQueue } from "../../../test/support/imports.js";
 import {
   encodeTestEvent,
   expectedThings,
   Lake,
+  NOTE,
   Random,
   randomEvents,
   TestStream,
   THING,
 } from "../../../test/support/lake.js";
 import { MemoryReader } from "../../../test/support/memory-reader.js";
+import { encodeEvent } from "../../contracts/encode-event.js";
+import { EventBatch } from "../../ingest/event-batch.js";
 import { startIngest } from "../../ingest/ingest.js";
+import { IMPORTS } from "./import-queue.js";
 
 const closers: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -50,5 +55,119 @@ test("what is queued lands as live events do, and is queued no more", async () =
   for (const close of closers.splice(0).reverse()) await close();
   await lake.reopen();
   expect(await lake.rows()).toEqual(expectedThings(events));
+  await lake.close();
+});
+
+/** Lands nothing, and tells what it was given: "stream position", of the first event. */
+function recorder() {
+  const given: string[] = [];
+  const landBeside = async (events: EventBatch) => {
+    given.push(`${events.stream} ${Number(events.positions[0])}`);
+    return "landed" as const;
+  };
+  return { given, ingest: { landBeside } };
+}
+
+test("by priority, then the older job's, then by position; what is paused waits, what is cancelled goes", async () => {
+  const lake = await Lake.create();
+  const queue = await openQueue(lake);
+  const [event] = randomEvents(new Random(2), 1);
+  const streams = ["late", "urgent", "early", "paused", "cancelled", "unheard-of"].map(
+    (id) => new TestStream(`bootstrap-${id}`),
+  );
+  for (const stream of [...streams, ...streams]) await enqueue(lake, queue, stream.batch([event!]));
+  const at = (minute: number) => `2020-01-01T00:0${minute}:00.000Z`;
+  let paused = true;
+  const jobs = () => [
+    jobOf("late", { at: at(2) }),
+    jobOf("urgent", { at: at(3), priority: 5 }),
+    jobOf("early", { at: at(1) }),
+    jobOf("paused", { at: at(0), priority: 9, wish: paused ? "pause" : "run" }),
+    jobOf("cancelled", { at: at(0), priority: 9, wish: "cancel" }),
+  ];
+  const { given, ingest } = recorder();
+  const lander = landerOf(lake, ingest, jobs);
+  closers.push(() => lake.close());
+  closers.push(() => lander.close());
+  lander.start();
+  const left = async () => new Set((await queue.look()).map(({ stream }) => stream));
+  await expect.poll(left, { timeout: 20_000 }).toEqual(new Set(["bootstrap-paused"]));
+  const order = ["urgent", "early", "late", "unheard-of"];
+  expect(given).toEqual(order.flatMap((id) => [`bootstrap-${id} 1`, `bootstrap-${id} 2`]));
+  expect(queue.streams).not.toContain("bootstrap-cancelled");
+  paused = false;
+  await expect.poll(left, { timeout: 20_000 }).toEqual(new Set());
+  expect(given.slice(8)).toEqual(["bootstrap-paused 1", "bootstrap-paused 2"]);
+});
+
+test("a table that takes nothing, and a file that is gone, hold up nobody else", async () => {
+  const lake = await Lake.create();
+  closers.push(() => lake.close());
+  const queue = await openQueue(lake);
+  const [event] = randomEvents(new Random(3), 1);
+  const note = new EventBatch(NOTE, "bootstrap-notes");
+  const bytes = encodeEvent({
+    tenantId: "acme",
+    entityType: NOTE,
+    entityId: "1",
+    operation: 3,
+    version: 1n,
+  });
+  note.add(bytes, 0, bytes.length, "0", "1", 1_700_000_000_000);
+  await enqueue(lake, queue, note);
+  await enqueue(lake, queue, new TestStream("bootstrap-gone").batch([event!]));
+  const gone = (await queue.look()).find(({ stream }) => stream === "bootstrap-gone")!;
+  await lake.context.store.delete([`${IMPORTS}/${gone.file.path}`]);
+  const well = new TestStream("bootstrap-well");
+  for (let i = 0; i < 3; i++) await enqueue(lake, queue, well.batch([event!]));
+  const { given, ingest } = recorder();
+  const lander = landerOf(lake, {
+    landBeside: async (events) => (events.entityType === NOTE ? "away" : ingest.landBeside(events)),
+  });
+  closers.push(() => lander.close());
+  lander.start();
+  const left = async () => (await queue.look()).map(({ stream }) => stream).sort();
+  await expect.poll(left, { timeout: 20_000 }).toEqual(["bootstrap-gone", "bootstrap-notes"]);
+  expect(given).toEqual([1, 2, 3].map((position) => `bootstrap-well ${position}`));
+});
+
+test("live events that wait land before anything that is queued, however much that is", async () => {
+  // What comes waits for more of its kind: long enough that it is asked for a turn meanwhile.
+  const lake = await Lake.create({ ingest: { lingerMs: 200, commitsPerSecond: 1000 } });
+  const { ingest, live } = await running(lake);
+  const queue = await openQueue(lake);
+  const stream = new TestStream("bootstrap-x");
+  const events = randomEvents(new Random(4), 40);
+  for (const event of events.slice(0, 12)) await enqueue(lake, queue, stream.batch([event]));
+  let asked = 0;
+  let refused = 0;
+  const waiting: string[] = [];
+  const lander = landerOf(lake, {
+    landBeside: async (batch) => {
+      // Every third turn something live comes first.
+      if (asked++ % 3 === 1) {
+        waiting.push(live.append(0, encodeTestEvent(events[12 + waiting.length]!)));
+        await expect.poll(() => ingest.lagMs(), { timeout: 20_000 }).toBeGreaterThan(0);
+      }
+      for (;;) {
+        // As if it had never waited for long.
+        const outcome = await ingest.landBeside(batch, 0);
+        if (outcome === "landed") expect(live.caughtUp || ingest.lagMs() === 0).toBe(true);
+        if (outcome !== "busy") return outcome!;
+        refused++;
+        await sleep(5);
+      }
+    },
+  });
+  closers.push(() => lander.close());
+  lander.start();
+  await expect.poll(async () => (await queue.look()).length, { timeout: 60_000 }).toBe(0);
+  expect(waiting).toHaveLength(4);
+  expect(refused).toBeGreaterThan(3);
+  // But not for ever: what has waited for a second has its turn.
+  live.append(0, encodeTestEvent(events[30]!));
+  await expect.poll(() => ingest.lagMs(), { timeout: 20_000 }).toBeGreaterThan(0);
+  expect(await ingest.landBeside(stream.batch([events[31]!]), 1_000)).toBe("landed");
+  for (const close of closers.splice(0).reverse()) await close();
   await lake.close();
 });
