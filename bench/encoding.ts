@@ -5,8 +5,8 @@ import { parseArgs } from "node:util";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { chunksOf, Duck, literal } from "../services/base/duckdb.js";
 import { PayloadEncoder } from "../services/contracts/payload-encoder.js";
+import { PayloadRows } from "../services/contracts/payload-rows.js";
 import { ProtoRegistry } from "../services/contracts/registry.js";
-import { WireWriter } from "../services/contracts/wire-writer.js";
 import { writeProtos } from "../test/support/inline-protos.js";
 
 /**
@@ -77,19 +77,20 @@ try {
     expressions,
   );
   const cast = `SELECT ${encoder.columns.join(", ")} FROM ${relation}`;
-  const out = new WireWriter(1024 * 1024);
+  const out = new PayloadRows();
   let bytes = 0;
   const encode = async (): Promise<void> => {
     bytes = 0;
     for await (const chunk of chunksOf(connection, cast)) {
       encoder.take(chunk, 0);
-      out.reset();
-      const { rowCount } = chunk;
-      for (let row = 0; row < rowCount; row++) {
-        const refusal = encoder.encode(row, out);
-        if (refusal !== undefined) throw new Error(refusal.message);
+      for (let first = 0; first < chunk.rowCount; first = out.end) {
+        encoder.encode(first, out);
+        for (let row = first; row < out.end; row++) {
+          const refusal = out.refusal(row);
+          if (refusal !== undefined) throw new Error(refusal.message);
+          bytes += out.ends[row]! - out.from(row);
+        }
       }
-      bytes += out.length;
       encoder.release();
     }
   };

@@ -110,6 +110,12 @@ export class TextReader extends ColumnReader {
     if (first >= 0) this.fetch(first, from, to);
   }
 
+  /** Adds the bytes of rows [first, end). */
+  addLengths(first: number, end: number, to: Uint32Array): void {
+    const { words } = this;
+    for (let row = first; row < end; row++) if (!this.isNull(row)) to[row]! += words[row * 4]!;
+  }
+
   /** The run of bytes that begins with the text of row `first`. */
   private fetch(first: number, from: number, to: number): void {
     const { buffer, byteOffset } = this.entries;

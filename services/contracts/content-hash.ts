@@ -22,3 +22,6 @@ export function contentHash(
   payload.copy(scratch, urlBytes, payloadStart, payloadEnd);
   return h64Raw(scratch.subarray(0, total));
 }
+
+/** As `contentHash`, of bytes that both lie in, one behind the other. */
+export const contentHashOf = (urlAndPayload: Uint8Array): bigint => h64Raw(urlAndPayload);

@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { type DescMessage, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { type DescMessage, fromBinary, ScalarType, toBinary } from "@bufbuild/protobuf";
 import { reflect } from "@bufbuild/protobuf/reflect";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import fc from "fast-check";
@@ -519,6 +519,28 @@ test("no value of a column fails the chunk that it is in: it is encoded, or its 
   }
   // Every field takes some of these columns.
   expect([...bound.keys()].sort()).toEqual(type.fields.map(({ name }) => name).sort());
+});
+
+test("rows that do not go together go one after the other, and rows that grow move", async () => {
+  const type = everyField.types.getMessage("t.All")!;
+  const field = type.fields.find((one) => one.fieldKind === "scalar" && one.scalar === ScalarType.STRING)!;
+  const list = type.fields.find((one) => one.fieldKind === "list" && one.scalar === ScalarType.STRING)!;
+  // Texts of 24 MB in one vector of the engine's, among them one by itself; lists that no row before tells of.
+  const relation = `(SELECT repeat('x', CASE i WHEN 700 THEN 9000000 ELSE 7 * i END) AS text,
+    CASE WHEN i % 50 = 49 THEN list_transform(range(i), lambda n: 'element ' || n) END AS list FROM range(2048) t(i))`;
+  const encoder = await PayloadEncoder.bind(connection, relation, type, everyField.types, {
+    [field.name]: "text",
+    [list.name]: "list",
+  });
+  const encoded = await encodedRows(connection, relation, encoder);
+  expect(encoded.length).toBe(2048);
+  for (const [i, bytes] of encoded.entries()) {
+    const message = fromBinary(type, bytes as Buffer) as unknown as Record<string, unknown>;
+    const text = message[field.localName] as string;
+    expect([text.length, text.replaceAll("x", "")]).toEqual([i === 700 ? 9_000_000 : 7 * i, ""]);
+    const elements = i % 50 === 49 ? Array.from({ length: i }, (_, n) => `element ${n}`) : [];
+    expect(message[list.localName]).toEqual(elements);
+  }
 });
 
 test("a byte that is not UTF-8 is found wherever it stands", async () => {

@@ -2,15 +2,18 @@ import type { DescMessage, FileRegistry } from "@bufbuild/protobuf";
 import type { DuckDBConnection, DuckDBDataChunk, DuckDBType } from "@duckdb/node-api";
 import duckdb from "@duckdb/node-bindings";
 import { assert } from "../base/errors.js";
-import { type ColumnReader, FixedReader } from "../columns/column-readers.js";
+import { type ColumnReader, FixedReader, TextReader } from "../columns/column-readers.js";
 import { PayloadDecoder } from "./payload-columns.js";
 import type { Source } from "./payload-conversions.js";
 import { absentOf, type Mirror } from "./payload-mirror.js";
+import type { PayloadRows } from "./payload-rows.js";
 import { Shapes } from "./payload-shapes.js";
 import type { FieldWriter, Refusal } from "./payload-values.js";
-import type { WireWriter } from "./wire-writer.js";
 
 type Chunk = DuckDBDataChunk["chunk"];
+
+/** By which rows may differ in what they hold beside texts, before they have to move. */
+const MARGIN = 64;
 
 /**
  * Turns rows of foreign columns into payload bytes, without building message objects: the reverse of `PayloadDecoder`.
@@ -42,8 +45,13 @@ export class PayloadEncoder {
   private readonly fields: readonly FieldWriter[];
   private readonly refusals: readonly Refusal[];
   private readonly mirrors: ReadonlyMap<string, readonly [number, Mirror | undefined]>;
+  private readonly texts: readonly TextReader[];
   /** Readers look into its memory. */
   private chunk: Chunk | undefined;
+  private rows = 0;
+  /** About so many bytes each row has, and those beside texts. */
+  private expected = new Uint32Array(0);
+  private others = 4 * MARGIN;
 
   private constructor(
     private readonly type: DescMessage,
@@ -55,6 +63,7 @@ export class PayloadEncoder {
     this.mirrors = mirrors;
     this.columns = [wrong ?? "NULL::INTEGER", ...columns.map(({ sql }) => sql)];
     this.readers = [this.wrong, ...columns.map(({ reader }) => reader)];
+    this.texts = this.readers.filter((reader) => reader instanceof TextReader);
     this.fields = fields;
     this.refusals = refusals;
   }
@@ -112,6 +121,7 @@ export class PayloadEncoder {
   /** As `take`, of a chunk as the engine hands it to a function. */
   takeVectors(chunk: Chunk, rows: number, first: number): void {
     this.chunk = chunk;
+    this.rows = rows;
     for (const [index, reader] of this.readers.entries()) {
       reader.take(duckdb.data_chunk_get_vector(chunk, first + index), rows);
     }
@@ -122,17 +132,32 @@ export class PayloadEncoder {
     this.chunk = undefined;
   }
 
-  /** Writes the row's payload behind what the writer holds; a row that is none adds nothing. */
-  encode(row: number, out: WireWriter): Refusal | undefined {
+  /**
+   * Writes payloads of rows from `first` on, as many as go together; `out` has them, and what the others were refused
+   * with.
+   */
+  encode(first: number, out: PayloadRows): void {
     assert(this.chunk !== undefined, "a payload is encoded of a chunk that is held");
-    if (!this.wrong.isNull(row)) return this.refusals[this.wrong.words[row]!];
-    const start = out.length;
-    for (const field of this.fields) {
-      const refusal = field.put(row, out);
-      if (refusal === undefined) continue;
-      out.rewind(start);
-      return refusal;
+    const { wrong, rows, texts } = this;
+    if (this.expected.length < rows) this.expected = new Uint32Array(rows);
+    const { expected } = this;
+    expected.fill(this.others, first, rows);
+    for (const text of texts) text.addLengths(first, rows, expected);
+    out.begin(first, rows, expected);
+    for (let row = first; row < out.end; row++)
+      if (!wrong.isNull(row)) out.refuse(row, this.refusals[wrong.words[row]!]!);
+    for (const field of this.fields) field.putAll(out);
+    this.learn(out);
+  }
+
+  /** What there was beside texts will be there of rows to come. */
+  private learn(out: PayloadRows): void {
+    let [bytes, rows] = [0, 0];
+    for (let row = out.first; row < out.end; row++) {
+      if (out.skipped[row] !== 0) continue;
+      bytes += out.ends[row]! - out.from(row) - (this.expected[row]! - this.others);
+      rows++;
     }
-    return undefined;
+    if (rows > 0) this.others = Math.ceil(Math.max(0, bytes / rows) * 1.25) + MARGIN;
   }
 }

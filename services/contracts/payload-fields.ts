@@ -1,5 +1,6 @@
 import { type ColumnReader, ListReader, StructReader } from "../columns/column-readers.js";
-import { type FieldWriter, NUMBER_BYTES, type Refusal, type ValueWriter } from "./payload-values.js";
+import type { PayloadRows } from "./payload-rows.js";
+import { type FieldWriter, NUMBER_BYTES, putAll, type Refusal, type ValueWriter } from "./payload-values.js";
 import * as wire from "./wire.js";
 import type { WireWriter } from "./wire-writer.js";
 
@@ -8,15 +9,15 @@ import type { WireWriter } from "./wire-writer.js";
 /** A field of one value. */
 export class SingularField implements FieldWriter {
   readonly reader: ColumnReader;
-  private readonly tag: number;
+  readonly tag: number;
 
   constructor(
     number: number,
     private readonly value: ValueWriter,
     /** A zero is written too. */
-    private readonly presence: boolean,
+    readonly presence: boolean,
     /** Refuses NULL, where the field is required. */
-    private readonly missing: Refusal | undefined,
+    readonly missing: Refusal | undefined,
   ) {
     this.reader = value.reader;
     this.tag = number * 8 + value.wireType;
@@ -27,6 +28,10 @@ export class SingularField implements FieldWriter {
     if (reader.isNull(row)) return this.missing;
     if (!this.presence && value.isZero(row)) return undefined;
     return value.write(row, out.ensure(NUMBER_BYTES).varint(this.tag));
+  }
+
+  putAll(out: PayloadRows): void {
+    this.value.writeAll(this, out);
   }
 }
 
@@ -43,6 +48,10 @@ export class RepeatedField implements FieldWriter {
   ) {
     this.reader = new ListReader(value.reader);
     this.tag = number * 8 + (packed ? wire.LENGTH_DELIMITED : value.wireType);
+  }
+
+  putAll(out: PayloadRows): void {
+    putAll(this, out);
   }
 
   put(row: number, out: WireWriter): Refusal | undefined {
@@ -75,6 +84,10 @@ export class MapField implements FieldWriter {
     private readonly refusal: Refusal,
   ) {
     this.reader = new ListReader(new StructReader([key.reader, value.reader]));
+  }
+
+  putAll(out: PayloadRows): void {
+    putAll(this, out);
   }
 
   put(row: number, out: WireWriter): Refusal | undefined {

@@ -14,6 +14,7 @@ import {
   TARGETS,
 } from "./payload-conversions.js";
 import { MapField, RepeatedField, SingularField } from "./payload-fields.js";
+import { MessageWriter, WholeMessageWriter, WrapperWriter } from "./payload-messages.js";
 import {
   type Mirror,
   mirrorOfEnum,
@@ -25,13 +26,10 @@ import {
 } from "./payload-mirror.js";
 import {
   type FieldWriter,
-  MessageWriter,
   NumberWriter,
   type Refusal,
   TextWriter,
   type ValueWriter,
-  WholeMessageWriter,
-  WrapperWriter,
 } from "./payload-values.js";
 import { WELL_KNOWN } from "./scalar-columns.js";
 import * as wire from "./wire.js";

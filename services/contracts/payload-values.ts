@@ -1,24 +1,9 @@
 import { isUtf8 } from "node:buffer";
-import {
-  type DescMessage,
-  type FileRegistry,
-  fromJson,
-  type JsonValue,
-  ScalarType,
-  toBinary,
-} from "@bufbuild/protobuf";
-import {
-  type ColumnReader,
-  FixedReader,
-  INLINE_BYTES,
-  StructReader,
-  TextReader,
-} from "../columns/column-readers.js";
-import { exactNumbers } from "./json-numbers.js";
-import { GivenTwice, parseJson } from "./json-text.js";
-import { PayloadChecker } from "./payload.js";
+import { ScalarType } from "@bufbuild/protobuf";
+import { type ColumnReader, FixedReader, INLINE_BYTES, TextReader } from "../columns/column-readers.js";
+import type { PayloadRows } from "./payload-rows.js";
 import * as wire from "./wire.js";
-import type { WireWriter } from "./wire-writer.js";
+import { WireWriter } from "./wire-writer.js";
 
 /** How single values get out of columns into a payload: what comes behind their tag. */
 
@@ -37,6 +22,31 @@ export interface ValueWriter {
   isZero(row: number): boolean;
   /** Writes a value that is not NULL; room for a number is there. */
   write(row: number, out: WireWriter): Refusal | undefined;
+  /** Writes a field of one value of all rows. */
+  writeAll(field: OneValue, out: PayloadRows): void;
+}
+
+/** How a field of one value is written. */
+export interface OneValue {
+  readonly tag: number;
+  /** A zero is written too. */
+  readonly presence: boolean;
+  /** Refuses NULL, where the field is required. */
+  readonly missing: Refusal | undefined;
+}
+
+/** What one row's field becomes before it goes where its row is. */
+const scratch = new WireWriter(4096);
+
+/** All rows of what is written with its tag or not at all. */
+export function putAll(field: Pick<FieldWriter, "put">, out: PayloadRows): void {
+  const { skipped, end } = out;
+  for (let row = out.first; row < end; row++) {
+    if (skipped[row] !== 0) continue;
+    const refusal = field.put(row, scratch.reset().ensure(NUMBER_BYTES));
+    if (refusal === undefined) out.append(row, scratch);
+    else out.refuse(row, refusal);
+  }
 }
 
 /** A tag and a number, or two numbers and the length of both, take less. */
@@ -149,6 +159,22 @@ export class NumberWriter implements ValueWriter {
     return undefined;
   }
 
+  writeAll({ tag, presence, missing }: OneValue, out: PayloadRows): void {
+    const { skipped, end } = out;
+    const { reader } = this;
+    for (let row = out.first; row < end; row++) {
+      if (skipped[row] !== 0) continue;
+      if (reader.isNull(row)) {
+        if (missing !== undefined) out.refuse(row, missing);
+        continue;
+      }
+      if (!presence && this.isZero(row)) continue;
+      const refusal = this.write(row, scratch.reset().varint(tag));
+      if (refusal === undefined) out.append(row, scratch);
+      else out.refuse(row, refusal);
+    }
+  }
+
   /** The microseconds of a Timestamp count from the second before, those of a Duration have its sign. */
   private time(low: number, high: number, out: WireWriter): Refusal | undefined {
     const down = this.kind === TIMESTAMP;
@@ -201,109 +227,65 @@ export class TextWriter implements ValueWriter {
     if (notUtf8 === undefined || (seen & BEYOND_ASCII) === 0 || isUtf8(reader.view(row))) return undefined;
     return notUtf8;
   }
+
+  writeAll({ tag, presence, missing }: OneValue, out: PayloadRows): void {
+    const { reader, notUtf8 } = this;
+    const { words } = reader;
+    const { skipped, ends, end } = out;
+    for (let row = out.first; row < end; row++) {
+      if (skipped[row] !== 0) continue;
+      if (reader.isNull(row)) {
+        if (missing !== undefined) out.refuse(row, missing);
+        continue;
+      }
+      const length = words[row * 4]!;
+      if (length === 0 && !presence) continue;
+      out.room(row, length + HEAD_BYTES);
+      const { bytes, data } = out;
+      let at = ends[row]!;
+      for (let rest = tag; ; rest >>>= 7) {
+        bytes[at++] = rest > 127 ? (rest & 127) | 128 : rest;
+        if (rest <= 127) break;
+      }
+      for (let rest = length; ; rest >>>= 7) {
+        bytes[at++] = rest > 127 ? (rest & 127) | 128 : rest;
+        if (rest <= 127) break;
+      }
+      let seen = BEYOND_ASCII;
+      if (length <= INLINE_BYTES) {
+        const first = words[row * 4 + 1]!;
+        const second = words[row * 4 + 2]!;
+        const third = words[row * 4 + 3]!;
+        seen = first | second | third;
+        data.setInt32(at, first, true);
+        data.setInt32(at + 4, second, true);
+        data.setInt32(at + 8, third, true);
+      } else if (length <= COPY_LOOP_BYTES) {
+        const run = reader.run(row);
+        const from = reader.offset(row);
+        const last = length - 4;
+        seen = run.getInt32(from + last, true);
+        data.setInt32(at + last, seen, true);
+        for (let i = 0; i < last; i += 4) {
+          const word = run.getInt32(from + i, true);
+          seen |= word;
+          data.setInt32(at + i, word, true);
+        }
+      } else bytes.set(reader.view(row), at);
+      if (notUtf8 !== undefined && (seen & BEYOND_ASCII) !== 0 && !isUtf8(reader.view(row)))
+        out.refuse(row, notUtf8);
+      else ends[row] = at + length;
+    }
+  }
 }
 
-/** A wrapper (StringValue, …): a message whose one field, number 1, has no presence. */
-export class WrapperWriter implements ValueWriter {
-  readonly reader: ColumnReader;
-  readonly wireType = wire.LENGTH_DELIMITED;
-
-  constructor(private readonly inner: ValueWriter) {
-    this.reader = inner.reader;
-  }
-
-  isZero(): boolean {
-    return false;
-  }
-
-  write(row: number, out: WireWriter): Refusal | undefined {
-    const opened = out.open();
-    const refusal = this.inner.isZero(row)
-      ? undefined
-      : this.inner.write(row, out.varint(8 + this.inner.wireType));
-    out.close(opened);
-    return refusal;
-  }
-}
+/** Bytes of the tag and the length of a text. */
+const HEAD_BYTES = 10;
 
 export interface FieldWriter {
   readonly reader: ColumnReader;
   /** Writes the field with its tag, or nothing where it is absent. */
   put(row: number, out: WireWriter): Refusal | undefined;
-}
-
-/** A message, of the fields that its struct has. */
-export class MessageWriter implements ValueWriter {
-  readonly reader: ColumnReader;
-  readonly wireType: number;
-
-  /** `fields` in the order of the wire, `children` in that of the struct; `endTag` is that of a group, else 0. */
-  constructor(
-    private readonly fields: readonly FieldWriter[],
-    children: readonly ColumnReader[],
-    private readonly endTag: number,
-  ) {
-    this.reader = new StructReader(children);
-    this.wireType = endTag === 0 ? wire.LENGTH_DELIMITED : wire.GROUP;
-  }
-
-  isZero(): boolean {
-    return false;
-  }
-
-  write(row: number, out: WireWriter): Refusal | undefined {
-    const opened = this.endTag === 0 ? out.open() : 0;
-    for (const field of this.fields) {
-      const refusal = field.put(row, out);
-      if (refusal !== undefined) return refusal;
-    }
-    if (this.endTag === 0) out.close(opened);
-    else out.ensure(NUMBER_BYTES).varint(this.endTag);
-    return undefined;
-  }
-}
-
-/** A message that comes as one value: its bytes, or proto3 JSON. */
-export class WholeMessageWriter implements ValueWriter {
-  readonly reader = new TextReader();
-  readonly wireType: number;
-  private readonly checker: PayloadChecker;
-
-  constructor(
-    private readonly type: DescMessage,
-    /** Those of a message in JSON, to look Any up in; undefined for bytes. */
-    private readonly types: FileRegistry | undefined,
-    private readonly endTag: number,
-    private readonly refusal: Refusal,
-  ) {
-    this.checker = new PayloadChecker(type);
-    this.wireType = endTag === 0 ? wire.LENGTH_DELIMITED : wire.GROUP;
-  }
-
-  isZero(): boolean {
-    return false;
-  }
-
-  write(row: number, out: WireWriter): Refusal | undefined {
-    const { reader, types, endTag } = this;
-    const given = reader.view(row);
-    const bytes = types === undefined ? given : this.parse(given, types);
-    if (bytes === undefined || !this.checker.check(bytes, 0, bytes.length)) return this.refusal;
-    out.ensure(bytes.length + NUMBER_BYTES);
-    if (endTag === 0) out.varint(bytes.length).raw(bytes);
-    else out.raw(bytes).varint(endTag);
-    return undefined;
-  }
-
-  private parse(text: Uint8Array, types: FileRegistry): Uint8Array | undefined {
-    const value = parseJson(text);
-    if (value === undefined || value instanceof GivenTwice) return undefined;
-    try {
-      const exact = exactNumbers(this.type, value as JsonValue, types);
-      return toBinary(this.type, fromJson(this.type, exact, { registry: types }));
-    } catch {
-      // The library throws on what is no such message.
-      return undefined;
-    }
-  }
+  /** As `put`, of all rows. */
+  putAll(out: PayloadRows): void;
 }

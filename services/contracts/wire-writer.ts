@@ -42,6 +42,11 @@ export class WireWriter {
     return this.at;
   }
 
+  /** Four bytes from here on, the lowest first; behind what was written they may be any. Room for them is there. */
+  word(at: number): number {
+    return this.data.getInt32(at, true);
+  }
+
   /** The message so far; holds until the next `reset`. */
   view(): Buffer {
     return this.buffer.subarray(0, this.at);

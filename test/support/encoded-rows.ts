@@ -4,7 +4,7 @@ import { chunksOf } from "../../services/base/duckdb.js";
 import { Feed } from "../../services/columns/feed.js";
 import { PayloadDecoder } from "../../services/contracts/payload-columns.js";
 import { PayloadEncoder } from "../../services/contracts/payload-encoder.js";
-import { WireWriter } from "../../services/contracts/wire-writer.js";
+import { PayloadRows } from "../../services/contracts/payload-rows.js";
 import { plain } from "./payload-rows.js";
 
 /** Every row of a relation as a payload, or as what it was refused with. Written one behind the other. */
@@ -13,16 +13,18 @@ export async function encodedRows(
   relation: string,
   encoder: PayloadEncoder,
 ): Promise<(Buffer | string)[]> {
-  const out = new WireWriter(1);
+  const out = new PayloadRows(Buffer.from("prefix"));
   const rows: (Buffer | string)[] = [];
   const sql = `SELECT 'before', ${encoder.columns.join(", ")} FROM ${relation}`;
   for await (const chunk of chunksOf(connection, sql)) {
     encoder.take(chunk, 1);
-    for (let row = 0; row < chunk.rowCount; row++) {
-      const start = out.length;
-      const refusal = encoder.encode(row, out);
-      rows.push(refusal?.message ?? Buffer.from(out.view().subarray(start)));
-      if (refusal !== undefined && out.length !== start) throw new Error("a refused row left bytes");
+    for (let first = 0; first < chunk.rowCount; first = out.end) {
+      encoder.encode(first, out);
+      for (let row = first; row < out.end; row++) {
+        const bytes = Buffer.from(out.bytes.subarray(out.from(row), out.ends[row]));
+        if (`${out.whole(row)}` !== `prefix${bytes}`) throw new Error("the prefix is lost");
+        rows.push(out.refusal(row)?.message ?? bytes);
+      }
     }
     encoder.release();
   }

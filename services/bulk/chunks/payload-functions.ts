@@ -3,10 +3,10 @@ import duckdb from "@duckdb/node-bindings";
 import { assertTextLayout } from "../../columns/column-layout.js";
 import { FixedReader } from "../../columns/column-readers.js";
 import { type ColumnWriter, FixedColumn, TextColumn, type Vector } from "../../columns/column-writers.js";
-import { contentHash } from "../../contracts/content-hash.js";
+import { contentHashOf } from "../../contracts/content-hash.js";
 import type { PayloadEncoder } from "../../contracts/payload-encoder.js";
+import { PayloadRows } from "../../contracts/payload-rows.js";
 import type { Refusal } from "../../contracts/payload-values.js";
-import { WireWriter } from "../../contracts/wire-writer.js";
 
 export const PAYLOAD = "tributary_payload";
 export const HASH = "tributary_hash";
@@ -28,7 +28,7 @@ export class PayloadFunctions {
   /** Bytes of the payloads so far. */
   bytes = 0;
   private readonly ids = new FixedReader(8);
-  private readonly payload = new WireWriter(64 * 1024);
+  private readonly encoded: PayloadRows;
   private readonly payloads = new TextColumn(BLOB);
   private readonly told = FixedColumn.bigint();
   /** Two words a row. */
@@ -36,11 +36,13 @@ export class PayloadFunctions {
 
   constructor(
     private readonly encoder: PayloadEncoder,
-    private readonly url: Buffer,
+    url: Buffer,
     private readonly mostBytes: number,
     /** Called now and then while rows go through. */
     private readonly getsOn: () => void,
-  ) {}
+  ) {
+    this.encoded = new PayloadRows(url);
+  }
 
   /** `types` are those of the encoder's columns. */
   register(connection: DuckDBConnection, types: readonly DuckDBType[]): void {
@@ -64,30 +66,35 @@ export class PayloadFunctions {
   }
 
   private encode(chunk: Input, rows: number, out: Vector): void {
-    const { encoder, ids, payload, payloads, hashes, url } = this;
+    const { encoder, ids, encoded, payloads, hashes } = this;
     const wide = new BigInt64Array(1);
     const halves = new Uint32Array(wide.buffer);
     ids.take(duckdb.data_chunk_get_vector(chunk, 0), rows);
     encoder.takeVectors(chunk, rows, 1);
     payloads.begin(rows);
-    for (let row = 0; row < rows; row++) {
-      const id = ids.words[row * 2]!;
-      payload.reset();
-      const refusal = encoder.encode(row, payload);
-      if (refusal !== undefined) {
-        this.refused.set(id, refusal);
-        continue;
+    for (let first = 0; first < rows; first = encoded.end) {
+      encoder.encode(first, encoded);
+      for (let row = first; row < encoded.end; row++) {
+        const id = ids.words[row * 2]!;
+        const refusal = encoded.refusal(row);
+        if (refusal !== undefined) {
+          this.refused.set(id, refusal);
+          continue;
+        }
+        const start = encoded.from(row);
+        const end = encoded.ends[row]!;
+        if (end - start > this.mostBytes) {
+          this.large.set(id, end - start);
+          this.takeLarge?.(id, encoded.bytes.subarray(start, end));
+          payloads.setNull(row);
+        } else payloads.set(row, encoded.bytes, start, end);
+        this.bytes += end - start;
+        wide[0] = contentHashOf(encoded.whole(row));
+        hashes[id * 2] = halves[0]!;
+        hashes[id * 2 + 1] = halves[1]!;
       }
-      if (payload.length > this.mostBytes) {
-        this.large.set(id, payload.length);
-        this.takeLarge?.(id, payload.view());
-        payloads.setNull(row);
-      } else payloads.set(row, payload.buffer, 0, payload.length);
-      this.bytes += payload.length;
-      wide[0] = contentHash(url, 0, url.length, payload.buffer, 0, payload.length);
-      hashes[id * 2] = halves[0]!;
-      hashes[id * 2 + 1] = halves[1]!;
     }
+    encoder.release();
     payloads.flush(out, rows);
     this.getsOn();
   }
