@@ -55,7 +55,7 @@ function bootstrapView(report: BootstrapReport, length: ReportLength): ReportVie
     good,
     verdict,
     sections: [
-      { heading: "The job", facts: jobFacts(job as BootstrapJob & Stated), tables: [workTable(job.state)] },
+      { heading: "The job", facts: jobFacts(job as BootstrapJob & Stated), tables: [workTable(report)] },
       ...(rejects.length === 0 ? [] : [rejectSection(report)]),
       ...(vanished === null ? [] : [vanishedSection(job.id, vanished, length)]),
       ...verifications.map((one) => verificationSection(one, length)),
@@ -109,7 +109,8 @@ const watermarkWords = (watermark: NonNullable<BootstrapJob["reconcile"]>["water
     ? `what the export lacks and is of version ${watermark.version} or older`
     : `what the export lacks and came before positions on ${counted(Object.keys(watermark.positions).length, "partition")}`;
 
-function workTable({ rowsLanded, rowsRefined, rejected, seconds = {} }: JobState): ReportTable {
+function workTable({ job, equal }: BootstrapReport): ReportTable {
+  const { rowsLanded, rowsRefined, rejected, seconds = {} } = job.state;
   const line = (what: string, count: number, took = 0) => [
     what,
     grouped(count),
@@ -124,7 +125,9 @@ function workTable({ rowsLanded, rowsRefined, rejected, seconds = {} }: JobState
       line("landed in raw", rowsLanded, landing + refining),
       line("refined", rowsRefined),
       line("rejected", rejected),
-      ...(verifying === undefined ? [] : [line("verified", rowsLanded, verifying)]),
+      ...(verifying === undefined
+        ? []
+        : [line(equal === null ? "read again" : "compared", rowsLanded, verifying)]),
     ],
   };
 }
@@ -166,8 +169,8 @@ function vanishedSection(
   return {
     heading: "What the export lacks",
     facts: [
-      ["to be deleted", `${grouped(count)} entities of ${counted(ofTenants, "tenant")}`],
-      ["as of", `version ${asOf} of raw, found ${foundAt}`],
+      ["found", `${grouped(count)} entities of ${counted(ofTenants, "tenant")}, to be deleted`],
+      ["as of", `version ${asOf} of raw, ${foundAt}`],
       ["left alone", `${counted(leftAlone, "tenant")} of which the export has no row`],
       ["confirmed", confirmed === null ? waits : `${confirmed.at} by ${confirmed.by}`],
     ],
@@ -303,8 +306,9 @@ function replayView(job: Report["job"], replay: ReplayReport | null, length: Rep
       sections: [{ heading: "The job", facts }],
     };
   const { difference, setAside, version, comparedAt, events, action, model, tenant } = replay;
-  const { served, rebuilt, apart, tenants, keys } = difference;
+  const { served, rebuilt, apart } = difference;
   const good = differences(difference) === 0 && setAside.length === 0;
+  const tables = differenceTables(replay, length);
   return {
     title,
     good,
@@ -324,39 +328,42 @@ function replayView(job: Report["job"], replay: ReplayReport | null, length: Rep
           ...(apart.length === 0 ? [] : [["not compared", apart.join(", ")] as const]),
         ],
       },
-      {
-        heading: "The difference",
-        tables: [
-          cut(
-            {
-              columns: ["tenant", "missing", "extra", "changed", "tombstones"],
-              rows: tenants.map((one) => [
-                one.tenant,
-                ...[one.missing, one.extra, one.changed, one.tombstones].map(grouped),
-              ]),
-            },
-            length.tenants,
-            tenants.length,
-          ),
-          cut(
-            {
-              caption: "Some entities",
-              columns: ["tenant", "entity", "what", "columns"],
-              rows: keys.map((one) => [one.tenant, one.entityId, one.kind, one.columns.join(", ")]),
-            },
-            length.tenants,
-            keys.length,
-          ),
-          {
-            caption: "In no row",
-            columns: ["events", "code", "reason"],
-            rows: setAside.map((one) => [grouped(one.events), one.code, one.reason]),
-          },
-        ].filter((table) => table.rows.length > 0),
-      },
+      ...(tables.length === 0 ? [] : [{ heading: "The difference", tables }]),
     ],
   };
 }
+
+const differenceTables = (
+  { difference: { tenants, keys }, setAside }: ReplayReport,
+  length: ReportLength,
+): ReportTable[] =>
+  [
+    cut(
+      {
+        columns: ["tenant", "missing", "extra", "changed", "tombstones"],
+        rows: tenants.map((one) => [
+          one.tenant,
+          ...[one.missing, one.extra, one.changed, one.tombstones].map(grouped),
+        ]),
+      },
+      length.tenants,
+      tenants.length,
+    ),
+    cut(
+      {
+        caption: "Some entities",
+        columns: ["tenant", "entity", "what", "columns"],
+        rows: keys.map((one) => [one.tenant, one.entityId, one.kind, one.columns.join(", ")]),
+      },
+      length.tenants,
+      keys.length,
+    ),
+    {
+      caption: "In no row",
+      columns: ["events", "code", "reason"],
+      rows: setAside.map((one) => [grouped(one.events), one.code, one.reason]),
+    },
+  ].filter((table) => table.rows.length > 0);
 
 const differences = ({ missing, extra, changed, tombstones }: Difference): number =>
   missing + extra + changed + tombstones;

@@ -2,6 +2,7 @@ import { TributaryError } from "../../base/errors.js";
 import { rawRoot } from "../../ingest/raw-table.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { trackOf } from "../../table/progress.js";
+import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
 import type { BootstrapJob, VerifyJob } from "../jobs/job.js";
 import { rowsOfTrack } from "../jobs/job-rows.js";
 import type { RunJob } from "../jobs/job-run.js";
@@ -26,11 +27,16 @@ export const runVerify: RunJob<VerifyJob> = async (context, { id, of }, host) =>
   return withPlace(context, verified, async (place) => {
     const landings = landingsOf(context, verified, place, source);
     const { files, bytes } = source.manifest;
-    host.tell({ files: files.length, bytes });
+    const rowsOf = async ({ entityType }: BootstrapOrder): Promise<number> => {
+      const raw = await DeltaTable.open(store, rawRoot(entityType), duck, tableOptions);
+      return raw === undefined ? 0 : rowsOfTrack({ duck }, raw, trackOf(streamOf(of), LANE));
+    };
+    const landed: number[] = [];
+    for (const landing of landings) landed.push(await rowsOf(landing));
+    host.tell({ files: files.length, bytes, rowsLanded: landed.reduce((sum, rows) => sum + rows, 0) });
     const found: Verification[] = [];
     for (const [at, landing] of landings.entries()) {
-      const raw = await DeltaTable.open(store, rawRoot(landing.entityType), duck, tableOptions);
-      const rows = raw === undefined ? 0 : await rowsOfTrack({ duck }, raw, trackOf(streamOf(of), LANE));
+      const rows = landed[at]!;
       const part = { ...host, tell: partOf(host.tell, at, landings.length) };
       const one = await verifyJob(context, landing, part, id, rows);
       if (one === undefined) return false;

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { hasEnded, type Job } from "../../bulk/jobs/job.js";
+import { hasEnded, type Job, type JobState, type Phase } from "../../bulk/jobs/job.js";
 import type { JobStore } from "../../bulk/jobs/job-store.js";
 import { ProgressBar } from "../terminal/progress-bar.js";
 import { fractionOf } from "./job-view.js";
@@ -19,27 +19,40 @@ export async function followJob(jobs: JobStore, id: string, command: string, qui
   stopSignal().addEventListener("abort", () => {
     if (!quiet) process.stderr.write(`\nthe job goes on; see \`${command}\`\n`);
   });
-  const bar = quiet ? undefined : new ProgressBar(process.stderr, id, "rows");
   const began = performance.now();
-  let first: number | undefined;
+  let bar: { readonly of: Phase; readonly first: number; readonly drawn: ProgressBar } | undefined;
   let told = quiet;
   for (;;) {
     const job = await jobs.get(id);
     const { state } = job;
-    // Of a job that goes on only what comes while it is looked at makes the rate.
-    first ??= state.rowsLanded;
-    if (state.phase !== "waiting")
-      bar?.update({ count: state.rowsLanded - first, fraction: fractionOf(state) });
-    else if (!told && performance.now() - began > WAITS_MS) {
+    const { phase } = state;
+    if (phase !== "waiting" && !quiet) {
+      if (bar?.of !== phase && !isOver(state)) {
+        bar?.drawn.end();
+        // Of a job that goes on only what comes while it is looked at makes the rate.
+        const drawn = new ProgressBar(process.stderr, `${id} ${phase}`, "rows");
+        bar = { of: phase, first: rowsOf(phase, state), drawn };
+      }
+      const count = bar === undefined ? 0 : rowsOf(bar.of, state) - bar.first;
+      bar?.drawn.update({ count, fraction: fractionOf(state) });
+    } else if (!told && performance.now() - began > WAITS_MS) {
       told = true;
       process.stderr.write("it waits: for its turn, or for `tributary ingest` with this configuration\n");
     }
-    if (hasEnded(state) || state.phase === "paused") {
-      bar?.end();
+    if (isOver(state)) {
+      bar?.drawn.end();
       return job;
     }
     await sleep(LOOK_MS);
   }
+}
+
+const isOver = (state: JobState): boolean => hasEnded(state) || state.phase === "paused";
+
+/** Those that are done in a phase. */
+function rowsOf(phase: Phase, { rowsLanded, rowsRefined, verified = 0 }: JobState): number {
+  if (phase === "refining") return rowsRefined;
+  return phase === "verifying" ? Math.round(verified * rowsLanded) : rowsLanded;
 }
 
 /** What a command that followed a job ends with. */

@@ -68,5 +68,5 @@ function tableText({ caption, columns, rows, more }: ReportTable): string {
   // Digests are to be compared, which takes all of their digits.
   const table = textTable(columns, rows, { maxWidth: 70 });
   const named = caption === undefined ? table : `${printable(caption)}\n${table}`;
-  return more === undefined ? named : `${named}\n… and ${grouped(more)} more: see --json`;
+  return more === undefined ? named : `${named}\n… and ${grouped(more)} more`;
 }

@@ -14,9 +14,12 @@ export function phaseOf({ wish, state }: Pick<Job, "wish" | "state">): string {
   return phase;
 }
 
-/** From 0 to 1; undefined while the source's size is not known. */
-export const fractionOf = ({ phase, bytes, bytesDone }: JobState): number | undefined =>
-  phase === "done" ? 1 : bytes > 0 ? Math.min(1, bytesDone / bytes) : undefined;
+/** How much is done of what it is at, from 0 to 1; undefined while nothing tells. */
+export function fractionOf({ phase, bytes, bytesDone, verified }: JobState): number | undefined {
+  if (phase === "done") return 1;
+  if (phase === "verifying") return verified;
+  return bytes > 0 ? Math.min(1, bytesDone / bytes) : undefined;
+}
 
 const percent = (fraction: number | undefined): string =>
   fraction === undefined ? "" : `${Math.floor(fraction * 100)} %`;
@@ -43,23 +46,27 @@ export function jobLines(job: Job): string {
   const rows: [string, unknown][] = [["phase", phaseOf(job)]];
   if (state.code !== undefined) rows.push(["why", `${state.code}: ${state.reason ?? ""}`]);
   const remedy = CODES[state.code as Code]?.remedy;
-  if (remedy !== undefined) rows.push(["what to do", remedy]);
+  if (remedy !== undefined) rows.push(["what to do", remedy.replaceAll(/\bID\b/g, order.id)]);
   rows.push([SUBJECTS[order.kind], subjectOf(job)]);
   if (order.kind === "bootstrap" && order.entityType !== undefined)
     rows.push(["entity type", order.entityType]);
   const tenant = tenantOf(order);
   if (tenant !== undefined) rows.push(["tenant", tenant]);
-  if (state.bytes > 0) {
-    const share = percent(fractionOf(state));
+  if (state.bytes > 0 && order.kind !== "verify") {
+    const share = percent(Math.min(1, state.bytesDone / state.bytes));
     rows.push(["read", `${grouped(state.bytesDone)} of ${grouped(state.bytes)} bytes (${share})`]);
   }
-  rows.push(
-    ["landed", `${grouped(state.rowsLanded)} rows`],
-    ["refined", `${grouped(state.rowsRefined)} rows`],
-    ["rejected", `${grouped(state.rejected)} rows`],
-    ["priority", String(order.priority)],
-    ["asked for", `${order.at} by ${order.by}`],
-  );
+  if (order.kind === "bootstrap") rows.push(["landed", `${grouped(state.rowsLanded)} rows`]);
+  if (order.kind !== "verify") rows.push(["refined", `${grouped(state.rowsRefined)} rows`]);
+  if (order.kind === "bootstrap") {
+    const see = state.rejected === 0 ? "" : `: tributary bootstrap rejects ${order.id}`;
+    rows.push(["rejected", `${grouped(state.rejected)} rows${see}`]);
+  }
+  if (state.verified !== undefined) {
+    const see = state.verified === 1 ? `: tributary bootstrap report ${order.id}` : "";
+    rows.push(["verified", `${percent(state.verified)}${see}`]);
+  }
+  rows.push(["priority", String(order.priority)], ["asked for", `${order.at} by ${order.by}`]);
   if (state.rowsPerSecond !== undefined) rows.push(["of late", `${grouped(state.rowsPerSecond)} rows/s`]);
   if (state.etaSeconds !== undefined) rows.push(["left", `about ${duration(state.etaSeconds * 1000)}`]);
   if (state.startedAt !== undefined) rows.push(["began", state.startedAt]);
