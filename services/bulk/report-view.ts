@@ -159,7 +159,7 @@ function vanishedSection(
     leftAlone,
     foundAt,
     confirmed,
-    tenants,
+    byTenant,
     some,
   }: NonNullable<BootstrapReport["vanished"]>,
   length: ReportLength,
@@ -175,19 +175,19 @@ function vanishedSection(
       ["confirmed", confirmed === null ? waits : `${confirmed.at} by ${confirmed.by}`],
     ],
     tables: [
-      ...(tenants === undefined || tenants.length === 0
+      ...(byTenant.length === 0
         ? []
         : [
             cut(
               {
                 columns: ["tenant", "entities"],
-                rows: tenants.map((one) => [one.tenant, grouped(one.entities)]),
+                rows: byTenant.map((one) => [one.tenant, grouped(one.entities)]),
               },
               length.tenants,
               ofTenants,
             ),
           ]),
-      ...(some === undefined || some.length === 0
+      ...(some.length === 0
         ? []
         : [
             cut(

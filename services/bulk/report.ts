@@ -4,7 +4,7 @@ import { JobStore } from "./jobs/job-store.js";
 import { type RejectReason, rejectReasons } from "./jobs/rejects.js";
 import { type ReplayReport, replayReport } from "./replay/replay-report.js";
 import { confirmationOf } from "./verify/reconcile.js";
-import { type PlannedDeletes, plannedDeletes, planOf } from "./verify/reconcile-plan.js";
+import { planOf, type ReconcilePlan } from "./verify/reconcile-plan.js";
 import { type Verification, verificationsOf } from "./verify/verification.js";
 
 /** All that is known of a bootstrap job. Plain JSON. */
@@ -20,10 +20,9 @@ export interface BootstrapReport {
         readonly asOf: number;
         /** How many tenants they are of. */
         readonly ofTenants: number;
-        readonly leftAlone: number;
         readonly foundAt: string;
         readonly confirmed: { readonly by: string; readonly at: string } | null;
-      } & Partial<PlannedDeletes>)
+      } & Pick<ReconcilePlan, "leftAlone" | "byTenant" | "some">)
     | null;
   /** One an entity type, as found last. */
   readonly verifications: readonly Verification[];
@@ -68,20 +67,14 @@ async function bootstrapReport(context: ReportContext, job: Job): Promise<Bootst
   };
 }
 
-async function vanishedOf(context: ReportContext, id: string): Promise<BootstrapReport["vanished"]> {
-  const { store } = context;
+async function vanishedOf(
+  { store }: Pick<ReportContext, "store">,
+  id: string,
+): Promise<BootstrapReport["vanished"]> {
   const plan = await planOf(store, id);
   if (plan === undefined) return null;
-  const { deletes: count, version: asOf, tenants: ofTenants, leftAlone, at: foundAt } = plan;
+  const { deletes: count, version: asOf, tenants: ofTenants, leftAlone, byTenant, some, at: foundAt } = plan;
   const confirmed = await confirmationOf(store, id);
   const by = confirmed === undefined ? null : { by: confirmed.by, at: confirmed.at };
-  return {
-    count,
-    asOf,
-    ofTenants,
-    leftAlone,
-    foundAt,
-    confirmed: by,
-    ...(await plannedDeletes(context, plan)),
-  };
+  return { count, asOf, ofTenants, leftAlone, byTenant, some, foundAt, confirmed: by };
 }

@@ -115,6 +115,27 @@ describe("a lake that moves while it is written", () => {
     }
   });
 
+  test("takes its jobs along as they are at the last copy, whatever they were at the first", async () => {
+    const lake = await Lake.create({ checkpointEvery: 3 });
+    const target = await fileStore(temporaryFolder());
+    const { store: source, duck } = lake.context;
+    try {
+      await lake.land(new TestStream("log").batch(randomEvents(new Random(7), 5)));
+      const state = "jobs/states/a.json";
+      for (const [phase, close] of [
+        ["landing", false],
+        // As long as the other.
+        ["waiting", true],
+      ] as const) {
+        await source.put(state, Buffer.from(phase));
+        await copyLake({ source, target, duck, close });
+        expect(String(await target.get(state))).toBe(phase);
+      }
+    } finally {
+      await lake.close();
+    }
+  });
+
   test("is copied with a log checkpoint in parts, as other engines write them, and no commits before it", async () => {
     const lake = await Lake.create({ checkpointEvery: 3 });
     const folder = temporaryFolder();

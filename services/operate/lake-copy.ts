@@ -56,6 +56,8 @@ const PARALLEL = 8;
 const LOG = "/_delta_log/";
 /** How a lake is doing, and who works on it: of no meaning elsewhere. */
 const LEFT_BEHIND = ["status/", "leases/", "closed.json"];
+/** What is written anew under its name: bulk jobs go on in the copy, where their ids are taken by raw's positions, too. */
+const isMutable = (key: string): boolean => key.startsWith("jobs/") && key.endsWith(".json");
 const OPEN = { checkpointEvery: Number.MAX_SAFE_INTEGER };
 
 /** Errors: TRB-LAKE-DIVERGED, TRB-STORE-FAILED, TRB-TABLE-CORRUPT; the signal's. */
@@ -68,6 +70,7 @@ export async function copyLake(options: LakeCopyOptions): Promise<LakeCopied> {
   const ends = await lastVersions(options);
   const copied = await copyObjects(options);
   for (const [root, end] of ends) await copyLog(options, root, end);
+  await copyMutable(options);
   const tables: CopiedTable[] = [];
   for (const [root, version] of ends) {
     tables.push({ root, version, verified: close ? await verifyTable(options, root, version) : 0 });
@@ -117,7 +120,7 @@ async function copyObjects(options: LakeCopyOptions): Promise<{ objects: number;
   for await (const { key, bytes } of target.list("")) there.set(key, bytes);
   const missing: { key: string; bytes: number }[] = [];
   for await (const { key, bytes } of source.list("")) {
-    if (key.includes(LOG) || LEFT_BEHIND.some((prefix) => key.startsWith(prefix))) continue;
+    if (key.includes(LOG) || LEFT_BEHIND.some((prefix) => key.startsWith(prefix)) || isMutable(key)) continue;
     if (there.get(key) !== bytes) missing.push({ key, bytes });
   }
   const ofBytes = missing.reduce((sum, { bytes }) => sum + bytes, 0);
@@ -132,6 +135,15 @@ async function copyObjects(options: LakeCopyOptions): Promise<{ objects: number;
     progress?.({ step: "copy", bytes, ofBytes });
   }
   return { objects: missing.length, bytes };
+}
+
+/** As it is now. A job that is none in the copy when its rows are there would be begun anew behind them. */
+async function copyMutable({ source, target, signal }: LakeCopyOptions): Promise<void> {
+  for await (const { key } of source.list("jobs/")) {
+    signal?.throwIfAborted();
+    const bytes = isMutable(key) && !key.includes(LOG) ? await source.get(key) : undefined;
+    if (bytes !== undefined) await target.put(key, bytes);
+  }
 }
 
 async function copyFiles({ source, target }: LakeCopyOptions, keys: readonly string[]): Promise<void> {

@@ -70,6 +70,7 @@ function serve(): void {
     kinds: RUNNABLE,
     atOnce: 1,
     moved: () => undefined,
+    tidy: async () => undefined,
     lagMs: () => 0,
     untilOpen: () => 0,
     log: pino({ level: "silent" }),

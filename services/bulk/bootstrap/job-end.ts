@@ -10,7 +10,7 @@ import { refineJob } from "./refine-job.js";
 import { VerifyProgress } from "./verify-progress.js";
 
 /** The name that the facts of a source have which a job finds at its own end. */
-const AT_END = "end";
+export const AT_END = "end";
 
 type Host = Pick<JobHost, "signal" | "pace" | "tell">;
 

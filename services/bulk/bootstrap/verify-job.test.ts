@@ -1,7 +1,7 @@
 import { mkdirSync, mkdtempSync, rmSync, statSync, utimesSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { Lake, type TestEvent, TestStream, THING } from "../../../test/support/lake.js";
 import { JobDesk } from "../job-desk.js";
 import { type BootstrapJob, jobOrder, jobState, type VerifyJob } from "../jobs/job.js";
@@ -10,6 +10,8 @@ import { verificationOf } from "../verify/verification.js";
 import { runBootstrap } from "./bootstrap-job.js";
 import { sourceOf } from "./job-source.js";
 import { runVerify } from "./verify-job.js";
+
+vi.mock("../../sources/source-process.js", () => import("../../../test/support/readers-here.js"));
 
 const folder = mkdtempSync(join(tmpdir(), "tributary-export-"));
 let lake: Lake;

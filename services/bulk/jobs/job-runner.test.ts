@@ -67,6 +67,7 @@ function serve(
     kinds: RUNNABLE,
     atOnce: 1,
     moved: () => undefined,
+    tidy: async () => undefined,
     lagMs: () => 0,
     untilOpen: () => 0,
     log: pino({ level: "silent" }),

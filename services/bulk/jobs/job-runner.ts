@@ -38,6 +38,8 @@ export interface JobRunnerOptions {
   readonly atOnce: number;
   /** A job refines what it has landed, or is over: others take in what it leaves. */
   readonly moved: () => void;
+  /** Told of all jobs when it begins and whenever one is over: removes what nobody needs any more. */
+  readonly tidy: (jobs: readonly Job[]) => Promise<void>;
   /** For how long live events have waited, in ms. */
   readonly lagMs: () => number;
   /** How long it is until jobs may go on, in ms. */
@@ -79,6 +81,8 @@ export class JobRunner {
   private telling: NodeJS.Timeout | undefined;
   private looking: Promise<void> = Promise.resolve();
   private closed = false;
+  /** Whoever ran jobs before may have been killed with one that was just over. */
+  private isTidy = false;
 
   constructor(private readonly options: JobRunnerOptions) {}
 
@@ -116,6 +120,7 @@ export class JobRunner {
       for (const running of this.running.values()) this.stop(running, "left");
       return;
     }
+    if (!this.isTidy) await this.tidy(jobs);
     for (const job of jobs) {
       if (hasEnded(job.state)) continue;
       const running = this.running.get(job.order.id);
@@ -222,8 +227,18 @@ export class JobRunner {
 
   /** What it may have left is anybody's now: that has to be known here before it is looked for. */
   private async over(): Promise<void> {
-    await this.options.tracks.look(() => this.options.jobs.list());
+    const jobs = await this.options.tracks.look(() => this.options.jobs.list());
     this.options.moved();
+    await this.tidy(jobs);
+  }
+
+  private async tidy(jobs: readonly Job[]): Promise<void> {
+    try {
+      await this.options.tidy(jobs);
+      this.isTidy = true;
+    } catch (error) {
+      this.options.log.warn({ err: error }, "what jobs have left could not be removed");
+    }
   }
 
   private stop(running: Running, why: Exclude<Running["stopping"], undefined>): void {

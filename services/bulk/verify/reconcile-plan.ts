@@ -32,6 +32,9 @@ const planShape = z.strictObject({
   tenants: z.number().int(),
   /** Tenants that have entities and of which the export has no row: they are left alone. */
   leftAlone: z.number().int(),
+  /** Those with most of them, and some of the entities: what operators look at before they confirm. */
+  byTenant: z.array(z.strictObject({ tenant: z.string(), entities: z.number().int() })),
+  some: z.array(z.strictObject({ tenant: z.string(), id: z.string(), version: z.string() })),
   /** Of tenant, id and version of each. */
   digest: z.string(),
   /** Raw, as of which they were found. */
@@ -44,7 +47,13 @@ const planShape = z.strictObject({
 /** Entities that are to be deleted, as of one version of raw. It never changes. */
 export type ReconcilePlan = z.infer<typeof planShape>;
 
-const keyOf = (job: string): string => `jobs/reconciles/${job}.json`;
+/** What is to be deleted of jobs: a plan of each, and a file of its entities. */
+export const PLANS = "jobs/reconciles/";
+const keyOf = (job: string): string => `${PLANS}${job}.json`;
+const FILE = new RegExp(`^${PLANS}reconcile-(.+)-[0-9a-f-]{36}\\.parquet$`);
+
+/** Whose entities a file below PLANS holds; undefined where it is none. */
+export const jobOfPlan = (key: string): string | undefined => FILE.exec(key)?.[1];
 
 /** Undefined before there is one. */
 export async function planOf(
@@ -172,12 +181,16 @@ async function keep(
 ): Promise<ReconcilePlan> {
   const name = `reconcile-${job}-${randomUUID()}.parquet`;
   const localPath = join(store.staging, name);
-  const key = `jobs/reconciles/${name}`;
+  const key = `${PLANS}${name}`;
   await connection.run(
     `COPY (SELECT tenant_id, entity_id, version FROM ${candidates} ORDER BY tenant_id, entity_id)
      TO ${literal(localPath)} (FORMAT parquet, COMPRESSION zstd)`,
   );
-  const found = await keyVersionDigest(connection, `read_parquet(${literal(localPath)})`);
+  const relation = `read_parquet(${literal(localPath)})`;
+  const found = {
+    ...(await keyVersionDigest(connection, relation)),
+    ...(await shownOf(connection, relation)),
+  };
   await store.adopt([{ localPath, key }]);
   const { version } = raw.snapshot;
   const at = new Date().toISOString();
@@ -190,44 +203,26 @@ async function keep(
 const empty = (): TributaryError =>
   new TributaryError("TRB-RECONCILE-EXPORT", "the export is empty: expected rows to have landed of it");
 
-/** What a plan would delete, as operators look at it before they confirm. */
-export interface PlannedDeletes {
-  /** Those with most first, so many at most. */
-  readonly tenants: readonly { readonly tenant: string; readonly entities: number }[];
-  /** Some of them, by tenant and id. */
-  readonly some: readonly { readonly tenant: string; readonly id: string; readonly version: string }[];
-}
-
 const SHOWN = { tenants: 1000, entities: 20 };
 
-/** Undefined once the job is over: what it has deleted is in raw. Errors: those of the store and the engine. */
-export async function plannedDeletes(
-  { store, duck }: Pick<IngestContext, "store" | "duck">,
-  { key }: Pick<ReconcilePlan, "key">,
-): Promise<PlannedDeletes | undefined> {
-  if ((await store.stat(key)) === undefined) return undefined;
-  return store.withLocal([key], ([path]) =>
-    duck.with(async (connection) => {
-      const relation = `read_parquet(${literal(path!)}, hive_partitioning=false)`;
-      const tenants = await rowsOf(
-        connection,
-        `SELECT tenant_id, count(*) FROM ${relation} GROUP BY ALL ORDER BY 2 DESC, 1 LIMIT ${SHOWN.tenants}`,
-      );
-      const some = await rowsOf(
-        connection,
-        `SELECT tenant_id, entity_id, version FROM ${relation} ORDER BY ALL LIMIT ${SHOWN.entities}`,
-      );
-      return {
-        tenants: tenants.map(([tenant, entities]) => ({
-          tenant: String(tenant),
-          entities: Number(entities),
-        })),
-        some: some.map(([tenant, id, version]) => ({
-          tenant: String(tenant),
-          id: String(id),
-          version: String(version),
-        })),
-      };
-    }),
+async function shownOf(
+  connection: DuckDBConnection,
+  relation: string,
+): Promise<Pick<ReconcilePlan, "byTenant" | "some">> {
+  const tenants = await rowsOf(
+    connection,
+    `SELECT tenant_id, count(*) FROM ${relation} GROUP BY ALL ORDER BY 2 DESC, 1 LIMIT ${SHOWN.tenants}`,
   );
+  const some = await rowsOf(
+    connection,
+    `SELECT tenant_id, entity_id, version FROM ${relation} ORDER BY ALL LIMIT ${SHOWN.entities}`,
+  );
+  return {
+    byTenant: tenants.map(([tenant, entities]) => ({ tenant: String(tenant), entities: Number(entities) })),
+    some: some.map(([tenant, id, version]) => ({
+      tenant: String(tenant),
+      id: String(id),
+      version: String(version),
+    })),
+  };
 }

@@ -27,6 +27,15 @@ const factsShape = z.strictObject({
   ),
 });
 
+/** What files were found to hold: by job, run, type and file. */
+export const DIGESTS = "jobs/digests/";
+
+/** Whose a key below DIGESTS is. */
+export function runOfDigest(key: string): { readonly job: string; readonly run: string } {
+  const [job = "", run = ""] = key.slice(DIGESTS.length).split("/");
+  return { job, run };
+}
+
 /** What a source holds. */
 export interface SourceFacts {
   /** By tenant. */
@@ -52,7 +61,7 @@ export async function sourceFacts(
   const digests = new Map<string, EventDigest>();
   let rejected = 0;
   for (const file of order.share?.files ?? order.manifest.files.keys()) {
-    const key = `jobs/digests/${order.job}/${run}/${order.entityType}/${file}.json`;
+    const key = `${DIGESTS}${order.job}/${run}/${order.entityType}/${file}.json`;
     const kept = await store.get(key);
     const facts =
       kept === undefined

@@ -243,7 +243,17 @@ describe("what an export lacks", () => {
     await tell("paused", { code: "TRB-RECONCILE-CONFIRM", reason: "3 entities" });
     expect(await run("confirm", "a", "--count", "3", "--as-of", "7")).toBe(1);
     expect(err).toContain("the job has found none to be confirmed yet");
-    const plan = { deletes: 3, tenants: 1, leftAlone: 0, digest: "d", table: "t", version: 8, key: "k" };
+    const plan = {
+      deletes: 3,
+      tenants: 1,
+      byTenant: [],
+      some: [],
+      leftAlone: 0,
+      digest: "d",
+      table: "t",
+      version: 8,
+      key: "k",
+    };
     await store.put(
       "jobs/reconciles/a.json",
       Buffer.from(JSON.stringify({ ...plan, at: "2026-01-02T03:04:05Z" })),

@@ -6,6 +6,7 @@ import { TributaryError } from "../../base/errors.js";
 import { untilOpen } from "../../base/time-windows.js";
 import { ImportLander } from "../../bulk/imports/import-lander.js";
 import { RUNNABLE } from "../../bulk/job-kinds.js";
+import { removeLeftovers } from "../../bulk/job-leftovers.js";
 import type { Job } from "../../bulk/jobs/job.js";
 import type { Told } from "../../bulk/jobs/job-report.js";
 import { type JobRun, JobRunner, type Outcome } from "../../bulk/jobs/job-runner.js";
@@ -46,6 +47,7 @@ export function serveJobs(
     kinds: RUNNABLE,
     start: (job, tell) => runApart(context, job, tell),
     atOnce: config.bulk.jobsAtOnce,
+    tidy: (jobs) => removeLeftovers(store, jobs),
     moved: () => ingest.look(),
     lagMs: () => ingest.lagMs(),
     untilOpen: () => untilOpen(config.bulk.windows, Date.now()),
