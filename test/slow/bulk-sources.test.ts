@@ -13,7 +13,7 @@ import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
 import pino from "pino";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { literal } from "../../services/base/duckdb.js";
 import { residentBytes } from "../../services/base/killable.js";
 import { runHere } from "../../services/bulk/job-here.js";
@@ -27,6 +27,23 @@ import { Lake, THING } from "../support/lake.js";
 import { rawZstd } from "../support/sources.js";
 
 /** What strangers' exports do to a job, from its order to the tables: a clear end, and nothing half-done. */
+
+/** Whether readers are processes, as what may crash or fill them needs it: starting some takes seconds of each test. */
+const readers = vi.hoisted(() => ({ areProcesses: false }));
+vi.mock("../../services/sources/source-process.js", async (original) => {
+  const real = await original<typeof import("../../services/sources/source-process.js")>();
+  const here = await import("../support/readers-here.js");
+  return {
+    get SourceProcess() {
+      return readers.areProcesses ? real.SourceProcess : here.SourceProcess;
+    },
+  };
+});
+const withProcesses = () => {
+  beforeEach(() => {
+    readers.areProcesses = true;
+  });
+};
 
 const MiB = 1024 * 1024;
 const at = new Date().toISOString();
@@ -48,6 +65,7 @@ beforeEach(async () => {
 afterEach(async () => {
   await runner?.close();
   runner = undefined;
+  readers.areProcesses = false;
   await lake.close();
   rmSync(folder, { recursive: true, force: true });
 });
@@ -125,6 +143,7 @@ const parquet = async (name: string, rows: number, more = "") => {
 };
 
 describe("a file that is not whole pauses its job, and nothing of it is there", () => {
+  withProcesses();
   test.each<[string, () => Promise<void> | void]>([
     [
       "Parquet cut short",
@@ -337,6 +356,7 @@ function childrenOf(pid: number): number[] {
 }
 
 describe("memory stays what it is at", () => {
+  withProcesses();
   const most = () => lake.context.config.bulk.readerMemoryBytes + 512 * MiB;
 
   test("a line of 3 GB, which is rejected", async () => {
@@ -362,20 +382,23 @@ describe("memory stays what it is at", () => {
   });
 });
 
-test("what makes chunks may be killed in the midst of one, again and again: each row lands once", async () => {
-  for (const name of ["a", "b", "c"]) await parquet(`${name}.parquet`, 20_000, `, '${name}' AS number`);
-  const mapping = { tenant: "number", entityId: "id", version: "rev" };
-  let kills = 4;
-  const killing = setInterval(() => {
-    for (const pid of childrenOf(process.pid)) {
-      if (kills-- > 0) process.kill(pid, "SIGKILL");
-    }
-  }, 700);
-  const job = await run({ mapping }).finally(() => clearInterval(killing));
-  expect(ended(job)).toEqual(["done", undefined]);
-  expect(kills).toBeLessThan(4);
-  const [raw, rows] = await landed();
-  expect([raw, rows]).toEqual([60_000, 60_000]);
+describe("what makes chunks", () => {
+  withProcesses();
+  test("may be killed in the midst of one, again and again: each row lands once", async () => {
+    for (const name of ["a", "b", "c"]) await parquet(`${name}.parquet`, 20_000, `, '${name}' AS number`);
+    const mapping = { tenant: "number", entityId: "id", version: "rev" };
+    let kills = 4;
+    const killing = setInterval(() => {
+      for (const pid of childrenOf(process.pid)) {
+        if (kills-- > 0) process.kill(pid, "SIGKILL");
+      }
+    }, 700);
+    const job = await run({ mapping }).finally(() => clearInterval(killing));
+    expect(ended(job)).toEqual(["done", undefined]);
+    expect(kills).toBeLessThan(4);
+    const [raw, rows] = await landed();
+    expect([raw, rows]).toEqual([60_000, 60_000]);
+  });
 });
 
 /** A Parquet file whose footer says that there are more rows than there are. */
