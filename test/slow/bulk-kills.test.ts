@@ -3,17 +3,28 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test, vi } from "vitest";
 import { runBootstrap } from "../../services/bulk/bootstrap/bootstrap-job.js";
-import { type BootstrapJob, jobOrder } from "../../services/bulk/jobs/job.js";
+import { type BootstrapJob, jobOrder, type ReplayJob } from "../../services/bulk/jobs/job.js";
 import type { JobHost } from "../../services/bulk/jobs/job-run.js";
 import { streamOf } from "../../services/bulk/jobs/job-tracks.js";
+import { runReplay } from "../../services/bulk/replay/replay-job.js";
 import { confirmDeletes } from "../../services/bulk/verify/reconcile.js";
 import { planOf } from "../../services/bulk/verify/reconcile-plan.js";
 import { verificationOf } from "../../services/bulk/verify/verification.js";
 import { withScan } from "../../services/table/scan.js";
 import { eachOperation, FaultyStore } from "../support/faulty-store.js";
-import { expectedThings, Lake, type TestEvent, TestStream, THING } from "../support/lake.js";
+import {
+  expectedThings,
+  Lake,
+  Random,
+  randomEvents,
+  seeds,
+  type TestEvent,
+  TestStream,
+  THING,
+  winnersOf,
+} from "../support/lake.js";
 
-/** A bootstrap that reconciles and verifies: gone at any step of it, and with many entities beside live events. */
+/** A bootstrap that reconciles and verifies: gone at any step of it, with many entities beside live events, and beside a replay of its table. */
 
 vi.mock("../../services/sources/source-process.js", () => import("../support/readers-here.js"));
 
@@ -197,4 +208,48 @@ test("of 200,000 entities the 1 % that vanished are deleted, but for those that 
     expect((await ids("name = 'again'")).sort()).toEqual([...before, ...between].map(({ id }) => id).sort());
     expect((await ids("true")).length).toBe(ENTITIES - gone.length);
   });
+});
+
+test("a replay that swaps a table, beside a bootstrap into it and live events, loses nothing of either", async () => {
+  for (const seed of seeds(0)) {
+    console.info(`replay beside a bootstrap: TRIBUTARY_SEED=${seed}`);
+    const random = new Random(seed);
+    await withLake(async (lake, put) => {
+      const events = randomEvents(random, 120).map((one) => ({ ...one, id: `${one.id}${random.below(9)}` }));
+      const plain = ({ tenant, id, version, thing: { name, amount } }: TestEvent): TestEvent => {
+        const own = { ...(name ? { name } : {}), ...(amount ? { amount } : {}) };
+        return { tenant, id, operation: 1, version, thing: own };
+      };
+      const rows = winnersOf(events.slice(0, 60).filter(({ operation }) => operation !== 3))
+        .filter(({ id }) => !id.includes("\u0000"))
+        .map(plain);
+      put(rows);
+      const lane = await lake.lane();
+      const stream = new TestStream("live");
+      await lane.land(stream.batch(events.slice(0, 40)));
+      await lake.settled();
+      const other = await lake.twin();
+      const swap = jobOrder.parse({
+        kind: "replay",
+        id: "swap",
+        model: "t.things",
+        action: "swap",
+        by: "ops",
+        at: "2026-01-02T03:04:05Z",
+      }) as ReplayJob;
+      const [replayed, landed] = await Promise.all([
+        runReplay(other.context, swap, host()),
+        runBootstrap(lake.context, order(), host()),
+        (async () => {
+          for (let at = 40; at < events.length; at += 8)
+            await lane.land(stream.batch(events.slice(at, at + 8)));
+        })(),
+      ]).finally(() => other.context.duck.close());
+      expect([replayed, landed]).toEqual([true, true]);
+      await lane.look();
+      await lake.settled();
+      await (await lake.target()).table.refresh();
+      expect(await lake.rows(), `seed ${seed}`).toEqual(expectedThings([...events, ...rows]));
+    });
+  }
 });

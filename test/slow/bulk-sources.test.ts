@@ -189,10 +189,11 @@ describe("a file that is not whole pauses its job, and nothing of it is there", 
 });
 
 test("what is before a damaged file has landed, and stays", async () => {
-  write("a.ndjson", linesOf(0, 10));
-  write("b.ndjson.gz", gzipSync(linesOf(10, 20)).subarray(0, -10));
+  // Neither the first, nor the one in the middle, nor the last: these are looked at before anything lands.
+  for (const n of [0, 1, 2, 4]) write(`${n}.ndjson`, linesOf(n * 10, n * 10 + 10));
+  write("3.ndjson.gz", gzipSync(linesOf(30, 40)).subarray(0, -10));
   expect(ended(await run())).toEqual(["paused", "TRB-SOURCE-DAMAGED"]);
-  expect(await landed()).toEqual([10, 10]);
+  expect(await landed()).toEqual([30, 30]);
 });
 
 describe("what changes under a job pauses it between two chunks", () => {
@@ -370,8 +371,8 @@ describe("memory stays what it is at", () => {
     expect(await landed()).toEqual([10, 10]);
   });
 
-  test.each(["gz", "zst"])("a bomb of 4 GB in a small .%s", async (kind) => {
-    const bomb = 4096 * MiB;
+  test.each(["gz", "zst"])("a bomb of 1.5 GB in a small .%s", async (kind) => {
+    const bomb = 1536 * MiB;
     const text = Buffer.from(linesOf(0, 5));
     const after = Buffer.from(`\n${linesOf(5, 10)}`);
     write(`a.ndjson.${kind}`, kind === "gz" ? gzipBomb(text, bomb, after) : zstdBomb(text, bomb, after));
