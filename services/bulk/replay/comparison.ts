@@ -5,6 +5,7 @@ import { mayHoldTenant, portionsOf, withFiles, withFilesScan } from "../../table
 import { PARTITION_COLUMN } from "../../table/state.js";
 import type { TableSnapshot } from "../../table/types.js";
 import { ORDER_COLUMNS } from "../../table/upsert.js";
+import { ofTenant, rankSql } from "../verify/digests.js";
 
 /** How a table of a model differs from what raw makes of its events now. */
 export interface Difference {
@@ -65,10 +66,6 @@ const MOST_BUCKETS = 65_536;
 const HELD_ROWS = 2_000_000;
 const MOST_TENANTS = 1000;
 const KEY = "tenant_id, entity_id";
-/** A row's place in the order of writes (design 3.1), greater meaning later. */
-const ORDER = `{
-  a: _tributary_version, b: _tributary_operation = 3, c: _tributary_hash < 0, d: _tributary_hash,
-  e: coalesce(epoch_us(_tributary_occurred_at), -9223372036854775808), f: _tributary_operation }`;
 const BUCKET = (count: number) => `(hash(${KEY}) % ${count})::INTEGER`;
 
 /**
@@ -153,8 +150,8 @@ export class Comparison {
   ): Promise<void> {
     const within = which.within === undefined ? "" : `SEMI JOIN ${which.within} USING (${KEY})`;
     const select = (sql: string) =>
-      `SELECT ${KEY}, ${ORDER} AS place, hash(${columns.map(identifier).join(", ")}) AS digest
-       FROM (${sql}) ${within} WHERE ${which.where}`;
+      `SELECT ${KEY}, ${rankSql("t")} AS place, hash(${columns.map(identifier).join(", ")}) AS digest
+       FROM (${sql}) t ${within} WHERE ${which.where}`;
     await this.gather(`${party.name}_rows`, party, select);
   }
 
@@ -174,7 +171,7 @@ export class Comparison {
         file.maskedRows < file.rows &&
         (tenant === undefined || mayHoldTenant(file, tenant)),
     );
-    const options = tenant === undefined ? {} : { where: `tenant_id = ${literal(tenant)}` };
+    const options = { where: ofTenant(tenant) };
     for (const portion of portionsOf(table, live))
       await withFilesScan(table, snapshot, portion, options, use);
   }
@@ -242,10 +239,10 @@ export class Comparison {
     const { tenant } = this.options;
     const columns = ORDER_COLUMNS.join(", ");
     const conditions = [
-      ...(tenant === undefined ? [] : [`tenant_id = ${literal(tenant)}`]),
+      ofTenant(tenant),
       ...(within === undefined ? [] : [`(${KEY}) IN (SELECT (${KEY}) FROM ${within})`]),
     ];
-    const where = conditions.length === 0 ? "" : `WHERE ${conditions.join(" AND ")}`;
+    const where = `WHERE ${conditions.join(" AND ")}`;
     await this.run(
       `CREATE OR REPLACE TEMP TABLE ${name}_all_graves AS SELECT NULL::VARCHAR AS tenant_id, NULL::VARCHAR AS entity_id,
          NULL::BIGINT AS _tributary_version, NULL::TINYINT AS _tributary_operation, NULL::BIGINT AS _tributary_hash,
@@ -268,8 +265,8 @@ export class Comparison {
       (sql) => `SELECT ${KEY} FROM (${sql}) SEMI JOIN ${name}_all_graves USING (${KEY})`,
     );
     await this.run(
-      `CREATE OR REPLACE TEMP TABLE ${name}_graves AS SELECT ${KEY}, ${ORDER} AS place
-       FROM ${name}_all_graves ANTI JOIN ${name}_risen USING (${KEY})
+      `CREATE OR REPLACE TEMP TABLE ${name}_graves AS SELECT ${KEY}, ${rankSql("g")} AS place
+       FROM ${name}_all_graves g ANTI JOIN ${name}_risen USING (${KEY})
        QUALIFY row_number() OVER (PARTITION BY ${KEY} ORDER BY place DESC) = 1`,
     );
   }

@@ -174,3 +174,10 @@ export async function keyVersionDigest(
 /** SQL condition for rows of one tenant, or of all. */
 export const ofTenant = (tenant: string | undefined): string =>
   tenant === undefined ? "true" : `tenant_id = ${literal(tenant)}`;
+
+/** SQL for where a row with order columns stands among those of its entity (design 3.1): greater ones win. */
+export const rankSql = (row: string): string =>
+  `struct_pack(v := ${row}._tributary_version, d := ${row}._tributary_operation = 3,
+    h := (${row}._tributary_hash::HUGEINT & 18446744073709551615::HUGEINT)::UBIGINT,
+    o := coalesce(epoch_us(${row}._tributary_occurred_at), -9223372036854775808)::BIGINT,
+    p := ${row}._tributary_operation::INTEGER)`;

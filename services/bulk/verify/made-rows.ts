@@ -9,18 +9,11 @@ import { type Winners, winnersOf } from "../../ingest/winners.js";
 import type { BoundModel } from "../../models/bind.js";
 import { EntityKeys } from "../../table/entity-keys.js";
 import type { Progress } from "../../table/progress.js";
-import { columnHash, type DigestColumn } from "./digests.js";
+import { columnHash, type DigestColumn, rankSql } from "./digests.js";
 
 /** Events that the model is run on at once, and rows that wait to be handed on. */
 const BATCH_EVENTS = 20_000;
 const ROWS = 500_000;
-
-/** SQL for where a row with order columns stands among those of its entity (design 3.1): greater ones win. */
-export const rankSql = (row: string): string =>
-  `struct_pack(v := ${row}._tributary_version, d := ${row}._tributary_operation = 3,
-    h := (${row}._tributary_hash::HUGEINT & 18446744073709551615::HUGEINT)::UBIGINT,
-    o := coalesce(epoch_us(${row}._tributary_occurred_at), -9223372036854775808)::BIGINT,
-    p := ${row}._tributary_operation::INTEGER)`;
 
 /** What a model makes of events, as hashes of its columns: h0, h1, … in the order of `columns`. */
 export class MadeRows {

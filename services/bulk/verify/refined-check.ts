@@ -13,9 +13,9 @@ import { type Progress, partsOf, progressOf } from "../../table/progress.js";
 import { mayHoldTenant, portionsOf, rowsOfFiles, withFiles, withFilesScan } from "../../table/scan.js";
 import type { TableFile } from "../../table/types.js";
 import { KEY_COLUMNS, ORDER_COLUMNS } from "../../table/upsert.js";
-import { columnHash, type DigestColumn, digestsOf, ofTenant } from "./digests.js";
+import { columnHash, type DigestColumn, digestsOf, ofTenant, rankSql } from "./digests.js";
 import { KeyBuckets } from "./key-buckets.js";
-import { MadeRows, rankSql } from "./made-rows.js";
+import { MadeRows } from "./made-rows.js";
 
 /**
  * What has become of the entities of a job in a table: what stands of each, beside what the job's rows in raw, and what
