@@ -2,9 +2,12 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test, vi } from "vitest";
-import { expectedThings, Lake, type TestEvent, TestStream, THING } from "../../../test/support/lake.js";
+import { expectedThings, Lake, NOTE, type TestEvent, TestStream, THING } from "../../../test/support/lake.js";
 import { loadConfig } from "../../base/config.js";
+import { encodeEvent } from "../../contracts/encode-event.js";
 import type { IngestContext } from "../../ingest/context.js";
+import { EventBatch } from "../../ingest/event-batch.js";
+import { Lane } from "../../ingest/lane.js";
 import { type BootstrapJob, jobOrder } from "../jobs/job.js";
 import type { JobHost } from "../jobs/job-run.js";
 import { confirmDeletes } from "../verify/reconcile.js";
@@ -130,6 +133,37 @@ test("an export of which a row was rejected is no ground to delete anything", as
       message: expect.stringContaining("1 of its rows were rejected") as string,
     });
   } finally {
+    await lake.close();
+  }
+});
+
+test("of an export of one type nothing follows for entities of another one, by whatever ids", async () => {
+  const lake = await Lake.create();
+  const notes = await Lane.open(lake.context, NOTE, () => undefined);
+  try {
+    const batch = new EventBatch(NOTE, "live");
+    for (const [i, id] of ["t-1", "t-2", "t-3"].entries()) {
+      const about = { tenantId: "acme", entityType: NOTE, entityId: id, operation: 1, version: 1 };
+      const bytes = encodeEvent({ ...about, payload: { value: new Uint8Array() } });
+      batch.add(bytes, 0, bytes.length, "0", String(i + 1).padStart(12, "0"), 1_700_000_000_000);
+    }
+    await notes.land(batch);
+    await (await lake.lane()).land(new TestStream("live").batch([thing(1), thing(2)]));
+    put("types", [thing(1)]);
+    const job = order("types", { reconcile: { watermark: { version: 9 } } });
+    const context = contextOf(lake);
+    await expect(runBootstrap(context, job, host())).rejects.toMatchObject({ code: "TRB-RECONCILE-CONFIRM" });
+    const { deletes, version: asOf } = (await planOf(lake.context.store, "types"))!;
+    expect(deletes).toBe(1);
+    await confirmDeletes(lake.context.store, "types", { count: 1, asOf }, "ops");
+    expect(await runBootstrap(context, job, host())).toBe(true);
+    await (await lake.lane()).look();
+    await (await lake.target()).table.refresh();
+    expect(await lake.rows()).toEqual(expectedThings([thing(1)]));
+    const { snapshot } = notes.raw;
+    expect((await notes.raw.refresh()).version).toBe(snapshot.version);
+  } finally {
+    await notes.close();
     await lake.close();
   }
 });
