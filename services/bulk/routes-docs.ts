@@ -76,6 +76,11 @@ const asked = {
   priority: count("-100 to 100; greater comes first."),
   rejectLimit: count("After more rejected rows it pauses."),
   limits,
+  through: {
+    type: "string",
+    enum: ["files", "queue"],
+    description: "Files of its own, or row by row in turn with live events; by its size when there is none.",
+  },
   reconcile: {
     type: "object",
     description:
@@ -104,6 +109,8 @@ const job = {
         bytesDone: count("Of these."),
         rowsLanded: count("In raw."),
         rowsRefined: count("In the models."),
+        rowsWaiting: count("In the import queue, beside those that have landed."),
+        waitingSince: text("ISO 8601: since when the oldest of them waits there."),
         rejected: count("That are no events."),
         verified: {
           type: "number",

@@ -42,6 +42,7 @@ const order = (more: Partial<BootstrapJob> = {}): BootstrapJob =>
     kind: "bootstrap",
     source: "exports/job",
     entityType: THING,
+    through: "files",
     mapping: { tenant: "customer", entityId: "id", version: "rev" },
     by: "ops",
     at: "2026-01-02T03:04:05Z",

@@ -118,7 +118,7 @@ async function run(more: Readonly<Record<string, unknown>> = {}): Promise<Job> {
   const id = `job-${count++}`;
   const mapping = { tenant: "tenant", entityId: "id", version: "rev" };
   const order = { kind: "bootstrap", id, by: "ops", at, source: "exports/in", entityType: THING, mapping };
-  await jobs.order(jobOrder.parse({ ...order, ...more }));
+  await jobs.order(jobOrder.parse({ ...order, through: "files", ...more }));
   if (runner === undefined) serve();
   for (;;) {
     const job = await jobs.get(id);

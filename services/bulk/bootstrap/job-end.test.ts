@@ -25,6 +25,7 @@ const order = (id: string, more: Partial<BootstrapJob> = {}) =>
     kind: "bootstrap",
     source: `exports/${id}`,
     entityType: THING,
+    through: "files",
     mapping: { tenant: "customer", entityId: "id", version: "rev" },
     by: "ops",
     at: "2026-01-02T03:04:05Z",

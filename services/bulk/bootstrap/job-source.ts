@@ -51,13 +51,21 @@ export async function settleSource(
   return created === "created" ? found : settleSource(context, order, place);
 }
 
+/**
+ * Sources of so many bytes hold some turns' worth of rows: beside live events these are merged as dearly, and files of
+ * their own and commits that overtake live ones are for nothing.
+ */
+const SMALL = 1024 * 1024;
+const isSmall = ({ files }: Manifest): boolean => files.reduce((sum, { bytes }) => sum + bytes, 0) <= SMALL;
+
 /** What a job lands, type by type. */
 export function landingsOf(
   { config }: Pick<IngestContext, "config">,
-  { id, tenant, mapping, csv, entityType, through = "files" }: BootstrapJob,
+  { id, tenant, mapping, csv, entityType, through: asked }: BootstrapJob,
   place: Place,
   { manifest, shares }: JobSource,
 ): BootstrapOrder[] {
+  const through = asked ?? (isSmall(manifest) ? "queue" : "files");
   const all = { job: id, place, manifest, tenant, mapping, csv, through, limits: config.bulk };
   if (entityType !== undefined) return [{ ...all, entityType }];
   if (shares === undefined)

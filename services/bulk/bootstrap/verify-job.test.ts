@@ -30,6 +30,7 @@ const order = (id: string, more: Partial<BootstrapJob> = {}) =>
     kind: "bootstrap",
     source: `exports/${id}`,
     entityType: THING,
+    through: "files",
     mapping: { tenant: "customer", entityId: "id", version: "rev" },
     by: "ops",
     at,

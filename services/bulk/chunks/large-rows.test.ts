@@ -36,7 +36,7 @@ test("rows whose payloads are too large for raw lie in the object store; raw alo
     await jobs.order(
       jobOrder.parse({
         ...{ kind: "bootstrap", id: "large", by: "ops", at: "2026-01-02T03:04:05Z" },
-        ...{ source: "exports", entityType: THING, mapping },
+        ...{ source: "exports", entityType: THING, mapping, through: "files" },
       }),
     );
     let rejected = 0;

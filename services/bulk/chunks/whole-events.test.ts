@@ -273,7 +273,7 @@ test("a job that is bound to no type lands all of them, and is told of as one", 
   lake.context.config.bulk.sources = { exports: { url: folder, forcePathStyle: false, timeoutMs: 1_000 } };
   const jobs = new JobStore(lake.context.store);
   const order = { kind: "bootstrap", id: "all", by: "ops", at: "2026-01-02T03:04:05Z", source: "exports" };
-  await jobs.order(jobOrder.parse(order));
+  await jobs.order(jobOrder.parse({ ...order, through: "files" }));
   const told: Told[] = [];
   const here = {
     signal: new AbortController().signal,

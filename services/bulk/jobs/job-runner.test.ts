@@ -31,6 +31,7 @@ const order = (id: string): JobOrder =>
     at,
     source: "exports/things",
     entityType: THING,
+    through: "files",
     mapping: { tenant: "tenant", entityId: "id", version: "version" },
   });
 

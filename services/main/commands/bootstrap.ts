@@ -51,6 +51,7 @@ interface StartOptions extends DataOptions, LimitOptions {
   readonly detach?: boolean;
   readonly dryRun?: boolean;
   readonly reconcile?: string;
+  readonly through?: string;
 }
 
 interface VerifyOptions extends DataOptions, LimitOptions {
@@ -110,6 +111,12 @@ function addStart(group: Command): void {
       "--reconcile <watermark>",
       "then delete, once confirmed, what the export lacks: JSON or a file of it, as `bootstrap watermark` prints",
     )
+    .addOption(
+      new Option(
+        "--through <way>",
+        "files of its own, or in turn with live events (default: by its size)",
+      ).choices(["files", "queue"]),
+    )
     .option("--detach", "do not follow it")
     .option("--dry-run", "say what would land and what would be refused; change nothing")
     .action(start);
@@ -164,6 +171,7 @@ function requestOf(options: StartOptions): BootstrapRequest {
     rejectLimit,
     format,
     limits: limitsOf(options),
+    through: options.through,
     reconcile: options.reconcile === undefined ? undefined : { watermark: readWatermark(options.reconcile) },
     csv: Object.values(csv).every((value) => value === undefined) ? undefined : csv,
   };

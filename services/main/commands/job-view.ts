@@ -40,6 +40,13 @@ const subjectOf = ({ order }: Job): string =>
   order.kind === "bootstrap" ? order.source : order.kind === "replay" ? order.model : order.of;
 const SUBJECTS = { bootstrap: "source", replay: "model", verify: "job" } as const;
 
+/** What is in the import queue, and for how long the oldest of it. */
+function waitingRows({ rowsWaiting = 0, waitingSince, writtenAt }: JobState): [string, string][] {
+  if (rowsWaiting === 0 || waitingSince === undefined) return [];
+  const ms = Math.max(0, Date.parse(writtenAt) - Date.parse(waitingSince));
+  return [["waiting", `${grouped(rowsWaiting)} rows in the import queue, for up to ${duration(ms)}`]];
+}
+
 /** One job in lines. */
 export function jobLines(job: Job): string {
   const { order, state } = job;
@@ -56,7 +63,8 @@ export function jobLines(job: Job): string {
     const share = percent(Math.min(1, state.bytesDone / state.bytes));
     rows.push(["read", `${grouped(state.bytesDone)} of ${grouped(state.bytes)} bytes (${share})`]);
   }
-  if (order.kind === "bootstrap") rows.push(["landed", `${grouped(state.rowsLanded)} rows`]);
+  if (order.kind === "bootstrap")
+    rows.push(["landed", `${grouped(state.rowsLanded)} rows`], ...waitingRows(state));
   if (order.kind !== "verify") rows.push(["refined", `${grouped(state.rowsRefined)} rows`]);
   if (order.kind === "bootstrap") {
     const see = state.rejected === 0 ? "" : `: tributary bootstrap rejects ${order.id}`;

@@ -202,12 +202,12 @@ async function positionProblems(
   ]);
 }
 
-const uniqueKey = (name: string): readonly string[] =>
-  name.startsWith("raw/")
-    ? ["stream", "partition", "position"]
-    : name === "dead_letters"
-      ? ["model", "stream", "partition", "position"]
-      : ["tenant_id", "entity_id"];
+function uniqueKey(name: string): readonly string[] {
+  const place = ["stream", "partition", "position"];
+  if (name.startsWith("raw/")) return place;
+  if (name === "imports") return ["entity_type", ...place];
+  return name === "dead_letters" ? ["model", ...place] : ["tenant_id", "entity_id"];
+}
 
 /** Errors: TRB-TABLE-NOT-FOUND; where the table is damaged, what it was found to be. */
 function pick(tables: Tables, name: string): DeltaTable {
@@ -252,11 +252,11 @@ async function openTable(
   }
 }
 
-/** Name → root of every table: "scm.files", "raw/scm.v1.File", "dead_letters". */
+/** Name → root of every table: "scm.files", "raw/scm.v1.File", "dead_letters", "imports". */
 async function tableRoots(store: ObjectStore): Promise<Map<string, string>> {
   const roots = new Map<string, string>();
   for await (const { key } of store.list("")) {
-    const match = /^(dead_letters|raw\/[^/]+|refined\/([^/]+)\/([^/]+))\/_delta_log\//.exec(key);
+    const match = /^(dead_letters|imports|raw\/[^/]+|refined\/([^/]+)\/([^/]+))\/_delta_log\//.exec(key);
     if (match !== null) roots.set(match[2] === undefined ? match[1]! : `${match[2]}.${match[3]}`, match[1]!);
   }
   return roots;
