@@ -1,7 +1,9 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "pino";
 import { Gauge, type Registry } from "prom-client";
+import { Envelope } from "../../contracts/envelope.js";
 import type { IngestContext } from "../../ingest/context.js";
+import { EventBatch } from "../../ingest/event-batch.js";
 import type { Ingest } from "../../ingest/ingest.js";
 import { Sweep } from "../../table/sweep.js";
 import type { Job } from "../jobs/job.js";
@@ -14,6 +16,8 @@ import { backlogOf, ImportQueue, queuedAs, type Waiting } from "./import-queue.j
 const LOOK_MS = 1_000;
 /** How often to ask again for a turn while live events go first, in ms. */
 const ASK_MS = 20;
+/** What lands in one turn, or one event: so long, at most, do live ones of its type wait. Whichever is reached first. */
+const TURN = { rows: 2_000, bytes: 2 * 1024 * 1024 } as const;
 const SWEEP_MS = 3600 * 1000;
 
 export interface ImportLanderOptions {
@@ -45,17 +49,27 @@ export class ImportLander {
   private readonly passed = new Map<string, number>();
   private sweeper: { readonly sweep: Sweep; at: number } | undefined;
   /** What was landed last. */
-  private last: Pick<Waiting, "rows" | "bytes"> = { rows: 0, bytes: 0 };
+  private last = { rows: 0, bytes: 0 };
   private readonly gauges: Readonly<Record<"rows" | "bytes" | "seconds", Gauge>>;
 
   constructor(private readonly options: ImportLanderOptions) {
     const registers = [options.registry];
-    const gauge = (name: string, help: string) =>
-      new Gauge({ name: `tributary_imports_waiting_${name}`, help, registers });
     this.gauges = {
-      rows: gauge("rows", "Rows that wait in the import queue."),
-      bytes: gauge("bytes", "Bytes of the files that they lie in."),
-      seconds: gauge("seconds", "For how long the oldest of them has waited; 0 when none waits."),
+      rows: new Gauge({
+        name: "tributary_imports_waiting_rows",
+        help: "Rows that wait in the import queue.",
+        registers,
+      }),
+      bytes: new Gauge({
+        name: "tributary_imports_waiting_bytes",
+        help: "Bytes of the files that they lie in.",
+        registers,
+      }),
+      seconds: new Gauge({
+        name: "tributary_imports_waiting_seconds",
+        help: "For how long the oldest of them has waited; 0 when none waits.",
+        registers,
+      }),
     };
   }
 
@@ -84,7 +98,11 @@ export class ImportLander {
   /** Lands one append, of whatever type can have it. False when there is nothing to do now. */
   private async round(): Promise<boolean> {
     const { context, isOurs } = this.options;
-    if (!isOurs()) return false;
+    if (!isOurs()) {
+      // Somebody else tells.
+      this.tell([]);
+      return false;
+    }
     this.queue ??= await ImportQueue.open(context);
     const { queue } = this;
     if (queue === undefined) return false;
@@ -96,7 +114,7 @@ export class ImportLander {
       const job = jobs.get(stream);
       if (job !== undefined && (isCancelled(job) || job.state.phase === "done")) await queue.forget(stream);
     }
-    for (const one of turnsOf(waiting, jobs)) if (await this.tried(queue, one)) return true;
+    for (const one of inTheirOrder(waiting, jobs)) if (await this.tried(queue, one)) return true;
     await this.sweep(queue);
     return false;
   }
@@ -135,13 +153,18 @@ export class ImportLander {
     return this.known.jobs;
   }
 
-  /** Whether it has landed. */
+  /** Whether it has landed. Some of it may have, and is left out when it comes again. */
   private async land(queue: ImportQueue, waiting: Waiting): Promise<boolean> {
+    for (const part of turnsOf(await queue.read(waiting))) if (!(await this.turn(part))) return false;
+    await queue.landed(waiting);
+    return true;
+  }
+
+  private async turn(events: EventBatch): Promise<boolean> {
     const { ingest, pace } = this.options;
     const { signal } = this.stopping;
     await pace.after(this.last, signal);
     this.last = { rows: 0, bytes: 0 };
-    const events = await queue.read(waiting);
     const since = performance.now();
     for (;;) {
       signal.throwIfAborted();
@@ -150,8 +173,7 @@ export class ImportLander {
       if (outcome !== "busy") return false;
       await sleep(ASK_MS, undefined, { signal, ref: false });
     }
-    await queue.landed(waiting);
-    this.last = waiting;
+    this.last = { rows: events.count, bytes: events.byteCount };
     return true;
   }
 
@@ -178,7 +200,7 @@ const isPaused = ({ wish, state }: Job): boolean => wish === "pause" || state.ph
  * What is next of each stream and type, in the order of their turns. What no job is known of has come by another way, and
  * goes as jobs of no particular priority do.
  */
-export function turnsOf(waiting: readonly Waiting[], jobs: ReadonlyMap<string, Job>): Waiting[] {
+function inTheirOrder(waiting: readonly Waiting[], jobs: ReadonlyMap<string, Job>): Waiting[] {
   const heads = new Map<string, Waiting>();
   for (const one of waiting) {
     const job = jobs.get(one.stream);
@@ -190,4 +212,22 @@ export function turnsOf(waiting: readonly Waiting[], jobs: ReadonlyMap<string, J
   const priority = ({ stream }: Waiting) => jobs.get(stream)?.order.priority ?? 0;
   const asked = ({ stream, since }: Waiting) => Date.parse(jobs.get(stream)?.order.at ?? "") || since;
   return [...heads.values()].sort((a, b) => priority(b) - priority(a) || asked(a) - asked(b));
+}
+
+/** In their order, as they are to land one after the other. */
+function* turnsOf(events: EventBatch): Generator<EventBatch> {
+  const envelope = new Envelope();
+  let part = new EventBatch(events.entityType, events.stream);
+  for (let i = 0; i < events.count; i++) {
+    events.read(i, envelope);
+    if (
+      part.count === TURN.rows ||
+      (part.count > 0 && part.byteCount + envelope.end - envelope.start > TURN.bytes)
+    ) {
+      yield part;
+      part = new EventBatch(events.entityType, events.stream);
+    }
+    part.take(events, i, envelope);
+  }
+  if (part.count > 0) yield part;
 }

@@ -7,8 +7,8 @@ import { type Backlog, backlogOf, ImportQueue, queuedAs, type Waiting } from "./
 
 /** How often a producer looks whether its events have landed, in ms. */
 const LOOK_MS = 250;
-/** Appends of one producer that may wait: the queue is small, whatever somebody puts through it. */
-const MOST_WAITING = 64;
+/** Beyond so many of its rows that wait a producer adds no more: the queue is small, whatever somebody puts through it. */
+const MOST_ROWS = 100_000;
 
 type Context = Pick<IngestContext, "store" | "duck" | "tableOptions">;
 
@@ -56,7 +56,7 @@ export class ImportProducer {
 
   /** As `landed`, once there is room for more. */
   room(tell: (backlog: Backlog) => void, signal: AbortSignal): Promise<boolean | "again"> {
-    return this.fewer(MOST_WAITING, tell, signal);
+    return this.fewer(MOST_ROWS, tell, signal);
   }
 
   /**
@@ -76,8 +76,9 @@ export class ImportProducer {
     for (;;) {
       const own = await this.own();
       if (this.queuedTo !== end) return "again";
-      tell(backlogOf(own));
-      if (own.length < than) return true;
+      const backlog = backlogOf(own);
+      tell(backlog);
+      if (backlog.rows < than) return true;
       await sleep(LOOK_MS, undefined, { signal, ref: false }).catch(() => undefined);
       if (signal.aborted) return false;
     }

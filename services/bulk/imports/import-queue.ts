@@ -15,10 +15,8 @@ import type { TableFile } from "../../table/types.js";
 /** Where the queue lies, and what the worker that lands it has a lease of. */
 export const IMPORTS = "imports";
 
-/**
- * What one append may hold: so long, at most, do live events of a type wait for it. Whichever is reached first.
- */
-export const PORTION = { rows: 2_000, bytes: 2 * 1024 * 1024 } as const;
+/** About what one append holds; whichever is reached first. */
+export const PORTION = { rows: 10_000, bytes: 8 * 1024 * 1024 } as const;
 
 /** The queue's own positions go by the stream that its rows will have in raw, and by their type. */
 export const queuedAs = (stream: string, entityType: string): string => `${entityType}/${stream}`;
@@ -41,7 +39,7 @@ const SPEC: TableSpec = {
   grows: true,
 };
 
-/** One append: events of one type, stream and partition, all of their positions between these. */
+/** One append: events of one type, stream and partition. */
 export interface Waiting {
   readonly stream: string;
   readonly partition: string;

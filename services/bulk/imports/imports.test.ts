@@ -171,3 +171,27 @@ test("live events that wait land before anything that is queued, however much th
   for (const close of closers.splice(0).reverse()) await close();
   await lake.close();
 });
+
+test("an append of whatever size lands some rows a turn, and goes on where it stopped", async () => {
+  const lake = await Lake.create();
+  closers.push(() => lake.close());
+  const queue = await openQueue(lake);
+  const [event] = randomEvents(new Random(7), 1);
+  const stream = new TestStream("bootstrap-x");
+  await enqueue(lake, queue, stream.batch(Array.from({ length: 4_500 }, () => event!)));
+  const turns: number[] = [];
+  let stops = 1;
+  const lander = landerOf(lake, {
+    landBeside: async (events) => {
+      if (turns.length === 2 && stops-- > 0) return "away";
+      turns.push(events.count);
+      await lake.land(events);
+      return "landed";
+    },
+  });
+  closers.push(() => lander.close());
+  lander.start();
+  await expect.poll(async () => (await queue.look()).length, { timeout: 30_000 }).toBe(0);
+  expect(turns).toEqual([2_000, 2_000, 2_000, 2_000, 500]);
+  expect(await lake.rawPositions()).toEqual(stream.positions);
+});

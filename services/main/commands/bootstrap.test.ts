@@ -81,7 +81,7 @@ const tell = (phase: Phase, more: object = {}) =>
 describe("a job", () => {
   it("is asked for, shown, wished about, and all of that is in the audit", async () => {
     const words = ["--id", "a", ...mapped(), "--tenant", "acme", "--detach"];
-    expect(await start(...words, "--priority", "-5", "--json")).toBe(0);
+    expect(await start(...words, "--priority", "-5", "--through", "queue", "--json")).toBe(0);
     expect(JSON.parse(out)).toMatchObject({
       id: "a",
       source: "exports/a",
@@ -89,16 +89,19 @@ describe("a job", () => {
       entityType: "scm.v1.File",
       tenant: "acme",
       priority: -5,
+      through: "queue",
       rejectLimit: 1000,
       by: expect.stringMatching(/^local:./),
       wish: "run",
       state: { phase: "waiting" },
     });
-    await tell("landing", { rowsLanded: 1234, bytes: 200, bytesDone: 50 });
+    const waiting = { rowsWaiting: 2345, waitingSince: new Date(Date.now() - 60_000).toISOString() };
+    await tell("landing", { rowsLanded: 1234, bytes: 200, bytesDone: 50, ...waiting });
     expect(await run("pause", "a")).toBe(0);
     expect(out).toContain("landing, to be paused");
     expect(await run("status", "a")).toBe(0);
     expect(out).toMatch(/landed +1,234 rows/);
+    expect(out).toMatch(/waiting +2,345 rows in the import queue, for up to (60|1)/);
     expect(out).toMatch(/read +50 of 200 bytes \(25 %\)/);
     expect(await run("resume", "a", "--json")).toBe(0);
     expect(JSON.parse(out)).toMatchObject({ id: "a", wish: "run" });
