@@ -28,6 +28,7 @@ import {
   winnersOf,
 } from "../support/lake.js";
 import { MemoryReader } from "../support/memory-reader.js";
+import { breakable } from "../support/pipeline-run.js";
 
 const closers: (() => unknown)[] = [];
 afterEach(async () => {
@@ -197,6 +198,44 @@ test("a reader that is not ours sees what waits, and no more of it once it has l
   await lake.land(await queue.read(first!));
   await queue.landed(first!);
   expect(await seen()).toEqual(stream.positions.slice(5));
+});
+
+test("a raw table that does not land keeps what is queued where it is, and parks what is live; then both land", async () => {
+  const state = { down: false };
+  const lake = await Lake.create({
+    store: breakable(state),
+    ingest: { lingerMs: 1, commitsPerSecond: 1000 },
+  });
+  const ingest = startIngest(lake.context);
+  const live = new MemoryReader("live");
+  await ingest.land({ reader: live, name: "t", carries: (type) => type === THING });
+  const queue = await openQueue(lake);
+  const stream = new TestStream("bootstrap-x");
+  const events = randomEvents(new Random(8), 40);
+  const lander = landerOf(lake, ingest);
+  lander.start();
+  await enqueue(lake, queue, stream.batch(events.slice(0, 5)));
+  await expect.poll(async () => (await queue.look()).length, { timeout: 20_000 }).toBe(0);
+  state.down = true;
+  for (let at = 5; at < 20; at += 5) await enqueue(lake, queue, stream.batch(events.slice(at, at + 5)));
+  const { health } = lake.context;
+  await expect.poll(() => health.get("raw", THING)?.state, { timeout: 20_000 }).toBe("quarantined");
+  for (const event of events.slice(20)) live.append(0, encodeTestEvent(event));
+  // Parked: its stream is free of it.
+  await expect.poll(() => live.caughtUp, { timeout: 20_000 }).toBe(true);
+  expect(await queue.look()).toHaveLength(3);
+  state.down = false;
+  await expect.poll(async () => (await queue.look()).length, { timeout: 60_000 }).toBe(0);
+  await expect.poll(() => health.get("raw", THING), { timeout: 60_000 }).toBe(undefined);
+  await lander.close();
+  ingest.stop();
+  await ingest.done;
+  await lake.reopen();
+  expect((await lake.rawPositions()).filter((place) => place.startsWith("bootstrap-"))).toEqual(
+    stream.positions,
+  );
+  expect(await lake.rows()).toEqual(expectedThings(events));
+  await lake.close();
 });
 
 /** A job of a folder of one file, run in this process beside an ingest that lands the queue. */
