@@ -1,33 +1,37 @@
-import { existsSync, mkdirSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { createReadStream, existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { cpus, totalmem } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
+import { PutObjectCommand } from "@aws-sdk/client-s3";
 import { DuckDBInstance } from "@duckdb/node-api";
 import pino from "pino";
 import { Registry } from "prom-client";
 import { loadConfig } from "../services/base/config.js";
-import { Duck, literal, rowsOf } from "../services/base/duckdb.js";
-import { layout } from "../services/base/paths.js";
+import { literal } from "../services/base/duckdb.js";
+import { packageRoot } from "../services/base/paths.js";
 import { Bootstrap } from "../services/bulk/bootstrap/bootstrap.js";
-import { TextColumn } from "../services/columns/column-writers.js";
-import { Feed } from "../services/columns/feed.js";
-import { Envelope } from "../services/contracts/envelope.js";
-import { PayloadDecoder } from "../services/contracts/payload-columns.js";
-import { ProtoRegistry } from "../services/contracts/registry.js";
 import { openContext } from "../services/ingest/ingest.js";
+import { openStore } from "../services/main/compose/lake-store.js";
 import { textTable } from "../services/main/terminal/text-table.js";
-import { TrackerWorkload } from "../services/main/workload/generator.js";
 import { inspect } from "../services/sources/inspect.js";
 import { mappingShape } from "../services/sources/mapping.js";
 import { Sources } from "../services/sources/sources.js";
-import { FileStore } from "../services/storage/file-store.js";
 import { DeltaTable } from "../services/table/delta-table.js";
+import { credentials, startS3 } from "../test/servers/s3.js";
+import { runSparkScript } from "../test/support/foreign.js";
+import { newBucket, s3Client } from "../test/support/s3-lake.js";
+import { exportColumns, generateExport, ISSUE } from "./bulk-export.js";
 import { benchFolder } from "./processes.js";
 
 /**
  * Rows a second of an export that a job lands in raw and refined, and the ratio to what plain DuckDB needs in this very
  * run to read the export and write the same columns twice, sorted. Absolute figures tell of the machine as much as of
  * the program: compare ratios.
+ *
+ * `--s3`: export and lake lie on an S3 server of this command's own. `--spark`: Spark (local[2]) lands the same export in
+ * two Delta tables in the same run. Its raw holds what ours does of a row, the payload as JSON of a struct: Spark's own
+ * way, where protobuf would cost it a package that is not its core's. Its refined table is the export's columns of the
+ * newest row of each key. Both are compressed as ours; its start is not counted.
  */
 const { values: options } = parseArgs({
   options: {
@@ -41,69 +45,16 @@ const { values: options } = parseArgs({
     /** Keeps the export there, or takes what is there. */
     folder: { type: "string" },
     json: { type: "boolean", default: false },
+    s3: { type: "boolean", default: false },
+    spark: { type: "boolean", default: false },
   },
 });
-const ISSUE = "tracker.v1.Issue";
-const BASE_ROWS = 100_000;
 const total = Number(options.rows);
 const fileRows = Number(options["file-rows"]);
 const isParquet = options.format === "parquet";
 const root = benchFolder("bulk");
 const exports = options.folder ?? join(root, "exports");
-const { protoDirs } = loadConfig();
-
-/** Issues as a product's database would export them: payload columns beside customer, id and revision. */
-async function generate(): Promise<void> {
-  const registry = ProtoRegistry.load(protoDirs);
-  const decoder = new PayloadDecoder(registry.entityType(ISSUE)!);
-  const events: Buffer[] = [];
-  const envelope = new Envelope();
-  const workload = { seed: 7, tenants: 50, entities: 1e6, events: BASE_ROWS * 2 };
-  const made = new TrackerWorkload(registry, { ...workload, eventBytes: Number(options["event-bytes"]) });
-  for (const event of made.events()) {
-    envelope.read(event, 0, event.length);
-    if (envelope.entityType() === ISSUE && envelope.payloadStart >= 0) events.push(event);
-    if (events.length === BASE_ROWS) break;
-  }
-  const duck = await Duck.create({ memoryBytes: 2 * 1024 ** 3 });
-  const connection = await duck.connect();
-  const id = new TextColumn();
-  const feed = Feed.register(connection, "base_events", [
-    { name: "entity", writer: id, nullable: false },
-    ...decoder.columns,
-  ]);
-  feed.use({
-    rows: events.length,
-    fill: (start, rows) => {
-      for (let row = 0; row < rows; row++) {
-        const event = events[start + row]!;
-        envelope.read(event, 0, event.length);
-        id.set(row, event, envelope.idStart, envelope.idEnd);
-        decoder.decode(event, envelope.payloadStart, envelope.payloadEnd, row);
-      }
-    },
-  });
-  await connection.run(
-    "CREATE TEMP TABLE base AS SELECT row_number() OVER () - 1 AS n, * FROM base_events()",
-  );
-  mkdirSync(exports, { recursive: true });
-  const perTenant = Math.ceil(total / Number(options.tenants));
-  for (let first = 0, file = 0; first < total; first += fileRows, file++) {
-    const rows = Math.min(fileRows, total - first);
-    // A permutation of the row numbers: multiplied by a prime that does not divide their count.
-    const number = options.order === "key" ? "i" : `((i::HUGEINT * 1000003) % ${total})::BIGINT`;
-    const select = `SELECT printf('tenant-%04d', number // ${perTenant}) AS customer, printf('%s-%09d', project_key, number) AS id,
-        1 + number % 7 AS rev, b.* EXCLUDE (n, entity)
-      FROM (SELECT i, ${number} AS number FROM range(${first}, ${first + rows}) t(i)) JOIN base b ON b.n = number % ${BASE_ROWS}
-      ORDER BY ${options.order === "key" ? "customer, id" : "i"}`;
-    const path = join(exports, `part-${String(file).padStart(4, "0")}.${isParquet ? "parquet" : "ndjson"}`);
-    await connection.run(
-      `COPY (${select}) TO ${literal(path)} (${isParquet ? "FORMAT parquet, COMPRESSION zstd" : "FORMAT json"})`,
-    );
-  }
-  connection.closeSync();
-  duck.close();
-}
+const QUARTERS = 4;
 
 /** CPU seconds of this process, and of its children that have ended; 0 where there is no /proc. */
 function cpuSeconds(): { readonly own: number; readonly children: number } {
@@ -118,33 +69,91 @@ function cpuSeconds(): { readonly own: number; readonly children: number } {
   }
 }
 
-/** Resident bytes of this process and those below it. */
-function resident(): { readonly own: number; readonly children: number } {
-  const of = (pid: number | "self") => {
+/** Processes right below this one. */
+const below = (): string[] =>
+  readdirSync("/proc/self/task").flatMap((task) => {
     try {
-      return Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1] ?? 0) * 1024;
+      return readFileSync(`/proc/self/task/${task}/children`, "utf8").split(" ").filter(Boolean);
     } catch {
-      return 0;
+      return [];
     }
-  };
-  let children = 0;
+  });
+
+const residentOf = (pid: string): number => {
   try {
-    for (const pid of readFileSync("/proc/self/task/self/children", "utf8").split(" ").filter(Boolean))
-      children += of(Number(pid));
+    return Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1] ?? 0) * 1024;
   } catch {
-    for (const pid of readFileSync(`/proc/self/task/${process.pid}/children`, "utf8")
-      .split(" ")
-      .filter(Boolean))
-      children += of(Number(pid));
+    return 0;
   }
-  return { own: of("self"), children };
+};
+
+/** The most that this process, and those which it has started since, hold in each quarter of the rows. */
+class Memory {
+  readonly quarters = Array.from({ length: QUARTERS }, () => ({ own: 0, children: 0 }));
+  private readonly others = new Set(existsSync("/proc/self/task") ? below() : []);
+  private readonly timer = setInterval(() => this.look(), 50);
+  private rows = 0;
+
+  landed(rows: number): void {
+    this.rows += rows;
+  }
+
+  end(): void {
+    clearInterval(this.timer);
+  }
+
+  private look(): void {
+    if (!existsSync("/proc/self/task")) return;
+    const quarter = this.quarters[Math.min(QUARTERS - 1, Math.floor((QUARTERS * this.rows) / total))]!;
+    const started = below().filter((pid) => !this.others.has(pid));
+    quarter.own = Math.max(quarter.own, residentOf("self"));
+    const children = started.reduce((sum, pid) => sum + residentOf(pid), 0);
+    quarter.children = Math.max(quarter.children, children);
+  }
 }
 
-async function bootstrap() {
+/** Where export and lake lie. */
+interface Where {
+  readonly url: string;
+  readonly settings: object;
+  readonly endpoint?: string | undefined;
+  /** As Spark calls it. */
+  readonly spark: { readonly source: string; readonly out: string };
+  stop(): Promise<void>;
+}
+
+async function place(): Promise<Where> {
+  if (!options.s3) {
+    const spark = { source: exports, out: join(root, "spark") };
+    return { url: exports, settings: {}, spark, stop: () => Promise.resolve() };
+  }
+  const server = await startS3("versitygw", join(root, "s3"));
+  const { endpoint } = server;
+  const bucket = await newBucket(endpoint);
+  const client = s3Client(endpoint);
+  for (const name of readdirSync(exports).sort()) {
+    const path = join(exports, name);
+    const ContentLength = statSync(path).size;
+    const Body = createReadStream(path);
+    await client.send(new PutObjectCommand({ Bucket: bucket, Key: `exports/${name}`, Body, ContentLength }));
+  }
+  client.destroy();
+  const reached = { endpoint, region: "us-east-1", forcePathStyle: true };
+  const url = `s3://${bucket}/exports`;
+  return {
+    url,
+    endpoint,
+    settings: { storage: { kind: "s3", s3: { ...reached, bucket, prefix: "lake" } }, reached },
+    spark: { source: `s3a://${bucket}/exports`, out: `s3a://${bucket}/spark` },
+    stop: () => server.stop(),
+  };
+}
+
+async function bootstrap({ url, settings }: Where) {
   const data = join(root, "data");
-  const config = loadConfig({ data, bulk: { sources: { exports } } });
-  const { lake, staging } = layout(data);
-  const store = await FileStore.open({ folder: lake, staging });
+  const { reached, ...storage } = settings as { reached?: object };
+  const config = loadConfig({ data, bulk: { sources: { exports: { url, ...reached } } }, ...storage });
+  const store = await openStore(config, "bench");
   const context = await openContext({
     config,
     store,
@@ -154,15 +163,10 @@ async function bootstrap() {
   const sources = await Sources.open(config, join(root, "scratch"));
   const place = sources.at("exports");
   const manifest = await inspect(place, {}, config.bulk);
-  const peak = { own: 0, children: 0 };
-  const watch = setInterval(() => {
-    const now = resident();
-    peak.own = Math.max(peak.own, now.own);
-    peak.children = Math.max(peak.children, now.children);
-  }, 50);
+  const memory = new Memory();
   const before = cpuSeconds();
   const started = performance.now();
-  const chunks: number[] = [];
+  let chunks = 0;
   await Bootstrap.run(
     context,
     {
@@ -180,14 +184,17 @@ async function bootstrap() {
       limits: config.bulk,
     },
     {
-      landed: ({ rows }) => chunks.push(rows),
+      landed: ({ rows }) => {
+        chunks++;
+        memory.landed(rows);
+      },
       reject: (_, rejects) => Promise.reject(new Error(rejects[0]!.message)),
       pace: () => Promise.resolve(),
       signal: new AbortController().signal,
     },
   );
   const seconds = (performance.now() - started) / 1000;
-  clearInterval(watch);
+  memory.end();
   const after = cpuSeconds();
   const counts: Record<string, number> = {};
   for (const table of [`raw/${ISSUE}`, "refined/tracker/issues"]) {
@@ -199,14 +206,41 @@ async function bootstrap() {
   }
   sources.close();
   context.duck.close();
+  const { quarters } = memory;
   return {
     seconds,
     own: after.own - before.own,
     children: after.children - before.children,
-    peak,
-    chunks: chunks.length,
+    quarters,
+    chunks,
     counts,
   };
+}
+
+/** What Spark needs for the same, started for it. */
+async function spark({ endpoint, spark: { source, out } }: Where) {
+  const types = exportColumns().map(([name, type]) => `\`${name}\` ${sparkType(type)}`);
+  const schema = ["customer STRING", "id STRING", "rev BIGINT", ...types].join(", ");
+  const before = cpuSeconds().children;
+  const told = await runSparkScript(
+    join(packageRoot, "bench", "bulk_spark.py"),
+    [source, options.format, schema, out, ...(endpoint === undefined ? [] : [endpoint])],
+    { ...credentials, AWS_REGION: "us-east-1", TEST_SPARK_FOLDER: join(root, "spark-temporary") },
+  );
+  const result = JSON.parse(told.trim().split("\n").at(-1)!) as Record<"seconds" | "raw" | "refined", number>;
+  return { ...result, cpu: cpuSeconds().children - before };
+}
+
+function sparkType(type: string): string {
+  if (type.endsWith("[]")) return `ARRAY<${sparkType(type.slice(0, -2))}>`;
+  const [, key, value] = /^MAP\((.+), (.+)\)$/.exec(type) ?? [];
+  if (key !== undefined) return `MAP<${sparkType(key)}, ${sparkType(value!)}>`;
+  const names: Readonly<Record<string, string>> = {
+    VARCHAR: "STRING",
+    "TIMESTAMP WITH TIME ZONE": "TIMESTAMP",
+    INTEGER: "INT",
+  };
+  return names[type] ?? type;
 }
 
 /** What DuckDB needs by itself, on all cores. */
@@ -232,36 +266,54 @@ async function plain(): Promise<{ readonly seconds: number; readonly cpu: number
   }
   const seconds = (performance.now() - started) / 1000;
   const cpu = cpuSeconds().own - before;
-  await rowsOf(connection, "SELECT 1");
   return { seconds, cpu };
 }
 
-if (!existsSync(exports)) await generate();
+if (!existsSync(exports)) {
+  await generateExport({
+    folder: exports,
+    rows: total,
+    fileRows,
+    format: isParquet ? "parquet" : "ndjson",
+    tenants: Number(options.tenants),
+    eventBytes: Number(options["event-bytes"]),
+    order: options.order === "random" ? "random" : "key",
+  });
+}
 const bytes = readdirSync(exports).reduce((sum, name) => sum + statSync(join(exports, name)).size, 0);
-const ours = await bootstrap();
+const where = await place();
+const ours = await bootstrap(where);
 const theirs = await plain();
+const sparks = options.spark ? await spark(where) : undefined;
+await where.stop();
 const perRow = (seconds: number) => ((seconds * 1e6) / total).toFixed(1);
 const rate = (seconds: number) => Math.round(total / seconds);
 if (options.json) {
-  console.log(JSON.stringify({ rows: total, bytes, ours, theirs, ratio: theirs.seconds / ours.seconds }));
+  const ratio = theirs.seconds / ours.seconds;
+  console.log(JSON.stringify({ rows: total, bytes, ours, theirs, ratio, spark: sparks }));
 } else {
   console.log(`${cpus().length} cores, ${Math.round(totalmem() / 1e9)} GB, Node ${process.version}`);
   console.log(
     `${total} rows, ${Math.round(bytes / 1e6)} MB of ${options.format}; ${ours.chunks} chunks; ${JSON.stringify(ours.counts)}\n`,
   );
-  console.log(
-    textTable(
-      ["", "rows/s", "CPU µs/row", ""],
-      [
-        [
-          "raw + refined",
-          rate(ours.seconds),
-          `commits ${perRow(ours.own)}, chunks ${perRow(ours.children)}`,
-          `peak memory ${Math.round(ours.peak.own / 1e6)} MB + ${Math.round(ours.peak.children / 1e6)} MB`,
-        ],
-        ["DuckDB, two sorted copies", rate(theirs.seconds), perRow(theirs.cpu), ""],
-      ],
-    ),
+  const rows = [
+    [
+      "raw + refined",
+      rate(ours.seconds),
+      `${perRow(ours.own + ours.children)}: commits ${perRow(ours.own)}, chunks ${perRow(ours.children)}`,
+    ],
+    ["DuckDB, two sorted copies", rate(theirs.seconds), perRow(theirs.cpu)],
+  ];
+  if (sparks !== undefined)
+    rows.push(["Spark, raw + refined", rate(sparks.seconds), `${perRow(sparks.cpu)}, its start with it`]);
+  console.log(textTable(["", "rows/s", "CPU µs/row"], rows));
+  const megabytes = ours.quarters.map(
+    ({ own, children }) => `${Math.round(own / 1e6)} + ${Math.round(children / 1e6)}`,
   );
-  console.log(`\nratio: ${(theirs.seconds / ours.seconds).toFixed(2)}`);
+  console.log(`\nmost memory in each quarter of the rows, MB (commits + chunks): ${megabytes.join(", ")}`);
+  console.log(`ratio to DuckDB: ${(theirs.seconds / ours.seconds).toFixed(2)}`);
+  if (sparks !== undefined)
+    console.log(`ratio to Spark: ${(sparks.seconds / ours.seconds).toFixed(2)} (goal ≥ 2)`);
 }
+// Engines and clients may keep it.
+process.exit();

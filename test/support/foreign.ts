@@ -146,6 +146,20 @@ export async function runSpark(release: "35" | "4", lake: string, answers: strin
   }
 }
 
+/** Standard output of a Python script that uses Spark 3.5, which knows s3a:// addresses. */
+export async function runSparkScript(
+  script: string,
+  args: readonly string[],
+  env: NodeJS.ProcessEnv,
+): Promise<string> {
+  const { stdout } = await run(sparkPython("35"), [script, ...args], {
+    ...limits,
+    // Jars of their own: those beside the other Spark are Delta Kernel's, too.
+    env: { ...process.env, ...env, TZ: "UTC", TEST_IVY: join(tools, "ivy-spark35-s3") },
+  });
+  return stdout;
+}
+
 /**
  * Rows of tables at s3a:// addresses, as one Spark reads them.
  * `env`: credentials, as the SDK's chain finds them.
@@ -157,11 +171,7 @@ export async function readBySpark(
 ): Promise<Record<string, unknown>[][]> {
   const out = await mkdtemp(join(tmpdir(), "tributary-spark-"));
   try {
-    await run(sparkPython("35"), [join(scripts, "read_spark_s3.py"), endpoint, out, ...tables], {
-      ...limits,
-      // Jars of their own: those beside the other Spark are Delta Kernel's, too.
-      env: { ...process.env, ...env, TZ: "UTC", TEST_IVY: join(tools, "ivy-spark35-s3") },
-    });
+    await runSparkScript(join(scripts, "read_spark_s3.py"), [endpoint, out, ...tables], env);
     return await Promise.all(
       tables.map(async (_, at) => rowsOfLines(await readFile(join(out, `${at}.ndjson`), "utf8"))),
     );
