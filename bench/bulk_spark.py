@@ -39,6 +39,10 @@ def session(endpoint, temporary):
             "spark.hadoop.fs.s3a.endpoint.region": os.environ["AWS_REGION"],
             "spark.hadoop.fs.s3a.path.style.access": "true",
             "spark.hadoop.fs.s3a.connection.ssl.enabled": "false",
+            # Posix gateways fail to delete what stands for the folders above a file, and S3A would try for long.
+            "spark.hadoop.fs.s3a.directory.marker.retention": "keep",
+            "spark.hadoop.fs.s3a.multiobjectdelete.enable": "false",
+            "spark.hadoop.fs.s3a.attempts.maximum": "3",
             "spark.hadoop.fs.s3a.aws.credentials.provider": "com.amazonaws.auth.EnvironmentVariableCredentialsProvider",
         }
     builder = SparkSession.builder.master("local[2]").appName("bulk")
