@@ -2,7 +2,8 @@
 
 SOURCE is the folder of the export, of FORMAT parquet or ndjson, whose columns SCHEMA tells (DDL); OUT is where the tables
 go. ENDPOINT is that of S3, where both lie there. Run with the Python of Spark 3.5; TEST_IVY is where its jars are kept.
-Output: a line of JSON with seconds, from the first statement to the last commit, and the rows of both tables.
+Output: a line of JSON with seconds and CPU seconds, from the first statement to the last commit, and the rows of both
+tables.
 """
 
 import json
@@ -53,6 +54,13 @@ def session(endpoint, temporary):
     return spark
 
 
+def cpu_seconds(pid):
+    """Of Java, which Python does not wait for."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main():
     source, kind, schema, out = sys.argv[1:5]
     spark = session(sys.argv[5] if len(sys.argv) > 5 else None, os.environ["TEST_SPARK_FOLDER"])
@@ -62,7 +70,8 @@ def main():
     else:
         rows = reader.option("timestampFormat", "yyyy-MM-dd HH:mm:ss[.SSSSSS]X").json(source)
     fields = [name for name in rows.columns if name not in ("customer", "id", "rev")]
-    began = time.monotonic()
+    java = spark._jvm.java.lang.ProcessHandle.current().pid()
+    began, cpu = time.monotonic(), cpu_seconds(java)
     raw = rows.select(
         f.col("customer").alias("tenant_id"),
         f.lit("tracker.v1.Issue").alias("entity_type"),
@@ -80,9 +89,9 @@ def main():
     newest = Window.partitionBy("customer", "id").orderBy(f.col("rev").desc())
     latest = rows.withColumn("place", f.row_number().over(newest)).where("place = 1").drop("place")
     latest.write.format("delta").mode("overwrite").save(f"{out}/refined")
-    seconds = time.monotonic() - began
+    seconds, cpu = time.monotonic() - began, cpu_seconds(java) - cpu
     counts = [spark.read.format("delta").load(f"{out}/{name}").count() for name in ("raw", "refined")]
-    print(json.dumps({"seconds": seconds, "raw": counts[0], "refined": counts[1]}))
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "raw": counts[0], "refined": counts[1]}))
     spark.stop()
 
 
