@@ -29,19 +29,19 @@ const registryOf = () => ProtoRegistry.load(loadConfig().protoDirs);
 export const exportColumns = (): [name: string, type: string][] =>
   new PayloadDecoder(registryOf().entityType(ISSUE)!).columns.map(({ name, type }) => [name, `${type}`]);
 
-/** Issues as a product's database would export them: payload columns beside customer, id and revision. */
+/** The row of number n has revision 1 + n modulo so many. */
+export const REVISIONS = 7;
+
+/**
+ * Issues as a product's database would export them: payload columns beside customer, id and revision. The row of number
+ * n is of customer `tenant-` and n divided by the rows of a tenant, and has an id that ends in n.
+ */
 export async function generateExport(order: ExportOrder): Promise<void> {
   const { folder, rows: total, fileRows, format, tenants, eventBytes } = order;
   const registry = registryOf();
   const decoder = new PayloadDecoder(registry.entityType(ISSUE)!);
-  const events: Buffer[] = [];
+  const events = issuesOf(registry, BASE_ROWS, eventBytes);
   const envelope = new Envelope();
-  const workload = { seed: 7, tenants: 50, entities: 1e6, events: BASE_ROWS * 2 };
-  for (const event of new TrackerWorkload(registry, { ...workload, eventBytes }).events()) {
-    envelope.read(event, 0, event.length);
-    if (envelope.entityType() === ISSUE && envelope.payloadStart >= 0) events.push(event);
-    if (events.length === BASE_ROWS) break;
-  }
   const duck = await Duck.create({ memoryBytes: 2 * 1024 ** 3 });
   const connection = await duck.connect();
   const id = new TextColumn();
@@ -70,7 +70,7 @@ export async function generateExport(order: ExportOrder): Promise<void> {
     // A permutation of the row numbers: multiplied by a prime that does not divide their count.
     const number = order.order === "key" ? "i" : `((i::HUGEINT * 1000003) % ${total})::BIGINT`;
     const select = `SELECT printf('tenant-%04d', number // ${perTenant}) AS customer, printf('%s-%09d', project_key, number) AS id,
-        1 + number % 7 AS rev, b.* EXCLUDE (n, entity)
+        1 + number % ${REVISIONS} AS rev, b.* EXCLUDE (n, entity)
       FROM (SELECT i, ${number} AS number FROM range(${first}, ${first + rows}) t(i)) JOIN base b ON b.n = number % ${BASE_ROWS}
       ORDER BY ${order.order === "key" ? "customer, id" : "i"}`;
     const path = join(folder, `part-${String(file).padStart(4, "0")}.${format}`);
@@ -80,4 +80,17 @@ export async function generateExport(order: ExportOrder): Promise<void> {
   }
   connection.closeSync();
   duck.close();
+}
+
+/** Events about issues, created or updated, of the generator's. */
+export function issuesOf(registry: ProtoRegistry, count: number, eventBytes: number): Buffer[] {
+  const events: Buffer[] = [];
+  const envelope = new Envelope();
+  const workload = { seed: 7, tenants: 50, entities: 1e6, events: Math.max(count * 2, 1000), eventBytes };
+  for (const event of new TrackerWorkload(registry, workload).events()) {
+    envelope.read(event, 0, event.length);
+    if (envelope.entityType() === ISSUE && envelope.payloadStart >= 0) events.push(event);
+    if (events.length === count) break;
+  }
+  return events;
 }

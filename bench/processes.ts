@@ -7,7 +7,7 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import type { FromLoad, LoadOrder, LoadReport } from "./load.js";
 
-const CLI = fileURLToPath(new URL("../services/main/cli.js", import.meta.url));
+export const CLI = fileURLToPath(new URL("../services/main/cli.js", import.meta.url));
 
 /** What is below this process must not outlive it, however it ends (a time limit's SIGTERM too), nor what it has made. */
 const children = new Set<ChildProcess>();
@@ -30,7 +30,7 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
   process.once(signal, () => process.exit(128 + constants.signals[signal]));
 }
 
-function adopted(child: ChildProcess): ChildProcess {
+export function adopted(child: ChildProcess): ChildProcess {
   children.add(child);
   child.once("exit", () => children.delete(child));
   return child;
@@ -54,9 +54,14 @@ export class BenchServer {
     return this.child.pid!;
   }
 
-  static async start(command: string, data: string, env: NodeJS.ProcessEnv = {}): Promise<BenchServer> {
+  static async start(
+    command: string,
+    data: string,
+    env: NodeJS.ProcessEnv = {},
+    more: readonly string[] = [],
+  ): Promise<BenchServer> {
     const child = adopted(
-      spawn(process.execPath, [CLI, command, "--data", data, "--port", "0", "--json"], {
+      spawn(process.execPath, [CLI, command, "--data", data, "--port", "0", "--json", ...more], {
         env: { ...process.env, TRIBUTARY_LOG__LEVEL: "error", ...env },
         stdio: ["ignore", "pipe", "inherit"],
       }),
@@ -91,6 +96,13 @@ export class BenchServer {
     this.child.kill("SIGTERM");
     await ended;
   }
+
+  /** Ends it as a power cut does; what is below it goes by itself. */
+  async kill(): Promise<void> {
+    const ended = once(this.child, "exit");
+    this.child.kill("SIGKILL");
+    await ended;
+  }
 }
 
 export interface Peaks {
@@ -107,7 +119,7 @@ export interface CpuSeconds {
 const TICKS = 100;
 
 /** User and system time; 0 where there is no /proc. */
-function cpuOf(pid: number): number {
+export function cpuOf(pid: number): number {
   try {
     const fields = readFileSync(`/proc/${pid}/stat`, "utf8")
       .replace(/^.*\) /, "")
@@ -118,7 +130,7 @@ function cpuOf(pid: number): number {
   }
 }
 
-function commandOf(pid: number): string {
+export function commandOf(pid: number): string {
   try {
     return readFileSync(`/proc/${pid}/cmdline`, "utf8");
   } catch {
@@ -134,7 +146,7 @@ function peakOf(pid: number): number {
   }
 }
 
-function childrenOf(pid: number): number[] {
+export function childrenOf(pid: number): number[] {
   try {
     return readdirSync(`/proc/${pid}/task`).flatMap((task) =>
       readFileSync(`/proc/${pid}/task/${task}/children`, "utf8").split(" ").filter(Boolean).map(Number),
