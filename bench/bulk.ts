@@ -190,6 +190,8 @@ async function bootstrap({ url, settings }: Where) {
       },
       reject: (_, rejects) => Promise.reject(new Error(rejects[0]!.message)),
       pace: () => Promise.resolve(),
+      calm: () => Promise.resolve(),
+      behind: () => Promise.resolve(),
       signal: new AbortController().signal,
     },
   );

@@ -10,7 +10,7 @@ import { JobRejects } from "./jobs/rejects.js";
 /** What a run of a job is given by the process that it is in. */
 export interface Here {
   readonly signal: AbortSignal;
-  readonly pace: Pick<Pace, "after">;
+  readonly pace: Pick<Pace, "after" | "calm">;
   tell(told: Told): void;
   log(error: unknown): void;
 }
@@ -28,6 +28,7 @@ export async function runHere(context: IngestContext, { order, state }: Job, her
       signal,
       tell,
       pace: (work) => pace.after(work, signal),
+      calm: () => pace.calm(signal),
       get rejected() {
         return rejected.count;
       },

@@ -62,6 +62,7 @@ export class TextReader extends ColumnReader {
 
   private entries: Uint8Array = new Uint8Array(0);
   private runs: DataView[] = [];
+  private runBytes: Uint8Array[] = [];
   /** Where each of them begins. */
   private bases: number[] = [];
   private runOf = new Uint32Array(0);
@@ -71,6 +72,7 @@ export class TextReader extends ColumnReader {
   override take(vector: Vector, rows: number): void {
     super.take(vector, rows);
     this.runs = [];
+    this.runBytes = [];
     this.bases = [];
     if (rows === 0) return;
     this.entries = duckdb.vector_get_data(vector, rows * ENTRY_BYTES);
@@ -122,6 +124,7 @@ export class TextReader extends ColumnReader {
     const at = byteOffset + first * ENTRY_BYTES + 8;
     const run = duckdb.get_data_from_pointer(buffer as ArrayBuffer, at, to - from);
     this.runs.push(new DataView(run.buffer, run.byteOffset, to - from));
+    this.runBytes.push(run);
     this.bases.push(from);
   }
 
@@ -132,6 +135,15 @@ export class TextReader extends ColumnReader {
 
   offset(row: number): number {
     return this.addresses[row]! - this.bases[this.runOf[row]!]!;
+  }
+
+  /** The bytes among which the text of a row lies that is not NULL: from `startOf` the row, as many as its words tell. */
+  bytesOf(row: number): Uint8Array {
+    return this.words[row * 4]! <= INLINE_BYTES ? this.entries : this.runBytes[this.runOf[row]!]!;
+  }
+
+  startOf(row: number): number {
+    return this.words[row * 4]! <= INLINE_BYTES ? row * ENTRY_BYTES + 4 : this.offset(row);
   }
 
   /** The text of a row that is not NULL; a view of its own, so not for every row. */

@@ -6,7 +6,7 @@ import { DeltaTable } from "../table/delta-table.js";
 import { aheadOf, type Progress, progressAlong, progressOf, type Track } from "../table/progress.js";
 import type { UpsertWriter } from "../table/upsert.js";
 import { bury } from "./burial.js";
-import { CatchUp } from "./catch-up.js";
+import { CatchUp, type CatchUpOptions } from "./catch-up.js";
 import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
 import { type Taking, takeIn } from "./intake.js";
@@ -119,9 +119,9 @@ export class Target {
 
   /**
    * Brings the table to where raw stands now, reading raw alone; rebuilds it first when it is outdated. `signal` makes
-   * it give up. Errors: TRB-TABLE-CORRUPT when it is ahead of raw, TRB-MODEL-SUPERSEDED while another worker has a newer model of it.
+   * it give up; `between` as of CatchUpOptions. Errors: TRB-TABLE-CORRUPT when it is ahead of raw, TRB-MODEL-SUPERSEDED while another worker has a newer model of it.
    */
-  async catchUp(raw: DeltaTable, signal: AbortSignal): Promise<void> {
+  async catchUp(raw: DeltaTable, signal: AbortSignal, between?: CatchUpOptions["between"]): Promise<void> {
     await this.table.refresh();
     const rebuild = new Rebuild(this.context, this.table, this.refiner, this.connection, signal);
     const { crew } = this.context;
@@ -131,6 +131,7 @@ export class Target {
       }
       if (crew.tends(this.model.name)) {
         await rebuild.run(raw);
+        await this.upserts.close();
         this.upserts = this.context.writerFor(this.table, this.model.entityType);
       } else {
         await sleep(REBUILD_LOOK_MS, undefined, { signal, ref: false });
@@ -141,7 +142,12 @@ export class Target {
     const ahead = aheadOf(this.progress, progressOf(await raw.refresh()));
     // To build it anew unasked might take the last copy of what raw has lost.
     if (ahead.length > 0) throw new TributaryError("TRB-TABLE-CORRUPT", AHEAD);
-    const options = { express: true, signal, isOurs: (track: Track) => this.isOurs(track) };
+    const options = {
+      express: true,
+      signal,
+      isOurs: (track: Track) => this.isOurs(track),
+      ...(between === undefined ? {} : { between }),
+    };
     await new CatchUp(this.context, this.refiner, this.upserts, raw, options).run();
   }
 
@@ -179,10 +185,11 @@ export class Target {
     return [...failed.values()];
   }
 
-  /** Resolves when no log checkpoint is being written any more. */
-  close(): Promise<void> {
+  /** Resolves when no log checkpoint is being written any more, and nothing read. */
+  async close(): Promise<void> {
+    await this.upserts.close();
     this.connection.closeSync();
-    return this.table.settled();
+    await this.table.settled();
   }
 }
 

@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from "node:util";
 import type { CommitResult } from "./commit-request.js";
 import { stageWritten, type WrittenFile } from "./data-file.js";
 import type { DeltaTable } from "./delta-table.js";
@@ -22,7 +23,7 @@ export function append(
   write: (localPath: string) => Promise<Appended>,
 ): Promise<CommitResult> {
   return Staging.run(table, async (staging) => {
-    const basedOn = table.snapshot.version;
+    const { id, snapshot } = table;
     let to: Positions = new Map();
     const file = await stageWritten(staging, {}, async (localPath) => {
       const appended = await write(localPath);
@@ -32,12 +33,18 @@ export function append(
     const files = file.rows === 0 ? [] : [file];
     await staging.publish(files);
     const { actions, expect } = advancePositions(stream, from, to);
-    return staging.commit({
-      operation: "WRITE",
-      actions: [...files.map(({ add }) => ({ add })), ...actions],
-      expect,
-      basedOn,
-      serializable: false,
-    });
+    for (let basedOn = snapshot.version; ; basedOn = table.snapshot.version) {
+      const result = await staging.commit({
+        operation: "WRITE",
+        actions: [...files.map(({ add }) => ({ add })), ...actions],
+        expect,
+        basedOn,
+        serializable: false,
+      });
+      // An upgrade by another process, say: the rows are what they were.
+      const isRedefined = result.kind === "conflict" && result.reason === "metadata";
+      if (!isRedefined || table.id !== id || !isDeepStrictEqual(table.snapshot.columns, snapshot.columns))
+        return result;
+    }
   });
 }

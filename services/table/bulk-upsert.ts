@@ -6,6 +6,7 @@ import { allRows, stageWritten, type WrittenFile } from "./data-file.js";
 import type { DeltaTable } from "./delta-table.js";
 import type { EntityKeys } from "./entity-keys.js";
 import { FileOrdinals } from "./file-ordinals.js";
+import { KeyIndex } from "./key-index.js";
 import { FileRanges, KeyRanges, type TenantRange } from "./key-ranges.js";
 import { joinKeys, type ScannedFile, scanKeys, scanned } from "./key-scan.js";
 import type { Mask } from "./mask.js";
@@ -19,6 +20,11 @@ import { Standing } from "./standing.js";
 import { filesOf, type TableFile, type TableSnapshot } from "./types.js";
 import { MOST_OVERTAKEN, SHARED_PARTITION, type UpsertResult } from "./upsert.js";
 import { stageVectors } from "./vectors.js";
+
+/** Looks at what has come since the one before, before a commit is tried. */
+const MOST_ROUNDS = 5;
+/** Files of fewer rows, as live batches bring them, are read at once, without a look for which keys they hold. */
+const FEW_ROWS = 10_000;
 
 /** Rows of a table that were written elsewhere: as files in the order of keys, in which each key stands once. */
 export interface BulkUpsert {
@@ -72,12 +78,18 @@ export class BulkUpserts {
     await staging.publish(own.files);
     const progress = advance(upsert.from, upsert.to);
     const keys = new KeyRanges(upsert.ranges);
-    const look = new Look(table, connection, this.keys, own);
+    const look = new Look(table, connection, this.keys, own, ranges, keys);
+    let { snapshot } = table;
     for (let overtaken = 0; ; overtaken++) {
-      const { snapshot } = table;
-      ranges.keep(filesOf(snapshot));
-      const unseen = look.unseen(snapshot);
-      await look.at(snapshot, await ranges.meeting(connection, unseen, keys));
+      // What comes while one looks is little, and looked at in less time: what is left comes between here and the commit.
+      for (let rounds = 0; rounds < MOST_ROUNDS; rounds++) {
+        await look.at(snapshot);
+        const { version } = snapshot;
+        snapshot = await table.refresh();
+        if (snapshot.version === version) break;
+        if (!isStepBeyond(table, version, snapshot.version)) return { kind: "conflict", reason: "version" };
+      }
+      if (look.version !== snapshot.version) await look.at(snapshot);
       const { standing } = look;
       const wins = (ord: number) => standing?.isBeatenBy(ord) ?? true;
       const masked = await look.replaced();
@@ -116,11 +128,16 @@ export class BulkUpserts {
       }
       const settles = result.reason === "version" || result.reason === "file";
       if (!settles || overtaken === MOST_OVERTAKEN) return result;
-      const changes = table.changes(snapshot.version, table.snapshot.version);
-      if (changes?.every(({ drops, replaced }) => !drops && !replaced) !== true) return result;
+      const { version } = snapshot;
+      ({ snapshot } = table);
+      if (!isStepBeyond(table, version, snapshot.version)) return result;
     }
   }
 }
+
+/** Whether what was known of the table at `version` can be brought to `upTo` by the files that are new since. */
+const isStepBeyond = (table: DeltaTable, version: number, upTo: number): boolean =>
+  table.changes(version, upTo)?.every(({ drops, replaced }) => !drops && !replaced) === true;
 
 const lostRows = ({ rows }: StagedFile, wins: (ord: number) => boolean): Uint32Array => {
   const lost: number[] = [];
@@ -152,43 +169,73 @@ async function stage({ rows, tombstones }: BulkUpsert, staging: Staging): Promis
 class Look {
   /** Undefined while nothing had to be looked for. */
   standing: Standing | undefined;
+  /** Of the snapshot that it is true of. */
+  version = -1;
   private seen: ReadonlySet<string> = new Set();
   private readonly files = new FileOrdinals();
   private readonly name = `bulk_keys_${randomUUID().replaceAll("-", "")}`;
+  private index: KeyIndex | undefined;
 
   constructor(
     private readonly table: DeltaTable,
     private readonly connection: DuckDBConnection,
     private readonly keys: EntityKeys,
     private readonly own: Own,
+    private readonly ranges: FileRanges,
+    private readonly held: KeyRanges,
   ) {}
 
-  unseen({ files }: TableSnapshot): TableFile[] {
-    return files.filter(({ path }) => !this.seen.has(path));
-  }
-
-  /** Takes in some of the files that are new in the snapshot: those that can hold one of the keys. */
-  async at(snapshot: TableSnapshot, fresh: readonly TableFile[]): Promise<void> {
+  /** Takes in the files that are new in the snapshot, those of them that can hold one of the keys. */
+  async at(snapshot: TableSnapshot): Promise<void> {
     const live = filesOf(snapshot);
+    const near = snapshot.files.filter(
+      (file) => !this.seen.has(file.path) && this.ranges.mayMeet(file, this.held),
+    );
     // What stood in a file that is gone stands in a new one, or something greater does.
     for (const path of this.seen) if (!live.has(path)) this.files.kill(path);
     this.seen = new Set(live.keys());
-    if (fresh.length > 0) {
-      this.standing ??= await this.records(snapshot);
-      const { standing } = this;
-      const places = await Promise.all(
-        fresh.map((file) => scanned(this.table, file, this.files.flagsOf(file.path, file.tombstones))),
-      );
-      await joinKeys(this.table, this.connection, this.name, places, (record, ord) => {
-        const at = ord * WORDS;
-        if (!standing.knows(ord) || this.isDead(ord) || compareOrder(record, 0, standing.found, at) > 0)
-          standing.set(ord, record, 0);
-      });
-    }
+    this.ranges.keep(live);
+    const small = near.filter(({ rows }) => rows < FEW_ROWS);
+    const large = near.filter(({ rows }) => rows >= FEW_ROWS);
+    await this.takeIn(small, await this.ranges.meeting(this.connection, large, this.held), snapshot);
+    this.version = snapshot.version;
     if (this.standing === undefined) return;
     for (let ord = 0; ord < this.own.count; ord++)
       if (this.standing.knows(ord) && this.isDead(ord)) this.standing.clear(ord);
     this.standing.snapshot = snapshot;
+  }
+
+  private async takeIn(
+    small: readonly TableFile[],
+    large: readonly TableFile[],
+    snapshot: TableSnapshot,
+  ): Promise<void> {
+    if (small.length + large.length === 0) return;
+    this.standing ??= await this.records(snapshot);
+    const { standing, table, connection } = this;
+    const offer = (record: Uint32Array, ord: number) => {
+      const at = ord * WORDS;
+      if (!standing.knows(ord) || this.isDead(ord) || compareOrder(record, 0, standing.found, at) > 0)
+        standing.set(ord, record, 0);
+    };
+    const placed = (files: readonly TableFile[]) =>
+      Promise.all(files.map((file) => scanned(table, file, this.files.flagsOf(file.path, file.tombstones))));
+    if (large.length > 0) await joinKeys(table, connection, this.name, await placed(large), offer);
+    if (small.length === 0) return;
+    const index = this.indexed(standing);
+    await scanKeys(table, connection, this.keys, await placed(small), (record) => {
+      const at = index.find(record, 0);
+      if (at >= 0) offer(record, index.records[at + ROW]!);
+    });
+  }
+
+  /** Where each key stands among the records. */
+  private indexed({ records, count }: Standing): KeyIndex {
+    if (this.index === undefined) {
+      this.index = new KeyIndex(count);
+      for (let ord = 0; ord < count; ord++) this.index.put(records, ord * WORDS);
+    }
+    return this.index;
   }
 
   private isDead(ord: number): boolean {

@@ -4,10 +4,12 @@ const FREE = 0xffffffff;
 /** Only while what is left is moved. */
 const GONE = 0xfffffffe;
 const MAX_LOAD = 0.7;
+/** Memory beyond what is needed, against how often all has to be moved. */
+const GROWTH = 1.25;
 
 /**
  * Entity → order fields and location of its current row or tombstone. Open addressing over one typed array, 48 bytes
- * a slot. A cache: the table alone rebuilds it. The tenant word marks a free slot.
+ * a slot. The tenant word marks a free slot.
  */
 export class KeyIndex {
   private words: Uint32Array;
@@ -23,11 +25,6 @@ export class KeyIndex {
 
   get bytes(): number {
     return this.words.byteLength;
-  }
-
-  /** Bytes the index would take with so many keys. */
-  static bytesFor(keys: number): number {
-    return capacityFor(keys) * WORDS * 4;
   }
 
   /** Word offset of the record's entity in `records`, or -1. */
@@ -70,12 +67,13 @@ export class KeyIndex {
   }
 
   private slot(words: Uint32Array, record: Uint32Array, at: number): number {
-    const slots = words.length / WORDS;
-    let slot = ((record[at + HASH1]! ^ Math.imul(record[at + TENANT]!, 0x9e3779b1)) >>> 0) & (slots - 1);
+    // The high bits say where, so that any number of slots will do.
+    const hash = (record[at + HASH1]! ^ Math.imul(record[at + TENANT]!, 0x9e3779b1)) >>> 0;
+    let offset = Math.floor((hash * (words.length / WORDS)) / 2 ** 32) * WORDS;
     for (;;) {
-      const offset = slot * WORDS;
       if (words[offset + TENANT] === FREE || sameKey(words, offset, record, at)) return offset;
-      slot = (slot + 1) & (slots - 1);
+      offset += WORDS;
+      if (offset === words.length) offset = 0;
     }
   }
 
@@ -92,7 +90,7 @@ export class KeyIndex {
   }
 
   private grow(): void {
-    this.rehash((this.words.length / WORDS) * 2);
+    this.rehash(Math.ceil((this.words.length / WORDS) * GROWTH));
   }
 
   private rehash(slots: number): void {
@@ -105,11 +103,9 @@ export class KeyIndex {
   }
 }
 
-function capacityFor(keys: number): number {
-  let slots = 1024;
-  while (slots * MAX_LOAD <= keys) slots *= 2;
-  return slots;
-}
+const LEAST_SLOTS = 4;
+
+const capacityFor = (keys: number): number => Math.max(LEAST_SLOTS, Math.ceil((keys + 1) / MAX_LOAD));
 
 function free(slots: number): Uint32Array {
   const words = new Uint32Array(slots * WORDS);

@@ -56,6 +56,11 @@ export class FileRanges {
     this.known.set(path, ranges);
   }
 
+  /** Whether the file may hold a key which lies within `ranges`, as far as is known without reading it. */
+  mayMeet(file: TableFile, ranges: KeyRanges): boolean {
+    return ranges.mayMeet(file) && (this.known.get(file.path)?.meets(ranges) ?? true);
+  }
+
   /** Those of the files that may hold a key which lies within `ranges`. */
   async meeting(
     connection: DuckDBConnection,

@@ -1,5 +1,7 @@
-import type { DuckDBBlobValue, DuckDBConnection, DuckDBDataChunk } from "@duckdb/node-api";
+import type { DuckDBConnection, DuckDBDataChunk } from "@duckdb/node-api";
+import duckdb from "@duckdb/node-bindings";
 import { chunksOf, literal } from "../base/duckdb.js";
+import { FixedReader, TextReader } from "../columns/column-readers.js";
 import type { DeltaTable } from "./delta-table.js";
 import type { EntityKeys } from "./entity-keys.js";
 import type { Mask } from "./mask.js";
@@ -19,15 +21,10 @@ import type { TableFile } from "./types.js";
 
 /** Reads keys and order columns back from a table's files, as records (order.ts). */
 
-const LOW = 0xffffffff;
-const ORDER_SELECT = `
-  (f._tributary_version & ${LOW})::UINTEGER, ((f._tributary_version >> 32) & ${LOW})::UINTEGER,
-  f._tributary_operation::UTINYINT,
-  (f._tributary_hash & ${LOW})::UINTEGER, ((f._tributary_hash >> 32) & ${LOW})::UINTEGER,
-  (epoch_us(f._tributary_occurred_at) & ${LOW})::UINTEGER,
-  ((epoch_us(f._tributary_occurred_at) >> 32) & ${LOW})::UINTEGER,
-  f.file_row_number::UINTEGER`;
-const ORDER_COLUMNS = 8;
+/** Of types that OrderReader relies on, whatever a file has. */
+const ORDER_SELECT = `f._tributary_version::BIGINT, f._tributary_operation::TINYINT, f._tributary_hash::BIGINT,
+  epoch_us(f._tributary_occurred_at), f.file_row_number::BIGINT`;
+const ORDER_COLUMNS = 5;
 
 /** Files of fewer rows are read by one statement, so many at once: what a statement costs by itself adds up. */
 const SMALL_ROWS = 10_000;
@@ -83,23 +80,34 @@ async function scanPaths(
   use: (record: Uint32Array) => void,
 ): Promise<void> {
   const names = files.length === 1 ? "" : ", f.filename";
-  const sql = `SELECT ${ORDER_SELECT}, encode(f.tenant_id), encode(f.entity_id)${names}
+  const sql = `SELECT ${ORDER_SELECT}, f.tenant_id, f.entity_id${names}
      FROM read_parquet([${paths.map(literal).join(", ")}], filename=true, file_row_number=true,
                        hive_partitioning=false) f`;
   const byPath = new Map(paths.map((path, i) => [path, files[i]!]));
   const record = new Uint32Array(WORDS);
+  const order = new OrderReader();
+  const [tenants, entities] = [new TextReader(), new TextReader()];
   for await (const chunk of chunksOf(connection, sql)) {
-    const order = orderColumns(chunk);
-    const tenants = chunk.getColumnValues(ORDER_COLUMNS) as DuckDBBlobValue[];
-    const entities = chunk.getColumnValues(ORDER_COLUMNS + 1) as DuckDBBlobValue[];
+    const rows = chunk.rowCount;
+    order.take(chunk);
+    tenants.take(duckdb.data_chunk_get_vector(chunk.chunk, ORDER_COLUMNS), rows);
+    entities.take(duckdb.data_chunk_get_vector(chunk.chunk, ORDER_COLUMNS + 1), rows);
     const filenames = files.length === 1 ? undefined : (chunk.getColumnValues(ORDER_COLUMNS + 2) as string[]);
-    for (let i = 0; i < chunk.rowCount; i++) {
-      const { place, mask } = filenames === undefined ? files[0]! : byPath.get(filenames[i]!)!;
-      fillOrder(record, 0, order, i, place);
+    for (let row = 0; row < rows; row++) {
+      const { place, mask } = filenames === undefined ? files[0]! : byPath.get(filenames[row]!)!;
+      order.fill(record, row, place);
       if (mask?.has(record[ROW]!) === true) continue;
-      const tenant = tenants[i]!.bytes;
-      const entity = entities[i]!.bytes;
-      keys.put(record, 0, tenant, 0, tenant.length, entity, 0, entity.length);
+      const [tenant, id] = [tenants.startOf(row), entities.startOf(row)];
+      keys.put(
+        record,
+        0,
+        tenants.bytesOf(row),
+        tenant,
+        tenant + tenants.words[row * 4]!,
+        entities.bytesOf(row),
+        id,
+        id + entities.words[row * 4]!,
+      );
       use(record);
     }
   }
@@ -133,31 +141,43 @@ async function joinPaths(
                        filename=true, file_row_number=true, hive_partitioning=false) f
      JOIN ${keys} k ON f.entity_id = k.entity_id AND f.tenant_id = k.tenant_id`;
   const record = new Uint32Array(WORDS);
+  const order = new OrderReader();
   for await (const chunk of chunksOf(connection, sql)) {
-    const order = orderColumns(chunk);
+    order.take(chunk);
     const names = chunk.getColumnValues(ORDER_COLUMNS) as string[];
     const ords = chunk.getColumnValues(ORDER_COLUMNS + 1) as number[];
-    for (let i = 0; i < chunk.rowCount; i++) {
-      const { place, mask } = byPath.get(names[i]!)!;
-      fillOrder(record, 0, order, i, place);
-      if (mask?.has(record[ROW]!) !== true) use(record, ords[i]!);
+    for (let row = 0; row < chunk.rowCount; row++) {
+      const { place, mask } = byPath.get(names[row]!)!;
+      order.fill(record, row, place);
+      if (mask?.has(record[ROW]!) !== true) use(record, ords[row]!);
     }
   }
 }
 
-type OrderColumns = (number | null)[][];
+/** The columns of ORDER_SELECT, read in place. */
+class OrderReader {
+  private readonly version = new FixedReader(8);
+  private readonly operation = new FixedReader(1);
+  private readonly content = new FixedReader(8);
+  private readonly occurred = new FixedReader(8);
+  private readonly row = new FixedReader(8);
 
-const orderColumns = (chunk: DuckDBDataChunk): OrderColumns =>
-  Array.from({ length: ORDER_COLUMNS }, (_, column) => chunk.getColumnValues(column) as (number | null)[]);
+  take(chunk: DuckDBDataChunk): void {
+    const { version, operation, content, occurred, row } = this;
+    for (const [at, reader] of [version, operation, content, occurred, row].entries())
+      reader.take(duckdb.data_chunk_get_vector(chunk.chunk, at), chunk.rowCount);
+  }
 
-function fillOrder(record: Uint32Array, at: number, order: OrderColumns, row: number, place: number): void {
-  record[at + VERSION_LO] = order[0]![row]!;
-  record[at + VERSION_HI] = order[1]![row]!;
-  record[at + CONTENT_LO] = order[3]![row]!;
-  record[at + CONTENT_HI] = order[4]![row]!;
-  const occurredHi = order[6]![row];
-  record[at + OCCURRED_LO] = order[5]![row] ?? 0;
-  record[at + OCCURRED_HI] = occurredHi == null ? 0 : occurredHi ^ 0x80000000;
-  record[at + FLAGS] = place | order[2]![row]!;
-  record[at + ROW] = order[7]![row]!;
+  fill(record: Uint32Array, at: number, place: number): void {
+    const [low, high] = [2 * at, 2 * at + 1];
+    record[VERSION_LO] = this.version.words[low]!;
+    record[VERSION_HI] = this.version.words[high]!;
+    record[CONTENT_LO] = this.content.words[low]!;
+    record[CONTENT_HI] = this.content.words[high]!;
+    const has = !this.occurred.isNull(at);
+    record[OCCURRED_LO] = has ? this.occurred.words[low]! : 0;
+    record[OCCURRED_HI] = has ? this.occurred.words[high]! ^ 0x80000000 : 0;
+    record[FLAGS] = place | this.operation.bytes[at]!;
+    record[ROW] = this.row.words[low]!;
+  }
 }

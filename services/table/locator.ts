@@ -1,72 +1,36 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { assert } from "../base/errors.js";
+import type { Applied, Placement, Relocation } from "./applied.js";
+import { FEW_KEYS, hasMany, keysIn, slotsAt } from "./batch-slots.js";
 import type { Change } from "./changes.js";
 import type { DeltaTable } from "./delta-table.js";
+import { EntityIndex } from "./entity-index.js";
 import type { EntityKeys } from "./entity-keys.js";
 import { FileOrdinals } from "./file-ordinals.js";
-import { KeyIndex } from "./key-index.js";
 import { joinKeys, scanKeys, scanned } from "./key-scan.js";
+import { LargeFiles, MANY_ROWS, type Sink } from "./large-files.js";
 import { compareOrder, FILE_SHIFT, FLAGS, OPERATION_MASK, ROW, SLOT, TOMBSTONE_BIT, WORDS } from "./order.js";
-import {
-  EVERY_SLOT,
-  holds,
-  intersection,
-  isEvery,
-  isWithin,
-  normalized,
-  overlaps,
-  type Slots,
-  shareOf,
-  union,
-  without,
-} from "./slot-ranges.js";
+import { EVERY_SLOT, holds, isEvery, isWithin, overlaps, type Slots, union, without } from "./slot-ranges.js";
 import type { StagedFile } from "./staging.js";
 import { Standing } from "./standing.js";
 import { filesOf, type TableFile, type TableSnapshot } from "./types.js";
 
-/** Records of the rows of one file, to be put in the index once the file is part of the table. */
-export interface Relocation {
-  readonly path: string;
-  readonly records: Uint32Array;
-}
-
-/** What a commit of this process did to where entities stand. */
-export interface Applied {
-  readonly version: number;
-  /** Files in which no entity stands any more. */
-  readonly gone?: readonly string[];
-  /** Records of an upsert that now stand in a new file, by ordinal, in the file's order. */
-  readonly placed?: readonly Placement[];
-  /** A compaction: entities that stood in one of `sources` stand where `relocations` say; none for tombstones. */
-  readonly moved?: {
-    readonly relocations: readonly (Relocation | undefined)[];
-    readonly sources: readonly TableFile[];
-  };
-}
-
-export interface Placement {
-  readonly records: Uint32Array;
-  /** By row of the file; undefined for a row that is masked. */
-  readonly ords: readonly (number | undefined)[];
-  /** Path of the file, as in its add. */
-  readonly path: string;
-  readonly tombstones: boolean;
-}
-
-/** So many keys of a batch are looked up by themselves, and only in files that can hold them. */
-const FEW_KEYS = 1000;
 /** What is not claimed any more is kept for so many batches. */
 const LINGER = 16;
 /** So many files must be gone before the index is searched for records that still name them. */
 const MANY_DEAD = 4096;
 
+/** Of the index's memory, what large files may fill: the rest is for what comes in batch by batch. */
+const LARGE_SHARE = 1 / 2;
+
 /**
  * Finds the standing record (row or tombstone) of entities: in the key index where it fits its memory budget, else by
- * a semi-join of the batch's keys with the table's key columns. The index holds the entities of the slots that its
- * writer claims. It follows the table change by change, whoever made them; its cost is that of the change.
+ * a semi-join of the batch's keys with the table's key columns; those of large files where LargeFiles has them. The
+ * index holds the entities of the slots that its writer claims. It follows the table change by change, whoever made
+ * them; its cost is that of the change.
  */
 export class EntityLocator {
-  private index: KeyIndex | undefined;
+  private index: EntityIndex | undefined;
   /** Slots whose entities the index holds. */
   private covered: Slots = [];
   /** Version up to which the index has taken in all changes. */
@@ -78,12 +42,20 @@ export class EntityLocator {
   private wide = 0;
   /** How many times the index was read from nothing. */
   loads = 0;
+  /** Files whose entities the index does not hold, whatever their slots. */
+  private readonly large: LargeFiles;
 
   constructor(
     private readonly table: DeltaTable,
     private readonly budgetBytes: number,
     private readonly keys: EntityKeys,
-  ) {}
+    private readonly manyRows = MANY_ROWS,
+  ) {
+    this.large = new LargeFiles(table, keys, {
+      sinkFor: (file) => this.sinkFor(file),
+      numbers: () => this.files,
+    });
+  }
 
   /** Drops the index; the next batch reads the table again. */
   forget(): void {
@@ -100,11 +72,43 @@ export class EntityLocator {
     // what the sources said is in the new files alone.
     if (moved !== undefined && (this.version !== version - 1 || !this.move(moved.relocations, moved.sources)))
       return;
-    for (const path of gone) this.files.kill(path);
+    for (const path of gone) this.kill(path);
     for (const placement of placed) this.place(placement);
     this.own.add(version);
     this.settleVersions();
     this.keepWithinBudget();
+  }
+
+  /** Where the records of a large file go, as long as they fit. */
+  private sinkFor({ path, rows, tombstones }: TableFile): Sink | undefined {
+    const { index, covered } = this;
+    if (index === undefined) return undefined;
+    if (EntityIndex.bytesFor(index.size + rows) > this.budgetBytes * LARGE_SHARE) return undefined;
+    const place = this.files.flagsOf(path, tombstones);
+    const stands = () => this.index === index && this.covered === covered;
+    return {
+      stands,
+      put: (record) => {
+        if (!stands() || !holds(covered, record[SLOT]!)) return;
+        record[FLAGS] = place | (record[FLAGS]! & OPERATION_MASK);
+        this.offer(index, record);
+      },
+    };
+  }
+
+  private kill(path: string): void {
+    this.files.kill(path);
+    this.large.drop(path);
+  }
+
+  /** Resolves when all large files have been read. */
+  settled(): Promise<void> {
+    return this.large.settled();
+  }
+
+  /** Nothing is looked up any more. */
+  close(): Promise<void> {
+    return this.large.close();
   }
 
   private settleVersions(): void {
@@ -129,8 +133,7 @@ export class EntityLocator {
   /** What the index holds: a record, and the path of its file, undefined for a tombstone. */
   *entries(): Generator<{ readonly record: Uint32Array; readonly path: string | undefined }> {
     if (this.index === undefined) return;
-    for (const at of this.index.occupied()) {
-      const record = this.index.records.slice(at, at + WORDS);
+    for (const record of this.index.all()) {
       const flags = record[FLAGS]!;
       if (!this.files.isDead(flags))
         yield { record, path: (flags & TOMBSTONE_BIT) === 0 ? this.files.pathOf(flags) : undefined };
@@ -149,7 +152,9 @@ export class EntityLocator {
     claimed: Slots = EVERY_SLOT,
   ): Promise<Standing> {
     const { snapshot } = this.table;
+    this.large.handOver();
     await this.bringTo(snapshot, hasMany(records, claimed) ? EVERY_SLOT : claimed, connection);
+    this.large.keep(snapshot);
     const standing = new Standing(records, snapshot);
     const { index } = this;
     if (index === undefined) {
@@ -162,10 +167,11 @@ export class EntityLocator {
       }
     }
     if (standing.apart.length > 0) await this.semiJoin(standing, connection, keys);
+    await this.large.look(standing, snapshot, connection, keys);
     return standing;
   }
 
-  private look(index: KeyIndex, standing: Standing, ord: number): void {
+  private look(index: EntityIndex, standing: Standing, ord: number): void {
     const at = index.find(standing.records, ord * WORDS);
     if (at < 0 || this.files.isDead(index.records[at + FLAGS]!)) standing.clear(ord);
     else standing.set(ord, index.records, at);
@@ -173,15 +179,19 @@ export class EntityLocator {
 
   /**
    * Brings what `locate` found to the table's present snapshot, by the changes since alone. False when that cannot be
-   * done: then all is to be looked up anew.
+   * done: then all is to be looked up anew. `keys` as of `locate`.
    */
-  async relocate(standing: Standing, connection: DuckDBConnection): Promise<boolean> {
+  async relocate(standing: Standing, connection: DuckDBConnection, keys: string): Promise<boolean> {
     const { snapshot } = this.table;
     const changes = this.table.changes(standing.snapshot.version, snapshot.version);
     if (changes?.every(({ drops, replaced }) => !drops && !replaced) !== true) return false;
     if (this.index !== undefined && this.version !== standing.snapshot.version) return false;
+    const had = this.index !== undefined;
     await this.takeIn(changes, snapshot, connection, standing);
     this.keepWithinBudget();
+    // What was found is told by numbers of files that went with the index.
+    if (had && this.index === undefined) return false;
+    this.large.keep(snapshot);
     if (standing.apart.length < standing.count) {
       if (this.index === undefined) return false;
       const apart = new Set(standing.apart);
@@ -192,6 +202,7 @@ export class EntityLocator {
     for (const ord of standing.apart) {
       if (standing.knows(ord) && this.files.isDead(standing.found[ord * WORDS + FLAGS]!)) standing.clear(ord);
     }
+    await this.large.look(standing, snapshot, connection, keys);
     standing.snapshot = snapshot;
     return true;
   }
@@ -211,7 +222,11 @@ export class EntityLocator {
     this.keepWithinBudget();
     if (this.index === undefined) {
       this.forget();
-      if (KeyIndex.bytesFor(keysIn(snapshot, claimed)) > this.budgetBytes) return;
+      const fits = () => EntityIndex.bytesFor(keysIn(this.small(snapshot), claimed)) <= this.budgetBytes;
+      if (!fits()) {
+        for (const { path, rows } of snapshot.files) if (rows >= this.manyRows) this.large.add(path);
+        if (!fits()) return;
+      }
       this.loads++;
     }
     this.wide = isWithin(this.covered, claimed) ? 0 : this.wide + 1;
@@ -219,16 +234,21 @@ export class EntityLocator {
     if (this.wide > LINGER) this.drop(without(this.covered, claimed));
     const more = without(claimed, this.covered);
     // Counted before they are read, or memory would have to hold them first.
-    const bytes = () => KeyIndex.bytesFor((this.index?.size ?? 0) + keysIn(snapshot, more));
+    const bytes = () => EntityIndex.bytesFor((this.index?.size ?? 0) + keysIn(this.small(snapshot), more));
     if (this.index === undefined || (more.length > 0 && bytes() <= this.budgetBytes))
       await this.load(snapshot, more, connection);
     this.version = snapshot.version;
   }
 
+  /** Files that the index, or a semi-join, is for. */
+  private small({ files }: TableSnapshot): readonly TableFile[] {
+    return files.filter(({ path }) => !this.large.has(path));
+  }
+
   /** Reads the entities of slots that the index lacks. */
   private async load(snapshot: TableSnapshot, slots: Slots, connection: DuckDBConnection): Promise<void> {
-    const index = this.index ?? new KeyIndex(keysIn(snapshot, slots));
-    const files = snapshot.files.filter((file) => overlaps(file.slots, slots));
+    const index = this.index ?? new EntityIndex();
+    const files = this.small(snapshot).filter((file) => overlaps(file.slots, slots));
     await this.scan(connection, files, (record) => {
       if (holds(slots, record[SLOT]!)) this.offer(index, record);
     });
@@ -240,7 +260,7 @@ export class EntityLocator {
   private drop(slots: Slots): void {
     const { index } = this;
     if (index === undefined) return;
-    index.retain((at) => !holds(slots, index.records[at + SLOT]!));
+    index.retain((records, at) => !holds(slots, records[at + SLOT]!));
     this.covered = without(this.covered, slots);
   }
 
@@ -253,14 +273,16 @@ export class EntityLocator {
   ): Promise<void> {
     const { index, covered } = this;
     const foreign = changes.filter(({ version }) => !this.own.has(version));
-    for (const { removed } of foreign) for (const path of removed) this.files.kill(path);
+    for (const { removed } of foreign) for (const path of removed) this.kill(path);
     const apart = standing?.apart ?? [];
     const wanted = index === undefined || apart.length > 0 ? EVERY_SLOT : covered;
     const live = filesOf(snapshot);
     const added = foreign
       .flatMap((change) => change.added.map(({ path }) => live.get(path)))
-      .filter((file) => file !== undefined && overlaps(file.slots, wanted));
-    await this.scan(connection, added as TableFile[], (record) => {
+      .filter((file) => file !== undefined && overlaps(file.slots, wanted)) as TableFile[];
+    for (const { path, rows } of added) if (rows >= this.manyRows) this.large.add(path);
+    const small = added.filter(({ path }) => !this.large.has(path));
+    await this.scan(connection, small, (record) => {
       if (index !== undefined && holds(covered, record[SLOT]!)) {
         this.offer(index, record);
         return;
@@ -278,7 +300,7 @@ export class EntityLocator {
   }
 
   /** Where a record of a live row or of a tombstone comes in, in whatever order they are read. */
-  private offer(index: KeyIndex, record: Uint32Array): void {
+  private offer(index: EntityIndex, record: Uint32Array): void {
     const at = index.find(record, 0);
     if (at < 0 || this.isPassed(index.records, at, record)) index.put(record, 0);
   }
@@ -289,9 +311,9 @@ export class EntityLocator {
   }
 
   /** Frees the numbers of files that are gone, once there are so many that a pass over the index is paid for. */
-  private buryDead(index: KeyIndex): void {
+  private buryDead(index: EntityIndex): void {
     if (this.files.deadCount < Math.max(MANY_DEAD, index.size / 64)) return;
-    index.retain((at) => !this.files.isDead(index.records[at + FLAGS]!));
+    index.retain((records, at) => !this.files.isDead(records[at + FLAGS]!));
     this.files.reuse();
   }
 
@@ -328,6 +350,7 @@ export class EntityLocator {
     const index = this.index!;
     if (!relocations.every((relocation) => relocation !== undefined)) return false;
     const paths = sources.map(({ path }) => path);
+    if (paths.some((path) => this.large.has(path))) return false;
     const from = this.files.known(paths);
     const isFrom = (flags: number) => (flags & TOMBSTONE_BIT) === 0 && from.has(flags >>> FILE_SHIFT);
     for (const { path, records } of relocations) {
@@ -337,7 +360,7 @@ export class EntityLocator {
         index.move(records, at, isFrom);
       }
     }
-    for (const path of paths) this.files.kill(path);
+    for (const path of paths) this.kill(path);
     return true;
   }
 
@@ -356,7 +379,7 @@ export class EntityLocator {
     const { apart, records, snapshot } = standing;
     const few = apart.length > FEW_KEYS ? undefined : apart;
     const slots = few === undefined ? EVERY_SLOT : slotsAt(records, few);
-    const files = snapshot.files.filter((file) => overlaps(file.slots, slots));
+    const files = this.small(snapshot).filter((file) => overlaps(file.slots, slots));
     if (files.length === 0) return;
     const wanted = few === undefined ? keys : `(SELECT * FROM ${keys} WHERE ord IN (${few.join(", ")}))`;
     const isApart = new Uint8Array(standing.count);
@@ -370,28 +393,4 @@ export class EntityLocator {
         standing.set(ord, record, 0);
     });
   }
-}
-
-/** Whether too many of a batch's keys are beyond the claim to be looked up by themselves. */
-function hasMany(records: Uint32Array, claimed: Slots): boolean {
-  if (isEvery(claimed)) return false;
-  let beyond = 0;
-  for (let at = SLOT; at < records.length; at += WORDS) if (!holds(claimed, records[at]!)) beyond++;
-  return beyond > FEW_KEYS;
-}
-
-const slotsAt = (records: Uint32Array, ords: readonly number[]): Slots =>
-  normalized(
-    ords.map((ord) => ({ start: records[ord * WORDS + SLOT]!, end: records[ord * WORDS + SLOT]! + 1 })),
-  );
-
-/** About how many entities of these slots stand in the table. */
-function keysIn(snapshot: TableSnapshot, slots: Slots): number {
-  let keys = 0;
-  for (const file of snapshot.files) {
-    const rows = file.tombstones ? file.rows : file.rows - file.maskedRows;
-    const shared = isEvery(slots) ? 1 : shareOf(intersection(file.slots, slots)) / shareOf(file.slots);
-    keys += rows * shared;
-  }
-  return Math.ceil(keys);
 }

@@ -8,7 +8,7 @@ export interface RowSource {
   readonly connection: DuckDBConnection;
   /** One record (order.ts) an entity, the winner of its events in the batch; ROW counts 0, 1, 2, … */
   readonly records: Uint32Array;
-  /** Name of a relation (ord, tenant_id, entity_id, <order columns>) with a row per record; stands until `release`. */
+  /** Name of a relation (ord, tenant_id, entity_id, <order columns>) with a row per record; stands until the next batch has its own. */
   keys(): Promise<string>;
   /** The rows of the records named, at most one each; a record without one becomes a tombstone. Once, after `keys`. */
   rows(survivors: readonly number[]): Promise<SourceRows>;

@@ -197,8 +197,8 @@ test("an index that has no room for what its writer claims by now keeps what it 
   const other = await open(root);
   const writes = Array.from({ length: 1200 }, (_, i) => write(`k${i}`, 1));
   await other.upsert(writes);
-  // Up to 716 entities take so much.
-  const mine = await open(root, { indexBytes: 1024 * 48 });
+  // Half of the entities take so much, all of them do not.
+  const mine = await open(root, { indexBytes: 80 * 1024 });
   const next = (at: number) => writes.slice(at, at + 1).map(({ id }) => write(id, 2));
   await mine.upsert(next(0), { slots: claimOf(0, 2) });
   const held = mine.writer.locator.indexedKeys;

@@ -114,9 +114,14 @@ export class UpsertWriter {
     return this.turns.run(work);
   }
 
+  /** Once nothing is upserted any more. */
+  close(): Promise<void> {
+    return this.locator.close();
+  }
+
   private async apply(upsert: Upsert, staging: Staging): Promise<UpsertResult> {
     const { source, from, to, newest, ready } = upsert;
-    const { standing, staged, slots } = await this.stageFrom(upsert, staging);
+    const { standing, staged, slots, keys } = await this.stageFrom(upsert, staging);
     const progress = advance(from, to);
     let published = false;
     for (let overtaken = 0; ; overtaken++) {
@@ -154,7 +159,7 @@ export class UpsertWriter {
       }
       const settles = result.reason === "version" || result.reason === "file";
       if (!settles || overtaken === MOST_OVERTAKEN) return result;
-      if (!(await this.locator.relocate(standing, source.connection))) return result;
+      if (!(await this.locator.relocate(standing, source.connection, keys))) return result;
     }
   }
 
@@ -170,7 +175,7 @@ export class UpsertWriter {
       for (let ord = 0; ord < standing.count; ord++) if (standing.isBeatenBy(ord)) survivors.push(ord);
       const staged =
         survivors.length === 0 ? none : await this.stage(staging, source, keys, survivors, slots);
-      return { standing, staged, slots };
+      return { standing, staged, slots, keys };
     } finally {
       await source.release();
     }

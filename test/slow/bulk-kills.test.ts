@@ -32,6 +32,7 @@ const host = (): JobHost => ({
   signal: new AbortController().signal,
   tell: () => undefined,
   pace: async () => undefined,
+  calm: async () => undefined,
   reject: async () => undefined,
   rejected: 0,
 });

@@ -101,7 +101,7 @@ function serve(): void {
         onTold(one);
       };
       const log = (error: unknown) => expect(error).toBeUndefined();
-      const pace = { after: async () => undefined };
+      const pace = { after: async () => undefined, calm: async () => undefined };
       return {
         ended: runHere(lake.context, job, { signal: stopping.signal, tell: told, log, pace }),
         stop: () => stopping.abort(),

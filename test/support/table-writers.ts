@@ -93,11 +93,12 @@ export class TableWriter {
     store: ObjectStore,
     duck: Duck,
     root: string,
-    options: TableOptions & { readonly indexBytes?: number },
+    options: TableOptions & { readonly indexBytes?: number; readonly manyRows?: number },
   ): Promise<TableWriter> {
     const table = await DeltaTable.openOrCreate(store, root, duck, options, SPEC);
     const keys = new EntityKeys(ENTITY_TYPE);
-    const writer = UpsertWriter.for(table, options.indexBytes ?? 1 << 26, keys);
+    const locator = new EntityLocator(table, options.indexBytes ?? 1 << 26, keys, options.manyRows);
+    const writer = new UpsertWriter(table, locator, keys);
     return new TableWriter(table, writer, await duck.connect(), keys, `batch_${++relations}`);
   }
 
@@ -211,6 +212,7 @@ export class TableWriter {
     await this.table.refresh();
     // Of an empty batch; it brings the index to the snapshot.
     await this.writer.locator.locate(new Uint32Array(0), this.connection, "", slots);
+    await this.writer.locator.settled();
     const fresh = new EntityLocator(this.table, 1 << 28, this.keys);
     await fresh.locate(new Uint32Array(0), this.connection, "", slots);
     const known = contentsOf(this.writer.locator);
@@ -230,6 +232,7 @@ export class TableWriter {
   }
 
   async close(): Promise<void> {
+    await this.writer.close();
     await this.table.settled();
     this.connection.closeSync();
   }

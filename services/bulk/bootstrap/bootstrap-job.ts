@@ -48,6 +48,7 @@ async function runPasses(
   let queued: Backlog = { rows: 0, bytes: 0, oldest: undefined };
   const told = () => ({
     rowsLanded: rows() - queued.rows,
+    rowsRefined: passes.reduce((sum, { counts }) => sum + counts.told.rowsRefined, 0),
     ...(through === "queue" ? waitingOf(queued) : {}),
     bytesDone: passes.reduce((sum, { counts }) => sum + counts.told.bytesDone, 0),
   });
@@ -86,8 +87,11 @@ async function refine(
     const { rowsLanded } = counts.told;
     const tell: JobHost["tell"] = (change) =>
       host.tell({ ...change, rowsRefined: before + (change.rowsRefined ?? 0) });
-    if (!(await refineJob(context, job, landing.entityType, { signal: host.signal, tell }, rowsLanded)))
-      return false;
+    const { signal } = host;
+    const pace: JobHost["pace"] = (work) => host.pace(work);
+    const { entityType } = landing;
+    if (!(await refineJob(context, job, entityType, { signal, tell, pace }, rowsLanded))) return false;
+    if (context.models.some((model) => model.entityType === entityType)) counts.caughtUp();
     before += rowsLanded;
   }
   return true;
@@ -103,7 +107,7 @@ function land(
     told,
     waiting,
   }: {
-    readonly told: () => Pick<JobState, "rowsLanded" | "bytesDone">;
+    readonly told: () => Pick<JobState, "rowsLanded" | "rowsRefined" | "bytesDone">;
     readonly waiting: (backlog: Backlog) => void;
   },
 ): Promise<boolean> {
@@ -111,11 +115,23 @@ function land(
   return Bootstrap.run(context, landing, {
     signal: host.signal,
     pace: (work) => host.pace(work),
+    calm: () => host.calm(),
     landed: (chunk) => {
       counts.landed(chunk);
       host.tell(told());
     },
     waiting,
+    behind: async () => {
+      const quiet: Pick<JobHost, "signal" | "tell" | "pace"> = {
+        signal: host.signal,
+        tell: () => undefined,
+        pace: (work) => host.pace(work),
+      };
+      const { job, entityType } = landing;
+      if (!(await refineJob(context, job, entityType, quiet, counts.told.rowsLanded))) return;
+      counts.caughtUp();
+      host.tell(told());
+    },
     reject: (number, rejects) => {
       const file = shown(place.root.name, manifest.files[number]!.path);
       return host.reject({ number, shown: file, part: String(at) }, rejects);

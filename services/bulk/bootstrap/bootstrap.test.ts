@@ -106,6 +106,8 @@ async function run(lake: Lake, place: Place, manifest: Manifest, chunks: number,
       },
       reject: async (_, some) => void rejects.push(...some),
       pace: async () => undefined,
+      calm: async () => undefined,
+      behind: async () => undefined,
       signal: stop.signal,
     },
   );

@@ -29,6 +29,8 @@ export interface BootstrapProgress {
   readonly rejects: number;
   /** Of the source, unpacked. */
   readonly bytes: number;
+  /** Of the models' tables that have taken it in with raw, from 0 to 1. */
+  readonly refined: number;
 }
 
 /** What of ingest's a job works with. */
@@ -45,8 +47,12 @@ export interface BootstrapHost {
   waiting?(backlog: Backlog): void;
   /** Resolves once they are kept: before the chunk lands that they come of. What it rejects with ends the job's run. */
   reject(file: number, rejects: readonly Reject[]): Promise<void>;
-  /** Resolves when the next chunk may be made, after one of so much. */
+  /** Resolves once the models' tables have taken in from raw what has landed: one of them lacks a chunk. */
+  behind(): Promise<void>;
+  /** Resolves when the next chunk may be landed, after one of so much. */
   pace(work: { readonly rows: number; readonly bytes: number }): Promise<void>;
+  /** Resolves when another chunk may be made, ahead of those that land. */
+  calm(): Promise<void>;
   /** Ends it after the chunk that runs. */
   readonly signal: AbortSignal;
 }
@@ -121,7 +127,12 @@ export class Bootstrap {
     const makers: ChunkQueue[] = [];
     const begin = () => {
       for (const place of left.splice(0, MAKERS - makers.length)) {
-        makers.push(ChunkQueue.start(this.context, this.order, place, this.refined?.models ?? [], AHEAD));
+        makers.push(
+          ChunkQueue.start(this.context, this.order, place, this.refined?.models ?? [], {
+            ahead: AHEAD,
+            calm: () => this.host.calm(),
+          }),
+        );
       }
     };
     try {
@@ -161,8 +172,19 @@ export class Bootstrap {
         if (positionsOf(table.snapshot, stream).get(LANE) === from.get(LANE)) return "again";
         throw new TributaryError("TRB-JOB-ELSEWHERE");
       }
-      await refined?.take(chunk, models, trackOf(stream, LANE), from.get(LANE), to);
-      host.landed({ file, rows: written.rows, rejects: rejects.length, bytes });
+      const taken = await refined?.take(chunk, models, trackOf(stream, LANE), from.get(LANE), to);
+      host.landed({
+        file,
+        rows: written.rows,
+        rejects: rejects.length,
+        bytes,
+        refined: taken?.share ?? 0,
+      });
+      if (refined !== undefined && taken !== undefined && taken.left > 0) {
+        // Else none of the chunks to come could be put in beside raw either.
+        await host.behind();
+        await refined.refresh();
+      }
       if (end) return true;
       if (destination instanceof ImportProducer) {
         const room = await destination.room((backlog) => host.waiting?.(backlog), host.signal);

@@ -1,5 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { rename, rm } from "node:fs/promises";
+import { constants, getPriority, setPriority } from "node:os";
 import { join } from "node:path";
 import { TributaryError } from "../../base/errors.js";
 import type { Reject } from "../../sources/formats.js";
@@ -20,6 +21,17 @@ import type { BootstrapContext } from "./bootstrap.js";
  */
 const CHUNK: Pick<NextChunk, "rows" | "bytes"> = { rows: 120_000, bytes: 64 * 1024 * 1024 };
 
+/** Chunks are made with so much less of a claim to the machine than the process has that commits them. */
+const NICER = 5;
+
+function giveWay(pid: number | undefined): void {
+  try {
+    if (pid !== undefined) setPriority(pid, Math.min(constants.priority.PRIORITY_LOW, getPriority() + NICER));
+  } catch {
+    // It has ended already, or this system does not know of it.
+  }
+}
+
 /** A chunk that nobody has committed yet, and where its files lie. */
 export interface MadeChunk {
   readonly chunk: Chunk;
@@ -28,6 +40,13 @@ export interface MadeChunk {
   readonly out: string;
   /** With the paths of what models make of it. */
   readonly models: readonly ChunkModel[];
+}
+
+export interface Pacing {
+  /** So many chunks wait at most, beside the one that is being made. */
+  readonly ahead: number;
+  /** Resolves when another one may be made. What it rejects with ends the queue. */
+  calm(): Promise<void>;
 }
 
 /** The chunks of one file of a source, in its order, made by a process of its own ahead of whoever takes them. */
@@ -47,12 +66,12 @@ export class ChunkQueue {
     readonly file: number,
     private readonly from: Mark,
     private readonly models: readonly Omit<ChunkModel, "out" | "tombstones">[],
-    /** So many wait at most, beside the one that is being made. */
-    private readonly ahead: number,
+    private readonly pacing: Pacing,
   ) {
     const { place, manifest, limits, csv } = order;
     const { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs } = limits;
     this.process = new SourceProcess({ memoryBytes, idleMs }, CHUNK_WORKER);
+    giveWay(this.process.pid);
     this.running = lend(place, manifest, file, limits, csv, (unit) => this.run(unit))
       .catch((error: unknown) => {
         this.failure = { error };
@@ -69,9 +88,9 @@ export class ChunkQueue {
     order: BootstrapOrder,
     place: { readonly file: number; readonly from: Mark },
     models: readonly Omit<ChunkModel, "out" | "tombstones">[],
-    ahead: number,
+    pacing: Pacing,
   ): ChunkQueue {
-    return new ChunkQueue(context, order, place.file, place.from, models, ahead);
+    return new ChunkQueue(context, order, place.file, place.from, models, pacing);
   }
 
   /** The next chunk. Errors: those of sources and of what is put aside. */
@@ -139,7 +158,8 @@ export class ChunkQueue {
     };
     await this.process.call(open);
     for (let end = false; !end; ) {
-      while (this.made.length >= this.ahead && !this.stopped) await this.change();
+      while (this.made.length >= this.pacing.ahead && !this.stopped) await this.change();
+      if (!this.stopped) await this.pacing.calm();
       if (this.stopped) return;
       const rejects: Reject[] = [];
       let chunk = await this.call({ type: "next", ...size }, rejects);

@@ -13,7 +13,7 @@ const UNPACKED = 5;
 /** A file is not done with before its end, whatever was taken for its size. */
 const MOST = 0.99;
 
-type Counts = Pick<JobState, "rowsLanded" | "bytesDone">;
+type Counts = Pick<JobState, "rowsLanded" | "rowsRefined" | "bytesDone">;
 
 /** How far a job is, as its state tells it. Rows are those that stand in raw; of bytes of packed files it is an estimate. */
 export class JobCounts {
@@ -21,6 +21,8 @@ export class JobCounts {
   /** Of the file, unpacked. */
   private read = 0;
   private unpacked: number | undefined;
+  /** Of the rows, by the share of the models' tables. */
+  private refined = 0;
 
   private constructor(
     private readonly manifest: Manifest,
@@ -61,11 +63,12 @@ export class JobCounts {
     const read = this.read / (this.unpacked ?? (isPacked ? UNPACKED : 1));
     return {
       rowsLanded: this.rows,
+      rowsRefined: Math.floor(this.refined),
       bytesDone: Math.floor(this.before + Math.min(size * MOST, read)),
     };
   }
 
-  landed({ file, rows, bytes }: BootstrapProgress): void {
+  landed({ file, rows, bytes, refined }: BootstrapProgress): void {
     if (file !== this.file) {
       const size = this.manifest.files[this.file]?.bytes ?? 0;
       if (size > 0 && this.read > 0) this.unpacked = this.read / size;
@@ -74,6 +77,12 @@ export class JobCounts {
     }
     this.rows += rows;
     this.read += bytes;
+    this.refined += rows * refined;
+  }
+
+  /** Every model has taken in what has landed. */
+  caughtUp(): void {
+    this.refined = this.rows;
   }
 
   /** Nothing is left of the source. */

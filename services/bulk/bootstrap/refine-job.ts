@@ -19,7 +19,7 @@ export async function refineJob(
   context: IngestContext,
   job: string,
   entityType: string,
-  host: Pick<JobHost, "signal" | "tell">,
+  host: Pick<JobHost, "signal" | "tell" | "pace">,
   /** That have landed, about. */
   rows: number,
 ): Promise<boolean> {
@@ -44,7 +44,7 @@ export async function refineJob(
       host.tell({ rowsRefined: Math.floor(taken / models.length) });
     }, TELL_MS).unref();
     try {
-      await target.catchUp(raw, host.signal);
+      await target.catchUp(raw, host.signal, (read) => host.pace(read));
     } catch (error) {
       if (host.signal.aborted) return false;
       throw error;

@@ -11,6 +11,13 @@ import type { Chunk, ChunkModel, ModelChunk } from "../chunks/chunk-protocol.js"
 
 type Context = Pick<IngestContext, "store" | "duck" | "tableOptions" | "models">;
 
+export interface Taken {
+  /** Of the tables that have the chunk, from 0 to 1. */
+  readonly share: number;
+  /** Tables that had all chunks before and lack this one: its model fails on it, or live traffic left no gap for it. */
+  readonly left: number;
+}
+
 /**
  * The tables that are made of what a job lands, as far as its chunks can be put into them beside raw: each chunk is,
  * right after raw has it, where the table has all chunks before. A table that lacks one (a model that fails, or whose
@@ -35,22 +42,26 @@ export class RefinedSide {
     return this.tables.map(([{ name, sql, columns }]) => ({ name, sql, columns }));
   }
 
-  /** Takes in a chunk that moved raw along the track. Resolves to how many tables have it. */
+  /** Takes in a chunk that moved raw along the track. */
   async take(
     chunk: Chunk,
     wanted: readonly ChunkModel[],
     track: Track,
     from: string | undefined,
     to: string,
-  ): Promise<number> {
+  ): Promise<Taken> {
     let taken = 0;
+    let left = 0;
     const { models = [], ranges = [], receivedAt } = chunk.refined ?? {};
     for (const [model, upserts] of this.tables) {
       const { out, tombstones } = wanted.find(({ name }) => name === model.name)!;
-      const made = chunk.file.rows === 0 ? NOTHING : models.find(({ name }) => name === model.name);
-      if (made === undefined) continue;
       const { snapshot } = upserts.table;
       if (progressOf(snapshot).get(track) !== from || !isOf(snapshot, model)) continue;
+      const made = chunk.file.rows === 0 ? NOTHING : models.find(({ name }) => name === model.name);
+      if (made === undefined) {
+        left++;
+        continue;
+      }
       const result = await upserts.add({
         rows: written(made.rows, out),
         tombstones: made.tombstones && written(made.tombstones, tombstones),
@@ -61,10 +72,17 @@ export class RefinedSide {
         fits: (table) => isOf(table, model),
       });
       if (result.kind === "committed") taken++;
-      // Files that were not taken over are in the way of the next chunk's.
-      else await upserts.table.refresh();
+      else {
+        left++;
+        await upserts.table.refresh();
+      }
     }
-    return taken;
+    return { share: this.tables.length === 0 ? 0 : taken / this.tables.length, left };
+  }
+
+  /** Takes in what others have done to the tables. */
+  async refresh(): Promise<void> {
+    for (const [, { table }] of this.tables) await table.refresh();
   }
 
   async settled(): Promise<void> {

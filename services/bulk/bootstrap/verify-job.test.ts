@@ -51,6 +51,7 @@ function host(signal = new AbortController().signal) {
     signal,
     tell: (change) => void told.push(change),
     pace: async () => undefined,
+    calm: async () => undefined,
     reject: async () => undefined,
     rejected: 0,
   };

@@ -90,6 +90,8 @@ async function run(more: Run = {}) {
       },
       reject: async (_, some) => void rejects.push(...some),
       pace: async () => undefined,
+      calm: async () => undefined,
+      behind: async () => undefined,
       signal: stop.signal,
     },
   );
@@ -279,7 +281,7 @@ test("a job that is bound to no type lands all of them, and is told of as one", 
     signal: new AbortController().signal,
     tell: (one: Told) => told.push(one),
     log: (error: unknown) => expect(error).toBeUndefined(),
-    pace: { after: async () => undefined },
+    pace: { after: async () => undefined, calm: async () => undefined },
   };
   for (let run = 0; run < 2; run++) {
     expect(await runHere(lake.context, await jobs.get("all"), here)).toEqual({ kind: "done" });
@@ -307,6 +309,8 @@ test("a source of whole events takes no mapping, and one of rows needs one", asy
     landed: () => undefined,
     reject: async () => undefined,
     pace: async () => undefined,
+    calm: async () => undefined,
+    behind: async () => undefined,
     signal: new AbortController().signal,
   };
   await expect(Bootstrap.run(lake.context, order, host)).rejects.toMatchObject({ code: "TRB-BULK-MAPPING" });

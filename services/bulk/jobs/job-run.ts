@@ -18,6 +18,8 @@ export interface JobHost {
    * that lags. Called before each chunk, with what the last one was. Rejects with the signal's reason once it is aborted.
    */
   pace(work: { readonly rows: number; readonly bytes: number }): Promise<void>;
+  /** Resolves while live traffic does not wait for too long, as `pace` sees it; for work that is done ahead of a chunk's turn. */
+  calm(): Promise<void>;
   /**
    * Keeps rows that are no events: all of a file's next records that are none. Durable when resolved; the same ones told
    * again are kept once. Errors: TRB-JOB-REJECTS once there are more than the order allows: the job pauses.

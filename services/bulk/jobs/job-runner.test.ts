@@ -93,7 +93,7 @@ const here =
         signal: stopping.signal,
         tell,
         log,
-        pace: { after: async () => undefined },
+        pace: { after: async () => undefined, calm: async () => undefined },
       }),
       stop: () => stopping.abort(),
       kill: () => undefined,

@@ -67,16 +67,56 @@ test("the least of a job's own limit and its part of the total holds, by what ru
   expect(clock.ms).toBe(4000);
 });
 
-test("live events that wait too long go first, but not for ever", async () => {
+/** Live events wait for `lagMs(now)`, as is told five times a second. */
+function telling(clock: FakeClock, pace: Pace, lagMs: (now: number) => number): void {
+  let told = Number.NEGATIVE_INFINITY;
+  clock.onSleep = () => {
+    if (clock.ms - told < 200) return;
+    told = clock.ms;
+    pace.tell({ jobs: 1, lagMs: lagMs(clock.ms) });
+  };
+}
+
+test("while live events wait too long nothing goes on, nor before they have not for a while", async () => {
   const { clock, pace } = set({});
+  // Now and then there is one that has just come.
+  telling(clock, pace, (now) => (now < 3000 && now % 1000 >= 400 ? 501 : 20));
   pace.tell({ jobs: 1, lagMs: 501 });
-  clock.onSleep = () => clock.ms >= 700 && pace.tell({ jobs: 1, lagMs: 500 });
   await pace.after({ rows: 1, bytes: 1 }, signal);
-  expect(clock.ms).toBe(700);
-  clock.onSleep = () => undefined;
+  expect(clock.ms).toBeGreaterThanOrEqual(3800);
+  expect(clock.ms).toBeLessThan(4200);
+  const calm = clock.ms;
+  await pace.calm(signal);
+  await pace.after({ rows: 1, bytes: 1 }, signal);
+  expect(clock.ms).toBe(calm);
+});
+
+test("a lag that rests do not help against stops nothing: they become shorter, until one helps", async () => {
+  const { clock, pace } = set({});
+  telling(clock, pace, () => 10_000);
   pace.tell({ jobs: 1, lagMs: 10_000 });
+  const rests: number[] = [];
+  for (let chunk = 0; chunk < 8; chunk++) {
+    const before = clock.ms;
+    await pace.after({ rows: 1, bytes: 1 }, signal);
+    rests.push(Math.round((clock.ms - before) / 1000));
+  }
+  expect(rests).toEqual([30, 15, 8, 4, 2, 1, 1, 1]);
+  telling(clock, pace, () => 10);
   await pace.after({ rows: 1, bytes: 1 }, signal);
-  expect(clock.ms).toBe(30_700);
+  telling(clock, pace, () => 10_000);
+  pace.tell({ jobs: 1, lagMs: 10_000 });
+  const before = clock.ms;
+  await pace.after({ rows: 1, bytes: 1 }, signal);
+  expect(Math.round((clock.ms - before) / 1000)).toBe(30);
+});
+
+test("of several that wait for the same calm all go on when it has come", async () => {
+  const { clock, pace } = set({});
+  telling(clock, pace, (now) => (now < 500 ? 600 : 0));
+  pace.tell({ jobs: 1, lagMs: 600 });
+  await Promise.all([pace.calm(signal), pace.calm(signal), pace.after({ rows: 1, bytes: 1 }, signal)]);
+  expect(clock.ms).toBeLessThan(2000);
 });
 
 test("outside its windows nothing goes on", async () => {

@@ -35,14 +35,23 @@ export interface PaceClock {
 }
 
 const LOOK_MS = 100;
-/** Live traffic that lags for good is not helped by a job that stands still for ever. */
-const YIELD_MS = 30_000;
+/** Live traffic counts as calm once it has been so for as long. */
+const CALM_MS = 1_000;
+/** Live traffic that lags for a reason of its own is not helped by a job that stands still: after a rest that did not help
+ * the next is half as long. */
+const LONGEST_REST_MS = 30_000;
+const SHORTEST_REST_MS = 1_000;
 /** As long as a wait may last before what is told is looked at again. */
 const LONGEST_MS = 1_000;
 
 /** Says when a job may go on, after what it has just done. */
 export class Pace {
   private beside: Beside = { jobs: 1, lagMs: 0 };
+  /** When live events last waited for too long. */
+  private lagged = Number.NEGATIVE_INFINITY;
+  private restMs = LONGEST_REST_MS;
+  /** The rest that is under way, which may be waited for by several. */
+  private rest: Promise<void> | undefined;
   /** When the work began that is told next, and when its share of time ends. */
   private free: number;
   private cpu: number;
@@ -57,6 +66,7 @@ export class Pace {
 
   tell(beside: Beside): void {
     this.beside = beside;
+    if (beside.lagMs > this.options.yieldAtMs) this.lagged = this.clock.now();
   }
 
   /** Resolves when more may be done. Rejects with the signal's reason once it is aborted. */
@@ -71,13 +81,32 @@ export class Pace {
       signal.throwIfAborted();
       await clock.sleep(Math.min(LONGEST_MS, began + this.due(work, used) - clock.now()), signal);
     }
-    const since = clock.now();
-    while (this.beside.lagMs > this.options.yieldAtMs && clock.now() - since < YIELD_MS) {
-      signal.throwIfAborted();
-      await clock.sleep(LOOK_MS, signal);
-    }
+    await this.calm(signal);
     await this.open(signal);
     this.free = clock.now();
+  }
+
+  /** Resolves when live events have not waited too long for a while, or have for so long that it is not the job's doing. */
+  calm(signal: AbortSignal): Promise<void> {
+    this.rest ??= this.untilCalm(signal).finally(() => {
+      this.rest = undefined;
+    });
+    return this.rest;
+  }
+
+  private async untilCalm(signal: AbortSignal): Promise<void> {
+    const { clock } = this;
+    const since = clock.now();
+    while (clock.now() - this.lagged < CALM_MS) {
+      if (clock.now() - since >= this.restMs) {
+        this.restMs = Math.max(SHORTEST_REST_MS, this.restMs / 2);
+        return;
+      }
+      signal.throwIfAborted();
+      await clock.sleep(LOOK_MS, signal);
+      if (this.beside.lagMs > this.options.yieldAtMs) this.lagged = clock.now();
+    }
+    if (clock.now() > since) this.restMs = LONGEST_REST_MS;
   }
 
   /** Resolves while a window is open. */

@@ -46,6 +46,7 @@ const hostOf = (
   signal,
   tell: () => undefined,
   pace,
+  calm: async () => undefined,
   reject: async () => undefined,
   rejected: 0,
 });

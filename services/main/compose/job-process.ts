@@ -21,8 +21,11 @@ import { paceClock } from "./pace-clock.js";
 
 /** As tables have names, of what is shared out among workers: the lake's jobs. */
 const JOBS = "jobs";
-/** A job's process gives way to all that serves. */
-const NICENESS = 10;
+/**
+ * A job's process gives way to all that serves, but not much: its commits race those of live batches, and what costs is
+ * done by processes that give way further.
+ */
+const NICENESS = 5;
 /** Of a job's memory, what its index of keys may take beside. */
 const KEY_INDEX_SHARE = 1 / 4;
 

@@ -1,0 +1,197 @@
+import type { DuckDBConnection } from "@duckdb/node-api";
+import type { DeltaTable } from "./delta-table.js";
+import type { EntityKeys } from "./entity-keys.js";
+import type { FileOrdinals } from "./file-ordinals.js";
+import { KeyRun, RUN_ROWS } from "./key-run.js";
+import { joinKeys, scanKeys, scanned } from "./key-scan.js";
+import { compareOrder, FLAGS, OPERATION_MASK, ROW, WORDS } from "./order.js";
+import type { Standing } from "./standing.js";
+import { filesOf, type TableFile, type TableSnapshot } from "./types.js";
+
+/** A file of so many rows is not read while a batch waits: a bulk job brings such files one after the other. */
+export const MANY_ROWS = 50_000;
+
+/** An index that takes in the records of a file. */
+export interface Sink {
+  put(record: Uint32Array): void;
+  /** Whether all that was put in is in the index, and it holds the same entities as before. */
+  stands(): boolean;
+}
+
+export interface LargeFilesHost {
+  /** Undefined when there is no room for the file's records. */
+  sinkFor(file: TableFile): Sink | undefined;
+  numbers(): FileOrdinals;
+}
+
+/**
+ * Large files of a table whose entities its index does not hold. Their keys are read in the background, file by file,
+ * into the index or into runs on disk; until then a batch's keys are joined with a file's, which takes longer but keeps
+ * nobody waiting for all of the file.
+ */
+export class LargeFiles {
+  /** By path; none while they are still to be read. */
+  private readonly runs = new Map<string, readonly KeyRun[] | undefined>();
+  /** Those that the index holds by now, as long as what took them in stands. */
+  private readonly taken = new Map<string, Sink>();
+  private reading: Promise<void> | undefined;
+  private closed = false;
+
+  constructor(
+    private readonly table: DeltaTable,
+    private readonly keys: EntityKeys,
+    private readonly host: LargeFilesHost,
+  ) {}
+
+  has(path: string): boolean {
+    return this.runs.has(path);
+  }
+
+  add(path: string): void {
+    if (!this.runs.has(path)) this.runs.set(path, undefined);
+  }
+
+  drop(path: string): void {
+    for (const run of this.runs.get(path) ?? []) run.close();
+    this.runs.delete(path);
+    this.taken.delete(path);
+  }
+
+  /**
+   * Leaves to the index what it holds by now. Before a look for a batch begins, and never while one goes on: what the
+   * index was asked for before it held a file would be found nowhere.
+   */
+  handOver(): void {
+    for (const [path, sink] of this.taken) if (sink.stands()) this.drop(path);
+    this.taken.clear();
+  }
+
+  /** Forgets those that are gone, and goes on reading the others. */
+  keep(snapshot: TableSnapshot): void {
+    if (this.runs.size === 0) return;
+    const live = filesOf(snapshot);
+    for (const path of this.runs.keys()) if (!live.has(path)) this.drop(path);
+    this.read();
+  }
+
+  /**
+   * Brings in what these files hold of a batch's entities. `keys` as of `EntityLocator.locate`. What stands already is
+   * kept where it is as great.
+   */
+  async look(
+    standing: Standing,
+    snapshot: TableSnapshot,
+    connection: DuckDBConnection,
+    keys: string,
+  ): Promise<void> {
+    if (this.runs.size === 0 || standing.count === 0) return;
+    const live = filesOf(snapshot);
+    const offer = (record: Uint32Array, at: number, ord: number, flags: number) => {
+      if (standing.knows(ord) && compareOrder(record, at, standing.found, ord * WORDS) <= 0) return;
+      standing.set(ord, record, at);
+      standing.found[ord * WORDS + FLAGS] = flags;
+    };
+    const numbers = this.host.numbers();
+    const waiting: TableFile[] = [];
+    for (const [path, runs] of [...this.runs]) {
+      const file = live.get(path);
+      if (file === undefined) continue;
+      if (runs === undefined) {
+        waiting.push(file);
+        continue;
+      }
+      const { place, mask } = await scanned(this.table, file, numbers.flagsOf(path, file.tombstones));
+      for (const run of runs) {
+        for (let ord = 0; ord < standing.count; ord++) {
+          const at = run.find(standing.records, ord * WORDS);
+          if (at < 0 || mask?.has(run.records[at + ROW]!) === true) continue;
+          offer(run.records, at, ord, place | (run.flagsAt(at) & OPERATION_MASK));
+        }
+      }
+    }
+    if (waiting.length === 0) return;
+    const places = await Promise.all(
+      waiting.map((file) => scanned(this.table, file, numbers.flagsOf(file.path, file.tombstones))),
+    );
+    await joinKeys(this.table, connection, keys, places, (record, ord) =>
+      offer(record, 0, ord, record[FLAGS]!),
+    );
+  }
+
+  private read(): void {
+    if (this.reading !== undefined || this.closed || this.next() === undefined) return;
+    this.reading = this.readAll()
+      // What is amiss with a file is told to who needs it; what passes is tried again with the next batch.
+      .catch(() => undefined)
+      .finally(() => {
+        this.reading = undefined;
+      });
+  }
+
+  private next(): string | undefined {
+    for (const [path, runs] of this.runs) if (runs === undefined && !this.taken.has(path)) return path;
+    return undefined;
+  }
+
+  private async readAll(): Promise<void> {
+    for (let path = this.next(); path !== undefined && !this.closed; path = this.next()) {
+      const file = filesOf(this.table.snapshot).get(path);
+      if (file === undefined) this.drop(path);
+      else await this.readOne(file);
+    }
+  }
+
+  private async readOne(file: TableFile): Promise<void> {
+    const { path } = file;
+    const sink = this.host.sinkFor(file);
+    const isWanted = () => !this.closed && this.runs.has(path);
+    if (sink !== undefined) {
+      await this.scan(file, (record) => {
+        if (isWanted()) sink.put(record);
+      });
+      // Else it is read again.
+      if (isWanted() && sink.stands()) this.taken.set(path, sink);
+      return;
+    }
+    const runs: KeyRun[] = [];
+    const records = new Uint32Array(Math.min(RUN_ROWS, file.rows) * WORDS);
+    let count = 0;
+    const cut = () => {
+      if (count > 0) runs.push(new KeyRun(this.table.store.staging, records, count));
+      count = 0;
+    };
+    try {
+      await this.scan(file, (record) => {
+        records.set(record, count++ * WORDS);
+        if (count === RUN_ROWS) cut();
+      });
+      cut();
+    } catch (error) {
+      for (const run of runs) run.close();
+      throw error;
+    }
+    if (isWanted()) this.runs.set(path, runs);
+    else for (const run of runs) run.close();
+  }
+
+  private scan(file: TableFile, use: (record: Uint32Array) => void): Promise<void> {
+    const { table, keys } = this;
+    return table.duck.with(async (connection) => {
+      // Which file it is they are told when they are found.
+      const place = await scanned(table, file, 0);
+      await scanKeys(table, connection, keys, [place], use);
+    });
+  }
+
+  /** Resolves when all have been read that can be. */
+  async settled(): Promise<void> {
+    this.read();
+    await this.reading;
+  }
+
+  async close(): Promise<void> {
+    this.closed = true;
+    await this.reading;
+    for (const path of [...this.runs.keys()]) this.drop(path);
+  }
+}
