@@ -1,13 +1,17 @@
 import { randomUUID } from "node:crypto";
 import { closeSync, openSync, readSync, unlinkSync, writeSync } from "node:fs";
 import { join } from "node:path";
-import { FLAGS, HASH1, HASH2, sameKey, WORDS } from "./order.js";
+import { FLAGS, HASH1, HASH2, sameKey, TENANT, WORDS } from "./order.js";
 
 const RECORD_BYTES = WORDS * 4;
 /** Records that are read at once to find one; of each first one the hash is kept. */
 const BLOCK = 64;
 /** Of the filter, at least, for each record; with three bits of them set one look in fifty is for nothing. */
 const BITS_PER_KEY = 8;
+/** Words of a line of the filter. */
+const LINE = 16;
+/** Of a run of more tenants it is not kept which they are. */
+const MOST_TENANTS = 256;
 const SHIFT = 2 ** 20;
 /** Records that one run can hold. */
 export const RUN_ROWS = 250_000;
@@ -25,6 +29,8 @@ export class KeyRun {
   /** Of each block the hash of its first record. */
   private readonly fences: Uint32Array;
   private readonly filter: Uint32Array;
+  /** Ordinals of all tenants whose entities it holds; undefined where they are many. */
+  readonly tenants: ReadonlySet<number> | undefined;
   private readonly block = new Uint32Array(BLOCK * WORDS);
   /** Which block `block` holds. */
   private held = -1;
@@ -40,13 +46,16 @@ export class KeyRun {
     order.sort();
     const sorted = new Uint32Array(count * WORDS);
     this.fences = new Uint32Array(Math.ceil(count / BLOCK));
-    this.filter = new Uint32Array(2 ** Math.ceil(Math.log2(Math.max(64, count * BITS_PER_KEY))) / 32);
+    this.filter = new Uint32Array(2 ** Math.ceil(Math.log2(Math.max(LINE * 32, count * BITS_PER_KEY))) / 32);
+    const tenants = new Set<number>();
     for (let i = 0; i < count; i++) {
       const at = (order[i]! % SHIFT) * WORDS;
       sorted.set(records.subarray(at, at + WORDS), i * WORDS);
       if (i % BLOCK === 0) this.fences[i / BLOCK] = records[at + HASH1]!;
       this.mark(records, at);
+      if (tenants.size <= MOST_TENANTS) tenants.add(records[at + TENANT]!);
     }
+    this.tenants = tenants.size <= MOST_TENANTS ? tenants : undefined;
     const path = join(folder, `keys-${randomUUID()}`);
     this.file = openSync(path, "wx+");
     try {
@@ -63,18 +72,23 @@ export class KeyRun {
 
   private mark(record: Uint32Array, at: number): void {
     const { filter } = this;
-    const mask = filter.length * 32 - 1;
-    const [one, other] = [record[at + HASH1]!, record[at + HASH2]!];
-    for (const bit of [other & mask, (other >>> 11) ^ one, Math.imul(one, 0x9e3779b1) >>> 5])
-      filter[(bit & mask) >>> 5]! |= 1 << (bit & 31);
+    const line = this.lineOf(record, at);
+    const hash = record[at + HASH1]!;
+    for (const bit of [hash & 511, (hash >>> 9) & 511, (hash >>> 18) & 511])
+      filter[line + (bit >>> 5)]! |= 1 << (bit & 31);
   }
 
   private mayHold(record: Uint32Array, at: number): boolean {
     const { filter } = this;
-    const mask = filter.length * 32 - 1;
-    const [one, other] = [record[at + HASH1]!, record[at + HASH2]!];
-    const has = (bit: number) => (filter[(bit & mask) >>> 5]! & (1 << (bit & 31))) !== 0;
-    return has(other) && has((other >>> 11) ^ one) && has(Math.imul(one, 0x9e3779b1) >>> 5);
+    const line = this.lineOf(record, at);
+    const hash = record[at + HASH1]!;
+    const has = (bit: number) => (filter[line + (bit >>> 5)]! & (1 << (bit & 31))) !== 0;
+    return has(hash & 511) && has((hash >>> 9) & 511) && has((hash >>> 18) & 511);
+  }
+
+  /** All bits of one entity lie in one line of the processor's cache. */
+  private lineOf(record: Uint32Array, at: number): number {
+    return (record[at + HASH2]! & (this.filter.length / LINE - 1)) * LINE;
   }
 
   /** The record of the entity of `record` at `at`: into what its offset leads, until the next call; -1 where there is none. */

@@ -4,7 +4,7 @@ import type { EntityKeys } from "./entity-keys.js";
 import type { FileOrdinals } from "./file-ordinals.js";
 import { KeyRun, RUN_ROWS } from "./key-run.js";
 import { joinKeys, scanKeys, scanned } from "./key-scan.js";
-import { compareOrder, FLAGS, OPERATION_MASK, ROW, WORDS } from "./order.js";
+import { compareOrder, FLAGS, OPERATION_MASK, ROW, TENANT, WORDS } from "./order.js";
 import type { Standing } from "./standing.js";
 import { filesOf, type TableFile, type TableSnapshot } from "./types.js";
 
@@ -92,6 +92,7 @@ export class LargeFiles {
       standing.found[ord * WORDS + FLAGS] = flags;
     };
     const numbers = this.host.numbers();
+    const byTenant = tenantsOf(standing);
     const waiting: TableFile[] = [];
     for (const [path, runs] of [...this.runs]) {
       const file = live.get(path);
@@ -101,11 +102,16 @@ export class LargeFiles {
         continue;
       }
       const { place, mask } = await scanned(this.table, file, numbers.flagsOf(path, file.tombstones));
+      const seek = (run: KeyRun, ord: number) => {
+        const at = run.find(standing.records, ord * WORDS);
+        if (at < 0 || mask?.has(run.records[at + ROW]!) === true) return;
+        offer(run.records, at, ord, place | (run.flagsAt(at) & OPERATION_MASK));
+      };
       for (const run of runs) {
-        for (let ord = 0; ord < standing.count; ord++) {
-          const at = run.find(standing.records, ord * WORDS);
-          if (at < 0 || mask?.has(run.records[at + ROW]!) === true) continue;
-          offer(run.records, at, ord, place | (run.flagsAt(at) & OPERATION_MASK));
+        if (run.tenants === undefined) {
+          for (let ord = 0; ord < standing.count; ord++) seek(run, ord);
+        } else {
+          for (const tenant of run.tenants) for (const ord of byTenant.get(tenant) ?? []) seek(run, ord);
         }
       }
     }
@@ -194,4 +200,16 @@ export class LargeFiles {
     await this.reading;
     for (const path of [...this.runs.keys()]) this.drop(path);
   }
+}
+
+/** The records of each tenant. */
+function tenantsOf({ records, count }: Standing): ReadonlyMap<number, readonly number[]> {
+  const byTenant = new Map<number, number[]>();
+  for (let ord = 0; ord < count; ord++) {
+    const tenant = records[ord * WORDS + TENANT]!;
+    const own = byTenant.get(tenant);
+    if (own === undefined) byTenant.set(tenant, [ord]);
+    else own.push(ord);
+  }
+  return byTenant;
 }
