@@ -162,7 +162,9 @@ function writeWellKnown(type: DescMessage, choose: Choose): Uint8Array | undefin
       const sign = choose(2) === 0 ? 1 : -1;
       const seconds = [0, 1, 315_576_000_000, 9_007_199_254][choose(4)]!;
       const nanos = seconds === 315_576_000_000 ? 0 : [0, 1000, 999_999_000][choose(3)]!;
-      writeTime(out, BigInt(sign * seconds), sign * nanos);
+      // Both numbers, zeros too: of one that occurs twice the later one is all of it, not half, whose signs may differ.
+      out.tag(1, WireType.Varint).int64(BigInt(sign * seconds));
+      out.tag(2, WireType.Varint).int32(sign * nanos);
       return out.finish();
     }
     case "google.protobuf.Struct":
