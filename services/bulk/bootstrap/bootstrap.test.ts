@@ -87,6 +87,7 @@ async function run(lake: Lake, place: Place, manifest: Manifest, chunks: number,
   const stop = new AbortController();
   const rejects: Reject[] = [];
   let landed = 0;
+  let paced = 0;
   const done = await Bootstrap.run(
     lake.context,
     {
@@ -105,13 +106,15 @@ async function run(lake: Lake, place: Place, manifest: Manifest, chunks: number,
         if (--chunks === 0) stop.abort();
       },
       reject: async (_, some) => void rejects.push(...some),
-      pace: async () => undefined,
+      pace: async (work) => {
+        paced += work.rows;
+      },
       calm: async () => undefined,
       behind: async () => undefined,
       signal: stop.signal,
     },
   );
-  return { done, landed, rejects };
+  return { done, landed, paced, rejects };
 }
 
 test.each(["parquet", "json"])(
@@ -143,7 +146,12 @@ test.each(["parquet", "json"])(
           expect(ran?.rejects ?? []).toEqual([]);
           done ||= ran?.done === true;
         }
-        expect(await run(lake, place, manifest, 9, 100)).toEqual({ done: true, landed: 0, rejects: [] });
+        expect(await run(lake, place, manifest, 9, 100)).toEqual({
+          done: true,
+          landed: 0,
+          paced: 0,
+          rejects: [],
+        });
         // Each row is in raw, once.
         const places = (await lake.rawPositions()).filter((one) => one.startsWith("bootstrap-"));
         expect([places.length, new Set(places).size]).toEqual([rows, rows]);
@@ -179,7 +187,13 @@ test("each chunk is in the models' tables with raw, row for row what a rebuild m
       const place = sources.at("exports/parquet");
       const manifest = await inspect(place, {}, config.bulk);
       const chunk = 7 + random.below(40);
-      expect(await run(lake, place, manifest, 99, chunk)).toEqual({ done: true, landed: rows, rejects: [] });
+      // Limits hold for all of it, the last chunks of its files among them.
+      expect(await run(lake, place, manifest, 99, chunk)).toEqual({
+        done: true,
+        landed: rows,
+        paced: rows,
+        rejects: [],
+      });
       const roots = lake.context.models.map(refinedRoot);
       const raw = (await DeltaTable.open(store, rawRoot(THING), duck, tableOptions))!;
       const read = (name: string) =>

@@ -185,12 +185,13 @@ export class Bootstrap {
         await host.behind();
         await refined.refresh();
       }
-      if (end) return true;
       if (destination instanceof ImportProducer) {
         const room = await destination.room((backlog) => host.waiting?.(backlog), host.signal);
         if (room !== true) return room;
       }
+      // Also behind the last one of a file: of many small ones each is a chunk.
       await host.pace({ rows: written.rows, bytes });
+      if (end) return true;
     }
   }
 }
