@@ -64,7 +64,9 @@ describe("the page at /docs, in a browser", () => {
       // Jobs are asked for and listed, uploads asked for and put.
       [
         "/healthz /metrics /readyz /v1/bootstraps /v1/bootstraps /v1/bootstraps/{id} /v1/bootstraps/{id}/cancel",
-        "/v1/bootstraps/{id}/pause /v1/bootstraps/{id}/resume /v1/events /v1/query /v1/tables /v1/uploads /v1/uploads",
+        "/v1/bootstraps/{id}/confirm /v1/bootstraps/{id}/pause /v1/bootstraps/{id}/rejects /v1/bootstraps/{id}/report",
+        "/v1/bootstraps/{id}/resume /v1/bootstraps/{id}/verify /v1/events /v1/query /v1/replays /v1/tables",
+        "/v1/uploads /v1/uploads /v1/watermarks/{entityType}",
       ].flatMap((paths) => paths.split(" ")),
     );
     const listed = await page.locator(".info table code").allInnerTexts();
