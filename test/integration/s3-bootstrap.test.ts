@@ -75,9 +75,10 @@ const lines = (file: number, from = 0): Buffer =>
 
 /** Not by the command, which takes a second of CPU each time that it is asked. */
 const status = async (id: string): Promise<JobState> => (await jobs.get(id)).state;
-const start = async (id: string, source: string) => {
+const start = async (id: string, source: string, through: "files" | "queue") => {
   const mapped = ["--mapping", join(folder, "mapping.yaml"), "--type", TYPE];
   const args = ["bootstrap", "start", "--source", source, ...mapped, "--id", id, "--data", data, "--detach"];
+  args.push("--through", through);
   const started = await cli(args, env);
   expect(started.code, started.stderr).toBe(0);
 };
@@ -118,8 +119,8 @@ it("lands from a bucket in a lake in another one, beside live events, and deltal
     ),
   });
   expect(((await response.json()) as { accepted: number }).accepted).toBe(events.length);
-  await start("parquet", "exports/parquet");
-  await start("lines", "exports/lines");
+  await start("parquet", "exports/parquet", "files");
+  await start("lines", "exports/lines", "queue");
   for (const id of ["parquet", "lines"])
     await until(`job ${id} to be done`, async () => (await status(id)).phase === "done", 300);
   await untilLanded(data, 120, env);
@@ -145,7 +146,7 @@ it.each([
   async (how, code, change) => {
     const id = how.replaceAll(" ", "-");
     for (let file = 0; file < 6; file++) await put(`changing/${file}.ndjson`, lines(file));
-    await start(id, "exports/changing");
+    await start(id, "exports/changing", "files");
     await until("rows to land", async () => (await status(id)).rowsLanded > 0, 300);
     await change();
     await until("the job to be paused", async () => (await status(id)).phase === "paused", 300);
