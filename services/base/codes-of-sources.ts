@@ -43,7 +43,7 @@ export const SOURCE_CODES = {
     409,
     false,
     "a file of a source has changed, or is gone, since the source was listed",
-    "let the export end first; then start the job anew",
+    "let the export end first, then start a job of another id; what verifies needs the files as they were brought in",
   ),
   "TRB-SOURCE-DAMAGED": entry(
     422,

@@ -65,7 +65,7 @@ export const LAKE_CODES = {
     409,
     false,
     "the job is done, has failed or was cancelled",
-    "start another one; one that has failed can be resumed",
+    "start another one; one that has failed can be resumed or cancelled",
   ),
   "TRB-RECONCILE-EXPORT": entry(
     409,

@@ -26,12 +26,15 @@ import {
 } from "./jobs/job.js";
 import { JobStore } from "./jobs/job-store.js";
 import { type RejectPage, readRejects } from "./jobs/rejects.js";
-import { selectionOf } from "./replay/replay-plan.js";
+import { type PlanContext, planReplay, type ReplayPlan } from "./replay/replay-plan.js";
 import { type Report, type ReportContext, reportOf } from "./report.js";
 import { confirmDeletes, type ToDelete } from "./verify/reconcile.js";
 
 /** Lends what a source is checked against. */
 export type Checking = <T>(use: (parts: Omit<CheckContext, "store">) => Promise<T>) => Promise<T>;
+
+/** Lends what a replay is planned with. */
+export type Planning = <T>(use: (parts: Omit<PlanContext, "store">) => Promise<T>) => Promise<T>;
 
 /** Where operators ask for jobs and wish about them, by whatever way they come. All they ask for is in the audit. */
 export class JobDesk {
@@ -74,17 +77,28 @@ export class JobDesk {
     return { job: await this.jobs.get(id), wasThere: outcome === "exists" };
   }
 
-  /** Who asks again in the same words gets the same job. Errors: TRB-JOB-EXISTS, TRB-REPLAY-ORDER. */
+  /** What there is to read for it; nothing is asked for. Errors: as `planReplay`. */
+  replayPlan(context: Omit<PlanContext, "store">, asked: ReplayRequest): Promise<ReplayPlan> {
+    return planReplay({ ...context, store: this.store }, asked);
+  }
+
+  /**
+   * Who asks again in the same words gets the same job, and no plan: that is made of one that is new. Errors:
+   * TRB-JOB-EXISTS; as `replayPlan`.
+   */
   async replay(
+    planning: Planning,
     { id = madeUpId(), ...asked }: ReplayRequest,
     by: string,
-  ): Promise<{ readonly job: Job; readonly wasThere: boolean }> {
-    selectionOf(asked);
+  ): Promise<{ readonly job: Job; readonly wasThere: boolean; readonly plan?: ReplayPlan }> {
     const { model: source, tenant, action } = asked;
     const at = new Date().toISOString();
     await audit(this.store, { at, by, action: `replay ${action}`, job: id, source, tenant });
+    const isNew = !(await this.jobs.has(id));
+    const plan = isNew ? await planning((parts) => this.replayPlan(parts, asked)) : undefined;
     const outcome = await this.jobs.order(jobOrder.parse({ kind: "replay", id, ...asked, by, at }));
-    return { job: await this.jobs.get(id), wasThere: outcome === "exists" };
+    const job = await this.jobs.get(id);
+    return { job, wasThere: outcome === "exists", ...(plan === undefined ? {} : { plan }) };
   }
 
   /** Errors: TRB-JOB-UNKNOWN, TRB-JOB-ENDED. */

@@ -333,6 +333,16 @@ export const replaySchema = {
   summary: "Run raw into a model again beside the table that is served",
   description: "It is looked at, paused, resumed and cancelled below /v1/bootstraps, and has a report there.",
   security,
+  querystring: {
+    type: "object",
+    properties: {
+      dryRun: {
+        type: "string",
+        enum: ["true", "false"],
+        description: "true: how much there is to read, and about how long that takes; nothing is asked for.",
+      },
+    },
+  },
   body: {
     type: "object",
     required: ["model", "action"],
@@ -349,8 +359,19 @@ export const replaySchema = {
     },
   },
   response: {
-    200: { ...job, description: "The job that is there already." },
+    200: {
+      description: "The job that is there already; or, of a dry run, the plan.",
+      type: "object",
+      additionalProperties: true,
+    },
     201: { ...job, description: "The job; it waits for its turn." },
-    ...errorResponses(...bodyCodes, ...codes, "TRB-JOB-EXISTS", "TRB-REPLAY-ORDER"),
+    ...errorResponses(
+      ...bodyCodes,
+      ...codes,
+      "TRB-JOB-EXISTS",
+      "TRB-REPLAY-ORDER",
+      "TRB-TABLE-NOT-FOUND",
+      "TRB-TABLE-CORRUPT",
+    ),
   },
 } as const;

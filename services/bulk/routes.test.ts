@@ -10,8 +10,11 @@ import { Duck } from "../base/duckdb.js";
 import { buildServer, type HttpServer } from "../base/http.js";
 import { packageRoot } from "../base/paths.js";
 import { ProtoRegistry } from "../contracts/registry.js";
+import { rawRoot, rawSpec } from "../ingest/raw-table.js";
+import { loadModels } from "../models/project.js";
 import { auditTrail } from "../operate/audit-log.js";
 import { FileStore } from "../storage/file-store.js";
+import { DeltaTable } from "../table/delta-table.js";
 import { requireRole } from "../tenancy/http-auth.js";
 import { SigningKey } from "../tenancy/signing-key.js";
 import { signToken, type TokenInit, TokenVerifier } from "../tenancy/tokens.js";
@@ -47,13 +50,14 @@ beforeAll(async () => {
   duck = await Duck.create({ memoryBytes: 256 * 1024 * 1024 });
   desk = new JobDesk(store);
   const registry = ProtoRegistry.load([join(packageRoot, "proto")]);
+  const models = loadModels(join(packageRoot, "transforms"));
   const parts = { registry, duck, config, tableOptions: { checkpointEvery: 10 } };
   await registerBulk(server.app, {
     desk,
     verifier,
     checking: (use) => use(parts),
     reading: (_, use) => use({ name: "live", head: async () => new Map([["0", "0007"]]) }),
-    models: () => ["scm.files"],
+    planning: (use) => use({ duck, tableOptions: parts.tableOptions, models }),
   });
   context = { store, ...parts };
 });
@@ -216,6 +220,16 @@ test("jobs that are none, over or of other words are told apart", async () => {
 test("a replay is asked for, once, and is looked at and wished about like every other job", async () => {
   const words = { id: "over", model: "scm.files", action: "repair", tenant: "acme" };
   const limits = { rowsPerSecond: 100 };
+  const early = await ask("POST", "/v1/replays", words);
+  expect(early).toMatchObject({ status: 404, body: { error: { code: "TRB-TABLE-NOT-FOUND" } } });
+  expect((await ask("GET", "/over")).status).toBe(404);
+  const type = "scm.v1.File";
+  await DeltaTable.openOrCreate(store, rawRoot(type), duck, context.tableOptions, rawSpec(type));
+  expect(await ask("POST", "/v1/replays?dryRun=true", words)).toMatchObject({
+    status: 200,
+    body: { dryRun: true, plan: { files: 0, rows: 0, bytes: 0, seconds: 0 } },
+  });
+  expect((await ask("GET", "/over")).status).toBe(404);
   expect(await ask("POST", "/v1/replays", { ...words, limits })).toMatchObject({
     status: 201,
     body: { kind: "replay", by: "olga", limits, state: { phase: "waiting" } },

@@ -6,7 +6,7 @@ import { Turns } from "../base/turns.js";
 import type { ChangeStreamReader } from "../stream/change-stream.js";
 import { grantOf, requireRole } from "../tenancy/http-auth.js";
 import type { TokenVerifier } from "../tenancy/tokens.js";
-import type { Checking, JobDesk } from "./job-desk.js";
+import type { Checking, JobDesk, Planning } from "./job-desk.js";
 import { bootstrapRequest, jobJson, replayRequest, verifyRequest } from "./jobs/job.js";
 import { lineOf } from "./jobs/mendable.js";
 import { rejectJson } from "./jobs/rejects.js";
@@ -38,8 +38,7 @@ export interface BulkOptions {
     entityType: string,
     use: (reader: Pick<ChangeStreamReader, "name" | "head">) => Promise<T>,
   ) => Promise<T>;
-  /** Names of those in force. */
-  readonly models: () => readonly string[];
+  readonly planning: Planning;
 }
 
 const MAX_BODY_BYTES = 1024 * 1024;
@@ -47,11 +46,12 @@ const WISHES = { pause: "pause", resume: "run", cancel: "cancel" } as const;
 
 /** Adds /v1/bootstraps, /v1/replays and /v1/watermarks: what operators ask for over HTTP. */
 export async function registerBulk(app: FastifyInstance, options: BulkOptions): Promise<void> {
-  const { desk, checking } = options;
+  const { desk, checking, planning } = options;
   const ofRole = requireRole(options.verifier, "operator");
   // A reader's process is costly, and operators are few.
   const checks = new Turns();
   const inTurn: Checking = (use) => checks.run(() => checking(use));
+  const planInTurn: Planning = (use) => checks.run(() => planning(use));
   const onRequest: typeof ofRole = async function (this: FastifyInstance, request, reply) {
     await ofRole.call(this, request, reply);
     // Jobs bring rows of any tenant, and what is told of them names others.
@@ -159,9 +159,11 @@ export async function registerBulk(app: FastifyInstance, options: BulkOptions): 
       { schema: replaySchema, validatorCompiler, onRequest },
       async (request, reply) => {
         const asked = bodyOf(request.body, replayRequest);
-        if (!options.models().includes(asked.model))
-          throw new TributaryError("TRB-REPLAY-ORDER", "model: expected one that this lake has");
-        const { job, wasThere } = await desk.replay(asked, grantOf(request).subject);
+        if (isDryRun(request)) {
+          const plan = await planInTurn((parts) => desk.replayPlan(parts, asked));
+          return { dryRun: true, plan };
+        }
+        const { job, wasThere } = await desk.replay(planInTurn, asked, grantOf(request).subject);
         return reply.code(wasThere ? 200 : 201).send(jobJson(job));
       },
     );

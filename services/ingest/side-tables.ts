@@ -133,7 +133,7 @@ export class SideTables {
   }
 
   /** Gives a side table up whose files nobody takes over. */
-  async drop({ folder }: SideTable): Promise<void> {
+  async drop({ folder }: Pick<SideTable, "folder">): Promise<void> {
     for (;;) {
       const snapshot = await this.table.refresh();
       const { building, ...note } = noteOf(snapshot);
@@ -141,6 +141,14 @@ export class SideTables {
       const leftovers = [...note.leftovers, { folder, files: true }];
       if (await this.commit(snapshot, { ...note, leftovers })) return;
     }
+  }
+
+  /** Gives up and removes what one of these jobs was building, which are over and never go on. */
+  async giveUp(jobs: ReadonlySet<string>): Promise<void> {
+    const { building } = noteOf(await this.table.refresh());
+    if (building?.job === undefined || !jobs.has(building.job)) return;
+    await this.drop(building);
+    await this.clean();
   }
 
   /** Keeps a side table's files few. */

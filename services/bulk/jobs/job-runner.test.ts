@@ -212,8 +212,12 @@ test("what operators wish is done, whether or not a job runs", async () => {
 test("what may come right is tried again, what needs somebody is paused, the rest has failed", async () => {
   const jobs = await storeAlone();
   const runs = new Runs();
+  const tidied: unknown[] = [];
   await jobs.order(order("a"));
-  serve(jobs, { start: runs.start });
+  serve(jobs, {
+    start: runs.start,
+    tidy: async ([job]) => void tidied.push(job?.state.phase),
+  });
   const reason = "told";
   for (let i = 1; i < 8; i++) {
     await runs.end("a", { kind: "failed", code: "TRB-STORE-FAILED", reason, retryable: true });
@@ -235,6 +239,11 @@ test("what may come right is tried again, what needs somebody is paused, the res
   for (let i = 0; i < 5; i++)
     await runs.end("a", { kind: "failed", code: "TRB-JOB-PROCESS", reason, retryable: true });
   expect((await until(jobs, "a", inPhase("failed"))).state.code).toBe("TRB-JOB-PROCESS");
+  // What it would have gone on with is removed once nobody wants that.
+  await expect(jobs.wish("a", { wish: "pause", by, at })).rejects.toMatchObject({ code: "TRB-JOB-ENDED" });
+  await jobs.wish("a", { wish: "cancel", by, at });
+  await until(jobs, "a", inPhase("cancelled"));
+  while (tidied.at(-1) !== "cancelled") await sleep(2);
 });
 
 test("who does not run the jobs any more stops them, and another one goes on and tells of them alone", async () => {

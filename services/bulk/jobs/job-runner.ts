@@ -122,7 +122,8 @@ export class JobRunner {
     }
     if (!this.isTidy) await this.tidy(jobs);
     for (const job of jobs) {
-      if (hasEnded(job.state)) continue;
+      // One that has failed keeps what it would go on with, until it is cancelled.
+      if (hasEnded(job.state) && !(job.state.phase === "failed" && job.wish === "cancel")) continue;
       const running = this.running.get(job.order.id);
       if (running !== undefined && job.wish !== "run") this.stop(running, job.wish);
       else if (running === undefined && job.wish !== "run") await this.settle(job);

@@ -92,13 +92,14 @@ export class JobStore {
   }
 
   /**
-   * One that is paused or has failed waits for its turn again once it is to run. Errors: TRB-JOB-UNKNOWN; TRB-JOB-ENDED,
-   * for what nothing becomes of any more.
+   * One that is paused or has failed waits for its turn again once it is to run; one that has failed may be cancelled,
+   * too, and keeps nothing then. Errors: TRB-JOB-UNKNOWN; TRB-JOB-ENDED, for what nothing becomes of any more.
    */
   async wish(id: string, wish: JobWish): Promise<Job> {
     const job = await this.get(id);
-    const again = job.state.phase === "failed" && wish.wish === "run";
-    if (hasEnded(job.state) && !again)
+    const failed = job.state.phase === "failed";
+    const again = failed && wish.wish === "run";
+    if (hasEnded(job.state) && !(failed && wish.wish !== "pause"))
       throw new TributaryError("TRB-JOB-ENDED", `"${id}" is ${job.state.phase}`);
     await this.store.put(keyOf(WISHES, id), bytesOf(wish));
     if (wish.wish !== "run" || (job.state.phase !== "paused" && !again)) return { ...job, wish: wish.wish };

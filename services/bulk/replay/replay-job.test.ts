@@ -19,9 +19,10 @@ import { Offloaded } from "../../offload/offloaded.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { progressOf } from "../../table/progress.js";
 import { verifyTable } from "../../table/verify.js";
-import { jobOrder, type ReplayJob } from "../jobs/job.js";
+import { type Job, jobOrder, jobState, type Phase, type ReplayJob } from "../jobs/job.js";
 import type { JobHost } from "../jobs/job-run.js";
 import { JobStore } from "../jobs/job-store.js";
+import { CancelledReplays } from "./cancelled-replays.js";
 import { runReplay } from "./replay-job.js";
 import { type ReplayReport, replayReport } from "./replay-report.js";
 
@@ -277,6 +278,50 @@ describe("a replay", () => {
       await lake.close();
     }
   });
+});
+
+test("what a cancelled replay was building goes; of one that has failed, or another one's, it stays", async () => {
+  const lake = await Lake.create({ rangeEvents: 20 });
+  const { context } = lake;
+  try {
+    await landAll(lake, new TestStream("test"), randomEvents(new Random(5), 60));
+    await lake.settled();
+    const begin = async (id: string): Promise<ReplayJob> => {
+      const stop = new AbortController();
+      const pace = async () => {
+        stop.abort();
+        stop.signal.throwIfAborted();
+      };
+      const order = orderOf({ id, action: "swap" });
+      expect(await runReplay(context, order, hostOf(stop.signal, pace))).toBe(false);
+      return order;
+    };
+    const beside = async (): Promise<number> => {
+      let count = 0;
+      for await (const { key } of context.store.list("refined/t/things/rebuilt-"))
+        count += Number(key !== "");
+      return count;
+    };
+    const inPhase = (order: ReplayJob, phase: Phase): Job => ({
+      order,
+      wish: "run",
+      state: jobState.parse({ phase, writtenAt: order.at }),
+    });
+    const cancelled = new CancelledReplays(context);
+    const rows = await servedRows(lake);
+    const first = await begin("r1");
+    await cancelled.tidy([inPhase(first, "failed"), inPhase(orderOf({ id: "r0" }), "cancelled")]);
+    expect(await beside()).toBeGreaterThan(0);
+    await cancelled.tidy([inPhase(first, "cancelled")]);
+    expect(await beside()).toBe(0);
+    const second = await begin("r2");
+    await cancelled.tidy([inPhase(first, "cancelled"), inPhase(second, "paused")]);
+    expect(await beside()).toBeGreaterThan(0);
+    expect(await runReplay(context, second, hostOf())).toBe(true);
+    expect(await servedRows(lake)).toEqual(rows);
+  } finally {
+    await lake.close();
+  }
 });
 
 test("payloads that lie elsewhere are fetched and checked; events whose payload is missing or rotten are told", async () => {

@@ -1,6 +1,10 @@
 import { TributaryError } from "../../base/errors.js";
 import { isTenantId } from "../../contracts/envelope.js";
+import type { IngestContext } from "../../ingest/context.js";
+import { rawRoot } from "../../ingest/raw-table.js";
 import { type Selection, selectedFiles } from "../../ingest/replay.js";
+import type { Model } from "../../models/project.js";
+import { DeltaTable } from "../../table/delta-table.js";
 import type { TableSnapshot } from "../../table/types.js";
 import type { ReplayJob } from "../jobs/job.js";
 
@@ -55,6 +59,24 @@ export interface ReplayPlan {
 /** Rows that one process decodes, models and writes in a second, roughly, and bytes that it reads. */
 const ROWS_PER_SECOND = 40_000;
 const BYTES_PER_SECOND = 60_000_000;
+
+/** What a plan is made of: of ingest's, and of whoever else has the lake's store. */
+export type PlanContext = Pick<IngestContext, "store" | "duck" | "tableOptions"> & {
+  /** Those in force. */
+  readonly models: readonly Model[];
+};
+
+/** Also of what a replay would not begin with. Errors: TRB-REPLAY-ORDER, TRB-TABLE-NOT-FOUND; those of a table's log. */
+export async function planReplay(context: PlanContext, asked: ReplayOrder): Promise<ReplayPlan> {
+  const { models, store, duck, tableOptions } = context;
+  const selection = selectionOf(asked);
+  const model = models.find(({ name }) => name === asked.model);
+  if (model === undefined) throw new TributaryError("TRB-REPLAY-ORDER", "model: expected one of `models ls`");
+  const raw = await DeltaTable.open(store, rawRoot(model.entityType), duck, tableOptions);
+  if (raw === undefined)
+    throw new TributaryError("TRB-TABLE-NOT-FOUND", `raw/${model.entityType}: nothing has landed yet`);
+  return planOf(raw.snapshot, selection);
+}
 
 export function planOf(raw: Pick<TableSnapshot, "files">, selection: Selection): ReplayPlan {
   const files = selectedFiles(raw, selection);

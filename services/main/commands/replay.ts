@@ -2,17 +2,14 @@ import { type Command, InvalidArgumentError, Option } from "commander";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
 import { duration, grouped } from "../../base/in-words.js";
-import { JobDesk } from "../../bulk/job-desk.js";
+import { JobDesk, type Planning } from "../../bulk/job-desk.js";
 import type { Job, ReplayRequest } from "../../bulk/jobs/job.js";
 import { jobJson, replayRequest } from "../../bulk/jobs/job.js";
-import { planOf, type ReplayPlan, selectionOf } from "../../bulk/replay/replay-plan.js";
+import { type ReplayPlan, selectionOf } from "../../bulk/replay/replay-plan.js";
 import { type ReplayReport, replayReport } from "../../bulk/replay/replay-report.js";
 import { reportView } from "../../bulk/report-view.js";
 import { wordsOf } from "../../bulk/routes.js";
-import { rawRoot } from "../../ingest/raw-table.js";
 import { loadModels } from "../../models/project.js";
-import type { ObjectStore } from "../../storage/object-store.js";
-import { DeltaTable } from "../../table/delta-table.js";
 import { readingDuck, withStore } from "../compose/runtime.js";
 import { exitCodeOf, followJob } from "./follow-job.js";
 import { ON_TERMINAL, reportText } from "./job-report.js";
@@ -82,16 +79,19 @@ async function replay(options: ReplayOptions): Promise<void> {
   const config = configOf(options);
   const asked = requestOf(options);
   await withStore(config, async (store) => {
-    const plan = await planned(config, store, asked);
+    const desk = new JobDesk(store);
+    const planning = planningOf(config);
     if (options.plan) {
+      const plan = await planning((parts) => desk.replayPlan(parts, asked));
       console.log(options.json ? JSON.stringify({ plan }) : planLine(plan));
       return;
     }
-    const desk = new JobDesk(store);
-    const { job: ordered, wasThere } = await desk.replay(asked, localUser());
+    const { job: ordered, wasThere, plan } = await desk.replay(planning, asked, localUser());
     const { id } = ordered.order;
-    if (!options.json)
-      process.stderr.write(`${planLine(plan)}\n${wasThere ? "it is there already" : "asked for"}: ${id}\n`);
+    if (!options.json) {
+      if (plan !== undefined) process.stderr.write(`${planLine(plan)}\n`);
+      process.stderr.write(`${wasThere ? "it is there already" : "asked for"}: ${id}\n`);
+    }
     const job = options.detach
       ? ordered
       : await followJob(desk.jobs, id, `tributary bootstrap status ${id}`, options.json === true);
@@ -112,22 +112,19 @@ function requestOf(options: ReplayOptions): ReplayRequest {
   return parsed.data;
 }
 
-/** Errors: TRB-REPLAY-ORDER, TRB-TABLE-NOT-FOUND. */
-async function planned(config: Config, store: ObjectStore, asked: ReplayRequest): Promise<ReplayPlan> {
-  const model = loadModels(config.transformsDir).find(({ name }) => name === asked.model);
-  if (model === undefined) throw new TributaryError("TRB-REPLAY-ORDER", "model: expected one of `models ls`");
-  const duck = await readingDuck();
-  try {
-    const root = rawRoot(model.entityType);
-    const options = { checkpointEvery: config.table.checkpointEvery };
-    const raw = await DeltaTable.open(store, root, duck, options);
-    if (raw === undefined)
-      throw new TributaryError("TRB-TABLE-NOT-FOUND", `raw/${model.entityType}: nothing has landed yet`);
-    return planOf(raw.snapshot, selectionOf(asked));
-  } finally {
-    duck.close();
-  }
-}
+/** Lends what a replay is planned with. */
+const planningOf =
+  (config: Config): Planning =>
+  async (use) => {
+    const models = loadModels(config.transformsDir);
+    const duck = await readingDuck();
+    try {
+      const { checkpointEvery } = config.table;
+      return await use({ models, duck, tableOptions: { checkpointEvery } });
+    } finally {
+      duck.close();
+    }
+  };
 
 const planLine = ({ files, rows, bytes, seconds }: ReplayPlan): string =>
   `at most ${grouped(rows)} events in ${grouped(files)} files of raw, ${grouped(bytes)} bytes; about ${duration(seconds * 1000)} with nothing else on the machine`;

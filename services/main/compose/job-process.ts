@@ -13,6 +13,7 @@ import { type JobRun, JobRunner, type Outcome } from "../../bulk/jobs/job-runner
 import { JobStore } from "../../bulk/jobs/job-store.js";
 import type { JobTracks } from "../../bulk/jobs/job-tracks.js";
 import { Pace } from "../../bulk/jobs/pace.js";
+import { CancelledReplays } from "../../bulk/replay/cancelled-replays.js";
 import type { IngestContext } from "../../ingest/context.js";
 import type { Ingest } from "../../ingest/ingest.js";
 import type { FromJob, ToJob } from "./job-child.js";
@@ -43,6 +44,7 @@ export function serveJobs(
   ingest: Pick<Ingest, "look" | "lagMs">,
 ): JobRunner {
   const { store, crew, config, log } = context;
+  const cancelled = new CancelledReplays(context);
   const runner = new JobRunner({
     jobs: new JobStore(store),
     tracks,
@@ -50,7 +52,10 @@ export function serveJobs(
     kinds: RUNNABLE,
     start: (job, tell) => runApart(context, job, tell),
     atOnce: config.bulk.jobsAtOnce,
-    tidy: (jobs) => removeLeftovers(store, jobs),
+    tidy: async (jobs) => {
+      await removeLeftovers(store, jobs);
+      await cancelled.tidy(jobs);
+    },
     moved: () => ingest.look(),
     lagMs: () => ingest.lagMs(),
     untilOpen: () => untilOpen(config.bulk.windows, Date.now()),

@@ -8,6 +8,7 @@ import { buildServer, type HttpServer } from "../../base/http.js";
 import { Recent } from "../../base/recent.js";
 import type { Traces } from "../../base/traces.js";
 import { JobDesk } from "../../bulk/job-desk.js";
+import type { ReportContext } from "../../bulk/report.js";
 import { registerBulk } from "../../bulk/routes.js";
 import { registerBus } from "../../bus/routes.js";
 import { CONSUMER } from "../../ingest/pipeline.js";
@@ -259,10 +260,20 @@ async function addQuery({ server, project, store, ...rest }: ServiceParts): Prom
 
 /** Where operators ask for bulk jobs; what runs these is beside ingest, wherever that is. */
 async function addBulk({ server, project, store, verifier, config }: ServiceParts): Promise<void> {
+  const { checkpointEvery } = config.table;
+  const lent = async <T>(
+    use: (parts: Pick<ReportContext, "duck" | "tableOptions">) => Promise<T>,
+  ): Promise<T> => {
+    const duck = await readingDuck();
+    try {
+      return await use({ duck, tableOptions: { checkpointEvery } });
+    } finally {
+      duck.close();
+    }
+  };
   await registerBulk(server.app, {
     desk: new JobDesk(store),
     verifier,
-    models: () => project.current.models.map(({ name }) => name),
     reading: async (entityType, use) => {
       const reader = await openReader(config, domainOf(entityType));
       try {
@@ -271,19 +282,7 @@ async function addBulk({ server, project, store, verifier, config }: ServicePart
         await reader.close();
       }
     },
-    checking: async (use) => {
-      const duck = await readingDuck();
-      try {
-        const { checkpointEvery } = config.table;
-        return await use({
-          registry: project.current.registry,
-          duck,
-          config,
-          tableOptions: { checkpointEvery },
-        });
-      } finally {
-        duck.close();
-      }
-    },
+    checking: (use) => lent((parts) => use({ ...parts, registry: project.current.registry, config })),
+    planning: (use) => lent((parts) => use({ ...parts, models: project.current.models })),
   });
 }
