@@ -1,13 +1,10 @@
 import type { ObjectStore } from "../storage/object-store.js";
-import { AT_END } from "./bootstrap/job-end.js";
 import type { Job } from "./jobs/job.js";
 import { jobOfPlan, PLANS } from "./verify/reconcile-plan.js";
-import { DIGESTS, runOfDigest } from "./verify/source-facts.js";
 
 /**
- * Removes what jobs that are over have worked with, and nobody reads again: the lists of what was to be deleted, and what
- * files of a source were found to hold. One that has failed may be resumed, and keeps its own. Called again after a kill,
- * and beside other jobs, it does no harm.
+ * Removes what jobs that are over have worked with, and nobody reads again: the lists of what was to be deleted. One that
+ * has failed may be resumed, and keeps its own. Called again after a kill, and beside other jobs, it does no harm.
  */
 export async function removeLeftovers(
   store: Pick<ObjectStore, "list" | "delete">,
@@ -20,10 +17,5 @@ export async function removeLeftovers(
   );
   const keys: string[] = [];
   for await (const { key } of store.list(PLANS)) if (over.has(jobOfPlan(key) ?? "")) keys.push(key);
-  for await (const { key } of store.list(DIGESTS)) {
-    const { job, run } = runOfDigest(key);
-    // A verification's are named after it.
-    if (over.has(run === AT_END ? job : run)) keys.push(key);
-  }
   if (keys.length > 0) await store.delete(keys);
 }

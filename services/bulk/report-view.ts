@@ -4,7 +4,7 @@ import type { BootstrapJob, JobState } from "./jobs/job.js";
 import type { Difference } from "./replay/comparison.js";
 import type { ReplayReport } from "./replay/replay-report.js";
 import type { BootstrapReport, Report } from "./report.js";
-import { STANDINGS } from "./verify/refined-check.js";
+import { STANDINGS } from "./verify/standings.js";
 import type { Verification } from "./verify/verification.js";
 
 /** A report for people, before it is a page or a text: what values are is not looked at again, so whoever writes it escapes them. */

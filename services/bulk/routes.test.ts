@@ -23,7 +23,7 @@ import { jobOrder, jobState } from "./jobs/job.js";
 import { JobRejects } from "./jobs/rejects.js";
 import type { ReportContext } from "./report.js";
 import { registerBulk } from "./routes.js";
-import { STANDINGS, type Standing } from "./verify/refined-check.js";
+import { STANDINGS, type Standing } from "./verify/standings.js";
 import { keepVerification } from "./verify/verification.js";
 
 const folder = mkdtempSync(join(tmpdir(), "tributary-bulk-"));

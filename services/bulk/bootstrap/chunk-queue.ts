@@ -1,6 +1,5 @@
 import { randomUUID } from "node:crypto";
 import { rename, rm } from "node:fs/promises";
-import { constants, getPriority, setPriority } from "node:os";
 import { join } from "node:path";
 import { TributaryError } from "../../base/errors.js";
 import type { Reject } from "../../sources/formats.js";
@@ -9,7 +8,7 @@ import { SourceProcess } from "../../sources/source-process.js";
 import type { Mark } from "../../sources/splitter.js";
 import type { ReadUnit } from "../../sources/unit.js";
 import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
-import { CHUNK_WORKER } from "../chunks/chunk-file.js";
+import { CHUNK_WORKER, giveWay } from "../chunks/chunk-file.js";
 import type { Chunk, ChunkModel, LeaveOut, NextChunk, OpenFile } from "../chunks/chunk-protocol.js";
 import { keepAside } from "../chunks/payload-keeper.js";
 import { LANE, streamOf } from "../jobs/job-tracks.js";
@@ -20,17 +19,6 @@ import type { BootstrapContext } from "./bootstrap.js";
  * process has memory for them.
  */
 const CHUNK: Pick<NextChunk, "rows" | "bytes"> = { rows: 120_000, bytes: 64 * 1024 * 1024 };
-
-/** Chunks are made with so much less of a claim to the machine than the process has that commits them. */
-const NICER = 5;
-
-function giveWay(pid: number | undefined): void {
-  try {
-    if (pid !== undefined) setPriority(pid, Math.min(constants.priority.PRIORITY_LOW, getPriority() + NICER));
-  } catch {
-    // It has ended already, or this system does not know of it.
-  }
-}
 
 /** A chunk that nobody has committed yet, and where its files lie. */
 export interface MadeChunk {

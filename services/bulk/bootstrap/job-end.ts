@@ -3,14 +3,13 @@ import type { IngestContext } from "../../ingest/context.js";
 import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
 import type { BootstrapJob } from "../jobs/job.js";
 import type { JobHost } from "../jobs/job-run.js";
+import { folderOf } from "../verify/key-buckets.js";
+import { MadeFiles } from "../verify/made-files.js";
 import { reconcile } from "../verify/reconcile.js";
 import { type SourceFacts, sourceFacts } from "../verify/source-facts.js";
 import { hasLanded, keepVerification, type Verification, verify } from "../verify/verification.js";
 import { refineJob } from "./refine-job.js";
 import { VerifyProgress } from "./verify-progress.js";
-
-/** The name that the facts of a source have which a job finds at its own end. */
-export const AT_END = "end";
 
 type Host = Pick<JobHost, "signal" | "pace" | "tell">;
 
@@ -29,18 +28,14 @@ export async function endJob(
   rows: number,
 ): Promise<boolean> {
   const { job, entityType, tenant } = landed;
-  const progress = progressOf(context, entityType, host, rows);
-  const facts = await sourceFacts(context, landed, progress.host, AT_END);
-  if (facts === undefined) return false;
-  progress.sourceRead();
-  if (ordered !== undefined) {
+  const found = await verifyJob(context, landed, host, rows, async (facts) => {
+    if (ordered === undefined) return true;
     // What did not land of an export would be taken for what it lacks.
     if (!(await hasLanded(context, landed, facts))) throw incomplete();
     const order = { job, entityType, tenant, watermark: ordered.watermark };
     if (!(await reconcile(context, order, host, facts))) return false;
-    if (!(await refineJob(context, job, entityType, host, rows))) return false;
-  }
-  const found = await compared(context, landed, facts, progress.host);
+    return refineJob(context, job, entityType, host, rows);
+  });
   if (found === undefined) return false;
   requireEqual([found]);
   return true;
@@ -66,22 +61,25 @@ const incomplete = (): TributaryError =>
   new TributaryError("TRB-RECONCILE-EXPORT", "the export is incomplete: raw has not all of its rows");
 
 /**
- * Reads a source again and compares it with the lake; what was found is kept. A `run` goes on where another one of the
- * same name stopped. Undefined when the signal stopped it. Errors: those of `sourceFacts` and `verify`.
+ * Reads a source again and compares it with the lake; what was found is kept. Begins anew when it is called again.
+ * Undefined when the signal stopped it. Errors: those of `sourceFacts` and `verify`.
  */
-export async function verifyJob(
+export function verifyJob(
   context: IngestContext,
   landed: BootstrapOrder,
   host: Host,
-  run: string,
   /** About, that have landed. */
   rows: number,
+  /** What is to be done between; resolves to false when the signal stopped it. */
+  between: (facts: SourceFacts) => Promise<boolean> = () => Promise.resolve(true),
 ): Promise<Verification | undefined> {
   const progress = progressOf(context, landed.entityType, host, rows);
-  const facts = await sourceFacts(context, landed, progress.host, run);
-  if (facts === undefined) return undefined;
-  progress.sourceRead();
-  return compared(context, landed, facts, progress.host);
+  return MadeFiles.with(folderOf(context), async (files) => {
+    const facts = await sourceFacts(context, landed, progress.host, files);
+    if (facts === undefined || !(await between(facts))) return undefined;
+    progress.sourceRead();
+    return compared(context, landed, facts, progress.host);
+  });
 }
 
 async function compared(

@@ -17,7 +17,7 @@ import { partOf } from "./verify-progress.js";
  * Compares what a bootstrap job has landed with its source, long after it has ended: the source has to be what it was.
  * Errors: TRB-VERIFY-DIFFERS once all of it was looked at; TRB-VERIFY-NOTHING; those of `verifyJob`.
  */
-export const runVerify: RunJob<VerifyJob> = async (context, { id, of }, host) => {
+export const runVerify: RunJob<VerifyJob> = async (context, { of }, host) => {
   host.tell({ phase: "verifying" });
   const { store, duck, tableOptions } = context;
   const { order } = await new JobStore(store).get(of);
@@ -38,7 +38,7 @@ export const runVerify: RunJob<VerifyJob> = async (context, { id, of }, host) =>
     for (const [at, landing] of landings.entries()) {
       const rows = landed[at]!;
       const part = { ...host, tell: partOf(host.tell, at, landings.length) };
-      const one = await verifyJob(context, landing, part, id, rows);
+      const one = await verifyJob(context, landing, part, rows);
       if (one === undefined) return false;
       found.push(one);
     }

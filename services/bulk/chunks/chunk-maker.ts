@@ -5,12 +5,14 @@ import { ProtoRegistry } from "../../contracts/registry.js";
 import type { Reject } from "../../sources/formats.js";
 import { type Batch, SourceReader } from "../../sources/reader.js";
 import type { Mark } from "../../sources/splitter.js";
+import { type WrittenFile, writeParquet } from "../../table/data-file.js";
 import { NO_FILE } from "./chunk-file.js";
-import { ChunkModels } from "./chunk-models.js";
+import { ChunkModels, type WriteModel } from "./chunk-models.js";
 import type { Chunk, NextChunk, Opened, OpenFile } from "./chunk-protocol.js";
 import { ChunkTable } from "./chunk-table.js";
 import { type MappedRelation, mappedRelation } from "./mapped-relation.js";
 import { PayloadsAside } from "./payloads-aside.js";
+import { type EventDigest, eventDigests, writeMade } from "./row-digests.js";
 import { RowEvents, type RowFault, type RowOrder } from "./row-events.js";
 import { rowsAsJson } from "./rows-as-json.js";
 
@@ -119,7 +121,10 @@ export class ChunkMaker {
     });
   }
 
-  private async made(receivedAt: number, rejects: Reject[]): Promise<Pick<Chunk, "file" | "refined">> {
+  private async made(
+    receivedAt: number,
+    rejects: Reject[],
+  ): Promise<Pick<Chunk, "file" | "refined" | "digests">> {
     const { table, order, connection } = this;
     const none = { file: NO_FILE };
     if (table === undefined) return none;
@@ -127,12 +132,20 @@ export class ChunkMaker {
     const reject = (row: number, fault: RowFault, key: string) =>
       rejects.push(rejectOf(row, fault, Buffer.from(key)));
     return this.reading(async () => {
-      const file = await table.writeRaw(order.out, receivedAt, reject);
-      if (file === undefined) return none;
-      if (order.models.length === 0) return { file };
-      this.models ??= await ChunkModels.bind(connection, order.entityType, table, order.models);
+      const { asDigests = false } = order;
+      let digests: (readonly [string, EventDigest])[] | undefined;
+      let file: WrittenFile | undefined;
+      if (asDigests) {
+        const found = await table.withRaw(receivedAt, reject, (sql) => eventDigests(connection, `(${sql})`));
+        digests = [...(found ?? [])];
+        file = { ...NO_FILE, rows: digests.reduce((sum, [, { rows }]) => sum + rows, 0) };
+      } else file = await table.writeRaw(order.out, receivedAt, reject);
+      if (file === undefined || file.rows === 0) return none;
+      if (order.models.length === 0) return { file, digests };
+      const write: WriteModel = asDigests ? writeMade : writeParquet;
+      this.models ??= await ChunkModels.bind(connection, order.entityType, table, order.models, write);
       const ranges = await table.keepWinners();
-      return { file, refined: { models: await this.models.write(), ranges, receivedAt } };
+      return { file, digests, refined: { models: await this.models.write(), ranges, receivedAt } };
     });
   }
 

@@ -1,13 +1,22 @@
 import { rm } from "node:fs/promises";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { identifier, literal, rowsOf } from "../../base/duckdb.js";
-import { type WrittenFile, writeParquet } from "../../table/data-file.js";
+import type { WrittenFile } from "../../table/data-file.js";
 import { KEY_COLUMNS, ORDER_COLUMNS } from "../../table/upsert.js";
 import type { ChunkModel, ModelChunk } from "./chunk-protocol.js";
 import { ChunkTable, KEY_ORDER } from "./chunk-table.js";
 
 /** As much as a row of a refined table may take; see refine.ts. */
 const MAX_ROW_BYTES = 64 * 1024 * 1024;
+
+/** Writes what a model has made, with keys and columns of order: rows with its `columns`, or what it does not show. */
+export type WriteModel = (
+  connection: DuckDBConnection,
+  sql: string,
+  path: string,
+  columns: ChunkModel["columns"],
+  shown: boolean,
+) => Promise<WrittenFile>;
 
 /**
  * Models over the rows of a chunk, from the columns that its payloads are encoded from. What of a payload only its bytes
@@ -20,6 +29,7 @@ export class ChunkModels {
   private constructor(
     private readonly connection: DuckDBConnection,
     private readonly models: readonly ChunkModel[],
+    private readonly writeFile: WriteModel,
   ) {}
 
   /** Of a table that has its columns. */
@@ -28,6 +38,7 @@ export class ChunkModels {
     entityType: string,
     table: ChunkTable,
     models: readonly ChunkModel[],
+    write: WriteModel,
   ): Promise<ChunkModels> {
     const fields = [...table.encoder.decoded(table.payload)].flatMap(([name, { sql }]) =>
       sql === undefined ? [] : [`${identifier(name)} := ${sql}`],
@@ -40,7 +51,7 @@ export class ChunkModels {
     );
     const fit: ChunkModel[] = [];
     for (const model of models) if (await gives(connection, model)) fit.push(model);
-    return new ChunkModels(connection, fit);
+    return new ChunkModels(connection, fit, write);
   }
 
   /** What each makes of the table's rows, which have different keys. A model that fails is left out. */
@@ -68,33 +79,37 @@ export class ChunkModels {
     if (!scattered.has(name)) {
       const beside = `CASE WHEN ${alike} THEN true ELSE error('scattered') END`;
       const sql = `${select} POSITIONAL JOIN ${KEYS} k WHERE ${beside} AND ${fits}`;
-      const written = await writeParquet(connection, sql, out).catch(() => undefined);
+      const written = await this.writeFile(connection, sql, out, columns, true).catch(() => undefined);
       if (written !== undefined) return written;
       scattered.add(name);
       await rm(out, { force: true });
     }
     const order = KEY_ORDER.split(", ").map((key) => `m.${key}`);
-    return writeParquet(
+    return this.writeFile(
       connection,
       `${select} JOIN ${KEYS} k ON ${alike} WHERE ${fits} ORDER BY ${order}`,
       out,
+      columns,
+      true,
     );
   }
 
   private async writeOne(model: ChunkModel): Promise<ModelChunk> {
     const { connection } = this;
-    const { name, out, tombstones } = model;
+    const { name, out, tombstones, columns } = model;
     // What was not taken over stands in the way.
     for (const path of [out, tombstones]) await rm(path, { force: true });
     const rows = await this.writeRows(model);
     const [[count]] = (await rowsOf(connection, `SELECT count(*) FROM ${ChunkTable.NAME}`)) as [[bigint]];
     if (BigInt(rows.rows) === count) return { name, rows, tombstones: undefined };
-    const left: WrittenFile = await writeParquet(
+    const left = await this.writeFile(
       connection,
       `SELECT ${[...KEY_COLUMNS, ...ORDER_COLUMNS].join(", ")} FROM ${KEYS}
        ANTI JOIN read_parquet(${literal(out)}, hive_partitioning=false) USING (entity_id, tenant_id)
        ORDER BY ${KEY_ORDER}`,
       tombstones,
+      columns,
+      false,
     );
     // What a model makes of an entity is one row or none.
     return BigInt(rows.rows + left.rows) === count

@@ -6,6 +6,7 @@ import type { WrittenFile } from "../../table/data-file.js";
 import type { TenantRange } from "../../table/key-ranges.js";
 import type { Leaves } from "./event-types.js";
 import type { Aside, PayloadOrder } from "./payloads-aside.js";
+import type { EventDigest } from "./row-digests.js";
 
 /** What a process that makes chunks of files is told, one call at a time. Plain, as messages between processes are. */
 
@@ -32,6 +33,8 @@ export interface OpenFile {
   readonly out: string;
   /** What is to be made of it beside. */
   readonly models: readonly ChunkModel[];
+  /** Of a mapped file: digests instead of a raw file, and hashes of what models make instead of it (row-digests.ts). */
+  readonly asDigests?: boolean;
 }
 
 /** A model, and where what it makes of a chunk is written. */
@@ -99,4 +102,6 @@ export interface Chunk {
   /** Payloads that do not lie in the file: to be seen to before it is committed. */
   readonly aside?: Aside | undefined;
   readonly refined?: RefinedChunk | undefined;
+  /** By tenant; then there is no file, but `file` has the number of its rows. */
+  readonly digests?: readonly (readonly [tenant: string, EventDigest])[] | undefined;
 }

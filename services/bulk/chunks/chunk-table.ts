@@ -137,26 +137,41 @@ export class ChunkTable {
 
   /** A raw file of the rows, those left out that turn out to be no events. Undefined when there are none. */
   async writeRaw(path: string, receivedAt: number, reject: Reject): Promise<WrittenFile | undefined> {
+    const file = await this.withRaw(receivedAt, reject, async (sql) => {
+      await rm(path, { force: true });
+      return writeParquet(this.connection, sql, path);
+    });
+    return file?.rows === 0 ? undefined : file;
+  }
+
+  /**
+   * Runs `use` with SQL for the rows as raw has them, those left out that turn out to be no events; again where that came
+   * out meanwhile. What it resolves to last is of the rows that are left; undefined when there were none to begin with.
+   */
+  async withRaw<T>(
+    receivedAt: number,
+    reject: Reject,
+    use: (sql: string) => Promise<T>,
+  ): Promise<T | undefined> {
     if (!this.made) return undefined;
     await this.arrange();
     const { functions, connection } = this;
-    const write = async (): Promise<WrittenFile> => {
+    const write = async (): Promise<T> => {
       // Ids count on behind the rows that were deleted.
       const [[most]] = (await rowsOf(
         connection,
         `SELECT coalesce(max(rowid) + 1, 0) FROM ${ChunkTable.NAME}`,
       )) as [[bigint]];
       functions.begin(Number(most));
-      await rm(path, { force: true });
-      return writeParquet(connection, this.rawSql(receivedAt), path);
+      return use(this.rawSql(receivedAt));
     };
-    let file = await write();
-    if (await this.leaveRefused(reject)) file = await write();
+    let made = await write();
+    if (await this.leaveRefused(reject)) made = await write();
     if (functions.large.size > 0) {
       await this.putAside();
-      file = await write();
+      made = await write();
     }
-    return file.rows === 0 ? undefined : file;
+    return made;
   }
 
   /** Takes away what the functions have found to be no events; whether there was any. */

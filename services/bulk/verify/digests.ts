@@ -1,78 +1,12 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
-import { identifier, literal, rowsOf } from "../../base/duckdb.js";
-
-/**
- * Digests of sets of rows: each row is hashed, and the hashes are added up. They do not depend on the order of rows, tell
- * a row that is there twice from one that is there once, and those of parts add up to the whole's.
- *
- * What is claimed: sets that differ by accident have equal digests with a chance of about 2^-128 where a row's MD5 is
- * added in two halves of 64 bits, and 2^-64 where it is the engine's own hash. Neither withstands somebody who chooses
- * rows to that end.
- */
-
-/** 32 hex digits: two sums modulo 2^64. */
-export type Digest = string;
-
-/** Events of one tenant. */
-export interface EventDigest {
-  readonly rows: number;
-  /** Of the entities' ids. */
-  readonly keys: Digest;
-  /** Of all that an event says: id, operation, version, time, payload. */
-  readonly events: Digest;
-}
-
-export type EventDigests = ReadonlyMap<string, EventDigest>;
-
-const LOW = "18446744073709551615";
-/** Each with its length, so that no two rows are one text. */
-const framed = (blob: string): string => `coalesce(octet_length(${blob})::VARCHAR, '') || ':'`;
-const blobOf = (text: string): string => `encode(${text})`;
-
-const EVENT = [
-  "encode(entity_id)",
-  blobOf("operation"),
-  blobOf("version::VARCHAR"),
-  blobOf("coalesce(epoch_us(occurred_at)::VARCHAR, '')"),
-  blobOf("coalesce(payload_type_url, '')"),
-  blobOf("coalesce(payload_compression, '')"),
-  blobOf("coalesce(payload_uri, '')"),
-  "coalesce(payload_sha256, ''::BLOB)",
-  "coalesce(payload, ''::BLOB)",
-];
-const EVENT_BYTES = [
-  blobOf(EVENT.map(framed).join(" || ")),
-  ...EVENT,
-  blobOf("(payload IS NULL)::VARCHAR"),
-].join(" || ");
-
-const md5Sums = (hash: string, name: string): string =>
-  `sum((${hash} >> 64)::UBIGINT) AS ${name}_high, sum((${hash} & ${LOW}::UHUGEINT)::UBIGINT) AS ${name}_low`;
-
-/**
- * Of the rows of a relation with a raw table's columns, by tenant. A tenant is as many bytes of memory as its name and
- * some hundred.
- */
-export async function eventDigests(
-  connection: DuckDBConnection,
-  relation: string,
-): Promise<Map<string, EventDigest>> {
-  const rows = await rowsOf(
-    connection,
-    `SELECT tenant_id, count(*), ${md5Sums("k", "keys")}, ${md5Sums("e", "events")}
-     FROM (SELECT tenant_id, md5_number(encode(entity_id)) AS k, md5_number(${EVENT_BYTES}) AS e FROM ${relation})
-     GROUP BY tenant_id`,
-  );
-  return new Map(
-    rows.map(([tenant, count, ...sums]) => {
-      const [keysHigh, keysLow, eventsHigh, eventsLow] = sums as [bigint, bigint, bigint, bigint];
-      return [
-        String(tenant),
-        { rows: Number(count), keys: digestOf(keysHigh, keysLow), events: digestOf(eventsHigh, eventsLow) },
-      ];
-    }),
-  );
-}
+import { literal, rowsOf } from "../../base/duckdb.js";
+import {
+  type Digest,
+  type DigestColumn,
+  digestOf,
+  type EventDigest,
+  type EventDigests,
+} from "../chunks/row-digests.js";
 
 /** Adds those of a part to those of what came before. */
 export function addDigests(into: Map<string, EventDigest>, part: EventDigests): void {
@@ -91,73 +25,23 @@ export function addDigests(into: Map<string, EventDigest>, part: EventDigests): 
   }
 }
 
-export const NO_EVENTS: EventDigest = { rows: 0, keys: "0".repeat(32), events: "0".repeat(32) };
+export const NO_EVENTS: EventDigest = { rows: 0, keys: digestOf(0n), events: digestOf(0n) };
 
 export const sameEvents = (a: EventDigest, b: EventDigest): boolean =>
   a.rows === b.rows && a.keys === b.keys && a.events === b.events;
 
-const half = (sum: bigint): string => BigInt.asUintN(64, sum).toString(16).padStart(16, "0");
-const digestOf = (high: bigint, low: bigint): Digest => half(high) + half(low);
-const halvesOf = (digest: Digest): [bigint, bigint] => [
-  BigInt(`0x${digest.slice(0, 16)}`),
-  BigInt(`0x${digest.slice(16)}`),
-];
-function sum(a: Digest, b: Digest): Digest {
-  const [aHigh, aLow] = halvesOf(a);
-  const [bHigh, bLow] = halvesOf(b);
-  return digestOf(aHigh + bHigh, aLow + bLow);
-}
-
-/** A column as it is to be compared: both sides are cast to the type before they are hashed. */
-export interface DigestColumn {
-  readonly name: string;
-  /** DuckDB's spelling. */
-  readonly type: string;
-}
-
-/**
- * SQL for the hash of a column's value in a row, bound to the row's entity, so that values that change places show. Of
- * one engine's version: to be compared with what the same process has made.
- */
-export const columnHash = ({ name, type }: DigestColumn): string =>
-  `hash(tenant_id, entity_id, CAST(${identifier(name)} AS ${type}))`;
-
-/** Rows of one tenant in a refined table, or in what is to be one. */
-export interface RowDigest {
-  readonly rows: number;
-  /** By the columns' names: 16 hex digits. */
-  readonly columns: Readonly<Record<string, string>>;
-}
-
-/** Of a relation's rows, by tenant: how two tables of one model are compared. */
-export async function rowDigests(
-  connection: DuckDBConnection,
-  relation: string,
-  columns: readonly DigestColumn[],
-): Promise<Map<string, RowDigest>> {
-  const sums = columns.map((column, at) => `sum(${columnHash(column)}) AS c${at}`);
-  const rows = await rowsOf(
-    connection,
-    `SELECT tenant_id, count(*), ${sums.join(", ")} FROM ${relation} GROUP BY tenant_id`,
-  );
-  return new Map(
-    rows.map(([tenant, count, ...found]) => [
-      String(tenant),
-      { rows: Number(count), columns: digestsOf(columns, found as bigint[]) },
-    ]),
-  );
-}
+const sum = (a: Digest, b: Digest): Digest => digestOf(BigInt(`0x${a}`) + BigInt(`0x${b}`));
 
 export const digestsOf = (
   columns: readonly DigestColumn[],
-  sums: readonly (bigint | null)[],
-): Record<string, string> => Object.fromEntries(columns.map(({ name }, at) => [name, half(sums[at] ?? 0n)]));
+  sums: readonly bigint[],
+): Record<string, Digest> => Object.fromEntries(columns.map(({ name }, at) => [name, digestOf(sums[at]!)]));
 
-/** How many entities a relation has, of how many tenants, and a digest of their ids and versions. */
+/** How many entities a relation has, of how many tenants, and a digest of their ids and versions: 32 hex digits, by MD5. */
 export async function keyVersionDigest(
   connection: DuckDBConnection,
   relation: string,
-): Promise<{ readonly deletes: number; readonly tenants: number; readonly digest: Digest }> {
+): Promise<{ readonly deletes: number; readonly tenants: number; readonly digest: string }> {
   const bytes = [
     "encode(strlen(tenant_id)::VARCHAR || ':' || strlen(entity_id)::VARCHAR || ':' || version::VARCHAR || ':')",
     "encode(tenant_id)",
@@ -165,10 +49,12 @@ export async function keyVersionDigest(
   ].join(" || ");
   const [[deletes, tenants, high, low]] = (await rowsOf(
     connection,
-    `SELECT count(*), count(DISTINCT tenant_id), ${md5Sums("h", "keys")}
-     FROM (SELECT tenant_id, md5_number(${bytes}) AS h FROM ${relation})`,
+    `SELECT count(*), count(DISTINCT tenant_id), sum((hash >> 64)::UBIGINT),
+       sum((hash & 18446744073709551615::UHUGEINT)::UBIGINT)
+     FROM (SELECT tenant_id, md5_number(${bytes}) AS hash FROM ${relation})`,
   )) as [[bigint, bigint, bigint | null, bigint | null]];
-  return { deletes: Number(deletes), tenants: Number(tenants), digest: digestOf(high ?? 0n, low ?? 0n) };
+  const digest = digestOf(high ?? 0n) + digestOf(low ?? 0n);
+  return { deletes: Number(deletes), tenants: Number(tenants), digest };
 }
 
 /** SQL condition for rows of one tenant, or of all. */

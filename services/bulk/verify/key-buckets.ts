@@ -1,16 +1,22 @@
 import { mkdir, mkdtemp, readdir, rm } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { literal, rowsOf } from "../../base/duckdb.js";
+import { layout } from "../../base/paths.js";
+import type { IngestContext } from "../../ingest/context.js";
 
 /** Keys of so many rows, of all relations that are compared, are in memory at a time. */
 const ROWS = 1_000_000;
 /** Files that are written at once. */
 const MOST = 64;
+/** The engine holds so many rows of each file before it writes them: fewer, and it writes more headers than rows. */
+const GROUP_ROWS = 8192;
+/** And so many of all of them, before it hands them to their files. */
+const FLUSHED_ROWS = 65_536;
 
 /**
  * Relations of keys, cut into buckets by the hash of tenant and entity, on the local disk: compared one bucket after the
- * other, so that memory does not grow with their rows.
+ * other, so that memory does not grow with their rows. Rows are to be narrow: some hundred bytes.
  */
 export class KeyBuckets {
   private written = 0;
@@ -46,8 +52,10 @@ export class KeyBuckets {
       this.columns.set(relation, rows.map(([name, type]) => `NULL::${type} AS "${name}"`).join(", "));
     }
     await connection.run(
-      `COPY (SELECT *, (hash(tenant_id, entity_id) % ${this.count})::INTEGER AS bucket FROM (${sql}))
-       TO ${literal(folder)} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, PARTITION_BY (bucket), OVERWRITE_OR_IGNORE)`,
+      `SET partitioned_write_flush_threshold=${FLUSHED_ROWS};
+       COPY (SELECT *, (hash(tenant_id, entity_id) % ${this.count})::INTEGER AS bucket FROM (${sql}))
+       TO ${literal(folder)} (FORMAT parquet, COMPRESSION snappy, ROW_GROUP_SIZE ${GROUP_ROWS},
+         PARTITION_BY (bucket), OVERWRITE_OR_IGNORE)`,
     );
   }
 
@@ -83,3 +91,7 @@ export class KeyBuckets {
     return `read_parquet([${paths.map(literal).join(", ")}], hive_partitioning=false)`;
   }
 }
+
+/** Of what a process compares on the local disk; it is emptied when the next one of its place begins. */
+export const folderOf = ({ store, config }: Pick<IngestContext, "store" | "config">): string =>
+  join(layout(config.data).scratch, basename(store.staging), "verify");

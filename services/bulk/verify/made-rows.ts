@@ -9,13 +9,20 @@ import { type Winners, winnersOf } from "../../ingest/winners.js";
 import type { BoundModel } from "../../models/bind.js";
 import { EntityKeys } from "../../table/entity-keys.js";
 import type { Progress } from "../../table/progress.js";
-import { columnHash, type DigestColumn, rankSql } from "./digests.js";
+import {
+  columnHashes,
+  type DigestColumn,
+  keyed,
+  madeColumns,
+  rankOf,
+  rowHash,
+} from "../chunks/row-digests.js";
 
 /** Events that the model is run on at once, and rows that wait to be handed on. */
 const BATCH_EVENTS = 20_000;
-const ROWS = 500_000;
+const ROWS = 120_000;
 
-/** What a model makes of events, as hashes of its columns: h0, h1, … in the order of `columns`. */
+/** What a model makes of events, read from raw: rows as `madeSql` has them. */
 export class MadeRows {
   private readonly keys: EntityKeys;
   private waiting = 0;
@@ -56,17 +63,15 @@ export class MadeRows {
   }
 
   private async begin(): Promise<void> {
-    const hashes = this.columns.map((_, at) => `h${at} UBIGINT`);
-    await this.connection.run(
-      `CREATE TEMP TABLE made_rows (tenant_id VARCHAR, entity_id VARCHAR,
-        rank STRUCT(v BIGINT, d BOOLEAN, h UBIGINT, o BIGINT, p INTEGER), shown BOOLEAN, broken BOOLEAN
-        ${hashes.map((one) => `, ${one}`).join("")})`,
-    );
+    await this.connection.run(`CREATE TEMP TABLE made_rows (${madeColumns(this.columns)})`);
   }
 
   private async hand(take: (connection: DuckDBConnection, relation: string) => Promise<void>): Promise<void> {
+    if (this.waiting === 0) return;
     await take(this.connection, "made_rows");
-    await this.connection.run("TRUNCATE made_rows");
+    // Of a table that is only emptied the engine keeps the memory.
+    await this.connection.run("DROP TABLE made_rows");
+    await this.begin();
     this.waiting = 0;
   }
 
@@ -102,16 +107,16 @@ export class MadeRows {
   private async add(winners: Winners, what: "rows" | "broken"): Promise<void> {
     const source = this.refiner.source(winners);
     const keys = await source.keys();
-    const hashes = this.columns.map((column, at) => `, ${columnHash(column)} AS h${at}`).join("");
-    let rows = `SELECT NULL::INTEGER AS ord${this.columns.map((_, at) => `, NULL::UBIGINT AS h${at}`).join("")}`;
+    const nothing = ["r", ...this.columns.map((_, at) => `h${at}`)].map((name) => `NULL::UBIGINT AS ${name}`);
+    let rows = `SELECT NULL::INTEGER AS ord, ${nothing.join(", ")}`;
     if (what === "rows") {
       const { relation } = await source.rows(winners.events.map((_, ord) => ord));
-      rows = `SELECT ord${hashes} FROM ${relation}`;
+      rows = `SELECT ord, ${rowHash(this.columns)} AS r${columnHashes(this.columns)} FROM ${keyed(relation)}`;
     }
     const names = this.columns.map((_, at) => `, r.h${at}`).join("");
     await this.connection.run(
       `INSERT INTO made_rows
-       SELECT k.tenant_id, k.entity_id, ${rankSql("k")}, r.ord IS NOT NULL, ${what === "broken"}${names}
+       SELECT k.tenant_id, k.entity_id, ${rankOf("k")}, r.ord IS NOT NULL, ${what === "broken"}, r.r${names}
        FROM ${keys} k LEFT JOIN (${rows}) r ON r.ord = k.ord`,
     );
   }

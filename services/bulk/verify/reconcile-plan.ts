@@ -4,7 +4,6 @@ import type { DuckDBConnection } from "@duckdb/node-api";
 import { z } from "zod";
 import { literal, rowsOf } from "../../base/duckdb.js";
 import { TributaryError } from "../../base/errors.js";
-import { layout } from "../../base/paths.js";
 import type { IngestContext } from "../../ingest/context.js";
 import { rawRoot } from "../../ingest/raw-table.js";
 import type { ObjectStore } from "../../storage/object-store.js";
@@ -14,7 +13,7 @@ import { mayHoldTenant, portionsOf, withFilesScan } from "../../table/scan.js";
 import type { Watermark } from "../jobs/job.js";
 import { DELETES, streamOf } from "../jobs/job-tracks.js";
 import { keyVersionDigest, ofTenant } from "./digests.js";
-import { KeyBuckets } from "./key-buckets.js";
+import { folderOf, KeyBuckets } from "./key-buckets.js";
 
 /** What is to be compared, and with what. */
 export interface ReconcileOrder {
@@ -76,7 +75,7 @@ export async function makePlan(
   order: ReconcileOrder,
   rowsAtOnce?: number,
 ): Promise<ReconcilePlan> {
-  const { store, duck, tableOptions, config } = context;
+  const { store, duck, tableOptions } = context;
   const made = await planOf(store, order.job);
   if (made !== undefined) return made;
   const { tenant, entityType } = order;
@@ -85,9 +84,8 @@ export async function makePlan(
   const { snapshot } = raw;
   const files = snapshot.files.filter((file) => tenant === undefined || mayHoldTenant(file, tenant));
   const rows = files.reduce((sum, file) => sum + file.rows, 0);
-  const folder = join(layout(config.data).scratch, "reconcile");
   return KeyBuckets.with(
-    folder,
+    folderOf(context),
     rows,
     (buckets) =>
       duck.with(async (connection) => {

@@ -19,7 +19,10 @@ import { withScan } from "../../table/scan.js";
 import { Staging } from "../../table/staging.js";
 import { SHARED_PARTITION } from "../../table/upsert.js";
 import { streamOf } from "../jobs/job-tracks.js";
-import { checkRefined, type RefinedCheck, STANDINGS, type Standing } from "./refined-check.js";
+import { folderOf } from "./key-buckets.js";
+import { MadeFiles } from "./made-files.js";
+import { checkRefined, type RefinedCheck } from "./refined-check.js";
+import { STANDINGS, type Standing } from "./standings.js";
 
 const JOB = { stream: streamOf("j"), tenant: undefined };
 const models = { things: THINGS_SQL, numbers: CAST_SQL };
@@ -34,7 +37,10 @@ async function check(lake: Lake, name: string, rowsAtOnce = 60): Promise<Refined
   const { store, duck, tableOptions, models } = lake.context;
   const raw = (await DeltaTable.open(store, rawRoot(THING), duck, tableOptions))!;
   const model = models.find((one) => one.name === `t.${name}`)!;
-  return checkRefined(lake.context, JOB, raw, model, { pace: async () => undefined, rowsAtOnce });
+  const options = { pace: async () => undefined, rowsAtOnce };
+  return MadeFiles.with(folderOf(lake.context), (files) =>
+    checkRefined(lake.context, JOB, raw, model, { files, whole: new Set() }, options),
+  );
 }
 
 /** "tenant/standing" → how many; of what the model can digest. */

@@ -1,7 +1,4 @@
-import { randomUUID } from "node:crypto";
-import { rm } from "node:fs/promises";
-import { join } from "node:path";
-import { z } from "zod";
+import { rename, rm } from "node:fs/promises";
 import { literal } from "../../base/duckdb.js";
 import { inGroups } from "../../base/in-groups.js";
 import type { IngestContext } from "../../ingest/context.js";
@@ -9,32 +6,18 @@ import { lend } from "../../sources/inspect.js";
 import { START } from "../../sources/reader.js";
 import { SourceProcess } from "../../sources/source-process.js";
 import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
-import { CHUNK_WORKER } from "../chunks/chunk-file.js";
-import type { Chunk, LeaveOut, NextChunk, OpenFile } from "../chunks/chunk-protocol.js";
+import { CHUNK_WORKER, giveWay } from "../chunks/chunk-file.js";
+import type { Chunk, ChunkModel, LeaveOut, NextChunk, OpenFile } from "../chunks/chunk-protocol.js";
 import type { Aside } from "../chunks/payloads-aside.js";
+import { type EventDigest, type EventDigests, eventDigests } from "../chunks/row-digests.js";
 import type { JobHost } from "../jobs/job-run.js";
 import { LANE, streamOf } from "../jobs/job-tracks.js";
-import { addDigests, type EventDigest, eventDigests } from "./digests.js";
+import { addDigests } from "./digests.js";
+import type { Made, MadeFiles } from "./made-files.js";
 
 /** What is read and hashed at once, at most; whichever is reached first. */
 const CHUNK = { rows: 120_000, bytes: 64 * 1024 * 1024 };
 const LOOKS_AT_ONCE = 16;
-
-const factsShape = z.strictObject({
-  rejected: z.int().min(0),
-  tenants: z.array(
-    z.tuple([z.string(), z.strictObject({ rows: z.int(), keys: z.string(), events: z.string() })]),
-  ),
-});
-
-/** What files were found to hold: by job, run, type and file. */
-export const DIGESTS = "jobs/digests/";
-
-/** Whose a key below DIGESTS is. */
-export function runOfDigest(key: string): { readonly job: string; readonly run: string } {
-  const [job = "", run = ""] = key.slice(DIGESTS.length).split("/");
-  return { job, run };
-}
 
 /** What a source holds. */
 export interface SourceFacts {
@@ -42,107 +25,144 @@ export interface SourceFacts {
   readonly digests: ReadonlyMap<string, EventDigest>;
   /** Rows that are no events: of whom they are is not known. */
   readonly rejected: number;
+  readonly made: Made;
 }
 
-type Context = Pick<IngestContext, "store" | "duck" | "registry" | "config" | "decoding">;
+type Context = Pick<IngestContext, "store" | "duck" | "registry" | "config" | "decoding" | "models">;
 
 /**
- * Reads a source to its end, as the job that lands it does, for what its rows say. What a file holds is kept under the
- * name of the `run`: whoever goes on with it does not read the file again. Undefined when the signal stopped it.
- * Errors: those of sources.
+ * Reads a source to its end, as the job that lands it does, for what its rows say, and what models make of them, which
+ * goes to `files`. Undefined when the signal stopped it. Errors: those of sources.
  */
 export async function sourceFacts(
   context: Context,
   order: BootstrapOrder,
   host: Pick<JobHost, "signal" | "pace">,
-  run: string,
+  files: MadeFiles,
 ): Promise<SourceFacts | undefined> {
-  const { store } = context;
-  const digests = new Map<string, EventDigest>();
-  let rejected = 0;
-  for (const file of order.share?.files ?? order.manifest.files.keys()) {
-    const key = `${DIGESTS}${order.job}/${run}/${order.entityType}/${file}.json`;
-    const kept = await store.get(key);
-    const facts =
-      kept === undefined
-        ? await factsOf(context, order, file, host)
-        : factsShape.parse(JSON.parse(kept.toString("utf8")));
-    if (facts === undefined) return undefined;
-    if (kept === undefined) await store.put(key, Buffer.from(JSON.stringify(facts)));
-    rejected += facts.rejected;
-    addDigests(digests, new Map(facts.tenants));
+  const reading = new Reading(context, order, host, files);
+  for (const file of order.share?.files ?? order.manifest.files.keys())
+    if (!(await reading.read(file))) return undefined;
+  return reading.found;
+}
+
+class Reading {
+  private readonly digests = new Map<string, EventDigest>();
+  private rejected = 0;
+  /** Models that have made all of the rows so far. */
+  private readonly whole: Map<string, ChunkModel>;
+  private readonly out: string;
+
+  constructor(
+    private readonly context: Context,
+    private readonly order: BootstrapOrder,
+    private readonly host: Pick<JobHost, "signal" | "pace">,
+    private readonly files: MadeFiles,
+  ) {
+    this.out = files.path();
+    // What whole events say is known once raw has decoded them.
+    const models = context.models.filter(
+      ({ entityType }) => entityType === order.entityType && order.mapping !== undefined,
+    );
+    this.whole = new Map(
+      models.map(({ name, sql, columns }) => [
+        name,
+        { name, sql, columns, out: files.path(), tombstones: files.path() },
+      ]),
+    );
   }
-  return { digests, rejected };
-}
 
-function factsOf(
-  context: Context,
-  order: BootstrapOrder,
-  file: number,
-  host: Pick<JobHost, "signal" | "pace">,
-): Promise<z.infer<typeof factsShape> | undefined> {
-  const { place, manifest, limits, csv } = order;
-  return lend(place, manifest, file, limits, csv, async (unit) => {
-    const { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs } = limits;
-    const maker = new SourceProcess({ memoryBytes, idleMs }, CHUNK_WORKER);
-    const out = join(context.store.staging, `verify-${randomUUID()}.parquet`);
-    const aside = `${out}.payloads`;
-    const { entityType, tenant, mapping, share, job } = order;
-    const open: OpenFile = {
-      type: "open",
-      unit,
-      file,
-      from: START,
-      out,
-      models: [],
-      mapping,
-      leaves: share?.leaves,
-      payloads: { sizes: context.config.bus, aside },
-      descriptors: context.registry.bytes(),
-      entityType,
-      tenant,
-      stream: streamOf(job),
-      partition: LANE,
-    };
-    try {
-      await maker.call(open);
-      return await chunks(context, maker, out, host);
-    } finally {
-      maker.end();
-      await maker.ended;
-      for (const path of [out, aside]) await rm(path, { force: true });
-    }
-  });
-}
+  get found(): SourceFacts {
+    const { digests, rejected, whole, files } = this;
+    return { digests, rejected, made: { files, whole: new Set(whole.keys()) } };
+  }
 
-async function chunks(
-  { duck, decoding }: Context,
-  maker: SourceProcess,
-  out: string,
-  host: Pick<JobHost, "signal" | "pace">,
-): Promise<z.infer<typeof factsShape> | undefined> {
-  const digests = new Map<string, EventDigest>();
-  let rejected = 0;
-  for (;;) {
-    if (host.signal.aborted) return undefined;
-    const rejects = { count: 0 };
-    const made = (request: NextChunk | LeaveOut) =>
-      maker.call(request, (reply) => {
-        if (reply.type === "rejects") rejects.count += reply.rejects.length;
-      }) as Promise<Chunk>;
-    let chunk = await made({ type: "next", ...CHUNK });
-    if (chunk.aside !== undefined) {
-      const rows = await missingOf(decoding, chunk.aside);
-      if (rows.length > 0) chunk = await made({ type: "leave", rows });
+  /** Resolves to whether it has read all of the file. */
+  read(file: number): Promise<boolean> {
+    const { context, order, out, whole } = this;
+    const { place, manifest, limits, csv } = order;
+    return lend(place, manifest, file, limits, csv, async (unit) => {
+      const { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs } = limits;
+      const maker = new SourceProcess({ memoryBytes, idleMs }, CHUNK_WORKER);
+      giveWay(maker.pid);
+      const aside = `${out}.payloads`;
+      const { entityType, tenant, mapping, share, job } = order;
+      const open: OpenFile = {
+        type: "open",
+        unit,
+        file,
+        from: START,
+        out,
+        models: [...whole.values()],
+        asDigests: true,
+        mapping,
+        leaves: share?.leaves,
+        payloads: { sizes: context.config.bus, aside },
+        descriptors: context.registry.bytes(),
+        entityType,
+        tenant,
+        stream: streamOf(job),
+        partition: LANE,
+      };
+      try {
+        await maker.call(open);
+        return await this.chunks(maker, open.models);
+      } finally {
+        maker.end();
+        await maker.ended;
+        for (const path of [out, aside]) await rm(path, { force: true });
+      }
+    });
+  }
+
+  private async chunks(maker: SourceProcess, models: readonly ChunkModel[]): Promise<boolean> {
+    const { context, host } = this;
+    for (;;) {
+      if (host.signal.aborted) return false;
+      const rejects = { count: 0 };
+      const made = (request: NextChunk | LeaveOut) =>
+        maker.call(request, (reply) => {
+          if (reply.type === "rejects") rejects.count += reply.rejects.length;
+        }) as Promise<Chunk>;
+      let chunk = await made({ type: "next", ...CHUNK });
+      if (chunk.aside !== undefined) {
+        const rows = await missingOf(context.decoding, chunk.aside);
+        if (rows.length > 0) chunk = await made({ type: "leave", rows });
+      }
+      this.rejected += rejects.count;
+      if (chunk.file.rows > 0) {
+        addDigests(this.digests, await this.digestsOf(chunk));
+        await this.keep(models, chunk);
+      }
+      await host.pace({ rows: chunk.file.rows, bytes: chunk.bytes });
+      if (chunk.end) return true;
     }
-    rejected += rejects.count;
-    if (chunk.file.rows > 0) {
-      const relation = `read_parquet(${literal(out)}, hive_partitioning=false)`;
-      addDigests(digests, await duck.with((connection) => eventDigests(connection, relation)));
-      await rm(out);
+  }
+
+  private async digestsOf({ digests }: Chunk): Promise<EventDigests> {
+    if (digests !== undefined) return new Map(digests);
+    const relation = `read_parquet(${literal(this.out)}, hive_partitioning=false)`;
+    const found = await this.context.duck.with((connection) => eventDigests(connection, relation));
+    await rm(this.out);
+    return found;
+  }
+
+  /** The process writes the next chunk where this one lies. */
+  private async keep(models: readonly ChunkModel[], { refined }: Chunk): Promise<void> {
+    const { whole, files } = this;
+    for (const { name, out, tombstones } of models) {
+      const made = refined?.models.find((one) => one.name === name);
+      if (made === undefined) {
+        whole.delete(name);
+        files.forget(name);
+      }
+      if (!whole.has(name)) continue;
+      for (const path of made?.tombstones === undefined ? [out] : [out, tombstones]) {
+        const kept = files.path();
+        await rename(path, kept);
+        files.add(name, kept);
+      }
     }
-    await host.pace({ rows: chunk.file.rows, bytes: chunk.bytes });
-    if (chunk.end) return { rejected, tenants: [...digests] };
   }
 }
 

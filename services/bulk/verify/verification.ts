@@ -6,19 +6,13 @@ import type { ObjectStore } from "../../storage/object-store.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { mayHoldTenant, portionsOf, withFilesScan } from "../../table/scan.js";
 import type { TableSnapshot } from "../../table/types.js";
+import { type EventDigest, type EventDigests, eventDigests } from "../chunks/row-digests.js";
 import type { JobHost } from "../jobs/job-run.js";
 import { LANE, streamOf } from "../jobs/job-tracks.js";
-import {
-  addDigests,
-  type EventDigest,
-  type EventDigests,
-  eventDigests,
-  NO_EVENTS,
-  ofTenant,
-  sameEvents,
-} from "./digests.js";
-import { checkRefined, FAULTS, type RefinedCheck, type RefinedTenant, STANDINGS } from "./refined-check.js";
+import { addDigests, NO_EVENTS, ofTenant, sameEvents } from "./digests.js";
+import { checkRefined, type RefinedCheck } from "./refined-check.js";
 import type { SourceFacts } from "./source-facts.js";
+import { FAULTS, type RefinedTenant, STANDINGS } from "./standings.js";
 
 /** Tenants that a report tells one by one: those that are not equal first, then those with most rows. */
 const MOST_TENANTS = 1000;
@@ -85,7 +79,7 @@ type Context = Pick<
 
 /**
  * Compares a source with what the lake has of it, also beside live traffic and long after. Reads the job's rows of raw
- * twice, and each model's table once. Memory grows with the number of tenants, not with rows.
+ * once, and each model's table once. Memory grows with the number of tenants, not with rows.
  * Errors: TRB-VERIFY-BEHIND; those of tables.
  */
 export async function verify(
@@ -112,7 +106,9 @@ export async function verify(
       await host.pace({ rows, bytes });
     };
     const options = { pace, ...(rowsAtOnce === undefined ? {} : { rowsAtOnce }) };
-    checks.push(await checkRefined(context, { stream: streamOf(job), tenant }, table, model, options));
+    checks.push(
+      await checkRefined(context, { stream: streamOf(job), tenant }, table, model, source.made, options),
+    );
   }
   const names = new Set([
     ...source.digests.keys(),
