@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { readAll, unitOf } from "../../test/support/sources.js";
-import { Duck } from "../base/duckdb.js";
+import { Duck, rowsOf } from "../base/duckdb.js";
 
 const folder = mkdtempSync(join(tmpdir(), "parquet-"));
 const at = (name: string) => join(folder, name);
@@ -49,6 +49,24 @@ describe("a Parquet file", () => {
     expect(rows.every(([ordinal, id], row) => ordinal === row && id === BigInt(row))).toBe(true);
     expect(rows.length).toBe(ROWS);
     expect(marks.length).toBeGreaterThan(20);
+  });
+
+  it("with row groups somewhat larger than a batch is read in whole ones: parts would each unpack all of it", async () => {
+    const rows = await duck.with((connection) =>
+      rowsOf(
+        connection,
+        `SELECT sum(total_uncompressed_size) FROM parquet_metadata('${at("many.parquet")}') WHERE row_group_id = 0`,
+      ),
+    );
+    const { marks } = await readAll(
+      await unitOf(at("many.parquet"), { batchBytes: Number(rows[0]![0]) * 0.6 }),
+    );
+    // Of whole vectors of the engine's.
+    const group = 10_240;
+    expect(marks.map(({ row }) => row)).toEqual([
+      ...Array.from({ length: 9 }, (_, at) => (at + 1) * group),
+      ROWS,
+    ]);
   });
 
   it("without rows has none", async () => {

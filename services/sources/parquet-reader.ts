@@ -13,6 +13,8 @@ const ROW = "file_row_number";
 
 /** Rows of one batch, at most; what repeats in a row group takes more memory than it tells. */
 const BATCH_ROWS = 125_000;
+/** A row group of so many batches' bytes is still read at once: in two parts it would be unpacked twice. */
+const WHOLE_BATCHES = 2;
 
 interface RowGroup {
   readonly rows: number;
@@ -93,7 +95,8 @@ export class ParquetReader implements FormatReader {
     for (const group of this.groups) {
       const full = bytes + group.bytes > batchBytes || end - start + group.rows > BATCH_ROWS;
       if (end > start && full) close();
-      const wanted = Math.max(Math.round(group.bytes / batchBytes), Math.ceil(group.rows / BATCH_ROWS));
+      const mostBytes = WHOLE_BATCHES * batchBytes;
+      const wanted = Math.max(Math.ceil(group.bytes / mostBytes), Math.ceil(group.rows / BATCH_ROWS));
       const pieces = Math.max(1, Math.min(group.rows, wanted));
       const above = end;
       for (let piece = 1; piece <= pieces; piece++) {

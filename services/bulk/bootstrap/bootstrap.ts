@@ -14,13 +14,19 @@ import { positionIn } from "../chunks/row-events.js";
 import { ImportProducer } from "../imports/import-producer.js";
 import { type Backlog, PORTION } from "../imports/import-queue.js";
 import { LANE, streamOf } from "../jobs/job-tracks.js";
+import { ChunkProcesses } from "./chunk-processes.js";
 import { ChunkQueue } from "./chunk-queue.js";
 import { RefinedSide } from "./refined-side.js";
 
 /** Files that are read side by side, each by a process of its own. */
 const MAKERS = Math.min(2, availableParallelism());
-/** Chunks of a file that are made before those of the files above have landed; a kill costs these. */
-const AHEAD = 4;
+/** So many more are fetched meanwhile, where they lie elsewhere. */
+const FETCHED = 1;
+/**
+ * Chunks of a file that are made before those of the files above have landed; a kill costs these. With fewer a process
+ * would wait for the other one wherever files hold some more.
+ */
+const AHEAD = 8;
 
 export interface BootstrapProgress {
   /** Of the manifest. */
@@ -124,16 +130,13 @@ export class Bootstrap {
 
   /** Whether all have landed; not when it was told to stop, nor when chunks have to be made again. */
   private async files(left: { readonly file: number; readonly from: Mark }[]): Promise<boolean | "again"> {
+    const processes = new ChunkProcesses(this.order.limits, MAKERS);
+    const pacing = { ahead: AHEAD, calm: () => this.host.calm() };
+    const models = this.refined?.models ?? [];
     const makers: ChunkQueue[] = [];
     const begin = () => {
-      for (const place of left.splice(0, MAKERS - makers.length)) {
-        makers.push(
-          ChunkQueue.start(this.context, this.order, place, this.refined?.models ?? [], {
-            ahead: AHEAD,
-            calm: () => this.host.calm(),
-          }),
-        );
-      }
+      for (const place of left.splice(0, MAKERS + FETCHED - makers.length))
+        makers.push(ChunkQueue.start(this.context, this.order, place, models, pacing, processes));
     };
     try {
       for (begin(); makers.length > 0; begin()) {
@@ -143,6 +146,7 @@ export class Bootstrap {
       }
       return true;
     } finally {
+      await processes.end();
       await Promise.all(makers.map((maker) => maker.stop()));
     }
   }

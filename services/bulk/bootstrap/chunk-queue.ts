@@ -4,15 +4,15 @@ import { join } from "node:path";
 import { TributaryError } from "../../base/errors.js";
 import type { Reject } from "../../sources/formats.js";
 import { lend } from "../../sources/inspect.js";
-import { SourceProcess } from "../../sources/source-process.js";
+import type { SourceProcess } from "../../sources/source-process.js";
 import type { Mark } from "../../sources/splitter.js";
 import type { ReadUnit } from "../../sources/unit.js";
 import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
-import { CHUNK_WORKER, giveWay } from "../chunks/chunk-file.js";
 import type { Chunk, ChunkModel, LeaveOut, NextChunk, OpenFile } from "../chunks/chunk-protocol.js";
 import { keepAside } from "../chunks/payload-keeper.js";
 import { LANE, streamOf } from "../jobs/job-tracks.js";
 import type { BootstrapContext } from "./bootstrap.js";
+import type { ChunkProcesses } from "./chunk-processes.js";
 
 /**
  * About what one chunk holds; whichever is reached first. Files of so many rows are left alone by compaction, and its
@@ -37,12 +37,11 @@ export interface Pacing {
   calm(): Promise<void>;
 }
 
-/** The chunks of one file of a source, in its order, made by a process of its own ahead of whoever takes them. */
+/** The chunks of one file of a source, in its order, made by one of the processes ahead of whoever takes them. */
 export class ChunkQueue {
   private readonly made: MadeChunk[] = [];
   private readonly files = new Set<string>();
   private readonly running: Promise<void>;
-  private readonly process: SourceProcess;
   private failure: { readonly error: unknown } | undefined;
   private ended = false;
   private stopped = false;
@@ -55,18 +54,21 @@ export class ChunkQueue {
     private readonly from: Mark,
     private readonly models: readonly Omit<ChunkModel, "out" | "tombstones">[],
     private readonly pacing: Pacing,
+    processes: ChunkProcesses,
   ) {
     const { place, manifest, limits, csv } = order;
-    const { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs } = limits;
-    this.process = new SourceProcess({ memoryBytes, idleMs }, CHUNK_WORKER);
-    giveWay(this.process.pid);
-    this.running = lend(place, manifest, file, limits, csv, (unit) => this.run(unit))
+    // At once: before the file is there, it has its place among those that wait.
+    const claimed = processes.claim();
+    claimed.catch(() => undefined);
+    this.running = lend(place, manifest, file, limits, csv, async (unit) => {
+      const process = await claimed;
+      if (await this.run(process, unit)) processes.giveBack(process);
+    })
       .catch((error: unknown) => {
         this.failure = { error };
       })
       .finally(() => {
         this.ended = true;
-        this.process.end();
         this.changed();
       });
   }
@@ -77,8 +79,9 @@ export class ChunkQueue {
     place: { readonly file: number; readonly from: Mark },
     models: readonly Omit<ChunkModel, "out" | "tombstones">[],
     pacing: Pacing,
+    processes: ChunkProcesses,
   ): ChunkQueue {
-    return new ChunkQueue(context, order, place.file, place.from, models, pacing);
+    return new ChunkQueue(context, order, place.file, place.from, models, pacing, processes);
   }
 
   /** The next chunk. Errors: those of sources and of what is put aside. */
@@ -95,13 +98,11 @@ export class ChunkQueue {
     }
   }
 
-  /** Ends the process, and removes what was not taken over of its files. */
+  /** Removes what was not taken over of its files. Of one that is not through the processes have been ended. */
   async stop(): Promise<void> {
     this.stopped = true;
-    this.process.end();
     this.changed();
     await this.running;
-    await this.process.ended;
     for (const path of this.files) await rm(path, { force: true });
   }
 
@@ -122,7 +123,8 @@ export class ChunkQueue {
     return path;
   }
 
-  private async run(unit: ReadUnit): Promise<void> {
+  /** Whether all of the file has been made; not when it was stopped. */
+  private async run(process: SourceProcess, unit: ReadUnit): Promise<boolean> {
     const { context, order, file, from } = this;
     const { entityType, tenant, mapping, share, job, chunk: size = CHUNK } = order;
     const out = this.path();
@@ -144,21 +146,22 @@ export class ChunkQueue {
       stream: streamOf(job),
       partition: LANE,
     };
-    await this.process.call(open);
+    await process.call(open);
     for (let end = false; !end; ) {
       while (this.made.length >= this.pacing.ahead && !this.stopped) await this.change();
       if (!this.stopped) await this.pacing.calm();
-      if (this.stopped) return;
+      if (this.stopped) return false;
       const rejects: Reject[] = [];
-      let chunk = await this.call({ type: "next", ...size }, rejects);
+      let chunk = await call(process, { type: "next", ...size }, rejects);
       if (chunk.aside !== undefined) {
         const rows = await keepAside(context.decoding.offloaded, chunk.aside, aside);
-        if (rows.length > 0) chunk = await this.call({ type: "leave", rows }, rejects);
+        if (rows.length > 0) chunk = await call(process, { type: "leave", rows }, rejects);
       }
       this.made.push(await this.setAside(chunk, rejects, out, models));
       this.changed();
       ({ end } = chunk);
     }
+    return true;
   }
 
   /** The process writes the next chunk where this one lies. */
@@ -185,11 +188,15 @@ export class ChunkQueue {
     }
     return { chunk, rejects, out: await moved(out, chunk.file.rows > 0), models: made };
   }
+}
 
-  private async call(request: NextChunk | LeaveOut, rejects: Reject[]): Promise<Chunk> {
-    const chunk = await this.process.call(request, (reply) => {
-      if (reply.type === "rejects") rejects.push(...reply.rejects);
-    });
-    return chunk as Chunk;
-  }
+async function call(
+  process: SourceProcess,
+  request: NextChunk | LeaveOut,
+  rejects: Reject[],
+): Promise<Chunk> {
+  const chunk = await process.call(request, (reply) => {
+    if (reply.type === "rejects") rejects.push(...reply.rejects);
+  });
+  return chunk as Chunk;
 }

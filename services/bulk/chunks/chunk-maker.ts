@@ -70,6 +70,11 @@ export class ChunkMaker {
     return { rows: this.reader.rows };
   }
 
+  /** After the last call: the engine keeps its memory for as long as somebody is connected. */
+  close(): void {
+    this.connection.closeSync();
+  }
+
   /** Errors: those of SourceReader. */
   async next({ rows, bytes }: NextChunk): Promise<Chunk> {
     const rejects: Reject[] = [];

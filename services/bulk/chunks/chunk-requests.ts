@@ -9,6 +9,7 @@ import { WholeEvents } from "./whole-events.js";
 /** Reads files of strangers and makes chunks of them; it holds nothing that is not in them. */
 export const chunkRequests: Answering<ChunkRequest> = ({ memoryBytes }, tell) => {
   let maker: ChunkMaker | WholeEvents | undefined;
+  let engine: Duck | undefined;
   return async (request): Promise<Chunk | FoundTypes | Opened> => {
     if (request.type === "next") {
       if (maker === undefined) throw new TributaryError("TRB-INTERNAL");
@@ -22,11 +23,14 @@ export const chunkRequests: Answering<ChunkRequest> = ({ memoryBytes }, tell) =>
       const duck = await Duck.sealed(memoryBytes, [request.unit.path]);
       return duck.with((connection) => findTypes(connection, request, tell.getsOn));
     }
-    // One process a file: its engine is sealed with what it may reach.
+    // One engine a file: it is sealed with what it may reach.
+    maker?.close();
+    engine?.close();
+    maker = undefined;
     const made = request.models.flatMap(({ out, tombstones }) => [out, tombstones]);
-    const duck = await Duck.sealed(memoryBytes, [request.unit.path, request.out, ...made]);
+    engine = await Duck.sealed(memoryBytes, [request.unit.path, request.out, ...made]);
     const kind = request.unit.format === "events" ? WholeEvents : ChunkMaker;
-    maker = await kind.open(duck, request, tell.rejects, tell.getsOn);
+    maker = await kind.open(engine, request, tell.rejects, tell.getsOn);
     return maker.opened;
   };
 };

@@ -1,4 +1,5 @@
 import { rm } from "node:fs/promises";
+import type { DuckDBConnection } from "@duckdb/node-api";
 import type { Code } from "../../base/codes.js";
 import type { Duck } from "../../base/duckdb.js";
 import { TributaryError } from "../../base/errors.js";
@@ -45,6 +46,7 @@ export class WholeEvents {
     private readonly reader: SourceReader,
     private readonly writer: RawWriter,
     private readonly onRejects: (rejects: readonly Reject[]) => void,
+    private readonly connections: readonly DuckDBConnection[],
   ) {
     const { entityType, tenant, payloads } = order;
     this.at = order.from;
@@ -75,12 +77,18 @@ export class WholeEvents {
     if (mapping !== undefined) {
       throw new TributaryError("TRB-BULK-MAPPING", "expected no mapping, as the source holds whole events");
     }
-    const reader = await SourceReader.open(await duck.connect(), order.unit, getsOn);
-    return new WholeEvents(order, registry, reader, new RawWriter(await duck.connect()), onRejects);
+    const connections = [await duck.connect(), await duck.connect()] as const;
+    const reader = await SourceReader.open(connections[0], order.unit, getsOn);
+    return new WholeEvents(order, registry, reader, new RawWriter(connections[1]), onRejects, connections);
   }
 
   get opened(): Opened {
     return { rows: this.reader.rows };
+  }
+
+  /** After the last call: the engine keeps its memory for as long as somebody is connected. */
+  close(): void {
+    for (const connection of this.connections) connection.closeSync();
   }
 
   /** Errors: those of SourceReader. */
