@@ -82,7 +82,7 @@ export class CatchUp {
       this.expressed = later(this.expressed, this.hasMany(snapshot) ? progressOf(snapshot) : from);
       try {
         await this.context.duck.with(async (connection) => {
-          await this.takeRanges(this.view(snapshot, connection), from, to);
+          await this.takeRanges(this.view(snapshot, connection), from, to, own.replacedAt);
         });
         this.rangeEvents = Math.min(this.rangeEvents * 2, this.context.decoding.rangeEvents);
       } catch (error) {
@@ -108,10 +108,10 @@ export class CatchUp {
     return snapshot.files.reduce((rows, file) => rows + file.rows, 0) > EXPRESS_EVENTS;
   }
 
-  private async takeRanges(view: RawView, start: Progress, to: Progress): Promise<void> {
+  private async takeRanges(view: RawView, start: Progress, to: Progress, replacedAt: number): Promise<void> {
     let from = start;
     for (const end of await rangesOf(view, start, to, this.rangeEvents)) {
-      if (!(await this.takeRange(view, from, end))) return;
+      if (!(await this.takeRange(view, from, end, replacedAt))) return;
       from = new Map([...from, ...end]);
       const { read } = this;
       this.read = { rows: 0, bytes: 0 };
@@ -119,22 +119,31 @@ export class CatchUp {
     }
   }
 
-  /** False after a conflict: another writer was here, and what is left is to be found out anew. */
-  private async takeRange(view: RawView, from: Progress, end: Progress): Promise<boolean> {
+  /**
+   * False after a conflict: another writer was here, and what is left is to be found out anew. Also where the table has
+   * become another one since, which lacks what was put in of the range before.
+   */
+  private async takeRange(
+    view: RawView,
+    from: Progress,
+    end: Progress,
+    replacedAt: number,
+  ): Promise<boolean> {
     const to = new Map([...end].filter(([track, position]) => position > (from.get(track) ?? "")));
     const limits = { events: BATCH_EVENTS, bytes: this.context.decoding.sliceBytes };
-    if (!(await readRange(view, from, to, limits, (batch) => this.takeBatch(view, batch)))) return false;
+    if (!(await readRange(view, from, to, limits, (batch) => this.takeBatch(view, batch, replacedAt))))
+      return false;
     // Positions move with the last upsert alone: a range is read in no order, and an upsert may be repeated.
     const nothing = whole(new EventBatch(view.entityType, this.context.stream));
-    return isTaken(await this.take(view, nothing, from, to));
+    return isTaken(await this.take(view, nothing, from, to, replacedAt));
   }
 
-  private async takeBatch(view: RawView, batch: EventBatch): Promise<boolean> {
+  private async takeBatch(view: RawView, batch: EventBatch, replacedAt: number): Promise<boolean> {
     this.read.rows += batch.count;
     this.read.bytes += batch.byteCount;
     for await (const slice of slicesOf(batch, this.context.decoding)) {
       this.options.signal.throwIfAborted();
-      if (!isTaken(await this.take(view, slice, NOWHERE, NOWHERE))) return false;
+      if (!isTaken(await this.take(view, slice, NOWHERE, NOWHERE, replacedAt))) return false;
       // A permit is given back before another one is asked for.
       slice.release();
       if (this.options.express) await this.takeLight();
@@ -167,7 +176,13 @@ export class CatchUp {
     this.lookedAt = performance.now();
   }
 
-  private take(view: RawView, slice: Slice, from: Progress, to: Progress): Promise<Taken> {
+  private take(
+    view: RawView,
+    slice: Slice,
+    from: Progress,
+    to: Progress,
+    replacedAt?: number,
+  ): Promise<Taken> {
     const { context } = this;
     const { model } = this.refiner;
     const { setAside = (events, poison, whole) => bury(context, model, events, poison, whole) } =
@@ -176,6 +191,7 @@ export class CatchUp {
       from,
       to,
       slots: context.ours.slots,
+      ...(replacedAt === undefined ? {} : { replacedAt }),
       landed: Promise.resolve(true),
       suspects: context.suspects,
       setAside: (events, poison) =>

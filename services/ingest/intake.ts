@@ -20,6 +20,11 @@ export interface Taking {
   readonly to: Progress;
   /** As `Upsert.slots`. */
   readonly slots?: Slots | undefined;
+  /**
+   * As of TableSnapshot, when the first of what moves positions together was put in: once the table is another one, that
+   * is gone, and is to be put in again. As the table stands now when absent.
+   */
+  readonly replacedAt?: number;
   /** As `Upsert.again`. */
   readonly again?: boolean;
   /** Whether raw has the events; without it nothing is committed. */
@@ -48,12 +53,13 @@ export async function takeIn(
 ): Promise<Taken> {
   const { suspects } = taking;
   const { name } = refiner.model;
+  const { replacedAt = writer.table.snapshot.replacedAt } = taking;
   const parts = suspects?.partsOf(name, slice) ?? [{ slice, trial: false, condemned: false }];
   for (let part = parts.shift(); part !== undefined; part = parts.shift()) {
     const ended = await suspects?.begin(name, part);
     let blamed = false;
     try {
-      const result = await takePart(refiner, writer, part, parts, taking);
+      const result = await takePart(refiner, writer, part, parts, { ...taking, replacedAt });
       if (result !== undefined) return result;
     } catch (error) {
       const engine = engineErrorOf(error);
@@ -73,7 +79,7 @@ async function takePart(
   writer: UpsertWriter,
   part: Part,
   left: Part[],
-  { from, to, slots, again, landed, setAside }: Taking,
+  { from, to, slots, again, landed, setAside, replacedAt }: Taking,
 ): Promise<Exclude<Taken, { kind: "taken" }> | undefined> {
   const { slice } = part;
   const instead = (slices: readonly Slice[]) => {
@@ -92,12 +98,14 @@ async function takePart(
       from,
       to: left.length === 0 ? to : NOWHERE,
       ready: landed,
-      fits: (table) => isOf(table, refiner.model),
+      fits: (table) => isOf(table, refiner.model) && table.replacedAt === replacedAt,
       ...(slots === undefined ? {} : { slots }),
       ...(again === undefined ? {} : { again }),
       newest: slice.events.newest(),
     });
-    return result.kind === "committed" ? undefined : result;
+    if (result.kind === "committed") return undefined;
+    const isReplaced = writer.table.snapshot.replacedAt !== replacedAt;
+    return isReplaced ? { kind: "conflict", reason: "version" } : result;
   } catch (error) {
     if (!(error instanceof ModelFailure)) throw error;
     if (!(await landed)) return { kind: "given-up" };

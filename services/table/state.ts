@@ -33,6 +33,8 @@ export class TableState {
   version = -1;
   /** Version that last changed schema, properties or protocol. */
   metaDataVersion = -1;
+  /** As of TableSnapshot. */
+  private replacedAt = -1;
   protocol: ProtocolAction | undefined;
   metaData: MetaDataAction | undefined;
   /** In-commit timestamp of the newest commit that has one, in ms since the epoch. */
@@ -59,13 +61,15 @@ export class TableState {
   apply(version: number, actions: readonly Action[]): Change {
     const checked = this.checked(version, actions, true);
     this.take(version, checked);
-    return changeOf({
+    const change = changeOf({
       version,
       operation: actions.find((action) => action.commitInfo !== undefined)?.commitInfo?.operation,
       redefined: checked.metaData !== undefined,
       adds: checked.adds,
       removes: checked.removes.map(({ path }) => path),
     });
+    if (change.replaced) this.replacedAt = version;
+    return change;
   }
 
   /** Takes in the actions of a log checkpoint, as `apply`. */
@@ -189,6 +193,7 @@ export class TableState {
       files: [...this.files.values()],
       domains: new Map(this.domains),
       description: metaData.description,
+      replacedAt: this.replacedAt,
     };
     return this.cached;
   }

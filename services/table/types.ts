@@ -40,6 +40,11 @@ export interface TableSnapshot {
   /** Domain metadata: name → configuration string. */
   readonly domains: ReadonlyMap<string, string>;
   readonly description: string | undefined;
+  /**
+   * Version at which other rows were last put in the place of the table's or a tenant's, as far as this object of it has
+   * seen; -1 where it has not. What was put in before without moving positions may be gone.
+   */
+  readonly replacedAt: number;
 }
 
 const byPath = new WeakMap<TableSnapshot, ReadonlyMap<string, TableFile>>();

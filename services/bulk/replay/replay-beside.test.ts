@@ -1,0 +1,75 @@
+import { expect, test } from "vitest";
+import { expectedThings, Lake, Random, randomEvents, seeds, TestStream } from "../../../test/support/lake.js";
+import { RawWriter } from "../../ingest/raw-writer.js";
+import { Target } from "../../ingest/target.js";
+import { append } from "../../table/append.js";
+import { positionsOf } from "../../table/progress.js";
+import { jobOrder, type ReplayJob } from "../jobs/job.js";
+import type { JobHost } from "../jobs/job-run.js";
+import { runReplay } from "./replay-job.js";
+
+const HOST: JobHost = {
+  signal: new AbortController().signal,
+  tell: () => undefined,
+  pace: async () => undefined,
+  calm: async () => undefined,
+  reject: async () => undefined,
+  rejected: 0,
+};
+
+const orderOf = (words: Partial<ReplayJob>): ReplayJob =>
+  jobOrder.parse({
+    kind: "replay",
+    id: "r1",
+    model: "t.things",
+    by: "local:ann",
+    at: "2026-01-01T00:00:00.000Z",
+    ...words,
+  }) as ReplayJob;
+
+for (const action of ["repair", "swap"] as const) {
+  test(`a ${action} amid a model's catch-up takes nothing away of what that has put in so far`, async () => {
+    for (const seed of seeds(0)) {
+      const random = new Random(seed);
+      const events = randomEvents(random, 60);
+      const lake = await Lake.create();
+      const other = await lake.twin();
+      try {
+        const stream = new TestStream("test");
+        await lake.land(stream.batch(events.slice(0, 10)));
+        await lake.settled();
+        const { raw } = await lake.lane();
+        const late = stream.batch(events.slice(10));
+        await append(raw, "test", positionsOf(raw.snapshot, "test"), async (path) => ({
+          file: await new RawWriter(await lake.context.duck.connect()).write(late, path),
+          to: late.reached(),
+        }));
+        const context = { ...lake.context, decoding: { ...lake.context.decoding, sliceBytes: 400 } };
+        const model = context.models.find(({ name }) => name === "t.things")!;
+        const target = await Target.open(context, model);
+        const { writer } = target;
+        const upsert = writer.upsert.bind(writer);
+        let replayed = false;
+        writer.upsert = async (one) => {
+          // The last one of the range, which moves the table's positions.
+          if (one.to.size > 0 && !replayed) {
+            replayed = true;
+            const tenant = action === "repair" ? { tenant: "acme" } : {};
+            expect(await runReplay(other.context, orderOf({ action, ...tenant }), HOST)).toBe(true);
+            // As lanes and compactions do beside.
+            await target.table.refresh();
+          }
+          return upsert(one);
+        };
+        await target.catchUp(raw, new AbortController().signal);
+        await target.close();
+        expect(replayed, `seed ${seed}`).toBe(true);
+        await (await lake.lane()).look();
+        expect(await lake.rows(), `seed ${seed}`).toEqual(expectedThings(events));
+      } finally {
+        other.context.duck.close();
+        await lake.close();
+      }
+    }
+  });
+}
