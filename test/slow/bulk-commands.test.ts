@@ -187,3 +187,41 @@ test("times in ms against live counters are refused before anything lands", asyn
   });
   expect((await bootstrap("status", "times")).stderr).toContain("TRB-JOB-UNKNOWN");
 });
+
+test("what an export lacks is deleted once its numbers are confirmed; a report tells, and it can be verified later", async () => {
+  await publish([
+    { id: "here", version: 1, path: "live/here" },
+    { id: "gone", version: 1, path: "live/gone" },
+  ]);
+  const watermark = join(folder, "watermark.json");
+  writeFileSync(watermark, (await bootstrap("watermark", "--type", "scm.v1.File")).stdout);
+  await publish([{ id: "later", version: 1, path: "live/later" }]);
+  mkdirSync(join(folder, "exports", "lacks"));
+  const all = await files("select entity_id from files where entity_id not in ('gone', 'later')");
+  const lines = all.map(([id]) =>
+    JSON.stringify({ customer: "acme", id, revision: 5000, name: `again/${id}`, changes: 1 }),
+  );
+  const exported = join(folder, "exports", "lacks", "a.ndjson");
+  writeFileSync(exported, lines.join("\n"));
+  const paused = await bootstrap(...words("lacks", "exports/lacks"), "--reconcile", watermark);
+  expect(paused).toMatchObject({
+    code: 1,
+    stdout: expect.stringContaining("1 entities of 1 tenants would be deleted"),
+  });
+  const { stdout } = await bootstrap("report", "lacks");
+  const [, command = ""] = /tributary bootstrap (confirm lacks --count 1 --as-of \d+)/.exec(stdout) ?? [];
+  expect(stdout).toMatch(/acme +gone +1/);
+  expect((await bootstrap("confirm", "lacks", "--count", "2", "--as-of", "0")).stderr).toContain(
+    "expected 1 as of",
+  );
+  expect((await bootstrap(...command.split(" "))).code).toBe(0);
+  await reached("lacks", "done");
+  expect(
+    await files("select entity_id from files where entity_id in ('here', 'gone', 'later') order by 1"),
+  ).toEqual([["here"], ["later"]]);
+  expect((await bootstrap("report", "lacks")).stdout).toContain("All of the source is in the lake");
+  expect(await bootstrap("verify", "lacks")).toMatchObject({ code: 0 });
+  writeFileSync(exported, lines.slice(1).join("\n"));
+  const changed = await bootstrap("verify", "lacks");
+  expect(changed).toMatchObject({ code: 1, stdout: expect.stringContaining("TRB-SOURCE-CHANGED") });
+});
