@@ -1,5 +1,6 @@
-import { rmSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { pino } from "pino";
 import { Registry } from "prom-client";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -170,4 +171,62 @@ describe("raw show, replay and repair on the command line", () => {
     expect((await replay()).report.difference.keys).toEqual([]);
     expect((await cli(["table", "verify", "--data", data])).code).toBe(0);
   });
+
+  test("one whose process is killed again and again is gone on with", async () => {
+    const refined = join(data, "lake", "refined", "scm", "files");
+    // What serves may lie in such a folder, too; a table's log is in that of one beside it alone.
+    const beside = () =>
+      readdirSync(refined)
+        .filter((name) => name.startsWith("rebuilt-") && existsSync(join(refined, name, "_delta_log")))
+        .flatMap((name) => readdirSync(join(refined, name, "_delta_log")));
+    const moments: readonly (() => boolean)[] = [
+      () => true,
+      () => beside().includes("00000000000000000000.json"),
+      () => beside().includes("00000000000000000001.json"),
+    ];
+    const killed: number[] = [];
+    const job = () => startedBy(server.process.pid!).find((pid) => commandOf(pid).includes("job-child"));
+    let done = false;
+    const killing = (async () => {
+      while (!done && killed.length < moments.length) {
+        const pid = job();
+        if (pid !== undefined && !killed.includes(pid) && moments[killed.length]!()) {
+          process.kill(pid, "SIGKILL");
+          killed.push(pid);
+        }
+        await sleep(1);
+      }
+    })();
+    const { report } = await replay("--swap").finally(() => {
+      done = true;
+    });
+    await killing;
+    expect(killed).toHaveLength(moments.length);
+    expect(report.difference.keys).toEqual([]);
+    expect((await replay()).report.difference.keys).toEqual([]);
+    expect(await authors("zeta")).toEqual([
+      ["a", "zeta 2"],
+      ["b", "zeta 1"],
+    ]);
+    expect(beside()).toEqual([]);
+    expect((await cli(["table", "verify", "--data", data])).code).toBe(0);
+  });
 });
+
+/** Processes that one has started, and those that they have. */
+function startedBy(pid: number): number[] {
+  try {
+    const own = readFileSync(`/proc/${pid}/task/${pid}/children`, "latin1").split(" ").filter(Boolean);
+    return own.map(Number).flatMap((child) => [child, ...startedBy(child)]);
+  } catch {
+    return [];
+  }
+}
+
+function commandOf(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "latin1");
+  } catch {
+    return "";
+  }
+}
