@@ -71,3 +71,17 @@ test("rows win and lose key by key against rows and tombstones that stand, and m
   await other.upsert(rows("acme", ["e"], 5));
   expect(await other.rows()).toEqual(["acme|a|v5-1", "acme|b|v6-1", "acme|d|v6-1"]);
 });
+
+test("a row that was put in again beside the tombstone that it equals is replaced", async () => {
+  const root = freshRoot();
+  const [other, mine] = [await open(root), await open(root)];
+  const ids = ["a", "b", "c"];
+  await other.upsert(rows("acme", ids, 5).map((row) => ({ ...row, hidden: true })));
+  await other.upsert(rows("acme", ids, 5), { again: true });
+  await mine.table.refresh();
+  await mine.bulk(rows("acme", ["a"], 6), moves(0));
+  await other.table.refresh();
+  await other.upsert([{ tenant: "acme", id: "b", version: 6, operation: 3, content: 0n }]);
+  expect(await mine.rows()).toEqual(["acme|a|v6-1", "acme|c|v5-1"]);
+  expect([...(await mine.checkIndex()), ...(await other.checkIndex())]).toEqual([]);
+});

@@ -10,7 +10,7 @@ import { KeyIndex } from "./key-index.js";
 import { FileRanges, KeyRanges, type TenantRange } from "./key-ranges.js";
 import { joinKeys, type ScannedFile, scanKeys, scanned } from "./key-scan.js";
 import type { Mask } from "./mask.js";
-import { compareOrder, FLAGS, ROW, WORDS } from "./order.js";
+import { FLAGS, outranks, ROW, WORDS } from "./order.js";
 import { advance, type Progress } from "./progress.js";
 import { maskReplaced } from "./replaced.js";
 import { withFiles } from "./scan.js";
@@ -215,7 +215,7 @@ class Look {
     const { standing, table, connection } = this;
     const offer = (record: Uint32Array, ord: number) => {
       const at = ord * WORDS;
-      if (!standing.knows(ord) || this.isDead(ord) || compareOrder(record, 0, standing.found, at) > 0)
+      if (!standing.knows(ord) || this.isDead(ord) || outranks(record, 0, record[FLAGS]!, standing.found, at))
         standing.set(ord, record, 0);
     };
     const placed = (files: readonly TableFile[]) =>

@@ -53,13 +53,13 @@ export class FileOrdinals {
     this.dead.clear();
   }
 
-  /** Numbers of some files, of those that have one. */
-  known(paths: Iterable<string>): Set<number> {
+  /** Tells FLAGS of rows in some files. */
+  areOf(paths: Iterable<string>): (flags: number) => boolean {
     const known = new Set<number>();
     for (const path of paths) {
       const ordinal = this.ordinalOf.get(path);
       if (ordinal !== undefined) known.add(ordinal);
     }
-    return known;
+    return (flags) => (flags & TOMBSTONE_BIT) === 0 && known.has(flags >>> FILE_SHIFT);
   }
 }

@@ -4,7 +4,7 @@ import type { EntityKeys } from "./entity-keys.js";
 import type { FileOrdinals } from "./file-ordinals.js";
 import { KeyRun, RUN_ROWS } from "./key-run.js";
 import { joinKeys, scanKeys, scanned } from "./key-scan.js";
-import { compareOrder, FLAGS, OPERATION_MASK, ROW, TENANT, WORDS } from "./order.js";
+import { FLAGS, OPERATION_MASK, outranks, ROW, TENANT, WORDS } from "./order.js";
 import type { Standing } from "./standing.js";
 import { filesOf, type TableFile, type TableSnapshot } from "./types.js";
 
@@ -87,7 +87,7 @@ export class LargeFiles {
     if (this.runs.size === 0 || standing.count === 0) return;
     const live = filesOf(snapshot);
     const offer = (record: Uint32Array, at: number, ord: number, flags: number) => {
-      if (standing.knows(ord) && compareOrder(record, at, standing.found, ord * WORDS) <= 0) return;
+      if (standing.knows(ord) && !outranks(record, at, flags, standing.found, ord * WORDS)) return;
       standing.set(ord, record, at);
       standing.found[ord * WORDS + FLAGS] = flags;
     };

@@ -9,7 +9,7 @@ import type { EntityKeys } from "./entity-keys.js";
 import { FileOrdinals } from "./file-ordinals.js";
 import { joinKeys, scanKeys, scanned } from "./key-scan.js";
 import { LargeFiles, MANY_ROWS, type Sink } from "./large-files.js";
-import { compareOrder, FILE_SHIFT, FLAGS, OPERATION_MASK, ROW, SLOT, TOMBSTONE_BIT, WORDS } from "./order.js";
+import { FLAGS, isLevelRow, OPERATION_MASK, outranks, ROW, SLOT, TOMBSTONE_BIT, WORDS } from "./order.js";
 import { EVERY_SLOT, holds, isEvery, isWithin, overlaps, type Slots, union, without } from "./slot-ranges.js";
 import type { StagedFile } from "./staging.js";
 import { Standing } from "./standing.js";
@@ -91,7 +91,10 @@ export class EntityLocator {
       put: (record) => {
         if (!stands() || !holds(covered, record[SLOT]!)) return;
         record[FLAGS] = place | (record[FLAGS]! & OPERATION_MASK);
-        this.offer(index, record);
+        const at = index.find(record, 0);
+        const isDead = at >= 0 && this.files.isDead(index.records[at + FLAGS]!);
+        // Read as of a while ago: of rows that are equal the one stands that has come since.
+        if (at < 0 || isDead || !isLevelRow(index.records, at, record, 0)) this.offer(index, record);
       },
     };
   }
@@ -307,7 +310,7 @@ export class EntityLocator {
 
   /** Whether what was known at `at` stands no longer: it has lost, or its file is gone and its row is in another. */
   private isPassed(known: Uint32Array, at: number, record: Uint32Array): boolean {
-    return this.files.isDead(known[at + FLAGS]!) || compareOrder(record, 0, known, at) > 0;
+    return this.files.isDead(known[at + FLAGS]!) || outranks(record, 0, record[FLAGS]!, known, at);
   }
 
   /** Frees the numbers of files that are gone, once there are so many that a pass over the index is paid for. */
@@ -351,8 +354,7 @@ export class EntityLocator {
     if (!relocations.every((relocation) => relocation !== undefined)) return false;
     const paths = sources.map(({ path }) => path);
     if (paths.some((path) => this.large.has(path))) return false;
-    const from = this.files.known(paths);
-    const isFrom = (flags: number) => (flags & TOMBSTONE_BIT) === 0 && from.has(flags >>> FILE_SHIFT);
+    const isFrom = this.files.areOf(paths);
     for (const { path, records } of relocations) {
       const place = this.files.flagsOf(path, false);
       for (let at = 0; at < records.length; at += WORDS) {
@@ -389,7 +391,7 @@ export class EntityLocator {
     );
     await joinKeys(this.table, connection, wanted, places, (record, ord) => {
       if (isApart[ord] === 0) return;
-      if (!standing.knows(ord) || compareOrder(record, 0, standing.found, ord * WORDS) > 0)
+      if (!standing.knows(ord) || outranks(record, 0, record[FLAGS]!, standing.found, ord * WORDS))
         standing.set(ord, record, 0);
     });
   }

@@ -49,5 +49,25 @@ export function compareOrder(a: Uint32Array, at: number, b: Uint32Array, bt: num
   );
 }
 
+/**
+ * Whether a record that counts, as `flags` say what it is, stands instead of another one of its entity: as the greater
+ * one, or as its equal that is a row. A tombstone stays where it is when a row is put in again that is its equal, and
+ * would hide from whoever replaces the row that there is one.
+ */
+export function outranks(
+  record: Uint32Array,
+  at: number,
+  flags: number,
+  other: Uint32Array,
+  start: number,
+): boolean {
+  const order = compareOrder(record, at, other, start);
+  return order > 0 || (order === 0 && (flags & TOMBSTONE_BIT) === 0);
+}
+
+/** Whether a record is a row at the same place in the order as another one of its entity. */
+export const isLevelRow = (record: Uint32Array, at: number, other: Uint32Array, start: number): boolean =>
+  (record[at + FLAGS]! & TOMBSTONE_BIT) === 0 && compareOrder(record, at, other, start) === 0;
+
 export const sameKey = (a: Uint32Array, at: number, b: Uint32Array, bt: number): boolean =>
   a[at] === b[bt] && a[at + 1] === b[bt + 1] && a[at + 2] === b[bt + 2] && a[at + 3] === b[bt + 3];

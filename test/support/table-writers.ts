@@ -26,7 +26,7 @@ import type { RowSource } from "../../services/table/row-source.js";
 import { withScan } from "../../services/table/scan.js";
 import { normalized, type Slots } from "../../services/table/slot-ranges.js";
 import { PARTITION_COLUMN } from "../../services/table/state.js";
-import { type UpsertResult, UpsertWriter } from "../../services/table/upsert.js";
+import { type Upsert, type UpsertResult, UpsertWriter } from "../../services/table/upsert.js";
 
 /** Upserts into a table with several writers, each with objects of its own as a process has them; no ingest. */
 
@@ -40,6 +40,8 @@ export interface Write {
   /** 1 created, 2 updated, 3 deleted. */
   readonly operation: number;
   readonly content: bigint;
+  /** What a model made a tombstone of that was wrong. */
+  readonly hidden?: boolean;
 }
 
 /** What a model would make a tombstone of. */
@@ -104,16 +106,16 @@ export class TableWriter {
 
   upsert(
     writes: readonly Write[],
-    more: { readonly from?: Progress; readonly to?: Progress; readonly slots?: Slots } = {},
+    more: Partial<Pick<Upsert, "from" | "to" | "slots" | "again">> = {},
   ): Promise<UpsertResult> {
-    const { from = NOWHERE, to = NOWHERE, slots } = more;
+    const { from = NOWHERE, to = NOWHERE, ...others } = more;
     return this.writer.upsert({
       source: this.source(writes),
       from,
       to,
       newest: undefined,
       ready: Promise.resolve(true),
-      ...(slots === undefined ? {} : { slots }),
+      ...others,
     });
   }
 
@@ -163,7 +165,7 @@ export class TableWriter {
       ({ write }, ord) =>
         `(${ord}, '${write.tenant}', '${write.id}', ${write.version}, ${write.operation}::TINYINT,
           ${BigInt.asIntN(64, write.content)}, NULL::TIMESTAMPTZ, 'v${write.version}-${write.content}',
-          ${write.operation === 3 || isFiltered(write)})`,
+          ${write.operation === 3 || isFiltered(write) || write.hidden === true})`,
     );
     return {
       connection,

@@ -1,5 +1,14 @@
 import { expect, test } from "vitest";
-import { expectedThings, Lake, Random, randomEvents, seeds, TestStream } from "../../../test/support/lake.js";
+import { injure } from "../../../test/support/injure.js";
+import {
+  expectedThings,
+  Lake,
+  Random,
+  randomEvents,
+  seeds,
+  type TestEvent,
+  TestStream,
+} from "../../../test/support/lake.js";
 import { RawWriter } from "../../ingest/raw-writer.js";
 import { Target } from "../../ingest/target.js";
 import { append } from "../../table/append.js";
@@ -70,6 +79,47 @@ for (const action of ["repair", "swap"] as const) {
         other.context.duck.close();
         await lake.close();
       }
+    }
+  });
+}
+
+for (const keyIndexBytes of [64 * 1024 * 1024, 0]) {
+  test(`a row that a repair has put back beside its tombstone is replaced by the next event (index of ${keyIndexBytes} bytes)`, async () => {
+    const events = Array.from(
+      { length: 12 },
+      (_, i): TestEvent => ({
+        tenant: "acme",
+        id: `e${i}`,
+        operation: 1,
+        version: BigInt(i + 1),
+        thing: { name: "ann" },
+      }),
+    );
+    const lake = await Lake.create({ keyIndexBytes });
+    try {
+      const stream = new TestStream("test");
+      await lake.land(stream.batch(events));
+      await lake.settled();
+      const hiding = (sql: string) => sql.replace("where not payload.hidden", "where false");
+      await injure(lake.context, "t.things", new TestStream("nowhere").batch(events), hiding);
+      const order = {
+        kind: "replay",
+        id: "r",
+        model: "t.things",
+        by: "local:ann",
+        at: "2026-01-01T00:00:00.000Z",
+      };
+      const range = { from: 0, until: 100, tenant: "acme", action: "repair" };
+      expect(await runReplay(lake.context, jobOrder.parse({ ...order, ...range }) as ReplayJob, HOST)).toBe(
+        true,
+      );
+      await lake.reopen();
+      expect(await lake.rows()).toEqual(expectedThings(events));
+      const newer = events.map((event) => ({ ...event, operation: 2, version: event.version + 100n }));
+      await lake.land(stream.batch(newer));
+      expect(await lake.rows()).toEqual(expectedThings(newer));
+    } finally {
+      await lake.close();
     }
   });
 }
