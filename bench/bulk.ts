@@ -49,6 +49,11 @@ const { values: options } = parseArgs({
     spark: { type: "boolean", default: false },
   },
 });
+if (options.spark && !options.s3) {
+  // The comparison is of both on S3; in folders Spark was not seen to come to an end.
+  console.error("--spark: expected --s3 beside it");
+  process.exit(1);
+}
 const total = Number(options.rows);
 const fileRows = Number(options["file-rows"]);
 const isParquet = options.format === "parquet";
