@@ -97,6 +97,12 @@ export const LAKE_CODES = {
     "more rows were rejected than the job's order allows",
     "look at the rejects; resume it to allow for as many again, or cancel it and mend the export",
   ),
+  "TRB-JOB-MEMORY": entry(
+    503,
+    false,
+    "the engine of a job's process has no memory left, or no disk to spill to",
+    "raise bulk.jobMemoryBytes, or see to the disk of DIR/scratch, and resume the job",
+  ),
   "TRB-JOB-PROCESS": entry(
     503,
     true,

@@ -1,3 +1,4 @@
+import { engineErrorOf, isMemoryError } from "../base/engine-error.js";
 import { TributaryError } from "../base/errors.js";
 import type { IngestContext } from "../ingest/context.js";
 import { runJob } from "./job-kinds.js";
@@ -45,6 +46,11 @@ export async function runHere(context: IngestContext, { order, state }: Job, her
       return { kind: "failed", code: error.code, reason: error.message, retryable: error.retryable };
     // Words of others may hold values and paths.
     log(error);
+    const told = engineErrorOf(error);
+    if (told !== undefined && isMemoryError(told)) {
+      const { code, message } = new TributaryError("TRB-JOB-MEMORY");
+      return { kind: "failed", code, reason: message, retryable: false };
+    }
     const { code, message } = new TributaryError("TRB-INTERNAL");
     return { kind: "failed", code, reason: message, retryable: true };
   } finally {

@@ -271,6 +271,8 @@ export class JobRunner {
 const isForOperators = (code: Code): boolean => FOR_OPERATORS.has(code) || code.startsWith("TRB-SOURCE-");
 const FOR_OPERATORS: ReadonlySet<Code> = new Set<Code>([
   "TRB-JOB-REJECTS",
+  // The same once more would need as much.
+  "TRB-JOB-MEMORY",
   "TRB-RECONCILE-CONFIRM",
   "TRB-RECONCILE-EXPORT",
 ]);
