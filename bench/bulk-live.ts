@@ -298,8 +298,10 @@ async function runJob(id: string, harm: { kills: number; pause: boolean }, use: 
     if (began === undefined && (at === "landing" || rowsLanded > 0)) began = performance.now();
     if (landedAt === undefined && rowsLanded >= rows) landedAt = performance.now();
     if (at === "done") break;
-    if (at === "failed" || (at === "paused" && state.reason !== undefined))
+    if (at === "failed" || (at === "paused" && state.reason !== undefined)) {
+      console.error((await bootstrap("report", id)).stdout.slice(0, 8000));
       throw new Error(`the job is ${at}: ${state.reason}`);
+    }
     if (performance.now() - shown > 10_000) {
       shown = performance.now();
       console.error(
