@@ -5,6 +5,7 @@ import { compactUpserted } from "../../services/table/compact.js";
 import { planCompaction } from "../../services/table/compaction-plan.js";
 import { layoutOf } from "../../services/table/layout.js";
 import { progressOf } from "../../services/table/progress.js";
+import { TenantReplacement } from "../../services/table/replace-tenant.js";
 import type { Slots } from "../../services/table/slot-ranges.js";
 import { Sweep } from "../../services/table/sweep.js";
 import type { TableFile } from "../../services/table/types.js";
@@ -28,6 +29,8 @@ export interface RoundReport {
   overtaken: number;
   compactions: number;
   bulk: number;
+  /** Times that a tenant's rows were replaced by the same. */
+  replaced: number;
   swept: number;
   /** Upserts that were given back to be done anew, by reason. */
   conflicts: Map<string, number>;
@@ -54,6 +57,7 @@ export async function writersRound(
     overtaken: 0,
     compactions: 0,
     bulk: 0,
+    replaced: 0,
     swept: 0,
     conflicts: new Map(),
     errors: 0,
@@ -107,9 +111,12 @@ class Round {
   private readonly jumps: number;
   /** How much comes in files that are written first. */
   private readonly bulk: number;
+  /** How often a tenant's rows are made anew beside the table, and put in their place. */
+  private readonly replaced: number;
   private readonly scheduler: TurnScheduler;
   private kills: number;
   private actors = 0;
+  private sides = 0;
   private readonly failures: unknown[] = [];
   private readonly reached = new Map<string, number>();
   /** `alive`: no file that it may have to read is gone. */
@@ -133,6 +140,7 @@ class Round {
     this.jumps = random.chance(0.5) ? 0.02 : 0;
     this.kills = random.below(4);
     this.bulk = random.pick([0, 0.3, 0.7]);
+    this.replaced = this.jumps > 0 ? 0 : random.pick([0, 0.1, 0.3]);
     this.scheduler = new TurnScheduler(random, () => this.beforeStep());
   }
 
@@ -197,7 +205,7 @@ class Round {
     for (;;) {
       const writer = await this.open(store);
       try {
-        while (await this.step(writer, partition));
+        while (await this.step(writer, partition, store));
         this.ended.push({ writer, alive: this.jumps === 0 });
         return true;
       } catch (error) {
@@ -209,7 +217,7 @@ class Round {
     }
   }
 
-  private async step(writer: TableWriter, partition: number): Promise<boolean> {
+  private async step(writer: TableWriter, partition: number, store: ObjectStore): Promise<boolean> {
     const { random, report } = this;
     const { track, batches } = this.partitions[partition]!;
     const from = progressOf(await writer.table.refresh());
@@ -228,8 +236,35 @@ class Round {
     if (result.kind === "conflict")
       report.conflicts.set(result.reason, (report.conflicts.get(result.reason) ?? 0) + 1);
     if (random.chance(0.3)) await this.compact(writer);
+    if (random.chance(this.replaced)) await this.replaceTenant(writer, store);
     if (random.chance(0.15)) report.swept += await new Sweep(writer.table).run();
     return true;
+  }
+
+  private async replaceTenant({ table }: TableWriter, store: ObjectStore): Promise<void> {
+    const { random, duck, root, report, opened, partitions } = this;
+    const tenant = random.pick(TENANTS);
+    const folder = `side-${this.sides++}`;
+    const side = await TableWriter.open(store, duck, `${root}/${folder}`, { checkpointEvery: 6 });
+    opened.push(side);
+    const taken = new Map<string, number>();
+    await TenantReplacement.run(table, tenant, async (replacement) => {
+      for (let tries = 0; tries < 10; tries++) {
+        const progress = progressOf(await table.refresh());
+        for (const { track, batches } of partitions) {
+          const end = Number(progress.get(track) ?? 0);
+          for (const batch of batches.slice(taken.get(track) ?? 0, end)) {
+            const own = batch.filter((write) => write.tenant === tenant);
+            if (own.length > 0) await side.upsert(own);
+          }
+          taken.set(track, end);
+        }
+        const { kind } = await replacement.commit(side.table, folder, { actions: [], expect: new Map() });
+        if (kind !== "committed") continue;
+        report.replaced++;
+        return;
+      }
+    });
   }
 
   private claim(partition: number): { slots?: Slots } {

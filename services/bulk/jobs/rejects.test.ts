@@ -57,3 +57,18 @@ test("rejects are kept once, however often they are told, and read page by page 
   expect(all[0]!.offset).toBeUndefined();
   expect(all[0]!.rejectedAt).toMatch(/^20\d\d-.*Z$/);
 });
+
+test("what is rejected only by a later run, before what was kept already, is kept too, and once", async () => {
+  lake = await Lake.create();
+  const { context } = lake;
+  const file = { number: 0, shown: "exports/0.csv" };
+  const [one, two] = [await JobRejects.open(context, "j"), await JobRejects.open(context, "j")];
+  await one.keep(file, [reject(9)]);
+  // Its chunk had not landed; a descriptor was changed, say, before it was made again.
+  await Promise.all([one.keep(file, [reject(3), reject(9)]), two.keep(file, [reject(9), reject(3)])]);
+  await two.keep(file, [reject(4), reject(3), reject(9)]);
+  await one.keep(file, [reject(9), reject(10)]);
+  await one.keep({ ...file, number: 1 }, [reject(0)]);
+  const { rejects } = await readRejects(context, "j", { limit: 50 });
+  expect(rejects.map(({ row }) => row)).toEqual([3, 4, 9, 10, 0]);
+});

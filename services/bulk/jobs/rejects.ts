@@ -135,8 +135,10 @@ export class JobRejects {
   }
 
   /**
-   * Keeps rejects of a file, all of its next records that are none, however ordered. Durable when resolved; those that were told before
-   * are kept once. Errors: TRB-STORE-FAILED and others of tables.
+   * Keeps rejects of a file, all of its next records that are none, however ordered. Durable when resolved; those that
+   * were told before are kept once, and what is one only now, of a chunk that is made again, is kept too: what is no
+   * event depends on descriptors, limits and payloads as they are at the time. Errors: TRB-STORE-FAILED and others of
+   * tables.
    */
   async keep(file: RejectedFile, rejects: readonly Reject[]): Promise<void> {
     const { duck, store, tableOptions } = this.context;
@@ -148,9 +150,14 @@ export class JobRejects {
     for (;;) {
       const before = positionsOf(table.snapshot, stream);
       const reached = before.get(part) ?? "";
-      const fresh = sorted.filter(({ row }) => positionIn(number, row + 1) > reached);
+      const of = ({ row }: Reject) => positionIn(number, row + 1);
+      const told = sorted.map(of).filter((position) => position <= reached);
+      const kept = await this.keptOf(table, part, told);
+      const fresh = sorted.filter((one) => !kept.has(of(one)));
       if (fresh.length === 0) return;
-      const to = new Map([[part, positionIn(number, fresh.at(-1)!.row + 1)]]);
+      const last = of(fresh.at(-1)!);
+      // Behind what it is put to, and before all that is greater: of two runs that tell late ones, one keeps them.
+      const to = new Map([[part, last > reached ? last : `${reached}~`]]);
       const rows = new RejectRows();
       const result = await append(table, stream, before, (localPath) =>
         duck.with(async (connection) => {
@@ -166,6 +173,23 @@ export class JobRejects {
       if (result.kind === "committed") return;
       await table.refresh();
     }
+  }
+
+  /** Those of the positions, in their order, of which there are rejects. */
+  private async keptOf(table: DeltaTable, part: string, positions: readonly string[]): Promise<Set<string>> {
+    const [first] = positions;
+    const last = positions.at(-1);
+    if (first === undefined || last === undefined) return new Set();
+    const { snapshot } = table;
+    const files = snapshot.files.filter(
+      ({ min, max }) => (min.position ?? first) <= last && (max.position ?? last) >= first,
+    );
+    const where = `part = ${literal(part)} AND position BETWEEN ${literal(first)} AND ${literal(last)}`;
+    const columns = ["part", "position"];
+    const rows = await withFilesScan(table, snapshot, files, { columns, where }, (sql) =>
+      this.context.duck.with((connection) => rowsOf(connection, `SELECT position FROM (${sql})`)),
+    );
+    return new Set(rows.map(([position]) => String(position)));
   }
 
   /** Resolves when no log checkpoint is being written any more. */
