@@ -140,7 +140,7 @@ class Round {
     this.jumps = random.chance(0.5) ? 0.02 : 0;
     this.kills = random.below(4);
     this.bulk = random.pick([0, 0.3, 0.7]);
-    this.replaced = this.jumps > 0 ? 0 : random.pick([0, 0.1, 0.3]);
+    this.replaced = this.jumps > 0 ? 0 : random.pick([0, 0.2, 0.5]);
     this.scheduler = new TurnScheduler(random, () => this.beforeStep());
   }
 
