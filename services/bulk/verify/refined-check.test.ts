@@ -70,7 +70,7 @@ const told = ({ tenants }: RefinedCheck) =>
   );
 
 test("each entity of a job stands in a model's table as all events together say", async () => {
-  for (const seed of seeds(0)) {
+  for (const seed of seeds(1)) {
     const lake = await Lake.create({ models });
     try {
       const random = new Random(seed);
@@ -97,8 +97,10 @@ test("each entity of a job stands in a model's table as all events together say"
       const found = await check(lake, "numbers");
       for (const [key, count] of numbers)
         expect(told(found).get(key) ?? 0, key).toBeGreaterThanOrEqual(count);
+      // Of which there is no other event: else that one stands.
+      const some = new Set(all.filter(digestible).map(keyOf));
       const aside = [...told(found)].filter(([key]) => key.endsWith("/setAside"));
-      expect(aside.length, `seed ${seed}`).toBeGreaterThan(0);
+      expect(aside.length > 0, `seed ${seed}`).toBe(rows.some((row) => !some.has(keyOf(row))));
       expect(found.keys).toEqual([]);
     } finally {
       await lake.close();
