@@ -225,9 +225,6 @@ export function filesAt({ files }: TableSnapshot, positions: readonly string[]):
   );
 }
 
-/** SQL condition for events that had come along the tracks up to there. */
-export const upTo = (to: Progress): string => between({}, new Map(), to);
-
 /** SQL condition for what lies between; `to` names the tracks that matter. */
 function between({ only }: Pick<RawView, "only">, from: Progress, to: Progress): string {
   const conditions = [...to].map(([track, end]) => {

@@ -81,7 +81,6 @@ export async function checkRefined(
         raw,
         columns,
         job,
-        progress,
         made: made.of(model.name),
       };
       const found = await new EntityCheck({ ...of, pace: options.pace }).run();
