@@ -60,8 +60,8 @@ const codeOf = async (answered: Promise<unknown>) =>
     (error: { code: string }) => error.code,
   );
 
-test("a worker is given no environment, no token, no path, and says nothing to the terminal", () => {
-  expect(child.options.env).toEqual({ TZ: "UTC" });
+test("a worker is given nothing of the environment, no token, no path, and says nothing to the terminal", () => {
+  expect(child.options.env).toEqual({ TZ: "UTC", UV_THREADPOOL_SIZE: "1" });
   expect(child.args).toEqual([JSON.stringify({ memoryBytes: PLENTY })]);
   expect(child.options.stdio).toEqual(["ignore", "ignore", "ignore", "ipc"]);
 });

@@ -74,7 +74,7 @@ const told = ({ tenants }: RefinedCheck) =>
   );
 
 test("each entity of a job stands in a model's table as all events together say", async () => {
-  for (const seed of seeds(1)) {
+  for (const seed of seeds(0)) {
     const lake = await Lake.create({ models });
     try {
       const random = new Random(seed);
