@@ -55,7 +55,8 @@ afterAll(async () => {
 const bootstrap = (...args: string[]) => cli(["bootstrap", ...args, "--data", data], env);
 const words = (id: string, source = "exports/files") => {
   const mapped = ["--mapping", join(folder, "mapping.yaml"), "--type", "scm.v1.File"];
-  return ["start", "--source", source, ...mapped, "--id", id];
+  // A second a file: so that a job is met in its midst.
+  return ["start", "--source", source, ...mapped, "--id", id, "--rows-per-second", String(ROWS)];
 };
 /** Not by the command, which takes a second of CPU each time that it is asked. */
 const status = async (id: string): Promise<Job> => {
