@@ -11,6 +11,7 @@ const timeouts = { testTimeout: 120_000, hookTimeout: 120_000 };
 /** Property tests and fault injection over the lake: most of the time of `npm test`, and little that is Node's own. */
 const long = [
   "services/ingest/**",
+  "services/bulk/**",
   "services/table/compact.test.ts",
   "services/table/several-writers.test.ts",
   "services/table/staging.test.ts",

@@ -55,9 +55,10 @@ afterAll(async () => {
 const bootstrap = (...args: string[]) => cli(["bootstrap", ...args, "--data", data], env);
 const words = (id: string, source = "exports/files") => {
   const mapped = ["--mapping", join(folder, "mapping.yaml"), "--type", "scm.v1.File"];
-  // A second a file: so that a job is met in its midst.
-  return ["start", "--source", source, ...mapped, "--id", id, "--rows-per-second", String(ROWS)];
+  return ["start", "--source", source, ...mapped, "--id", id];
 };
+/** A second a file: so that it is met in its midst. */
+const one = () => [...words("one"), "--rows-per-second", String(ROWS)];
 /** Not by the command, which takes a second of CPU each time that it is asked. */
 const status = async (id: string): Promise<Job> => {
   const store = await FileStore.open({ folder: layout(data).lake, staging: join(folder, "reading") });
@@ -98,12 +99,12 @@ test("an export is tried, brought in beside live events, through a pause and kil
     { id: "f0-1", version: 1, path: "live/older" },
     { id: "f0-2", version: 1000 },
   ]);
-  const tried = await bootstrap(...words("one"), "--dry-run");
+  const tried = await bootstrap(...one(), "--dry-run");
   expect(tried).toMatchObject({ code: 0, stderr: "" });
   expect(tried.stdout).toContain("it would begin");
   expect((await bootstrap("status", "one")).stderr).toContain("TRB-JOB-UNKNOWN");
 
-  expect((await bootstrap(...words("one"), "--detach", "--json")).code).toBe(0);
+  expect((await bootstrap(...one(), "--detach", "--json")).code).toBe(0);
   await until("rows to land", async () => (await status("one")).state.rowsLanded > 0, 120);
   expect((await bootstrap("pause", "one")).code).toBe(0);
   await reached("one", "paused");
@@ -116,7 +117,7 @@ test("an export is tried, brought in beside live events, through a pause and kil
 
   server = await Server.start("up", data, env);
   // The same words once more: who looked away follows it to its end.
-  const followed = await bootstrap(...words("one"));
+  const followed = await bootstrap(...one());
   expect(followed).toMatchObject({ code: 0, stderr: expect.stringContaining("it is there already: one") });
   expect(followed.stdout).toMatch(/phase +done/);
   expect((await status("one")).state).toMatchObject({ rowsLanded: FILES * ROWS - 2, rejected: 2 });
@@ -136,7 +137,7 @@ test("an export is tried, brought in beside live events, through a pause and kil
     return tables.find(({ table }) => table === "raw/scm.v1.File")?.rows;
   };
   expect(await landed()).toBe(FILES * ROWS - 2 + 3);
-  expect((await bootstrap(...words("one"))).code).toBe(0);
+  expect((await bootstrap(...one())).code).toBe(0);
   expect(await landed()).toBe(FILES * ROWS - 2 + 3);
 });
 
