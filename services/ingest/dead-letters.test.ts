@@ -187,6 +187,29 @@ describe("an event that a model cannot digest", () => {
     }
   });
 
+  test("is not applied while its table is being built anew for another model, which has passed it by", async () => {
+    const lake = await Lake.create({ models: CAST });
+    try {
+      await (await lake.lane()).land(new TestStream().batch(mixed(6, [1, 4], [])));
+      const target = await lake.target();
+      const building = { folder: "rebuilt-other", fingerprint: "another" };
+      const configuration = JSON.stringify({ building, leftovers: [], superseded: [] });
+      await target.table.commit({
+        operation: "SET DOMAIN",
+        actions: [{ domainMetadata: { domain: "tributary.rebuild", configuration, removed: false } }],
+        expect: new Map(),
+        basedOn: target.table.snapshot.version,
+        serializable: false,
+      });
+      await expect(target.reapply(letters([1]))).rejects.toMatchObject({
+        code: "TRB-MODEL-INVALID",
+        message: expect.stringContaining("being built anew"),
+      });
+    } finally {
+      await lake.close();
+    }
+  });
+
   test("that still fails when applied again is told apart from those that go well", async () => {
     const lake = await Lake.create({ models: CAST });
     try {

@@ -19,7 +19,14 @@ const DOMAIN = "tributary.rebuild";
 
 const noteShape = z.object({
   /** What is under way: the folder it grows in, the model it is for, and the job, where it is not ingest's own. */
-  building: z.object({ folder: z.string(), fingerprint: z.string(), job: z.string().optional() }).optional(),
+  building: z
+    .object({
+      folder: z.string(),
+      fingerprint: z.string(),
+      job: z.string().optional(),
+      tenant: z.string().optional(),
+    })
+    .optional(),
   /** The last job whose side table was taken over. */
   taken: z.string().optional(),
   /** Folders that have served; `files` says that nothing in them is the table's. */
@@ -33,11 +40,17 @@ type Note = z.infer<typeof noteShape>;
 export interface SideTable {
   readonly table: DeltaTable;
   readonly folder: string;
+  /** It holds nothing of others; all tenants' when absent. */
+  readonly tenant?: string | undefined;
+  /** Nothing has been taken into it yet. */
+  readonly isNew: boolean;
 }
 
 /** For whom a side table is made, other than for ingest itself, which comes first. */
 export interface SideJob {
   readonly id: string;
+  /** What is built is of this one alone. */
+  readonly tenant?: string;
   /** Whether another job needs its side table no more. */
   isOver(job: string): Promise<boolean>;
 }
@@ -69,16 +82,30 @@ export class SideTables {
       const { building } = note;
       if (building?.fingerprint === fingerprint && building.job === job?.id) {
         const table = await this.resumed(building.folder);
-        if (table !== undefined) return { table, folder: building.folder };
+        if (table !== undefined) return { ...building, table, isNew: false };
       } else if (building !== undefined && job !== undefined && !(await this.gives(snapshot, building, job)))
         throw new TributaryError("TRB-REPLAY-BUSY");
       const folder = `rebuilt-${fingerprint.slice(0, 12)}-${randomUUID().slice(0, 8)}`;
       const dropped = building === undefined ? [] : [{ folder: building.folder, files: true }];
       const leftovers = [...note.leftovers, ...dropped];
-      const of = { folder, fingerprint, ...(job === undefined ? {} : { job: job.id }) };
+      const of = { folder, fingerprint, ...(job === undefined ? {} : { job: job.id, tenant: job.tenant }) };
       if (!(await this.commit(snapshot, { ...note, building: of, leftovers }))) continue;
-      return { table: await this.open(folder), folder };
+      return { ...of, table: await this.open(folder), isNew: true };
     }
+  }
+
+  /**
+   * What is under way for the same model, by whomever, as of the table's present snapshot. Errors: TRB-MODEL-INVALID for
+   * another model's.
+   */
+  underWay(): Pick<SideTable, "folder" | "tenant"> | undefined {
+    const { building } = noteOf(this.table.snapshot);
+    const { name, fingerprint } = this.model;
+    if (building === undefined || building.fingerprint === fingerprint) return building;
+    throw new TributaryError(
+      "TRB-MODEL-INVALID",
+      `${name}: its table is being built anew for a changed model; try again once that is over. What nobody goes on with, a replay of the model ends`,
+    );
   }
 
   /** Whether what is under way gives way to a job. */
@@ -91,7 +118,8 @@ export class SideTables {
     return isOf(snapshot, this.model) && !this.context.crew.runs(fingerprint);
   }
 
-  private async open(folder: string): Promise<DeltaTable> {
+  /** As a build that is under way does. */
+  async open(folder: string): Promise<DeltaTable> {
     const { store, duck, tableOptions } = this.context;
     const spec = await refinedSpec(this.connection, this.model);
     return DeltaTable.openOrCreate(store, `${this.table.root}/${folder}`, duck, tableOptions, spec);

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { TributaryError } from "../base/errors.js";
+import { Envelope } from "../contracts/envelope.js";
 import type { BoundModel } from "../models/bind.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { aheadOf, type Progress, progressAlong, progressOf, type Track } from "../table/progress.js";
@@ -15,7 +16,7 @@ import { slicesOf } from "./payloads.js";
 import { Rebuild } from "./rebuild.js";
 import { Refiner } from "./refine.js";
 import { AHEAD, isOf, refinedRoot, refinedSpec } from "./refined-table.js";
-import { givesWayTo } from "./side-tables.js";
+import { givesWayTo, type SideTable, SideTables } from "./side-tables.js";
 import { tellStep } from "./tracing.js";
 
 /** Slices of a live batch that are taken in at once; what is beyond them is for the catch-up, which raw never waits for. */
@@ -153,10 +154,40 @@ export class Target {
 
   /**
    * Applies stored events again without moving positions: redrive of dead letters. Those that the model can digest
-   * are in the table when this resolves; the others are returned, as indices into `events`.
-   * Errors: TRB-MODEL-INVALID when the table is another model's.
+   * are in the table when this resolves, and in what is built beside it and may have passed them by; the others are
+   * returned, as indices into `events`. Errors: TRB-MODEL-INVALID when the table is another model's, or is going to be.
    */
   async reapply(events: EventBatch): Promise<Poison[]> {
+    const sides = new SideTables(this.context, this.table, this.model, this.connection);
+    for (;;) {
+      const { replacedAt } = await this.table.refresh();
+      const side = sides.underWay();
+      // Before the commit to the table itself: who takes the other one over looks at it once more behind that.
+      const beside =
+        side === undefined ? [] : await this.applyBeside(await sides.open(side.folder), side, events);
+      const failed = await this.apply(this.upserts, events);
+      const now = await this.table.refresh();
+      if (now.replacedAt === replacedAt && sides.underWay()?.folder === side?.folder)
+        return [...new Map([...beside, ...failed].map((one) => [one.event, one])).values()];
+    }
+  }
+
+  private async applyBeside(
+    table: DeltaTable,
+    { tenant }: Pick<SideTable, "tenant">,
+    events: EventBatch,
+  ): Promise<Poison[]> {
+    const writer = this.context.writerFor(table, this.model.entityType);
+    try {
+      return await this.apply(writer, events, tenant);
+    } finally {
+      await writer.close();
+      await table.settled();
+    }
+  }
+
+  /** Of one tenant alone where that is given. */
+  private async apply(writer: UpsertWriter, events: EventBatch, tenant?: string): Promise<Poison[]> {
     const failed = new Map<number, Poison>();
     const taking: Taking = {
       from: NOWHERE,
@@ -171,11 +202,17 @@ export class Target {
         }
       },
     };
+    const envelope = new Envelope();
+    const isOf = (i: number) => {
+      events.read(i, envelope);
+      return envelope.tenantId() === tenant;
+    };
+    const own = tenant === undefined ? events : events.filter(isOf);
     for (let done = false; !done; ) {
       done = true;
-      await this.table.refresh();
-      for await (const slice of slicesOf(events, this.context.decoding)) {
-        const taken = await takeIn(this.refiner, this.upserts, slice, taking);
+      await writer.table.refresh();
+      for await (const slice of slicesOf(own, this.context.decoding)) {
+        const taken = await takeIn(this.refiner, writer, slice, taking);
         // Nothing is in, and what the other model makes of the events is its own.
         if (taken.kind === "given-up") throw changed(this.model.name);
         // Another writer was here. An upsert may be repeated.

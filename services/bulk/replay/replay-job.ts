@@ -121,8 +121,9 @@ class Replay {
         ({ state }) => hasEnded(state),
         () => true,
       );
-    const side = await sides.begin({ id: order.id, isOver });
-    for (const one of await setAsideBy(context.store, order.id))
+    const { id, tenant } = order;
+    const side = await sides.begin({ id, isOver, ...(tenant === undefined ? {} : { tenant }) });
+    for (const one of side.isNew ? [] : await setAsideBy(context.store, id))
       this.aside.set(`${one.code} ${one.reason}`, one);
     host.tell({ phase: "refining" });
     try {
@@ -132,7 +133,7 @@ class Replay {
       const compared = table.snapshot.version;
       // Before the commit: behind it nothing is looked at again.
       await putReplayReport(context.store, this.report(plan, difference, compared));
-      this.requirePayloads();
+      await this.requirePayloads(side);
       await this.act(side, catchUp);
       if (order.action === "compare" || this.isPartial) await sides.drop(side);
       host.tell({ bytesDone: plan.bytes, rowsRefined: this.events });
@@ -223,13 +224,15 @@ class Replay {
   }
 
   /** A table must not lose rows because their payloads have been lost, unless somebody says so. */
-  private requirePayloads(): void {
+  private async requirePayloads(side: SideTable): Promise<void> {
     const { action, incomplete } = this.order;
     if (action === "compare" || incomplete) return;
     const lost = [...this.aside.values()].filter(({ code }) => NO_PAYLOAD.has(code));
     const events = lost.reduce((sum, one) => sum + one.events, 0);
-    if (events > 0)
-      throw new TributaryError("TRB-REPLAY-PAYLOADS", `${events} events have no payload any more`);
+    if (events === 0) return;
+    // Who resumes the job has put them back: events that were passed by are run only by one that begins anew.
+    await this.sides.drop(side);
+    throw new TributaryError("TRB-REPLAY-PAYLOADS", `${events} events have no payload any more`);
   }
 
   private async act(side: SideTable, catchUp: CatchUp): Promise<void> {
