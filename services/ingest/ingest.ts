@@ -149,7 +149,8 @@ export interface Ingest {
   /**
    * Lands events that wait elsewhere in the lake and have come along a track that nobody here reads. Live ones of their
    * type go first, until these have waited for so long (ms) that they take their turn. Undefined where no stream that is
-   * landed here carries the type. Unless it resolves to "landed" they are to come again.
+   * landed here carries the type. Unless it resolves to "landed" they are to come again. Errors: TRB-STREAM-CORRUPT, where
+   * raw has another event in the place of one of them.
    */
   landBeside(events: EventBatch, waitedMs: number): Promise<Beside> | undefined;
   /** Looks at what others have done to the tables: a job is over, say, and left something to be taken in. */

@@ -1,3 +1,4 @@
+import { hasCode } from "../base/errors.js";
 import type { IngestContext } from "./context.js";
 import { EventBatch } from "./event-batch.js";
 import { Lane } from "./lane.js";
@@ -214,15 +215,16 @@ export class LaneKeeper {
 
   /**
    * Lands events that lie elsewhere until they have landed, in turn with those of the stream. False when the table does
-   * not take them: nothing of them is parked, they are to come again.
+   * not take them: nothing of them is parked, they are to come again. Errors: TRB-STREAM-CORRUPT, which is theirs alone.
    */
   async landBeside(events: EventBatch): Promise<boolean> {
     const { lane } = this;
     if (lane === undefined || !this.lands || this.stopping.signal.aborted) return false;
     try {
-      await lane.land(events);
+      await lane.landBeside(events);
     } catch (error) {
       if (this.stopping.signal.aborted) return false;
+      if (hasCode(error, "TRB-STREAM-CORRUPT")) throw error;
       this.parking.failed({ error, attempts: 1, pauseMs: 0 });
       this.parking.recover();
       return false;

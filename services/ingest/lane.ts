@@ -1,11 +1,11 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
-import { TributaryError } from "../base/errors.js";
+import { hasCode, TributaryError } from "../base/errors.js";
 import { Turns } from "../base/turns.js";
 import { within } from "../base/within.js";
 import { append } from "../table/append.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { type Progress, positionsOf, progressAlong, progressOf, type Track } from "../table/progress.js";
-import { requireLanded } from "./already-landed.js";
+import { requireLanded, type SameBy } from "./already-landed.js";
 import type { IngestContext } from "./context.js";
 import type { EventBatch } from "./event-batch.js";
 import { ModelSeat } from "./model-seat.js";
@@ -134,30 +134,57 @@ export class Lane {
    */
   land(batch: EventBatch): Promise<void> {
     return this.exclusively(async () => {
-      this.stopping.signal.throwIfAborted();
-      if (this.failed)
-        throw new TributaryError("TRB-STORE-FAILED", `${this.entityType}: a batch before this failed`);
+      this.requireSound();
       this.failed = true;
-      let rest = await this.fresh(batch);
-      while (rest.count > 0 && !(await this.landAndRefine(rest))) {
-        // Another worker has landed some of it.
-        await this.table.refresh();
-        rest = await this.fresh(batch);
-      }
-      // Also after an empty batch: the commit of a first try may have happened and its models been told otherwise.
-      const raw = this.rawProgress();
-      for (const seat of this.seats) seat.check(raw);
-      this.failed = false;
+      await this.landAll(batch, "moment");
     });
   }
 
+  /**
+   * As `land`, of events that lie elsewhere until they have landed, and that may be made again there: the entity, not the
+   * moment, tells whether raw has them. Errors: TRB-STREAM-CORRUPT, upon which others land as before.
+   */
+  landBeside(batch: EventBatch): Promise<void> {
+    return this.exclusively(async () => {
+      this.requireSound();
+      this.failed = true;
+      try {
+        await this.landAll(batch, "entity");
+      } catch (error) {
+        // Found before anything is written: raw has no gap that the batch must fill first.
+        if (hasCode(error, "TRB-STREAM-CORRUPT")) this.failed = false;
+        throw error;
+      }
+    });
+  }
+
+  private requireSound(): void {
+    this.stopping.signal.throwIfAborted();
+    if (this.failed)
+      throw new TributaryError("TRB-STORE-FAILED", `${this.entityType}: a batch before this failed`);
+  }
+
+  private async landAll(batch: EventBatch, sameBy: SameBy): Promise<void> {
+    let rest = await this.fresh(batch, sameBy);
+    while (rest.count > 0 && !(await this.landAndRefine(rest))) {
+      // Another worker has landed some of it.
+      await this.table.refresh();
+      rest = await this.fresh(batch, sameBy);
+    }
+    // Also after an empty batch: the commit of a first try may have happened and its models been told otherwise.
+    const raw = this.rawProgress();
+    for (const seat of this.seats) seat.check(raw);
+    this.failed = false;
+  }
+
   /** The events that raw lacks. Errors: TRB-STREAM-CORRUPT when it has others in the place of the rest. */
-  private async fresh(batch: EventBatch): Promise<EventBatch> {
+  private async fresh(batch: EventBatch, sameBy: SameBy): Promise<EventBatch> {
     const positions = this.rawPositions(batch.stream);
     const fresh = batch.after(positions);
     if (fresh.count < batch.count) {
       const { connection, entityType, table } = this;
-      await requireLanded({ table, snapshot: table.snapshot, connection, entityType }, batch, positions);
+      const view = { table, snapshot: table.snapshot, connection, entityType };
+      await requireLanded(view, batch, positions, sameBy);
     }
     return fresh;
   }

@@ -196,3 +196,83 @@ test("an append of whatever size lands some rows a turn, and goes on where it st
   expect(turns).toEqual([2_000, 2_000, 2_000, 2_000, 500]);
   expect(await lake.rawPositions()).toEqual(stream.positions);
 });
+
+/** The same events at the same positions, made again later. */
+function madeAgain(batch: EventBatch): EventBatch {
+  const again = new EventBatch(batch.entityType, batch.stream);
+  for (let i = 0; i < batch.count; i++) {
+    const bytes = batch.event(i);
+    const [partition, position, at] = [batch.partitions[i]!, batch.positions[i]!, batch.receivedAt[i]!];
+    again.add(bytes, 0, bytes.length, partition, position, at + 60_000);
+  }
+  return again;
+}
+
+test("what was forgotten, queued again, and landed meanwhile by who had it in memory, is not stuck", async () => {
+  const lake = await Lake.create();
+  closers.push(() => lake.close());
+  const { ingest, live } = await running(lake);
+  const queue = await openQueue(lake);
+  const stream = new TestStream("bootstrap-x");
+  const [first, ...events] = randomEvents(new Random(8), 30);
+  live.append(0, encodeTestEvent(first!));
+  await expect.poll(() => live.caughtUp, { timeout: 20_000 }).toBe(true);
+  const batch = stream.batch(events);
+  await enqueue(lake, queue, batch);
+  let go: () => void = () => undefined;
+  const gate = new Promise<void>((resolve) => {
+    go = resolve;
+  });
+  let held: () => void = () => undefined;
+  const holds = new Promise<void>((resolve) => {
+    held = resolve;
+  });
+  // It has read the file, and waits for its window.
+  const pace = {
+    after: () => {
+      held();
+      return gate;
+    },
+  };
+  const lander = landerOf(lake, ingest, () => [], { pace });
+  closers.push(() => lander.close());
+  lander.start();
+  await holds;
+  // The job is cancelled, which another worker sees to, and resumed at once.
+  await queue.forget("bootstrap-x");
+  await queue.look();
+  await enqueue(lake, queue, madeAgain(batch));
+  go();
+  await expect.poll(async () => (await queue.look()).length, { timeout: 20_000 }).toBe(0);
+  const places = (await lake.rawPositions()).filter((one) => one.startsWith("bootstrap-x"));
+  expect(places).toEqual(stream.positions);
+});
+
+test("a queued event in whose place raw has another one holds up its own file alone", async () => {
+  const lake = await Lake.create();
+  closers.push(() => lake.close());
+  const { ingest, live } = await running(lake);
+  const [one, other, third] = randomEvents(new Random(9), 3).map((event, i) => ({ ...event, id: `e${i}` }));
+  const landed = async (batch: EventBatch) => {
+    for (;;) {
+      const outcome = await ingest.landBeside(batch, 1_000);
+      if (outcome === "landed") return;
+      await sleep(5);
+    }
+  };
+  await landed(new TestStream("bootstrap-x").batch([one!]));
+  const states: string[] = [];
+  const { health } = lake.context;
+  const set = health.set.bind(health);
+  health.set = (status) => {
+    states.push(`${status.kind} ${status.state}`);
+    set(status);
+  };
+  for (let i = 0; i < 3; i++)
+    await expect(
+      ingest.landBeside(new TestStream("bootstrap-x").batch([other!]), 1_000),
+    ).rejects.toMatchObject({ code: "TRB-STREAM-CORRUPT" });
+  live.append(0, encodeTestEvent(third!));
+  await expect.poll(() => live.caughtUp, { timeout: 20_000 }).toBe(true);
+  expect(states.filter((one) => one.startsWith("raw"))).toEqual([]);
+});
