@@ -109,6 +109,12 @@ export const LAKE_CODES = {
     "the job's process ended without a word",
     "it is tried again; should it fail for this, look at memory (bulk.jobMemoryBytes) and the server's log",
   ),
+  "TRB-JOB-FILES": entry(
+    503,
+    true,
+    "files of a table went while a job was reading them: it took longer than replaced files are kept",
+    "it is tried again; should it pause for this, give it more (its limits, bulk.limits, bulk.windows) and resume it. Where a file is lost for good, `tributary table repair` of the table tells",
+  ),
   "TRB-REPLAY-ORDER": entry(
     400,
     false,

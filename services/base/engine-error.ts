@@ -60,6 +60,10 @@ export function isOutOfMemory(error: unknown): boolean {
   return told !== undefined && (isMemoryError(told) || isCutShort(told));
 }
 
+/** Of a file that is not there, of those that a statement names. */
+export const isFileGone = ({ type, message }: EngineError): boolean =>
+  type === "IO" && /No files found|No such file/.test(message);
+
 /** Of rows that could not be read to the end; the engine does not say why. */
 export const isCutShort = ({ type }: EngineError): boolean => type === "TransactionContext";
 

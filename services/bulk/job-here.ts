@@ -1,4 +1,4 @@
-import { engineErrorOf, isMemoryError } from "../base/engine-error.js";
+import { engineErrorOf, isFileGone, isMemoryError } from "../base/engine-error.js";
 import { TributaryError } from "../base/errors.js";
 import type { IngestContext } from "../ingest/context.js";
 import { runJob } from "./job-kinds.js";
@@ -51,7 +51,9 @@ export async function runHere(context: IngestContext, { order, state }: Job, her
       const { code, message } = new TributaryError("TRB-JOB-MEMORY");
       return { kind: "failed", code, reason: message, retryable: false };
     }
-    const { code, message } = new TributaryError("TRB-INTERNAL");
+    // A snapshot is read for as long as limits and windows make it: what it names is kept for a while alone.
+    const gone = told !== undefined && isFileGone(told);
+    const { code, message } = new TributaryError(gone ? "TRB-JOB-FILES" : "TRB-INTERNAL");
     return { kind: "failed", code, reason: message, retryable: true };
   } finally {
     await kept?.close();

@@ -235,6 +235,11 @@ test("what may come right is tried again, what needs somebody is paused, the res
   await runs.end("a", { kind: "failed", code: "TRB-BULK-MAPPING", reason, retryable: false });
   expect((await until(jobs, "a", inPhase("failed"))).state.code).toBe("TRB-BULK-MAPPING");
   await jobs.wish("a", { wish: "run", by, at });
+  // One that is too slow for the tables it reads, each time, waits for somebody to give it more.
+  for (let i = 0; i < 5; i++)
+    await runs.end("a", { kind: "failed", code: "TRB-JOB-FILES", reason, retryable: true });
+  expect((await until(jobs, "a", inPhase("paused"))).state.code).toBe("TRB-JOB-FILES");
+  await jobs.wish("a", { wish: "run", by, at });
   // A process that dies over it each time, and gets nowhere, is not started for ever.
   for (let i = 0; i < 5; i++)
     await runs.end("a", { kind: "failed", code: "TRB-JOB-PROCESS", reason, retryable: true });

@@ -56,9 +56,9 @@ const LOOK_MS = 1_000;
 const TELL_MS = 200;
 /** A run that takes longer to stop is killed: it costs a chunk. */
 const STOP_MS = 20_000;
-/** One that ends so often without a word, or by a fault of ours, and gets nowhere between, has failed. */
+/** One that ends so often without a word, by a fault of ours or for being slow, and gets nowhere between, goes no further. */
 const MOST_DEATHS = 5;
-const OURS: ReadonlySet<string> = new Set<Code>(["TRB-JOB-PROCESS", "TRB-INTERNAL"]);
+const OURS: ReadonlySet<string> = new Set<Code>(["TRB-JOB-PROCESS", "TRB-INTERNAL", "TRB-JOB-FILES"]);
 
 interface Running {
   readonly job: Job;
@@ -273,6 +273,7 @@ const FOR_OPERATORS: ReadonlySet<Code> = new Set<Code>([
   "TRB-JOB-REJECTS",
   // The same once more would need as much.
   "TRB-JOB-MEMORY",
+  "TRB-JOB-FILES",
   "TRB-RECONCILE-CONFIRM",
   "TRB-RECONCILE-EXPORT",
 ]);

@@ -57,6 +57,8 @@ export async function checkRefined(
   const to = [...progressOf(rawSnapshot)].filter(([track]) => partsOf(track).stream === job.stream);
   for (const [track, position] of to) if (progress.get(track) !== position) throw behind(model);
   const files = snapshot.files.filter((file) => job.tenant === undefined || mayHoldTenant(file, job.tenant));
+  // Read later they might be gone: a replaced vector is kept no longer than a replaced file, and is no file to miss.
+  for (const file of files) await table.mask(file);
   const columns = comparedOf(model.columns);
   // No source has the job's deletes.
   const read = whole.has(model.name) ? to.filter(([track]) => partsOf(track).partition !== LANE) : to;
