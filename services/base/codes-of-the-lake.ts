@@ -139,6 +139,12 @@ export const LAKE_CODES = {
     "the model has changed while it was replayed",
     "nothing, as ingest builds the table anew; ask again where that is not enough",
   ),
+  "TRB-REPLAY-CROWDED": entry(
+    503,
+    true,
+    "other commits came first each time that a replay was to serve its rows",
+    "nothing: it is tried again, with growing pauses, and goes on with what it has; where it never gets through, let the table have some calm (a compaction that ends, producers that pause)",
+  ),
   "TRB-VERIFY-BEHIND": entry(
     503,
     true,

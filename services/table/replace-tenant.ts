@@ -19,7 +19,7 @@ import { stageVectors } from "./vectors.js";
  * they come again.
  *
  * Beside other writers the commit is tried again and again: what was found out about a file holds as long as the file
- * lives, so that a later try reads nothing but what has come since.
+ * lives, so that a later try reads nothing but what has come since. What was staged too long ago is staged anew.
  */
 export class TenantReplacement {
   /** Rows of the tenant in files of rows, by path. */
@@ -72,7 +72,7 @@ export class TenantReplacement {
       if (remade !== "nothing") born.push({ add: remade.add, masked: allRows(remade) });
     }
     const vectors = await stageVectors(staging, masked, born);
-    return staging.commit({
+    const result = await staging.commit({
       operation: "REPLACE TENANT",
       actions: [
         ...gone,
@@ -85,6 +85,9 @@ export class TenantReplacement {
       // Any row of the tenant that comes in between would stand beside the new ones.
       serializable: true,
     });
+    // They may have been swept away since they were staged.
+    if (result.kind === "conflict" && result.reason === "age") this.remade.clear();
+    return result;
   }
 
   /** The file's mask with all of the tenant's rows in it; undefined when it has them already. */

@@ -1,4 +1,5 @@
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
+import { beforeCommit } from "../../../test/support/before-commit.js";
 import { injure } from "../../../test/support/injure.js";
 import {
   expectedThings,
@@ -82,6 +83,44 @@ for (const action of ["repair", "swap"] as const) {
     }
   });
 }
+
+test("a repair whose files have grown old beside live commits makes them anew; one that always comes late is told", async () => {
+  const events = randomEvents(new Random(11), 60);
+  const lake = await Lake.create();
+  const stream = new TestStream("test");
+  const late = randomEvents(new Random(12), 200);
+  let always = false;
+  let tries = 0;
+  const other = await lake.twin({
+    store: (inner) =>
+      beforeCommit(inner, "REPLACE TENANT", async (time) => {
+        tries++;
+        if (time > 1 && !always) return;
+        await lake.land(stream.batch(late.splice(0, 1)));
+        await lake.settled();
+        // By then nothing that was staged may be committed.
+        if (time === 1) vi.setSystemTime(Date.now() + 13 * 3600 * 1000);
+      }),
+  });
+  vi.useFakeTimers({ toFake: ["Date"] });
+  try {
+    await lake.land(stream.batch(events));
+    await lake.settled();
+    const order = orderOf({ action: "repair", tenant: "acme" });
+    expect(await runReplay(other.context, order, HOST)).toBe(true);
+    expect(tries).toBe(2);
+    expect(await lake.rows()).toEqual(expectedThings(stream.events));
+    always = true;
+    await expect(
+      runReplay(other.context, orderOf({ id: "r2", action: "repair", tenant: "acme" }), HOST),
+    ).rejects.toMatchObject({ code: "TRB-REPLAY-CROWDED", retryable: true });
+    expect(await lake.rows()).toEqual(expectedThings(stream.events));
+  } finally {
+    vi.useRealTimers();
+    other.context.duck.close();
+    await lake.close();
+  }
+}, 60_000);
 
 for (const keyIndexBytes of [64 * 1024 * 1024, 0]) {
   test(`a row that a repair has put back beside its tombstone is replaced by the next event (index of ${keyIndexBytes} bytes)`, async () => {

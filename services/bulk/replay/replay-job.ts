@@ -13,11 +13,12 @@ import { AHEAD, isOf, refinedRoot, refinedSpec } from "../../ingest/refined-tabl
 import { readRange, type Selection } from "../../ingest/replay.js";
 import { type SideTable, SideTables } from "../../ingest/side-tables.js";
 import type { BoundModel } from "../../models/bind.js";
+import type { CommitResult } from "../../table/commit-request.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { aheadOf, type Progress, progressOf } from "../../table/progress.js";
 import { replaceTable } from "../../table/replace.js";
 import { TenantReplacement } from "../../table/replace-tenant.js";
-import type { UpsertWriter } from "../../table/upsert.js";
+import { MOST_OVERTAKEN, type UpsertWriter } from "../../table/upsert.js";
 import { hasEnded, type ReplayJob } from "../jobs/job.js";
 import type { JobHost, RunJob } from "../jobs/job-run.js";
 import { JobStore } from "../jobs/job-store.js";
@@ -45,7 +46,7 @@ const NOWHERE: Progress = new Map();
  * Runs raw's events into a model again, in a table beside the one that is served, and tells how the two differ; then the
  * one takes the other's place, or one tenant's rows do, in one commit, or nothing does. What is beside stays until the
  * job is done: a run that was killed is gone on with. Errors: TRB-REPLAY-ORDER, TRB-REPLAY-BUSY, TRB-REPLAY-OVERTAKEN,
- * TRB-REPLAY-PAYLOADS; TRB-TABLE-NOT-FOUND, for a table to be repaired; those of tables and of models.
+ * TRB-REPLAY-CROWDED, TRB-REPLAY-PAYLOADS; TRB-TABLE-NOT-FOUND, for a table to be repaired; those of tables and of models.
  */
 export const runReplay: RunJob<ReplayJob> = async (context, order, host) => {
   const connection = await context.duck.connect();
@@ -246,25 +247,28 @@ class Replay {
   private async swap(side: SideTable, catchUp: CatchUp): Promise<void> {
     const { table } = this;
     const spec = await refinedSpec(this.connection, this.model);
-    for (;;) {
-      await this.level(catchUp);
-      const also = this.takenOver(side);
-      const result = await replaceTable(table, side.table, side.folder, spec, also);
-      if (result.kind === "committed") return;
-    }
+    await this.untilFirst(catchUp, () =>
+      replaceTable(table, side.table, side.folder, spec, this.takenOver(side)),
+    );
   }
 
   private repair(side: SideTable, catchUp: CatchUp, tenant: string): Promise<void> {
     const { table } = this;
-    return TenantReplacement.run(table, tenant, async (replacement) => {
-      for (;;) {
-        await this.level(catchUp);
+    return TenantReplacement.run(table, tenant, (replacement) =>
+      this.untilFirst(catchUp, async () => {
         if (!isOf(table.snapshot, this.model)) throw new TributaryError("TRB-REPLAY-OVERTAKEN");
-        const also = this.takenOver(side);
-        const result = await replacement.commit(side.table, side.folder, also);
-        if (result.kind === "committed") return;
-      }
-    });
+        return replacement.commit(side.table, side.folder, this.takenOver(side));
+      }),
+    );
+  }
+
+  /** Both tables are at one place before each try. Errors: TRB-REPLAY-CROWDED; the job is tried again after a pause. */
+  private async untilFirst(catchUp: CatchUp, commit: () => Promise<CommitResult>): Promise<void> {
+    for (let tries = 0; tries < MOST_OVERTAKEN; tries++) {
+      await this.level(catchUp);
+      if ((await commit()).kind === "committed") return;
+    }
+    throw new TributaryError("TRB-REPLAY-CROWDED");
   }
 
   private takenOver(side: SideTable) {

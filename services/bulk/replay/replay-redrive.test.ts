@@ -1,11 +1,11 @@
 import { expect, test } from "vitest";
+import { beforeCommit } from "../../../test/support/before-commit.js";
 import { Lake, liveRows, THING } from "../../../test/support/lake.js";
 import { encodeEvent } from "../../contracts/encode-event.js";
 import type { IngestContext } from "../../ingest/context.js";
 import { EventBatch } from "../../ingest/event-batch.js";
 import { redrive, storedLetters } from "../../ingest/redrive.js";
 import { Offloaded } from "../../offload/offloaded.js";
-import type { ObjectStore } from "../../storage/object-store.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { verifyTable } from "../../table/verify.js";
 import { jobOrder, type ReplayJob } from "../jobs/job.js";
@@ -82,25 +82,6 @@ async function redriveAll(context: IngestContext) {
   return redrive(context, await storedLetters(context, {}));
 }
 
-/** Runs `first` before the commit that puts something in the place of what is served, once. */
-function beforeItsCommit(store: ObjectStore, first: () => Promise<void>): ObjectStore {
-  let done = false;
-  return new Proxy(store, {
-    get(target, name) {
-      const value = Reflect.get(target, name) as unknown;
-      if (typeof value !== "function") return value;
-      if (name !== "putIfAbsent") return value.bind(target);
-      return async (key: string, body: Buffer) => {
-        if (!done && body.includes('"operation":"REPLACE T')) {
-          done = true;
-          await first();
-        }
-        return store.putIfAbsent(key, body);
-      };
-    },
-  });
-}
-
 const MOMENTS = [
   ["swap", "after they were set aside"],
   ["swap", "at the commit"],
@@ -121,7 +102,9 @@ test.each(MOMENTS)(
       redriven = (await redriveAll(other.context)).applied;
     };
     const atCommit = moment === "at the commit";
-    const third = await lake.twin(atCommit ? { store: (inner) => beforeItsCommit(inner, meanwhile) } : {});
+    const third = await lake.twin(
+      atCommit ? { store: (inner) => beforeCommit(inner, "REPLACE ", meanwhile) } : {},
+    );
     try {
       const host = hostOf(atCommit ? async () => undefined : meanwhile);
       const tenant = action === "repair" ? { tenant: "acme" } : {};
