@@ -13,6 +13,20 @@ export const forkKillable = (script: string, options: unknown, heapMegabytes: nu
     stdio: ["ignore", "ignore", "ignore", "ipc"],
   });
 
+/** Resolves when the process is gone, once `end` has been told of it, and of the signal if it was one. */
+export const gone = (child: ChildProcess, end: (signal: NodeJS.Signals | null) => void): Promise<void> =>
+  new Promise((resolve) => {
+    const ended = (signal: NodeJS.Signals | null) => {
+      end(signal);
+      resolve();
+    };
+    child.once("exit", (_, signal) => ended(signal));
+    child.once("error", () => {
+      // A failed send or kill is followed by an exit; a process that never began is not.
+      if (child.pid === undefined) ended(null);
+    });
+  });
+
 /** Memory that a process holds, in bytes; undefined where that is not told, or it has just ended. */
 export function residentBytes(pid: number): number | undefined {
   try {

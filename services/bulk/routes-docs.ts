@@ -14,6 +14,14 @@ const security = [{ token: [] }];
 const text = (description: string) => ({ type: "string", description }) as const;
 const count = (description: string) => ({ type: "integer", description }) as const;
 const codes = [...TOKEN_CODES, "TRB-AUTH-TENANT", "TRB-STORE-FAILED"] as const;
+/** What a body may be refused with. */
+const bodyCodes = [
+  "TRB-REQ-INVALID",
+  "TRB-REQ-UNREADABLE",
+  "TRB-REQ-TOO-SLOW",
+  "TRB-REQ-TOO-LARGE",
+  "TRB-REQ-CONTENT-TYPE",
+] as const;
 
 const part = {
   description:
@@ -136,36 +144,34 @@ const job = {
 };
 const pathId = { type: "object", required: [ID], properties: { [ID]: text("Of the job.") } };
 
+/** Of an order that may be tried. */
+const dryRun = (description: string) => ({
+  type: "object",
+  properties: { dryRun: { type: "string", enum: ["true", "false"], description } },
+});
+const orderedOr = (tried: string) => ({
+  200: {
+    description: `The job that is there already; or, of a dry run, ${tried}.`,
+    type: "object",
+    additionalProperties: true,
+  },
+  201: { ...job, description: "The job; it waits for its turn." },
+});
+
 export const startSchema = {
   tags,
   summary: "Bring in an export",
   description:
     "Listed, and checked on a sample, before anything lands: see docs/bulk.md. Asked for again in the same words, it is the same job.",
   security,
-  querystring: {
-    type: "object",
-    properties: {
-      dryRun: {
-        type: "string",
-        enum: ["true", "false"],
-        description: "true: what would land and be rejected, and why it would not begin; nothing is changed.",
-      },
-    },
-  },
+  querystring: dryRun(
+    "true: what would land and be rejected, and why it would not begin; nothing is changed.",
+  ),
   body: { type: "object", required: ["source"], properties: asked },
   response: {
-    200: {
-      description: "The job that is there already; or, of a dry run, what would become of it.",
-      type: "object",
-      additionalProperties: true,
-    },
-    201: { ...job, description: "The job; it waits for its turn." },
+    ...orderedOr("what would become of it"),
     ...errorResponses(
-      "TRB-REQ-INVALID",
-      "TRB-REQ-UNREADABLE",
-      "TRB-REQ-TOO-SLOW",
-      "TRB-REQ-TOO-LARGE",
-      "TRB-REQ-CONTENT-TYPE",
+      ...bodyCodes,
       ...codes,
       "TRB-JOB-EXISTS",
       "TRB-BULK-MAPPING",
@@ -228,14 +234,6 @@ export const wishSchema = (word: keyof typeof WORDS) =>
       ...errorResponses(...codes, "TRB-JOB-UNKNOWN", "TRB-JOB-ENDED"),
     },
   }) as const;
-
-const bodyCodes = [
-  "TRB-REQ-INVALID",
-  "TRB-REQ-UNREADABLE",
-  "TRB-REQ-TOO-SLOW",
-  "TRB-REQ-TOO-LARGE",
-  "TRB-REQ-CONTENT-TYPE",
-] as const;
 
 export const confirmSchema = {
   tags,
@@ -333,16 +331,9 @@ export const replaySchema = {
   summary: "Run raw into a model again beside the table that is served",
   description: "It is looked at, paused, resumed and cancelled below /v1/bootstraps, and has a report there.",
   security,
-  querystring: {
-    type: "object",
-    properties: {
-      dryRun: {
-        type: "string",
-        enum: ["true", "false"],
-        description: "true: how much there is to read, and about how long that takes; nothing is asked for.",
-      },
-    },
-  },
+  querystring: dryRun(
+    "true: how much there is to read, and about how long that takes; nothing is asked for.",
+  ),
   body: {
     type: "object",
     required: ["model", "action"],
@@ -359,12 +350,7 @@ export const replaySchema = {
     },
   },
   response: {
-    200: {
-      description: "The job that is there already; or, of a dry run, the plan.",
-      type: "object",
-      additionalProperties: true,
-    },
-    201: { ...job, description: "The job; it waits for its turn." },
+    ...orderedOr("the plan"),
     ...errorResponses(
       ...bodyCodes,
       ...codes,

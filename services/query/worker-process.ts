@@ -3,7 +3,7 @@ import { constants, setPriority } from "node:os";
 import { join } from "node:path";
 import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
-import { forkKillable, residentBytes } from "../base/killable.js";
+import { forkKillable, gone, residentBytes } from "../base/killable.js";
 import { packageRoot } from "../base/paths.js";
 import type { Reply, Request, WorkerOptions } from "./protocol.js";
 
@@ -54,21 +54,13 @@ export class WorkerProcess {
     const options: WorkerOptions = { memoryBytes };
     this.child = forkKillable(WORKER, options, HEAP_MEGABYTES);
     this.child.on("message", (reply: Reply) => this.receive(reply));
-    this.ended = new Promise((resolve) => {
-      const end = (signal: NodeJS.Signals | null) => {
-        this.exited = true;
-        this.reason ??= reasonOf(signal);
-        const { pending, reason } = this;
-        this.pending = undefined;
-        if (reason === "yielded") pending?.resolve({ type: "yielded" });
-        else pending?.reject(new TributaryError(reason));
-        resolve();
-      };
-      this.child.once("exit", (_, signal) => end(signal));
-      this.child.once("error", () => {
-        // A failed send or kill is followed by an exit; a process that never began is not.
-        if (this.child.pid === undefined) end(null);
-      });
+    this.ended = gone(this.child, (signal) => {
+      this.exited = true;
+      this.reason ??= reasonOf(signal);
+      const { pending, reason } = this;
+      this.pending = undefined;
+      if (reason === "yielded") pending?.resolve({ type: "yielded" });
+      else pending?.reject(new TributaryError(reason));
     });
     // The parent's own end does not wait for it.
     this.child.unref();

@@ -2,7 +2,7 @@ import type { ChildProcess } from "node:child_process";
 import { join } from "node:path";
 import type { Code } from "../base/codes.js";
 import { TributaryError } from "../base/errors.js";
-import { forkKillable, residentBytes } from "../base/killable.js";
+import { forkKillable, gone, residentBytes } from "../base/killable.js";
 import { packageRoot } from "../base/paths.js";
 import type { ReaderOptions, Reply } from "./protocol.js";
 
@@ -48,20 +48,12 @@ export class SourceProcess {
     const options: ReaderOptions = { memoryBytes: limits.memoryBytes };
     this.child = forkKillable(script, options, HEAP_MEGABYTES);
     this.child.on("message", (reply: Reply) => this.receive(reply));
-    this.ended = new Promise((resolve) => {
-      const end = (signal: NodeJS.Signals | null) => {
-        this.exited = true;
-        // An abort is how Node and C++ end when memory runs out.
-        this.reason ??= signal === "SIGABRT" ? "TRB-SOURCE-MEMORY" : "TRB-SOURCE-READER";
-        this.pending?.reject(new TributaryError(this.reason));
-        this.pending = undefined;
-        resolve();
-      };
-      this.child.once("exit", (_, signal) => end(signal));
-      this.child.once("error", () => {
-        // A failed send or kill is followed by an exit; a process that never began is not.
-        if (this.child.pid === undefined) end(null);
-      });
+    this.ended = gone(this.child, (signal) => {
+      this.exited = true;
+      // An abort is how Node and C++ end when memory runs out.
+      this.reason ??= signal === "SIGABRT" ? "TRB-SOURCE-MEMORY" : "TRB-SOURCE-READER";
+      this.pending?.reject(new TributaryError(this.reason));
+      this.pending = undefined;
     });
     // The parent's own end does not wait for it.
     this.child.unref();

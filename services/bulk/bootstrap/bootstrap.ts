@@ -10,11 +10,11 @@ import { append } from "../../table/append.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { positionsOf, trackOf } from "../../table/progress.js";
 import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
+import { ChunkProcesses } from "../chunks/chunk-processes.js";
 import { positionIn } from "../chunks/row-events.js";
 import { ImportProducer } from "../imports/import-producer.js";
 import { type Backlog, PORTION } from "../imports/import-queue.js";
 import { LANE, streamOf } from "../jobs/job-tracks.js";
-import { ChunkProcesses } from "./chunk-processes.js";
 import { ChunkQueue } from "./chunk-queue.js";
 import { RefinedSide } from "./refined-side.js";
 

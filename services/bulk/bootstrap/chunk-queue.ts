@@ -8,11 +8,13 @@ import type { SourceProcess } from "../../sources/source-process.js";
 import type { Mark } from "../../sources/splitter.js";
 import type { ReadUnit } from "../../sources/unit.js";
 import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
-import type { Chunk, ChunkModel, LeaveOut, NextChunk, OpenFile } from "../chunks/chunk-protocol.js";
+import { makeChunk, openFile } from "../chunks/chunk-calls.js";
+import type { ChunkProcesses } from "../chunks/chunk-processes.js";
+import type { Chunk, ChunkModel, NextChunk } from "../chunks/chunk-protocol.js";
 import { keepAside } from "../chunks/payload-keeper.js";
+import type { Aside } from "../chunks/payloads-aside.js";
 import { LANE, streamOf } from "../jobs/job-tracks.js";
 import type { BootstrapContext } from "./bootstrap.js";
-import type { ChunkProcesses } from "./chunk-processes.js";
 
 /**
  * About what one chunk holds; whichever is reached first. Files of so many rows are left alone by compaction, and its
@@ -126,37 +128,19 @@ export class ChunkQueue {
   /** Whether all of the file has been made; not when it was stopped. */
   private async run(process: SourceProcess, unit: ReadUnit): Promise<boolean> {
     const { context, order, file, from } = this;
-    const { entityType, tenant, mapping, share, job, chunk: size = CHUNK } = order;
+    const { job, chunk: size = CHUNK } = order;
     const out = this.path();
     const aside = this.path();
     const models = this.models.map((model) => ({ ...model, out: this.path(), tombstones: this.path() }));
-    const open: OpenFile = {
-      type: "open",
-      unit,
-      file,
-      from,
-      out,
-      models,
-      mapping,
-      leaves: share?.leaves,
-      payloads: { sizes: context.config.bus, aside },
-      descriptors: context.registry.bytes(),
-      entityType,
-      tenant,
-      stream: streamOf(job),
-      partition: LANE,
-    };
-    await process.call(open);
+    const place = { stream: streamOf(job), partition: LANE };
+    await openFile(process, context, order, { unit, file, from, out, aside, models, ...place });
+    const seeTo = (found: Aside) => keepAside(context.decoding.offloaded, found, aside);
     for (let end = false; !end; ) {
       while (this.made.length >= this.pacing.ahead && !this.stopped) await this.change();
       if (!this.stopped) await this.pacing.calm();
       if (this.stopped) return false;
       const rejects: Reject[] = [];
-      let chunk = await call(process, { type: "next", ...size }, rejects);
-      if (chunk.aside !== undefined) {
-        const rows = await keepAside(context.decoding.offloaded, chunk.aside, aside);
-        if (rows.length > 0) chunk = await call(process, { type: "leave", rows }, rejects);
-      }
+      const chunk = await makeChunk(process, size, (some) => rejects.push(...some), seeTo);
       this.made.push(await this.setAside(chunk, rejects, out, models));
       this.changed();
       ({ end } = chunk);
@@ -188,15 +172,4 @@ export class ChunkQueue {
     }
     return { chunk, rejects, out: await moved(out, chunk.file.rows > 0), models: made };
   }
-}
-
-async function call(
-  process: SourceProcess,
-  request: NextChunk | LeaveOut,
-  rejects: Reject[],
-): Promise<Chunk> {
-  const chunk = await process.call(request, (reply) => {
-    if (reply.type === "rejects") rejects.push(...reply.rejects);
-  });
-  return chunk as Chunk;
 }

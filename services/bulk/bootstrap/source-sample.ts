@@ -4,22 +4,18 @@ import { join } from "node:path";
 import type { Code } from "../../base/codes.js";
 import { hasCode } from "../../base/errors.js";
 import type { IngestContext } from "../../ingest/context.js";
+import type { Reject } from "../../sources/formats.js";
 import { lend } from "../../sources/inspect.js";
 import type { Manifest } from "../../sources/manifest.js";
 import { START } from "../../sources/reader.js";
-import { SourceProcess } from "../../sources/source-process.js";
 import type { Place } from "../../sources/sources.js";
-import { CHUNK_WORKER } from "../chunks/chunk-file.js";
-import type { Chunk, Opened, OpenFile } from "../chunks/chunk-protocol.js";
-import type { EventShare } from "../chunks/event-types.js";
+import { type EventOrder, makeChunk, openFile } from "../chunks/chunk-calls.js";
+import { chunkProcess } from "../chunks/chunk-processes.js";
+import type { Chunk } from "../chunks/chunk-protocol.js";
 import type { BootstrapJob } from "../jobs/job.js";
 
 export type SampleContext = Pick<IngestContext, "store" | "registry" | "config">;
-export type SampledOrder = Pick<BootstrapJob, "tenant" | "mapping" | "csv"> & {
-  readonly entityType: string;
-  /** Of whole events, what others of the same job land. */
-  readonly share?: EventShare | undefined;
-};
+export type SampledOrder = EventOrder & Pick<BootstrapJob, "csv">;
 
 /** Rows of one file that are no events, for one reason. */
 export interface SampledRejects {
@@ -44,8 +40,7 @@ export interface SourceSample {
 }
 
 /** Of one file. */
-const ROWS = 5_000;
-const BATCH_BYTES = 4 * 1024 * 1024;
+const SIZE = { rows: 5_000, bytes: 4 * 1024 * 1024 };
 /** So many say enough of a file. */
 const MOST_REJECTS = 10_000;
 
@@ -81,48 +76,39 @@ export async function withSample<T>(
 const asideOf = (path: string): string => `${path}.payloads`;
 
 function sampleFile(
-  { registry, config }: SampleContext,
-  { entityType, tenant, mapping, csv, share }: SampledOrder,
+  context: SampleContext,
+  order: SampledOrder,
   place: Place,
   manifest: Manifest,
   index: number,
   out: string,
   sampled: Sampled,
 ): Promise<void> {
-  const { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs } = config.bulk;
-  return lend(place, manifest, index, config.bulk, csv, async (unit) => {
-    const maker = new SourceProcess({ memoryBytes, idleMs }, CHUNK_WORKER);
-    const open: OpenFile = {
-      type: "open",
-      unit: { ...unit, batchBytes: BATCH_BYTES },
-      file: index,
-      from: START,
-      mapping,
-      leaves: share?.leaves,
-      payloads: { sizes: config.bus, aside: asideOf(out) },
-      descriptors: registry.bytes(),
-      entityType,
-      tenant,
-      stream: "sample",
-      partition: "0",
-      out,
-      models: [],
-    };
+  return lend(place, manifest, index, context.config.bulk, order.csv, async (unit) => {
+    const maker = chunkProcess(context.config.bulk);
     let rejected = 0;
     try {
-      const { rows } = (await maker.call(open)) as Opened;
-      const chunk = await maker
-        .call({ type: "next", rows: ROWS, bytes: BATCH_BYTES } as { type: string }, (reply) => {
-          if (reply.type !== "rejects") return;
-          rejected += reply.rejects.length;
-          for (const { code, message, row } of reply.rejects) sampled.reject(index, code, message, row);
-          if (rejected > MOST_REJECTS) maker.end();
-        })
-        .catch((error: unknown) => {
-          if (rejected > MOST_REJECTS && hasCode(error, "TRB-SOURCE-READER")) return undefined;
-          throw error;
-        });
-      sampled.add(index, rows, rejected, chunk as Chunk | undefined);
+      const { rows } = await openFile(maker, context, order, {
+        unit: { ...unit, batchBytes: SIZE.bytes },
+        file: index,
+        from: START,
+        out,
+        aside: asideOf(out),
+        models: [],
+        stream: "sample",
+        partition: "0",
+      });
+      const onRejects = (rejects: readonly Reject[]) => {
+        rejected += rejects.length;
+        for (const { code, message, row } of rejects) sampled.reject(index, code, message, row);
+        if (rejected > MOST_REJECTS) maker.end();
+      };
+      // Whether its payloads are there is not asked yet.
+      const chunk = await makeChunk(maker, SIZE, onRejects, async () => []).catch((error: unknown) => {
+        if (rejected > MOST_REJECTS && hasCode(error, "TRB-SOURCE-READER")) return undefined;
+        throw error;
+      });
+      sampled.add(index, rows, rejected, chunk);
     } finally {
       maker.end();
       await maker.ended;

@@ -1,4 +1,3 @@
-import { constants, getPriority, setPriority } from "node:os";
 import { join } from "node:path";
 import { packageRoot } from "../../base/paths.js";
 import type { WrittenFile } from "../../table/data-file.js";
@@ -10,14 +9,3 @@ export const NO_FILE: WrittenFile = { rows: 0, bytes: 0, statistics: {} };
 
 /** The compiled worker: a child process needs JavaScript, also when the parent runs from source. */
 export const CHUNK_WORKER = join(packageRoot, "dist", "services", "bulk", "chunks", "chunk-worker.js");
-
-/** Chunks are made with so much less of a claim to the machine than the process has that commits them. */
-const NICER = 5;
-
-export function giveWay(pid: number | undefined): void {
-  try {
-    if (pid !== undefined) setPriority(pid, Math.min(constants.priority.PRIORITY_LOW, getPriority() + NICER));
-  } catch {
-    // It has ended already, or this system does not know of it.
-  }
-}

@@ -21,7 +21,11 @@ export const chunkRequests: Answering<ChunkRequest> = ({ memoryBytes }, tell) =>
     }
     if (request.type === "types") {
       const duck = await Duck.sealed(memoryBytes, [request.unit.path]);
-      return duck.with((connection) => findTypes(connection, request, tell.getsOn));
+      try {
+        return await duck.with((connection) => findTypes(connection, request, tell.getsOn));
+      } finally {
+        duck.close();
+      }
     }
     // One engine a file: it is sealed with what it may reach.
     maker?.close();

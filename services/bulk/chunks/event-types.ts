@@ -5,9 +5,9 @@ import { ProtoRegistry } from "../../contracts/registry.js";
 import { lend, type ReadLimits } from "../../sources/inspect.js";
 import type { Manifest } from "../../sources/manifest.js";
 import { SourceReader, START } from "../../sources/reader.js";
-import { SourceProcess } from "../../sources/source-process.js";
+import type { SourceProcess } from "../../sources/source-process.js";
 import type { Place } from "../../sources/sources.js";
-import { CHUNK_WORKER } from "./chunk-file.js";
+import { chunkProcess } from "./chunk-processes.js";
 import type { ListTypes } from "./chunk-protocol.js";
 
 /**
@@ -70,10 +70,15 @@ export async function sharesOf(
 ): Promise<readonly EventShare[]> {
   const byType = new Map<string, number[]>();
   const rest: number[] = [];
-  for (const file of manifest.files.keys()) {
-    const found = await typesIn(place, manifest, file, limits, registry);
-    for (const type of found.types) byType.set(type, [...(byType.get(type) ?? []), file]);
-    if (found.rest) rest.push(file);
+  const reader = chunkProcess(limits);
+  try {
+    for (const file of manifest.files.keys()) {
+      const found = await typesIn(reader, place, manifest, file, limits, registry);
+      for (const type of found.types) byType.set(type, [...(byType.get(type) ?? []), file]);
+      if (found.rest) rest.push(file);
+    }
+  } finally {
+    reader.end();
   }
   const types = [...byType.keys()].sort();
   if (types.length === 0) {
@@ -91,6 +96,7 @@ export async function sharesOf(
 }
 
 function typesIn(
+  reader: SourceProcess,
   place: Place,
   manifest: Manifest,
   file: number,
@@ -98,14 +104,8 @@ function typesIn(
   registry: ProtoRegistry,
 ): Promise<FoundTypes> {
   return lend(place, manifest, file, limits, undefined, async (unit) => {
-    const { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs } = limits;
-    const reader = new SourceProcess({ memoryBytes, idleMs }, CHUNK_WORKER);
-    try {
-      const request: ListTypes = { type: "types", unit, descriptors: registry.bytes() };
-      return (await reader.call(request)) as FoundTypes;
-    } finally {
-      reader.end();
-    }
+    const request: ListTypes = { type: "types", unit, descriptors: registry.bytes() };
+    return (await reader.call(request)) as FoundTypes;
   });
 }
 

@@ -31,13 +31,22 @@ export async function keepAside(
     }
     uris.push(...payloads.map(({ tenant, sha256 }) => uriOf(tenant, Buffer.from(sha256))));
   }
-  const missing: number[] = [];
+  const found = await lookFor(offloaded, elsewhere);
+  await offloaded.keepForGood([...uris, ...found.uris]);
+  return found.missing;
+}
+
+/** Payloads that are in the store as rows refer to them, and the rows whose payloads are not there. */
+export async function lookFor(
+  offloaded: Pick<Offloaded, "holds">,
+  elsewhere: Aside["elsewhere"],
+): Promise<{ readonly uris: readonly string[]; readonly missing: readonly number[] }> {
+  const [uris, missing]: [string[], number[]] = [[], []];
   await inGroups(elsewhere, LOOKS_AT_ONCE, async ({ row, uri, sizeBytes, sha256 }) => {
     if (await offloaded.holds({ uri, sizeBytes, sha256: Buffer.from(sha256) })) uris.push(uri);
     else missing.push(row);
   });
-  await offloaded.keepForGood(uris);
-  return missing;
+  return { uris, missing };
 }
 
 async function put(offloaded: Offloaded, file: FileHandle, payload: PayloadAside): Promise<void> {

@@ -40,7 +40,7 @@ const version = z.union([
  * Until when an export surely holds what was written: a version, that one included, or how far the streams were before
  * it began, by "<stream>.<partition>", as `tributary bootstrap watermark` prints it.
  */
-export const watermarkShape = z.union([
+const watermarkShape = z.union([
   z.strictObject({ version }),
   z.strictObject({ positions: z.record(z.string().regex(/^.+\.[^.]+$/), z.string().min(1)) }),
 ]);

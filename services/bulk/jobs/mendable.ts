@@ -1,7 +1,7 @@
 import type { KeptReject } from "./rejects.js";
 
 /** Beside a record's own fields: why it was rejected. No mapping names it, so that a mended line may keep it. */
-export const REJECTED = "tributary_reject";
+const REJECTED = "tributary_reject";
 
 /**
  * A reject as a line of NDJSON, to be mended and read again with the mapping of its job. A record of JSON, and a row of

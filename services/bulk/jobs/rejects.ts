@@ -17,7 +17,7 @@ import { streamOf } from "./job-tracks.js";
 
 /** Rows of a source that are no events: one Delta table a job, for whatever reads Delta. */
 
-export const rejectsRoot = (job: string): string => `bulk/${job}/rejects`;
+const rejectsRoot = (job: string): string => `bulk/${job}/rejects`;
 
 type Context = Pick<IngestContext, "store" | "duck" | "tableOptions">;
 

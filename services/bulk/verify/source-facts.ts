@@ -1,13 +1,15 @@
 import { rename, rm } from "node:fs/promises";
 import { literal } from "../../base/duckdb.js";
-import { inGroups } from "../../base/in-groups.js";
 import type { IngestContext } from "../../ingest/context.js";
+import type { Reject } from "../../sources/formats.js";
 import { lend } from "../../sources/inspect.js";
 import { START } from "../../sources/reader.js";
-import { SourceProcess } from "../../sources/source-process.js";
+import type { SourceProcess } from "../../sources/source-process.js";
 import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
-import { CHUNK_WORKER, giveWay } from "../chunks/chunk-file.js";
-import type { Chunk, ChunkModel, LeaveOut, NextChunk, OpenFile } from "../chunks/chunk-protocol.js";
+import { makeChunk, openFile } from "../chunks/chunk-calls.js";
+import { ChunkProcesses } from "../chunks/chunk-processes.js";
+import type { Chunk, ChunkModel } from "../chunks/chunk-protocol.js";
+import { lookFor } from "../chunks/payload-keeper.js";
 import type { Aside } from "../chunks/payloads-aside.js";
 import { type EventDigest, type EventDigests, eventDigests } from "../chunks/row-digests.js";
 import type { JobHost } from "../jobs/job-run.js";
@@ -17,7 +19,6 @@ import type { Made, MadeFiles } from "./made-files.js";
 
 /** What is read and hashed at once, at most; whichever is reached first. */
 const CHUNK = { rows: 120_000, bytes: 64 * 1024 * 1024 };
-const LOOKS_AT_ONCE = 16;
 
 /** What a source holds. */
 export interface SourceFacts {
@@ -40,10 +41,15 @@ export async function sourceFacts(
   host: Pick<JobHost, "signal" | "pace">,
   files: MadeFiles,
 ): Promise<SourceFacts | undefined> {
-  const reading = new Reading(context, order, host, files);
-  for (const file of order.share?.files ?? order.manifest.files.keys())
-    if (!(await reading.read(file))) return undefined;
-  return reading.found;
+  const processes = new ChunkProcesses(order.limits, 1);
+  try {
+    const reading = new Reading(context, order, host, files, await processes.claim());
+    for (const file of order.share?.files ?? order.manifest.files.keys())
+      if (!(await reading.read(file))) return undefined;
+    return reading.found;
+  } finally {
+    await processes.end();
+  }
 }
 
 class Reading {
@@ -51,15 +57,19 @@ class Reading {
   private rejected = 0;
   /** Models that have made all of the rows so far. */
   private readonly whole: Map<string, ChunkModel>;
+  /** Where each chunk is written, and its large payloads. */
   private readonly out: string;
+  private readonly aside: string;
 
   constructor(
     private readonly context: Context,
     private readonly order: BootstrapOrder,
     private readonly host: Pick<JobHost, "signal" | "pace">,
     private readonly files: MadeFiles,
+    private readonly maker: SourceProcess,
   ) {
     this.out = files.path();
+    this.aside = files.path();
     // What whole events say is known once raw has decoded them.
     const models = context.models.filter(
       ({ entityType }) => entityType === order.entityType && order.mapping !== undefined,
@@ -79,57 +89,28 @@ class Reading {
 
   /** Resolves to whether it has read all of the file. */
   read(file: number): Promise<boolean> {
-    const { context, order, out, whole } = this;
-    const { place, manifest, limits, csv } = order;
+    const { context, order, maker, out, aside } = this;
+    const { place, manifest, limits, csv, job } = order;
     return lend(place, manifest, file, limits, csv, async (unit) => {
-      const { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs } = limits;
-      const maker = new SourceProcess({ memoryBytes, idleMs }, CHUNK_WORKER);
-      giveWay(maker.pid);
-      const aside = `${out}.payloads`;
-      const { entityType, tenant, mapping, share, job } = order;
-      const open: OpenFile = {
-        type: "open",
-        unit,
-        file,
-        from: START,
-        out,
-        models: [...whole.values()],
-        asDigests: true,
-        mapping,
-        leaves: share?.leaves,
-        payloads: { sizes: context.config.bus, aside },
-        descriptors: context.registry.bytes(),
-        entityType,
-        tenant,
-        stream: streamOf(job),
-        partition: LANE,
-      };
-      try {
-        await maker.call(open);
-        return await this.chunks(maker, open.models);
-      } finally {
-        maker.end();
-        await maker.ended;
-        for (const path of [out, aside]) await rm(path, { force: true });
-      }
+      const models = [...this.whole.values()];
+      const stream = { stream: streamOf(job), partition: LANE };
+      const opened = { unit, file, from: START, out, aside, models, asDigests: true, ...stream };
+      await openFile(maker, context, order, opened);
+      return this.chunks(models);
     });
   }
 
-  private async chunks(maker: SourceProcess, models: readonly ChunkModel[]): Promise<boolean> {
-    const { context, host } = this;
+  private async chunks(models: readonly ChunkModel[]): Promise<boolean> {
+    const { context, host, maker } = this;
+    const onRejects = ({ length }: readonly Reject[]) => {
+      this.rejected += length;
+    };
+    // Rows whose payloads are not there are no events, as when they landed.
+    const missing = async ({ elsewhere }: Aside) =>
+      (await lookFor(context.decoding.offloaded, elsewhere)).missing;
     for (;;) {
       if (host.signal.aborted) return false;
-      const rejects = { count: 0 };
-      const made = (request: NextChunk | LeaveOut) =>
-        maker.call(request, (reply) => {
-          if (reply.type === "rejects") rejects.count += reply.rejects.length;
-        }) as Promise<Chunk>;
-      let chunk = await made({ type: "next", ...CHUNK });
-      if (chunk.aside !== undefined) {
-        const rows = await missingOf(context.decoding, chunk.aside);
-        if (rows.length > 0) chunk = await made({ type: "leave", rows });
-      }
-      this.rejected += rejects.count;
+      const chunk = await makeChunk(maker, CHUNK, onRejects, missing);
       if (chunk.file.rows > 0) {
         addDigests(this.digests, await this.digestsOf(chunk));
         await this.keep(models, chunk);
@@ -164,16 +145,4 @@ class Reading {
       }
     }
   }
-}
-
-/** Rows whose payloads are not there: no events, as when they landed. */
-async function missingOf(
-  { offloaded }: Pick<IngestContext["decoding"], "offloaded">,
-  { elsewhere }: Aside,
-): Promise<number[]> {
-  const missing: number[] = [];
-  await inGroups(elsewhere, LOOKS_AT_ONCE, async ({ row, uri, sizeBytes, sha256 }) => {
-    if (!(await offloaded.holds({ uri, sizeBytes, sha256: Buffer.from(sha256) }))) missing.push(row);
-  });
-  return missing;
 }

@@ -38,7 +38,7 @@ const ofModel = z.strictObject({
  * Whether all of a source is in the lake. `source` and `raw` are rows, a digest of their ids and one of all they say;
  * `models` is what has become of their entities (refined-check.ts). Keys that differ are for operators alone.
  */
-export const verificationShape = z.strictObject({
+const verificationShape = z.strictObject({
   job: z.string(),
   entityType: z.string(),
   at: z.iso.datetime(),

@@ -6,7 +6,7 @@ import { textTable } from "../terminal/text-table.js";
 /** Bulk jobs as people and programs are told of them. */
 
 /** What becomes of it, in a word or two: a wish that is not met yet is told beside. */
-export function phaseOf({ wish, state }: Pick<Job, "wish" | "state">): string {
+function phaseOf({ wish, state }: Pick<Job, "wish" | "state">): string {
   const { phase } = state;
   if (hasEnded(state)) return phase;
   if (wish === "cancel") return `${phase}, to be cancelled`;

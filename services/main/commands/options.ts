@@ -40,7 +40,7 @@ export function priorityNumber(text: string): number {
   throw new InvalidArgumentError("expected a whole number, -100 to 100");
 }
 
-export function shareNumber(text: string): number {
+function shareNumber(text: string): number {
   const share = /^(0?\.\d+|1)$/.test(text) ? Number(text) : 0;
   if (share > 0) return share;
   throw new InvalidArgumentError("expected more than 0, at most 1, such as 0.25");

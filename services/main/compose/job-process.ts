@@ -100,7 +100,7 @@ export function serveImports(
 }
 
 /** Runs a job in a process of its own, whose end is nobody else's and which does not outlive this one. */
-export function runApart(
+function runApart(
   context: Pick<IngestContext, "config" | "registry" | "models" | "log">,
   job: Job,
   tell: (told: Told) => void,

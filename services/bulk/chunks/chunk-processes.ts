@@ -1,7 +1,29 @@
+import { constants, getPriority, setPriority } from "node:os";
 import { TributaryError } from "../../base/errors.js";
 import type { ReadLimits } from "../../sources/inspect.js";
 import { SourceProcess } from "../../sources/source-process.js";
-import { CHUNK_WORKER, giveWay } from "../chunks/chunk-file.js";
+import { CHUNK_WORKER } from "./chunk-file.js";
+
+/** Chunks are made with so much less of a claim to the machine than the process has that commits them. */
+const NICER = 5;
+
+/** A process that makes chunks, for whoever ends it. */
+export function chunkProcess({
+  readerMemoryBytes: memoryBytes,
+  readerIdleMs: idleMs,
+}: Pick<ReadLimits, "readerMemoryBytes" | "readerIdleMs">): SourceProcess {
+  const process = new SourceProcess({ memoryBytes, idleMs }, CHUNK_WORKER);
+  giveWay(process.pid);
+  return process;
+}
+
+function giveWay(pid: number | undefined): void {
+  try {
+    if (pid !== undefined) setPriority(pid, Math.min(constants.priority.PRIORITY_LOW, getPriority() + NICER));
+  } catch {
+    // It has ended already, or this system does not know of it.
+  }
+}
 
 /**
  * The processes that make chunks of a source's files, one file at a time each: starting one and warming it up takes a
@@ -46,9 +68,7 @@ export class ChunkProcesses {
   }
 
   private start(): SourceProcess {
-    const { readerMemoryBytes: memoryBytes, readerIdleMs: idleMs } = this.limits;
-    const process = new SourceProcess({ memoryBytes, idleMs }, CHUNK_WORKER);
-    giveWay(process.pid);
+    const process = chunkProcess(this.limits);
     this.all.push(process);
     return process;
   }
