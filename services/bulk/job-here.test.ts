@@ -2,7 +2,8 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test, vi } from "vitest";
-import { Lake, THING } from "../../test/support/lake.js";
+import { bootstrapOf, replayOf } from "../../test/support/jobs.js";
+import { Lake } from "../../test/support/lake.js";
 import { Duck } from "../base/duckdb.js";
 import { DeltaTable } from "../table/delta-table.js";
 import { runHere } from "./job-here.js";
@@ -14,8 +15,6 @@ vi.mock("../sources/source-process.js", () => import("../../test/support/readers
 const exports = mkdtempSync(join(tmpdir(), "tributary-export-"));
 afterAll(() => rmSync(exports, { recursive: true, force: true }));
 
-const MAPPING = { tenant: "customer", entityId: "id", version: "rev" };
-
 test("a verification whose tables are replaced and vacuumed meanwhile is tried again, and tells of no difference", async () => {
   writeFileSync(join(exports, "a.ndjson"), '{"customer":"acme","id":"a","rev":1}');
   const lake = await Lake.create({ sources: { exports } });
@@ -23,12 +22,10 @@ test("a verification whose tables are replaced and vacuumed meanwhile is tried a
   const { store, duck, tableOptions } = context;
   try {
     const jobs = new JobStore(store);
-    const common = { by: "ops", at: "2026-01-02T03:04:05Z" };
-    const source = { source: "exports", entityType: THING, mapping: MAPPING, through: "files" };
-    await jobs.order(jobOrder.parse({ ...common, ...source, kind: "bootstrap", id: "b" }));
-    await jobs.order(jobOrder.parse({ ...common, kind: "verify", id: "v", of: "b" }));
-    const swap = { kind: "replay", id: "r", model: "t.things", action: "swap" };
-    await jobs.order(jobOrder.parse({ ...common, ...swap }));
+    const order = bootstrapOf("b", { source: "exports" });
+    await jobs.order(order);
+    await jobs.order(jobOrder.parse({ kind: "verify", id: "v", of: "b", by: order.by, at: order.at }));
+    await jobs.order(replayOf({ id: "r", action: "swap" }));
     const run = async (id: string, after: () => Promise<void>) =>
       runHere(context, await jobs.get(id), {
         signal: new AbortController().signal,
@@ -59,12 +56,7 @@ test("a job whose engine has no memory left is not tried again as it is", async 
   const small = await Duck.create({ memoryBytes: 16 * 1024 * 1024 });
   try {
     const jobs = new JobStore(lake.context.store);
-    await jobs.order(
-      jobOrder.parse({
-        ...{ kind: "bootstrap", id: "large", by: "ops", at: "2026-01-02T03:04:05Z" },
-        ...{ source: "exports", entityType: THING, mapping: MAPPING, through: "files" },
-      }),
-    );
+    await jobs.order(bootstrapOf("large", { source: "exports" }));
     const logged: unknown[] = [];
     const beyond = async () =>
       small.with(

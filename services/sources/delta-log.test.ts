@@ -1,42 +1,25 @@
 import { randomUUID } from "node:crypto";
-import { mkdirSync, mkdtempSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdirSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { fileStore } from "../../test/support/lake.js";
-import { readAll, writeFile } from "../../test/support/sources.js";
+import { exportsFolder, LIMITS, readAll, writeFile } from "../../test/support/sources.js";
 import { TableWriter } from "../../test/support/table-writers.js";
 import { Duck } from "../base/duckdb.js";
 import { neededOf, readDeltaLog } from "./delta-log.js";
 import type { Format } from "./formats.js";
 import { inspect, lend, sample } from "./inspect.js";
-import { LocalRoot } from "./local-root.js";
 import { listSource, type ReadLog } from "./manifest.js";
 
 vi.mock("./source-process.js", () => import("../../test/support/readers-here.js"));
 
-const MiB = 1024 * 1024;
-const limits = { maxRecordBytes: MiB, readerMemoryBytes: 256 * MiB, readerIdleMs: 60_000 };
-
-let folder: string;
-let duck: Duck;
-beforeEach(async () => {
-  folder = mkdtempSync(join(tmpdir(), "delta-"));
-  mkdirSync(at("exports"));
-  duck = await Duck.create({ memoryBytes: 512 * MiB });
-});
-afterEach(() => {
-  duck.close();
-  rmSync(folder, { recursive: true, force: true });
-});
-const at = (...names: string[]) => join(folder, ...names);
-const run = (sql: string) => duck.with((connection) => connection.run(sql));
+const { at, run, place, engine } = exportsFolder();
 /** In this process, which is quicker. */
 const readLog: ReadLog = async (shown, log) => {
-  const closed = await Duck.sealed(64 * MiB, [...log.values()]);
+  const closed = await Duck.sealed(64 * 1024 * 1024, [...log.values()]);
   return readDeltaLog(shown, log, closed).finally(() => closed.close());
 };
-const here = () => ({ root: new LocalRoot("exports", at("exports"), at("data")), path: "t" });
+const here = () => place("t");
 const list = (format?: Format) => listSource(here(), { format }, readLog);
 
 describe("a Delta table", () => {
@@ -80,7 +63,7 @@ describe("a Delta table", () => {
     const manifest = await list();
     const files = await Promise.all(
       manifest.files.map((_, index) =>
-        lend(here(), manifest, index, limits, undefined, (unit) => readAll(unit)),
+        lend(here(), manifest, index, LIMITS, undefined, (unit) => readAll(unit)),
       ),
     );
     return {
@@ -116,9 +99,9 @@ describe("a Delta table", () => {
 
   it("is read where it may be killed, too", async () => {
     await three();
-    const manifest = await inspect(here(), {}, limits);
+    const manifest = await inspect(here(), {}, LIMITS);
     expect(manifest).toEqual(await list());
-    expect(await sample(here(), manifest, 5, limits, { index: 1 })).toMatchObject({
+    expect(await sample(here(), manifest, 5, LIMITS, { index: 1 })).toMatchObject({
       columns: [{ name: "id", type: "BIGINT" }, { name: "day" }, { name: "text" }],
       rows: ['{"id":1,"day":"2024-05-06","text":null}', '{"id":2,"day":"2024-05-06","text":null}'],
     });
@@ -187,7 +170,7 @@ describe("a Delta table", () => {
 
   it("of ours is its live rows: vectors mask, tombstones are none, and the log begins with a checkpoint", async () => {
     const store = await fileStore(at("exports"));
-    const writer = await TableWriter.open(store, duck, "t", { checkpointEvery: 2 });
+    const writer = await TableWriter.open(store, engine(), "t", { checkpointEvery: 2 });
     const write = (id: number, version: number, operation = 2) => ({
       tenant: "acme",
       id: `e${id}`,
@@ -200,12 +183,12 @@ describe("a Delta table", () => {
     await writer.upsert(all.filter((id) => id % 3 === 0).map((id) => write(id, 2)));
     await writer.upsert(all.filter((id) => id % 3 === 1).map((id) => write(id, 2, 3)));
     await writer.close();
-    const ours = { root: new LocalRoot("exports", at("exports"), at("data")), path: "lake/t" };
+    const ours = place("lake/t");
     const manifest = await listSource(ours, {}, readLog);
     expect(manifest.files.some(({ delta }) => delta?.vector !== undefined)).toBe(true);
     const found: string[] = [];
     for (const index of manifest.files.keys()) {
-      await lend(ours, manifest, index, limits, undefined, async (unit) => {
+      await lend(ours, manifest, index, LIMITS, undefined, async (unit) => {
         const { rows, columns } = await readAll({ ...unit, batchBytes: 1_000 });
         const [id, version] = [columns.indexOf("entity_id") + 1, columns.indexOf("_tributary_version") + 1];
         found.push(...rows.map((row) => `${row[id]}@${row[version]}`));
@@ -225,7 +208,7 @@ describe("a Delta table", () => {
 
   it("below a source is not read as files", async () => {
     await three();
-    const above = { root: new LocalRoot("exports", at("exports"), at("data")), path: "" };
+    const above = place();
     await expect(listSource(above, {}, readLog)).rejects.toThrow("exports/t: it is a Delta table");
     await expect(listSource(above, { format: "parquet" }, readLog)).rejects.toMatchObject({
       code: "TRB-SOURCE-FORMAT",

@@ -1,33 +1,13 @@
-import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { readAll, writeFile } from "../../test/support/sources.js";
-import { Duck } from "../base/duckdb.js";
+import { mkdirSync } from "node:fs";
+import { describe, expect, it, vi } from "vitest";
+import { exportsFolder, LIMITS, readAll, writeFile } from "../../test/support/sources.js";
 import { inspect, lend, sample } from "./inspect.js";
-import { LocalRoot } from "./local-root.js";
 
 vi.mock("./source-process.js", () => import("../../test/support/readers-here.js"));
 
-const MiB = 1024 * 1024;
-const limits = { maxRecordBytes: MiB, readerMemoryBytes: 256 * MiB, readerIdleMs: 60_000 };
-
-let folder: string;
-let duck: Duck;
-beforeEach(async () => {
-  folder = mkdtempSync(join(tmpdir(), "inspect-"));
-  mkdirSync(at("exports"));
-  duck = await Duck.create({ memoryBytes: 512 * MiB });
-});
-afterEach(() => {
-  duck.close();
-  rmSync(folder, { recursive: true, force: true });
-});
-const at = (...names: string[]) => join(folder, ...names);
-const place = (path = "") => ({ root: new LocalRoot("exports", at("exports"), at("data")), path });
-const run = (sql: string) => duck.with((connection) => connection.run(sql));
+const { at, run, place } = exportsFolder();
 const list = (path = "", format?: "csv" | "ndjson" | "delta" | "parquet") =>
-  inspect(place(path), { format }, limits);
+  inspect(place(path), { format }, LIMITS);
 
 describe("what a source holds", () => {
   it("is told by names, or by choice", async () => {
@@ -72,7 +52,7 @@ describe("a sample", () => {
     writeFile(at("exports", "d.pb"), Buffer.from([2, 0x61, 0x62]));
     const samples = await Promise.all(
       ["a.parquet", "b.csv", "c.ndjson", "d.pb"].map(async (name) =>
-        sample(place(name), await list(name), 2, limits),
+        sample(place(name), await list(name), 2, LIMITS),
       ),
     );
     expect(samples.map(({ columns }) => columns.map(({ name, type }) => `${name} ${type}`))).toEqual([
@@ -105,8 +85,8 @@ describe("columns in a path", () => {
     const wanted = ["tenant", "day"];
     for (const name of ["a.parquet", "b.csv"]) {
       const from = place([...folders, name].join("/"));
-      const manifest = await inspect(from, {}, limits);
-      await lend(from, manifest, 0, limits, undefined, async (unit) => {
+      const manifest = await inspect(from, {}, LIMITS);
+      await lend(from, manifest, 0, LIMITS, undefined, async (unit) => {
         const { columns, rows } = await readAll(unit);
         expect(columns.slice(2)).toEqual(wanted);
         expect(rows[0]?.slice(-2)).toEqual(["a b", null]);
@@ -118,7 +98,7 @@ describe("columns in a path", () => {
   it("are refused when they differ in case alone", async () => {
     writeFile(at("exports", "a=1", "A=2", "x.ndjson"), "{}\n");
     const manifest = await list("a=1");
-    await lend(place("a=1"), manifest, 0, limits, undefined, async (unit) => {
+    await lend(place("a=1"), manifest, 0, LIMITS, undefined, async (unit) => {
       await expect(readAll(unit)).rejects.toMatchObject({ code: "TRB-SOURCE-FORMAT" });
     });
   });

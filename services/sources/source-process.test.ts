@@ -2,7 +2,7 @@ import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { writeFile } from "../../test/support/sources.js";
+import { LIMITS, writeFile } from "../../test/support/sources.js";
 import { Duck } from "../base/duckdb.js";
 import type { Reject } from "./formats.js";
 import { count, inspect, lend } from "./inspect.js";
@@ -11,7 +11,6 @@ import type { Request } from "./protocol.js";
 import { SourceProcess } from "./source-process.js";
 
 const MiB = 1024 * 1024;
-const limits = { maxRecordBytes: MiB, readerMemoryBytes: 256 * MiB, readerIdleMs: 60_000 };
 
 let folder: string;
 beforeEach(() => {
@@ -21,18 +20,18 @@ beforeEach(() => {
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 const at = (...names: string[]) => join(folder, ...names);
 const place = (path = "") => ({ root: new LocalRoot("exports", at("exports"), at("data")), path });
-const list = (path: string) => inspect(place(path), {}, limits);
+const list = (path: string) => inspect(place(path), {}, LIMITS);
 
 describe("a process that reads", () => {
   it("counts rows, and tells rejects with what they were", async () => {
     writeFile(at("exports", "x.ndjson"), '{"a":1}\n{"a"\n{"a":2}\n'.repeat(10_000));
     const manifest = await list("x.ndjson");
     const rejects: Reject[] = [];
-    const counted = await count(place(), manifest, 0, limits, { onRejects: (some) => rejects.push(...some) });
+    const counted = await count(place(), manifest, 0, LIMITS, { onRejects: (some) => rejects.push(...some) });
     expect(counted).toEqual({ rows: 20_000, rejects: 10_000, bytes: manifest.bytes });
     expect(rejects.every(({ row, offset }, i) => row === 3 * i + 1 && offset === 21 * i + 8)).toBe(true);
     expect(
-      await count(place(), manifest, 0, limits, { from: { row: 29_998, offset: manifest.bytes - 13 } }),
+      await count(place(), manifest, 0, LIMITS, { from: { row: 29_998, offset: manifest.bytes - 13 } }),
     ).toMatchObject({
       rows: 1,
       rejects: 1,
@@ -43,7 +42,7 @@ describe("a process that reads", () => {
     const duck = await Duck.create({ memoryBytes: 512 * MiB });
     const sql = `COPY (SELECT repeat('x', 60000000) AS text) TO '${at("exports", "x.parquet")}'`;
     await duck.with((connection) => connection.run(sql)).finally(() => duck.close());
-    const tight = { ...limits, readerMemoryBytes: 16 * MiB };
+    const tight = { ...LIMITS, readerMemoryBytes: 16 * MiB };
     await expect(count(place(), await list("x.parquet"), 0, tight)).rejects.toMatchObject({
       code: "TRB-SOURCE-MEMORY",
     });
@@ -54,7 +53,7 @@ describe("a process that reads", () => {
     const manifest = await list("x.csv");
     const killed = async (idleMs: number, kill: (reader: SourceProcess) => void) => {
       const reader = new SourceProcess({ memoryBytes: 64 * MiB, idleMs });
-      await lend(place(), manifest, 0, limits, undefined, (unit) => {
+      await lend(place(), manifest, 0, LIMITS, undefined, (unit) => {
         const request: Request = { type: "count", unit, from: { row: 0 } };
         const call = reader.call(request);
         kill(reader);
@@ -70,6 +69,6 @@ describe("a process that reads", () => {
     await expect(killed(1_000, ({ pid }) => process.kill(pid!, "SIGSTOP"))).rejects.toMatchObject({
       code: "TRB-SOURCE-STALLED",
     });
-    expect(await count(place(), manifest, 0, limits)).toMatchObject({ rows: 300_000 });
+    expect(await count(place(), manifest, 0, LIMITS)).toMatchObject({ rows: 300_000 });
   });
 });

@@ -3,7 +3,6 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { runBootstrap } from "../../services/bulk/bootstrap/bootstrap-job.js";
-import { type BootstrapJob, jobOrder } from "../../services/bulk/jobs/job.js";
 import type { Told } from "../../services/bulk/jobs/job-report.js";
 import { LANE, streamOf } from "../../services/bulk/jobs/job-tracks.js";
 import { refinedRoot } from "../../services/ingest/refined-table.js";
@@ -11,6 +10,7 @@ import type { ObjectStore } from "../../services/storage/object-store.js";
 import { DeltaTable } from "../../services/table/delta-table.js";
 import { positionsOf } from "../../services/table/progress.js";
 import { overriding } from "../support/faulty-store.js";
+import { bootstrapOf, hostOf } from "../support/jobs.js";
 import {
   CAST_SQL,
   expectedThings,
@@ -26,16 +26,7 @@ import {
 
 const FILES = 3;
 const ROWS = 8;
-const ORDER = jobOrder.parse({
-  id: "a",
-  kind: "bootstrap",
-  source: "exports",
-  through: "files",
-  entityType: THING,
-  mapping: { tenant: "customer", entityId: "id", version: "rev" },
-  by: "ops",
-  at: "2026-01-02T03:04:05Z",
-}) as BootstrapJob;
+const ORDER = bootstrapOf("a", { source: "exports" });
 
 const thing = (id: number, version: bigint, operation = 1): TestEvent => ({
   tenant: "acme",
@@ -91,19 +82,13 @@ async function run(lake: Lake, store: (inner: ObjectStore) => ObjectStore = (inn
   lakes.push(job);
   let phase: string | undefined;
   let landing: Told = {};
-  expect(
-    await runBootstrap(job.context, ORDER, {
-      signal: new AbortController().signal,
-      tell: (told) => {
-        phase = told.phase ?? phase;
-        if (phase === "landing") landing = { ...landing, ...told };
-      },
-      pace: async () => undefined,
-      calm: async () => undefined,
-      reject: async () => undefined,
-      rejected: 0,
-    }),
-  ).toBe(true);
+  const host = hostOf({
+    tell: (told) => {
+      phase = told.phase ?? phase;
+      if (phase === "landing") landing = { ...landing, ...told };
+    },
+  });
+  expect(await runBootstrap(job.context, ORDER, host)).toBe(true);
   return landing;
 }
 

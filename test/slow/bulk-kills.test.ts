@@ -3,8 +3,6 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test, vi } from "vitest";
 import { runBootstrap } from "../../services/bulk/bootstrap/bootstrap-job.js";
-import { type BootstrapJob, jobOrder, type ReplayJob } from "../../services/bulk/jobs/job.js";
-import type { JobHost } from "../../services/bulk/jobs/job-run.js";
 import { streamOf } from "../../services/bulk/jobs/job-tracks.js";
 import { runReplay } from "../../services/bulk/replay/replay-job.js";
 import { confirmDeletes } from "../../services/bulk/verify/reconcile.js";
@@ -12,6 +10,7 @@ import { planOf } from "../../services/bulk/verify/reconcile-plan.js";
 import { verificationOf } from "../../services/bulk/verify/verification.js";
 import { withScan } from "../../services/table/scan.js";
 import { eachOperation, FaultyStore } from "../support/faulty-store.js";
+import { bootstrapOf, hostOf, replayOf } from "../support/jobs.js";
 import {
   expectedThings,
   Lake,
@@ -27,28 +26,6 @@ import {
 /** A bootstrap that reconciles and verifies: gone at any step of it, with many entities beside live events, and beside a replay of its table. */
 
 vi.mock("../../services/sources/source-process.js", () => import("../support/readers-here.js"));
-
-const host = (): JobHost => ({
-  signal: new AbortController().signal,
-  tell: () => undefined,
-  pace: async () => undefined,
-  calm: async () => undefined,
-  reject: async () => undefined,
-  rejected: 0,
-});
-
-const order = (more: Partial<BootstrapJob> = {}): BootstrapJob =>
-  jobOrder.parse({
-    id: "job",
-    kind: "bootstrap",
-    source: "exports/job",
-    entityType: THING,
-    through: "files",
-    mapping: { tenant: "customer", entityId: "id", version: "rev" },
-    by: "ops",
-    at: "2026-01-02T03:04:05Z",
-    ...more,
-  }) as BootstrapJob;
 
 const thing = (id: number, version = 1n, operation = 1): TestEvent => ({
   tenant: "acme",
@@ -83,7 +60,7 @@ test.each(["what it deletes is found", "that was confirmed"])(
     const old = Array.from({ length: 20 }, (_, i) => thing(i));
     const newer = [thing(0, 2n), thing(9, 2n, 3)];
     const gone = [1, 2, 3].map((id) => thing(id, 1n, 3));
-    const job = order({ reconcile: { watermark: { version: 1 } } });
+    const job = bootstrapOf("job", { reconcile: { watermark: { version: 1 } } });
     const waits = { code: "TRB-RECONCILE-CONFIRM" };
     let most = 0;
     const round = async (at: number): Promise<boolean> => {
@@ -94,7 +71,7 @@ test.each(["what it deletes is found", "that was confirmed"])(
         await lake.settled();
         put(old.slice(4));
         const confirm = async () => {
-          await expect(runBootstrap(lake.context, job, host())).rejects.toMatchObject(waits);
+          await expect(runBootstrap(lake.context, job, hostOf())).rejects.toMatchObject(waits);
           const { version: asOf } = (await planOf(lake.context.store, "job"))!;
           await confirmDeletes(lake.context.store, "job", { count: 4, asOf }, "ops");
         };
@@ -111,7 +88,7 @@ test.each(["what it deletes is found", "that was confirmed"])(
           },
         });
         faulty!.arm(at, "crash");
-        const ended = runBootstrap(dying.context, job, host()).then(
+        const ended = runBootstrap(dying.context, job, hostOf()).then(
           () => expect(isConfirmed).toBe(true),
           (error: unknown) => expect(error).toMatchObject(waits),
         );
@@ -127,7 +104,7 @@ test.each(["what it deletes is found", "that was confirmed"])(
           await lane.land(new TestStream("later").batch(newer));
           await lake.settled();
         }
-        expect(await runBootstrap(lake.context, job, host()), about).toBe(true);
+        expect(await runBootstrap(lake.context, job, hostOf()), about).toBe(true);
         expect(await places(), about).toBe(4);
         await lane.look();
         await lake.settled();
@@ -172,9 +149,9 @@ test("of 200,000 entities the 1 % that vanished are deleted, but for those that 
     const others = all
       .filter((_, id) => id % 1_000 === 7)
       .map((one) => ({ ...one, version: 2n, operation: 3 }));
-    const job = order({ reconcile: { watermark: { version: 1 } } });
+    const job = bootstrapOf("job", { reconcile: { watermark: { version: 1 } } });
     const [first] = await Promise.allSettled([
-      runBootstrap(lake.context, job, host()),
+      runBootstrap(lake.context, job, hostOf()),
       (async () => {
         for (let at = 0; at < third; at += 50) await lane.land(live.batch(before.slice(at, at + 50)));
       })(),
@@ -188,7 +165,7 @@ test("of 200,000 entities the 1 % that vanished are deleted, but for those that 
         for (let at = 0; at < third; at += 200) await lane.land(live.batch(between.slice(at, at + 200)));
         await lane.land(live.batch(others));
       })(),
-      runBootstrap(lake.context, job, host()).then((done) => expect(done).toBe(true)),
+      runBootstrap(lake.context, job, hostOf()).then((done) => expect(done).toBe(true)),
     ]);
     await lane.look();
     await lake.settled();
@@ -231,17 +208,10 @@ test("a replay that swaps a table, beside a bootstrap into it and live events, l
       await lane.land(stream.batch(events.slice(0, 40)));
       await lake.settled();
       const other = await lake.twin();
-      const swap = jobOrder.parse({
-        kind: "replay",
-        id: "swap",
-        model: "t.things",
-        action: "swap",
-        by: "ops",
-        at: "2026-01-02T03:04:05Z",
-      }) as ReplayJob;
+      const swap = replayOf({ id: "swap", action: "swap" });
       const [replayed, landed] = await Promise.all([
-        runReplay(other.context, swap, host()),
-        runBootstrap(lake.context, order(), host()),
+        runReplay(other.context, swap, hostOf()),
+        runBootstrap(lake.context, bootstrapOf("job"), hostOf()),
         (async () => {
           for (let at = 40; at < events.length; at += 8)
             await lane.land(stream.batch(events.slice(at, at + 8)));

@@ -12,18 +12,15 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
-import pino from "pino";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { literal } from "../../services/base/duckdb.js";
 import { residentBytes } from "../../services/base/killable.js";
-import { runHere } from "../../services/bulk/job-here.js";
-import { RUNNABLE } from "../../services/bulk/job-kinds.js";
-import { type Job, jobOrder } from "../../services/bulk/jobs/job.js";
+import type { BootstrapJob, Job } from "../../services/bulk/jobs/job.js";
 import type { Told } from "../../services/bulk/jobs/job-report.js";
-import { JobRunner } from "../../services/bulk/jobs/job-runner.js";
+import type { JobRunner } from "../../services/bulk/jobs/job-runner.js";
 import { JobStore } from "../../services/bulk/jobs/job-store.js";
-import { JobTracks } from "../../services/bulk/jobs/job-tracks.js";
-import { Lake, THING } from "../support/lake.js";
+import { bootstrapOf, runnerOf, startHere } from "../support/jobs.js";
+import { Lake } from "../support/lake.js";
 import { rawZstd } from "../support/sources.js";
 
 /** What strangers' exports do to a job, from its order to the tables: a clear end, and nothing half-done. */
@@ -46,7 +43,6 @@ const withProcesses = () => {
 };
 
 const MiB = 1024 * 1024;
-const at = new Date().toISOString();
 
 let lake: Lake;
 let folder: string;
@@ -80,46 +76,16 @@ const line = (id: string, more: Readonly<Record<string, unknown>> = {}): string 
 const linesOf = (from: number, to: number): string =>
   Array.from({ length: to - from }, (_, i) => line(`e${from + i}`)).join("");
 
-function serve(): void {
-  runner = new JobRunner({
-    jobs,
-    tracks: new JobTracks(),
-    isOurs: () => true,
-    kinds: RUNNABLE,
-    atOnce: 1,
-    moved: () => undefined,
-    tidy: async () => undefined,
-    lagMs: () => 0,
-    untilOpen: () => 0,
-    log: pino({ level: "silent" }),
-    lookMs: 20,
-    pauseAfter: () => 20,
-    start: (job, tell) => {
-      const stopping = new AbortController();
-      const told = (one: Told) => {
-        tell(one);
-        onTold(one);
-      };
-      const log = (error: unknown) => expect(error).toBeUndefined();
-      const pace = { after: async () => undefined, calm: async () => undefined };
-      return {
-        ended: runHere(lake.context, job, { signal: stopping.signal, tell: told, log, pace }),
-        stop: () => stopping.abort(),
-        kill: () => undefined,
-        beside: () => undefined,
-      };
-    },
-  });
-  void runner.start();
-}
-
 /** Runs a job of what lies in `in` to its end, or to where somebody has to look at it. */
-async function run(more: Readonly<Record<string, unknown>> = {}): Promise<Job> {
+async function run(more: Partial<BootstrapJob> = {}): Promise<Job> {
   const id = `job-${count++}`;
   const mapping = { tenant: "tenant", entityId: "id", version: "rev" };
-  const order = { kind: "bootstrap", id, by: "ops", at, source: "exports/in", entityType: THING, mapping };
-  await jobs.order(jobOrder.parse({ ...order, through: "files", ...more }));
-  if (runner === undefined) serve();
+  await jobs.order(bootstrapOf(id, { source: "exports/in", mapping, ...more }));
+  runner ??= runnerOf(jobs, {
+    start: startHere(lake.context, (told) => onTold(told)),
+    lookMs: 20,
+    pauseAfter: () => 20,
+  });
   for (;;) {
     const job = await jobs.get(id);
     if (["done", "paused", "failed"].includes(job.state.phase)) return job;

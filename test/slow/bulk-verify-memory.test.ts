@@ -7,11 +7,10 @@ import { afterAll, expect, test } from "vitest";
 import { generateExport, ISSUE } from "../../bench/bulk-export.js";
 import { loadConfig } from "../../services/base/config.js";
 import { runBootstrap } from "../../services/bulk/bootstrap/bootstrap-job.js";
-import { type BootstrapJob, jobOrder } from "../../services/bulk/jobs/job.js";
-import type { JobHost } from "../../services/bulk/jobs/job-run.js";
 import { verificationOf } from "../../services/bulk/verify/verification.js";
 import { openContext } from "../../services/ingest/ingest.js";
 import { FileStore } from "../../services/storage/file-store.js";
+import { bootstrapOf, hostOf } from "../support/jobs.js";
 
 const ROWS = 150_000;
 /** A row group of payloads takes a third of it; 28 hashes of each row, on either side and by entity, took more than the rest. */
@@ -43,24 +42,8 @@ test("a job of wide rows is verified within its engine's memory, which they do n
     log: pino({ level: "silent" }),
     registry: new Registry(),
   });
-  const host: JobHost = {
-    signal: new AbortController().signal,
-    tell: () => undefined,
-    pace: async () => undefined,
-    calm: async () => undefined,
-    reject: async () => undefined,
-    rejected: 0,
-  };
-  const job = jobOrder.parse({
-    id: "wide",
-    kind: "bootstrap",
-    source: "exports",
-    entityType: ISSUE,
-    mapping: { tenant: "customer", entityId: "id", version: "rev" },
-    by: "ops",
-    at: "2026-01-02T03:04:05Z",
-  }) as BootstrapJob;
-  expect(await runBootstrap(context, job, host)).toBe(true);
+  const job = bootstrapOf("wide", { source: "exports", entityType: ISSUE });
+  expect(await runBootstrap(context, job, hostOf())).toBe(true);
   const found = (await verificationOf(store, "wide", ISSUE))!;
   expect(found).toMatchObject({ equal: true, source: { rows: ROWS }, raw: { rows: ROWS }, keys: [] });
   const winning = found.tenants.map(

@@ -2,13 +2,14 @@ import pino from "pino";
 import { Registry } from "prom-client";
 import { ImportLander, type ImportLanderOptions } from "../../services/bulk/imports/import-lander.js";
 import { ImportQueue, queuedAs } from "../../services/bulk/imports/import-queue.js";
-import { type BootstrapJob, type Job, jobOrder, jobState } from "../../services/bulk/jobs/job.js";
+import { type BootstrapJob, type Job, jobState } from "../../services/bulk/jobs/job.js";
 import type { EventBatch } from "../../services/ingest/event-batch.js";
 import { RawWriter } from "../../services/ingest/raw-writer.js";
 import { append } from "../../services/table/append.js";
 import type { CommitResult } from "../../services/table/commit-request.js";
 import { positionsOf } from "../../services/table/progress.js";
-import { type Lake, THING } from "./lake.js";
+import { bootstrapOf } from "./jobs.js";
+import type { Lake } from "./lake.js";
 
 /** Appends a batch to the import queue, as a producer does that stands behind what is queued of its stream. */
 export function enqueue(
@@ -40,9 +41,9 @@ export const jobOf = (
   } = {},
 ): Job => {
   const at = new Date().toISOString();
-  const words = { kind: "bootstrap", id, by: "ops", at, source: "exports/x", entityType: THING };
+  const asked = { at, source: "exports/x", mapping: undefined, through: undefined };
   return {
-    order: jobOrder.parse({ ...words, ...order }),
+    order: bootstrapOf(id, { ...asked, ...order }),
     wish,
     state: jobState.parse({ phase, writtenAt: at }),
   };

@@ -1,8 +1,11 @@
-import { mkdirSync, writeFileSync } from "node:fs";
-import { dirname } from "node:path";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 import { gzipSync } from "node:zlib";
+import { afterEach, beforeEach } from "vitest";
 import { chunksOf, Duck } from "../../services/base/duckdb.js";
 import { CSV_DEFAULTS, type Reject, told } from "../../services/sources/formats.js";
+import { LocalRoot } from "../../services/sources/local-root.js";
 import { SourceReader, START } from "../../services/sources/reader.js";
 import type { Mark } from "../../services/sources/splitter.js";
 import { localIdentity, type ReadUnit } from "../../services/sources/unit.js";
@@ -38,6 +41,31 @@ export const PACKED = {
 export function writeFile(path: string, content: string | Buffer): void {
   mkdirSync(dirname(path), { recursive: true });
   writeFileSync(path, content);
+}
+
+export const LIMITS = { maxRecordBytes: MiB, readerMemoryBytes: 256 * MiB, readerIdleMs: 60_000 };
+
+/** For each test of a file: a folder with one of exports in it, and an engine that writes there. */
+export function exportsFolder() {
+  let folder: string;
+  let duck: Duck;
+  const at = (...names: string[]) => join(folder, ...names);
+  beforeEach(async () => {
+    folder = mkdtempSync(join(tmpdir(), "tributary-sources-"));
+    mkdirSync(at("exports"));
+    duck = await Duck.create({ memoryBytes: 512 * MiB });
+  });
+  afterEach(() => {
+    duck.close();
+    rmSync(folder, { recursive: true, force: true });
+  });
+  return {
+    at,
+    engine: () => duck,
+    run: (sql: string) => duck.with((connection) => connection.run(sql)),
+    /** Of what lies in it, as jobs name it. */
+    place: (path = "") => ({ root: new LocalRoot("exports", at("exports"), at("data")), path }),
+  };
 }
 
 /** What a reader of the file is told, its format and packing by its name. */

@@ -2,14 +2,13 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test, vi } from "vitest";
+import { bootstrapOf, hostOf } from "../../../test/support/jobs.js";
 import { expectedThings, Lake, NOTE, type TestEvent, TestStream, THING } from "../../../test/support/lake.js";
 import { loadConfig } from "../../base/config.js";
 import { encodeEvent } from "../../contracts/encode-event.js";
 import type { IngestContext } from "../../ingest/context.js";
 import { EventBatch } from "../../ingest/event-batch.js";
 import { Lane } from "../../ingest/lane.js";
-import { type BootstrapJob, jobOrder } from "../jobs/job.js";
-import type { JobHost } from "../jobs/job-run.js";
 import { confirmDeletes } from "../verify/reconcile.js";
 import { planOf } from "../verify/reconcile-plan.js";
 import { verificationOf } from "../verify/verification.js";
@@ -19,18 +18,6 @@ vi.mock("../../sources/source-process.js", () => import("../../../test/support/r
 
 const exports = mkdtempSync(join(tmpdir(), "tributary-export-"));
 afterAll(() => rmSync(exports, { recursive: true, force: true }));
-const order = (id: string, more: Partial<BootstrapJob> = {}) =>
-  jobOrder.parse({
-    id,
-    kind: "bootstrap",
-    source: `exports/${id}`,
-    entityType: THING,
-    through: "files",
-    mapping: { tenant: "customer", entityId: "id", version: "rev" },
-    by: "ops",
-    at: "2026-01-02T03:04:05Z",
-    ...more,
-  }) as BootstrapJob;
 
 const thing = (id: number, version = 1n, operation = 1, tenant = "acme"): TestEvent => ({
   tenant,
@@ -55,15 +42,6 @@ function contextOf(lake: Lake): IngestContext {
   return { ...context, config: { ...context.config, bulk } };
 }
 
-const host = (): JobHost => ({
-  signal: new AbortController().signal,
-  tell: () => undefined,
-  pace: async () => undefined,
-  calm: async () => undefined,
-  reject: async () => undefined,
-  rejected: 0,
-});
-
 test("a job deletes what its export lacks once its number is confirmed, and reports that all is there", async () => {
   const lake = await Lake.create();
   try {
@@ -75,9 +53,9 @@ test("a job deletes what its export lacks once its number is confirmed, and repo
     // Two of what has vanished are written again, and one of what is there is deleted.
     const rows = old.slice(3);
     put("a", rows);
-    const job = order("a", { reconcile: { watermark: { version: 1 } } });
+    const job = bootstrapOf("a", { reconcile: { watermark: { version: 1 } } });
     const context = contextOf(lake);
-    await expect(runBootstrap(context, job, host())).rejects.toMatchObject({
+    await expect(runBootstrap(context, job, hostOf())).rejects.toMatchObject({
       code: "TRB-RECONCILE-CONFIRM",
       message: expect.stringContaining("3 entities of 1 tenants would be deleted") as string,
     });
@@ -95,10 +73,12 @@ test("a job deletes what its export lacks once its number is confirmed, and repo
         message: expect.stringContaining(`expected 3 as of version ${asOf}`) as string,
       });
     }
-    await expect(runBootstrap(context, job, host())).rejects.toMatchObject({ code: "TRB-RECONCILE-CONFIRM" });
+    await expect(runBootstrap(context, job, hostOf())).rejects.toMatchObject({
+      code: "TRB-RECONCILE-CONFIRM",
+    });
     await confirmDeletes(lake.context.store, "a", { count: 3, asOf }, "ops");
     await lake.settled();
-    expect(await runBootstrap(context, job, host())).toBe(true);
+    expect(await runBootstrap(context, job, hostOf())).toBe(true);
     const gone = [thing(0, 1n, 3), thing(1, 1n, 3), thing(2, 1n, 3)];
     await (await lake.target()).table.refresh();
     expect(await lake.rows()).toEqual(expectedThings([...old, ...other, ...newer, ...rows, ...gone]));
@@ -129,8 +109,8 @@ test("an export of which a row was rejected is no ground to delete anything", as
   try {
     await (await lake.lane()).land(new TestStream("live").batch([thing(1), thing(2), thing(3)]));
     put("rejected", [thing(1)], ['{"customer":"acme","id":"t-2","rev":"none"}']);
-    const job = order("rejected", { reconcile: { watermark: { version: 9 } } });
-    await expect(runBootstrap(contextOf(lake), job, host())).rejects.toMatchObject({
+    const job = bootstrapOf("rejected", { reconcile: { watermark: { version: 9 } } });
+    await expect(runBootstrap(contextOf(lake), job, hostOf())).rejects.toMatchObject({
       code: "TRB-RECONCILE-EXPORT",
       message: expect.stringContaining("1 of its rows were rejected") as string,
     });
@@ -152,13 +132,15 @@ test("of an export of one type nothing follows for entities of another one, by w
     await notes.land(batch);
     await (await lake.lane()).land(new TestStream("live").batch([thing(1), thing(2)]));
     put("types", [thing(1)]);
-    const job = order("types", { reconcile: { watermark: { version: 9 } } });
+    const job = bootstrapOf("types", { reconcile: { watermark: { version: 9 } } });
     const context = contextOf(lake);
-    await expect(runBootstrap(context, job, host())).rejects.toMatchObject({ code: "TRB-RECONCILE-CONFIRM" });
+    await expect(runBootstrap(context, job, hostOf())).rejects.toMatchObject({
+      code: "TRB-RECONCILE-CONFIRM",
+    });
     const { deletes, version: asOf } = (await planOf(lake.context.store, "types"))!;
     expect(deletes).toBe(1);
     await confirmDeletes(lake.context.store, "types", { count: 1, asOf }, "ops");
-    expect(await runBootstrap(context, job, host())).toBe(true);
+    expect(await runBootstrap(context, job, hostOf())).toBe(true);
     await (await lake.lane()).look();
     await (await lake.target()).table.refresh();
     expect(await lake.rows()).toEqual(expectedThings([thing(1)]));

@@ -2,6 +2,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test, vi } from "vitest";
+import { bootstrapOf, hostOf } from "../../../test/support/jobs.js";
 import {
   CAST_SQL,
   Lake,
@@ -14,8 +15,6 @@ import {
 } from "../../../test/support/lake.js";
 import { rawRoot } from "../../ingest/raw-table.js";
 import { DeltaTable } from "../../table/delta-table.js";
-import { type BootstrapJob, jobOrder } from "../jobs/job.js";
-import type { JobHost } from "../jobs/job-run.js";
 import { streamOf } from "../jobs/job-tracks.js";
 import { folderOf } from "../verify/key-buckets.js";
 import { type Made, MadeFiles } from "../verify/made-files.js";
@@ -28,25 +27,6 @@ vi.mock("../../sources/source-process.js", () => import("../../../test/support/r
 
 const exports = mkdtempSync(join(tmpdir(), "tributary-export-"));
 afterAll(() => rmSync(exports, { recursive: true, force: true }));
-const order = (id: string) =>
-  jobOrder.parse({
-    id,
-    kind: "bootstrap",
-    source: `exports/${id}`,
-    entityType: THING,
-    through: "files",
-    mapping: { tenant: "customer", entityId: "id", version: "rev" },
-    by: "ops",
-    at: "2026-01-02T03:04:05Z",
-  }) as BootstrapJob;
-const HOST: JobHost = {
-  signal: new AbortController().signal,
-  tell: () => undefined,
-  pace: async () => undefined,
-  calm: async () => undefined,
-  reject: async () => undefined,
-  rejected: 0,
-};
 
 test("what models make of a source is what they make of it from raw, and is told in the same words", async () => {
   for (const seed of seeds(0)) {
@@ -56,7 +36,7 @@ test("what models make of a source is what they make of it from raw, and is told
       sources: { exports },
     });
     try {
-      const job = order(`s-${seed}`);
+      const job = bootstrapOf(`s-${seed}`);
       mkdirSync(join(exports, job.id));
       for (const file of ["a", "b"]) {
         // The same entities in both, and some twice in one.
@@ -79,7 +59,7 @@ test("what models make of a source is what they make of it from raw, and is told
           return { tenant: "acme", id: `t-${id}`, operation, version: BigInt(1 + random.below(6)), thing };
         });
       await lane.land(live.batch(some(15)));
-      await runBootstrap(lake.context, job, HOST);
+      await runBootstrap(lake.context, job, hostOf());
       // The last ones are older, or of the same version, as often as they are newer.
       await lane.land(live.batch([...some(15), { ...some(1)[0]!, version: 9n }]));
       await lake.settled();
@@ -99,7 +79,7 @@ test("what models make of a source is what they make of it from raw, and is told
             place,
             (await sourceOf(lake.context.store, job.id))!,
           );
-          const { made } = (await sourceFacts(lake.context, landing!, HOST, files))!;
+          const { made } = (await sourceFacts(lake.context, landing!, hostOf(), files))!;
           // It fails on some of the rows.
           expect(made.whole).toEqual(new Set(["t.things"]));
           for (const name of ["t.things", "t.numbers"]) {

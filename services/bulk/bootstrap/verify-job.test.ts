@@ -2,9 +2,10 @@ import { mkdirSync, mkdtempSync, rmSync, statSync, utimesSync, writeFileSync } f
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
+import { bootstrapOf, hostOf } from "../../../test/support/jobs.js";
 import { Lake, type TestEvent, TestStream, THING } from "../../../test/support/lake.js";
 import { JobDesk } from "../job-desk.js";
-import { type BootstrapJob, jobOrder, jobState, type VerifyJob } from "../jobs/job.js";
+import { jobState, type VerifyJob } from "../jobs/job.js";
 import type { JobHost } from "../jobs/job-run.js";
 import { verificationOf } from "../verify/verification.js";
 import { runBootstrap } from "./bootstrap-job.js";
@@ -24,19 +25,6 @@ afterAll(async () => {
 });
 const at = "2026-01-02T03:04:05Z";
 
-const order = (id: string, more: Partial<BootstrapJob> = {}) =>
-  jobOrder.parse({
-    id,
-    kind: "bootstrap",
-    source: `exports/${id}`,
-    entityType: THING,
-    through: "files",
-    mapping: { tenant: "customer", entityId: "id", version: "rev" },
-    by: "ops",
-    at,
-    ...more,
-  }) as BootstrapJob;
-
 function put(id: string, versions: readonly number[], name = "n"): string {
   mkdirSync(join(folder, id), { recursive: true });
   const rows = versions.map((rev, i) => JSON.stringify({ customer: "acme", id: `e-${i}`, rev, name }));
@@ -45,17 +33,10 @@ function put(id: string, versions: readonly number[], name = "n"): string {
   return file;
 }
 
-function host(signal = new AbortController().signal) {
-  const told: Record<string, unknown>[] = [];
-  const made: JobHost = {
-    signal,
-    tell: (change) => void told.push(change),
-    pace: async () => undefined,
-    calm: async () => undefined,
-    reject: async () => undefined,
-    rejected: 0,
-  };
-  return { ...made, told };
+/** Keeps what it is told. */
+function listening(): { readonly host: JobHost; readonly told: Parameters<JobHost["tell"]>[0][] } {
+  const told: Parameters<JobHost["tell"]>[0][] = [];
+  return { host: hostOf({ tell: (change) => void told.push(change) }), told };
 }
 
 const live = (version: number): TestEvent[] =>
@@ -71,7 +52,7 @@ test("a job is verified again after its end, by a job that tells how far it is a
   const { context } = lake;
   const desk = new JobDesk(context.store);
   const file = put("again", [1, 2, 3]);
-  await desk.jobs.order(order("again"));
+  await desk.jobs.order(bootstrapOf("again"));
   await expect(desk.verify("again", { priority: 0 }, "olga")).rejects.toMatchObject({
     code: "TRB-VERIFY-NOTHING",
     message: '"again" is waiting: it is verified at its end',
@@ -80,13 +61,13 @@ test("a job is verified again after its end, by a job that tells how far it is a
   await expect(desk.verify("again", { priority: 0 }, "olga")).rejects.toMatchObject({
     code: "TRB-VERIFY-NOTHING",
   });
-  await runBootstrap(context, order("again"), host());
+  await runBootstrap(context, bootstrapOf("again"), hostOf());
   const first = (await verificationOf(context.store, "again", THING))!;
   const { job } = await desk.verify("again", { id: "look", priority: 0 }, "olga");
   expect(job.order).toMatchObject({ kind: "verify", id: "look", of: "again", by: "olga" });
   expect((await desk.verify("again", { id: "look", priority: 0 }, "olga")).wasThere).toBe(true);
-  const looking = host();
-  expect(await runVerify(context, job.order as VerifyJob, looking)).toBe(true);
+  const looking = listening();
+  expect(await runVerify(context, job.order as VerifyJob, looking.host)).toBe(true);
   expect(looking.told[0]).toEqual({ phase: "verifying" });
   const shares = looking.told.flatMap(({ verified }) => (typeof verified === "number" ? [verified] : []));
   expect(shares).toEqual([...shares].sort((a, b) => a - b));
@@ -100,7 +81,7 @@ test("a job is verified again after its end, by a job that tells how far it is a
   put("again", [1, 2, 3], "m");
   utimesSync(file, atime, mtime);
   const { job: second } = await desk.verify("again", { priority: 0 }, "olga");
-  const ended = runVerify(context, second.order as VerifyJob, host());
+  const ended = runVerify(context, second.order as VerifyJob, hostOf());
   await expect(ended).rejects.toMatchObject({ code: "TRB-SOURCE-CHANGED" });
   await expect(desk.verify("look", { priority: 0 }, "olga")).rejects.toMatchObject({
     code: "TRB-VERIFY-NOTHING",
@@ -111,24 +92,24 @@ test("what is refused leaves nothing, and a job that has passed is not looked at
   const lane = await lake.lane();
   const stream = new TestStream("live");
   await lane.land(stream.batch(live(3)));
-  const job = order("mended");
+  const job = bootstrapOf("mended");
   const { context } = lake;
   put("mended", [1_700_000_000_000, 1_700_000_000_001]);
   const refused = { code: "TRB-BULK-VERSIONS" };
-  await expect(runBootstrap(context, job, host())).rejects.toMatchObject(refused);
+  await expect(runBootstrap(context, job, hostOf())).rejects.toMatchObject(refused);
   expect(await sourceOf(context.store, "mended")).toBeUndefined();
   // A file more, too.
   put("mended", [4, 5, 6]);
   const stopped = new AbortController();
   stopped.abort();
-  expect(await runBootstrap(context, job, host(stopped.signal))).toBe(false);
+  expect(await runBootstrap(context, job, hostOf({ signal: stopped.signal }))).toBe(false);
   expect(await sourceOf(context.store, "mended")).toMatchObject({ manifest: { files: [{}] } });
   // What has come since would refuse it now, and nothing of it has landed yet.
   const late = live(1_700_000_000_000).map((event) => ({ ...event, id: `late-${event.id}` }));
   await lane.land(stream.batch([...late, ...late.map((event) => ({ ...event, id: `more-${event.id}` }))]));
   await lake.settled();
-  expect(await runBootstrap(context, job, host())).toBe(true);
-  await expect(runBootstrap(context, order("other", { source: job.source }), host())).rejects.toMatchObject(
-    refused,
-  );
+  expect(await runBootstrap(context, job, hostOf())).toBe(true);
+  await expect(
+    runBootstrap(context, bootstrapOf("other", { source: job.source }), hostOf()),
+  ).rejects.toMatchObject(refused);
 });

@@ -2,12 +2,12 @@ import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test, vi } from "vitest";
+import { bootstrapOf } from "../../../test/support/jobs.js";
 import { Lake, THING } from "../../../test/support/lake.js";
 import { rawRoot } from "../../ingest/raw-table.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { withScan } from "../../table/scan.js";
 import { runHere } from "../job-here.js";
-import { jobOrder } from "../jobs/job.js";
 import { JobStore } from "../jobs/job-store.js";
 
 vi.mock("../../sources/source-process.js", () => import("../../../test/support/readers-here.js"));
@@ -33,12 +33,7 @@ test("rows whose payloads are too large for raw lie in the object store; raw alo
     );
     const jobs = new JobStore(lake.context.store);
     const mapping = { tenant: "tenant", entityId: "id", version: "rev" };
-    await jobs.order(
-      jobOrder.parse({
-        ...{ kind: "bootstrap", id: "large", by: "ops", at: "2026-01-02T03:04:05Z" },
-        ...{ source: "exports", entityType: THING, mapping, through: "files" },
-      }),
-    );
+    await jobs.order(bootstrapOf("large", { source: "exports", mapping }));
     let rejected = 0;
     const outcome = await runHere(lake.context, await jobs.get("large"), {
       signal: new AbortController().signal,

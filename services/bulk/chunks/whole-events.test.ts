@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { bootstrapOf } from "../../../test/support/jobs.js";
 import {
   encodeTestEvent,
   expectedThings,
@@ -28,7 +29,6 @@ import { DeltaTable } from "../../table/delta-table.js";
 import { withScan } from "../../table/scan.js";
 import { Bootstrap } from "../bootstrap/bootstrap.js";
 import { runHere } from "../job-here.js";
-import { jobOrder } from "../jobs/job.js";
 import type { Told } from "../jobs/job-report.js";
 import { JobStore } from "../jobs/job-store.js";
 import { type EventShare, sharesOf } from "./event-types.js";
@@ -274,8 +274,7 @@ test("a job that is bound to no type lands all of them, and is told of as one", 
   writeFileSync(join(folder, "b.pb.gz"), gzipSync(delimited([note("c")])));
   lake.context.config.bulk.sources = { exports: { url: folder, forcePathStyle: false, timeoutMs: 1_000 } };
   const jobs = new JobStore(lake.context.store);
-  const order = { kind: "bootstrap", id: "all", by: "ops", at: "2026-01-02T03:04:05Z", source: "exports" };
-  await jobs.order(jobOrder.parse({ ...order, through: "files" }));
+  await jobs.order(bootstrapOf("all", { source: "exports", entityType: undefined, mapping: undefined }));
   const told: Told[] = [];
   const here = {
     signal: new AbortController().signal,

@@ -2,38 +2,28 @@ import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import pino from "pino";
 import { afterEach, expect, test, vi } from "vitest";
-import { fileStore, Lake, THING, temporaryFolder } from "../../../test/support/lake.js";
+import { bootstrapOf, runnerOf, startHere } from "../../../test/support/jobs.js";
+import { fileStore, Lake, temporaryFolder } from "../../../test/support/lake.js";
 import { literal } from "../../base/duckdb.js";
-import { runHere } from "../job-here.js";
-import { RUNNABLE } from "../job-kinds.js";
-import { type Job, type JobOrder, jobOrder } from "./job.js";
-import { JobRunner, type JobRunnerOptions, type Outcome } from "./job-runner.js";
+import type { Job, JobOrder } from "./job.js";
+import type { JobRunner, JobRunnerOptions, Outcome } from "./job-runner.js";
 import { JobStore } from "./job-store.js";
-import { JobTracks } from "./job-tracks.js";
 import { readRejects } from "./rejects.js";
 
 vi.mock("../../sources/source-process.js", () => import("../../../test/support/readers-here.js"));
 
 const at = new Date().toISOString();
 const by = "ops";
+const order = (id: string) =>
+  bootstrapOf(id, {
+    source: "exports/things",
+    mapping: { tenant: "tenant", entityId: "id", version: "version" },
+  });
 const closers: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
   for (const close of closers.splice(0).reverse()) await close();
 });
-
-const order = (id: string): JobOrder =>
-  jobOrder.parse({
-    kind: "bootstrap",
-    id,
-    by,
-    at,
-    source: "exports/things",
-    entityType: THING,
-    through: "files",
-    mapping: { tenant: "tenant", entityId: "id", version: "version" },
-  });
 
 /** For runs that read and write nothing. */
 async function storeAlone(): Promise<JobStore> {
@@ -61,45 +51,10 @@ function serve(
   jobs: JobStore,
   options: Partial<JobRunnerOptions> & Pick<JobRunnerOptions, "start">,
 ): JobRunner {
-  const runner = new JobRunner({
-    jobs,
-    tracks: new JobTracks(),
-    isOurs: () => true,
-    kinds: RUNNABLE,
-    atOnce: 1,
-    moved: () => undefined,
-    tidy: async () => undefined,
-    lagMs: () => 0,
-    untilOpen: () => 0,
-    log: pino({ level: "silent" }),
-    lookMs: 5,
-    stopMs: 1_000,
-    pauseAfter: () => 5,
-    ...options,
-  });
+  const runner = runnerOf(jobs, options);
   closers.push(() => runner.close());
-  void runner.start();
   return runner;
 }
-
-/** Runs jobs in this process. */
-const here =
-  ({ context }: Lake): JobRunnerOptions["start"] =>
-  (job, tell) => {
-    const stopping = new AbortController();
-    const log = (error: unknown) => expect(error).toBeUndefined();
-    return {
-      ended: runHere(context, job, {
-        signal: stopping.signal,
-        tell,
-        log,
-        pace: { after: async () => undefined, calm: async () => undefined },
-      }),
-      stop: () => stopping.abort(),
-      kill: () => undefined,
-      beside: () => undefined,
-    };
-  };
 
 test("rows that are no events are kept aside with their bytes; too many of them pause the job until it is resumed", async () => {
   const { lake, jobs, folder } = await setUp(20);
@@ -107,7 +62,7 @@ test("rows that are no events are kept aside with their bytes; too many of them 
   await lake.query(
     `COPY (SELECT CASE WHEN i % 2 = 0 THEN 'acme' ELSE '?' END AS tenant, 'x' || i AS id, 1 AS version, 'n' AS name FROM range(10) t(i)) TO ${file} (FORMAT parquet)`,
   );
-  serve(jobs, { start: here(lake) });
+  serve(jobs, { start: startHere(lake.context) });
   await jobs.order({ ...order("one"), rejectLimit: 2 } as JobOrder);
   const paused = await until(jobs, "one", inPhase("paused"));
   expect(paused.state).toMatchObject({ code: "TRB-JOB-REJECTS", rejected: 5, rowsLanded: 20 });
@@ -137,7 +92,7 @@ const inPhase = (phase: string) => (job: Job) => job.state.phase === phase;
 
 test("a job is taken up, lands its source in raw and in the models, and is told of", async () => {
   const { lake, jobs } = await setUp(500);
-  serve(jobs, { start: here(lake) });
+  serve(jobs, { start: startHere(lake.context) });
   await jobs.order(order("one"));
   const { state } = await until(jobs, "one", inPhase("done"));
   expect(state).toMatchObject({ files: 1, rowsLanded: 500, rowsRefined: 500, rejected: 0 });

@@ -1,6 +1,7 @@
 import { expect, test, vi } from "vitest";
 import { beforeCommit } from "../../../test/support/before-commit.js";
 import { injure } from "../../../test/support/injure.js";
+import { hostOf, replayOf } from "../../../test/support/jobs.js";
 import {
   expectedThings,
   Lake,
@@ -14,28 +15,7 @@ import { RawWriter } from "../../ingest/raw-writer.js";
 import { Target } from "../../ingest/target.js";
 import { append } from "../../table/append.js";
 import { positionsOf } from "../../table/progress.js";
-import { jobOrder, type ReplayJob } from "../jobs/job.js";
-import type { JobHost } from "../jobs/job-run.js";
 import { runReplay } from "./replay-job.js";
-
-const HOST: JobHost = {
-  signal: new AbortController().signal,
-  tell: () => undefined,
-  pace: async () => undefined,
-  calm: async () => undefined,
-  reject: async () => undefined,
-  rejected: 0,
-};
-
-const orderOf = (words: Partial<ReplayJob>): ReplayJob =>
-  jobOrder.parse({
-    kind: "replay",
-    id: "r1",
-    model: "t.things",
-    by: "local:ann",
-    at: "2026-01-01T00:00:00.000Z",
-    ...words,
-  }) as ReplayJob;
 
 for (const action of ["repair", "swap"] as const) {
   test(`a ${action} amid a model's catch-up takes nothing away of what that has put in so far`, async () => {
@@ -65,7 +45,7 @@ for (const action of ["repair", "swap"] as const) {
           if (one.to.size > 0 && !replayed) {
             replayed = true;
             const tenant = action === "repair" ? { tenant: "acme" } : {};
-            expect(await runReplay(other.context, orderOf({ action, ...tenant }), HOST)).toBe(true);
+            expect(await runReplay(other.context, replayOf({ action, ...tenant }), hostOf())).toBe(true);
             // As lanes and compactions do beside.
             await target.table.refresh();
           }
@@ -106,13 +86,13 @@ test("a repair whose files have grown old beside live commits makes them anew; o
   try {
     await lake.land(stream.batch(events));
     await lake.settled();
-    const order = orderOf({ action: "repair", tenant: "acme" });
-    expect(await runReplay(other.context, order, HOST)).toBe(true);
+    const order = replayOf({ action: "repair", tenant: "acme" });
+    expect(await runReplay(other.context, order, hostOf())).toBe(true);
     expect(tries).toBe(2);
     expect(await lake.rows()).toEqual(expectedThings(stream.events));
     always = true;
     await expect(
-      runReplay(other.context, orderOf({ id: "r2", action: "repair", tenant: "acme" }), HOST),
+      runReplay(other.context, replayOf({ id: "r2", action: "repair", tenant: "acme" }), hostOf()),
     ).rejects.toMatchObject({ code: "TRB-REPLAY-CROWDED", retryable: true });
     expect(await lake.rows()).toEqual(expectedThings(stream.events));
   } finally {
@@ -141,17 +121,8 @@ for (const keyIndexBytes of [64 * 1024 * 1024, 0]) {
       await lake.settled();
       const hiding = (sql: string) => sql.replace("where not payload.hidden", "where false");
       await injure(lake.context, "t.things", new TestStream("nowhere").batch(events), hiding);
-      const order = {
-        kind: "replay",
-        id: "r",
-        model: "t.things",
-        by: "local:ann",
-        at: "2026-01-01T00:00:00.000Z",
-      };
-      const range = { from: 0, until: 100, tenant: "acme", action: "repair" };
-      expect(await runReplay(lake.context, jobOrder.parse({ ...order, ...range }) as ReplayJob, HOST)).toBe(
-        true,
-      );
+      const order = replayOf({ from: 0, until: 100, tenant: "acme", action: "repair" });
+      expect(await runReplay(lake.context, order, hostOf())).toBe(true);
       await lake.reopen();
       expect(await lake.rows()).toEqual(expectedThings(events));
       const newer = events.map((event) => ({ ...event, operation: 2, version: event.version + 100n }));

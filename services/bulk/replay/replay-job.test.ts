@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { eachOperation, FaultyStore } from "../../../test/support/faulty-store.js";
 import { injure as injureTable } from "../../../test/support/injure.js";
+import { hostOf, replayOf } from "../../../test/support/jobs.js";
 import {
   expectedThings,
   Lake,
@@ -19,8 +20,7 @@ import { Offloaded } from "../../offload/offloaded.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { progressOf } from "../../table/progress.js";
 import { verifyTable } from "../../table/verify.js";
-import { type Job, jobOrder, jobState, type Phase, type ReplayJob } from "../jobs/job.js";
-import type { JobHost } from "../jobs/job-run.js";
+import { type Job, jobState, type Phase, type ReplayJob } from "../jobs/job.js";
 import { JobStore } from "../jobs/job-store.js";
 import { CancelledReplays } from "./cancelled-replays.js";
 import { runReplay } from "./replay-job.js";
@@ -29,31 +29,8 @@ import { type ReplayReport, replayReport } from "./replay-report.js";
 const MODEL = "t.things";
 const GREATEST = (1n << 63n) - 1n;
 
-const orderOf = (words: Partial<ReplayJob>): ReplayJob =>
-  jobOrder.parse({
-    kind: "replay",
-    id: "r1",
-    model: MODEL,
-    action: "compare",
-    by: "local:ann",
-    at: "2026-01-01T00:00:00.000Z",
-    ...words,
-  }) as ReplayJob;
-
-const hostOf = (
-  signal = new AbortController().signal,
-  pace: JobHost["pace"] = async () => undefined,
-): JobHost => ({
-  signal,
-  tell: () => undefined,
-  pace,
-  calm: async () => undefined,
-  reject: async () => undefined,
-  rejected: 0,
-});
-
 async function replay(lake: Lake, words: Partial<ReplayJob>, host = hostOf()): Promise<ReplayReport> {
-  const order = orderOf(words);
+  const order = replayOf(words);
   expect(await runReplay(lake.context, order, host)).toBe(true);
   return (await replayReport(lake.context.store, order.id))!;
 }
@@ -232,7 +209,7 @@ describe("a replay", () => {
         await landAll(lake, new TestStream("test"), events);
         await lake.settled();
         await injure(lake, wrong);
-        const order = orderOf({ action, ...(action === "repair" ? { tenant: "acme" } : {}) });
+        const order = replayOf({ action, ...(action === "repair" ? { tenant: "acme" } : {}) });
         faulty!.arm(at, "crash");
         const crashed = await Promise.race([
           runReplay(dying.context, order, hostOf()).then(() => false),
@@ -259,16 +236,19 @@ describe("a replay", () => {
     try {
       await landAll(lake, new TestStream("test"), events);
       await lake.settled();
-      const order = orderOf({ action: "swap" });
+      const order = replayOf({ action: "swap" });
       let runs = 0;
       for (let done = false; !done; runs++) {
         const stop = new AbortController();
         done = await runReplay(
           lake.context,
           order,
-          hostOf(stop.signal, async () => {
-            stop.abort();
-            stop.signal.throwIfAborted();
+          hostOf({
+            signal: stop.signal,
+            pace: async () => {
+              stop.abort();
+              stop.signal.throwIfAborted();
+            },
           }),
         );
       }
@@ -292,8 +272,8 @@ test("what a cancelled replay was building goes; of one that has failed, or anot
         stop.abort();
         stop.signal.throwIfAborted();
       };
-      const order = orderOf({ id, action: "swap" });
-      expect(await runReplay(context, order, hostOf(stop.signal, pace))).toBe(false);
+      const order = replayOf({ id, action: "swap" });
+      expect(await runReplay(context, order, hostOf({ signal: stop.signal, pace }))).toBe(false);
       return order;
     };
     const beside = async (): Promise<number> => {
@@ -310,7 +290,7 @@ test("what a cancelled replay was building goes; of one that has failed, or anot
     const cancelled = new CancelledReplays(context);
     const rows = await servedRows(lake);
     const first = await begin("r1");
-    await cancelled.tidy([inPhase(first, "failed"), inPhase(orderOf({ id: "r0" }), "cancelled")]);
+    await cancelled.tidy([inPhase(first, "failed"), inPhase(replayOf({ id: "r0" }), "cancelled")]);
     expect(await beside()).toBeGreaterThan(0);
     await cancelled.tidy([inPhase(first, "cancelled")]);
     expect(await beside()).toBe(0);
@@ -352,7 +332,7 @@ test("payloads that lie elsewhere are fetched and checked; events whose payload 
     expect(told(found)).toEqual(['extra ["acme","missing"]', 'extra ["acme","rotten"]']);
     expect(await lake.deadLetters()).toEqual([]);
     // No row goes for that by itself, whoever goes on with the job.
-    const order = orderOf({ id: "swap", action: "swap" });
+    const order = replayOf({ id: "swap", action: "swap" });
     for (let run = 0; run < 2; run++)
       await expect(runReplay(lake.context, order, hostOf())).rejects.toMatchObject({
         code: "TRB-REPLAY-PAYLOADS",
@@ -437,7 +417,7 @@ describe("a replay of some events", () => {
   ] as const)("is refused where it makes no sense: %j", async (words, field) => {
     const lake = await Lake.create();
     try {
-      await expect(runReplay(lake.context, orderOf(words), hostOf())).rejects.toMatchObject({
+      await expect(runReplay(lake.context, replayOf(words), hostOf())).rejects.toMatchObject({
         code: "TRB-REPLAY-ORDER",
         message: expect.stringContaining(field),
       });

@@ -1,5 +1,6 @@
 import { expect, test } from "vitest";
 import { beforeCommit } from "../../../test/support/before-commit.js";
+import { hostOf, replayOf } from "../../../test/support/jobs.js";
 import { Lake, liveRows, THING } from "../../../test/support/lake.js";
 import { encodeEvent } from "../../contracts/encode-event.js";
 import type { IngestContext } from "../../ingest/context.js";
@@ -8,29 +9,10 @@ import { redrive, storedLetters } from "../../ingest/redrive.js";
 import { Offloaded } from "../../offload/offloaded.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { verifyTable } from "../../table/verify.js";
-import { jobOrder, type ReplayJob } from "../jobs/job.js";
-import type { JobHost } from "../jobs/job-run.js";
+import type { ReplayJob } from "../jobs/job.js";
 import { runReplay } from "./replay-job.js";
 
-const orderOf = (words: Partial<ReplayJob>): ReplayJob =>
-  jobOrder.parse({
-    kind: "replay",
-    id: "r1",
-    model: "t.things",
-    by: "local:ann",
-    at: "2026-01-01T00:00:00.000Z",
-    incomplete: true,
-    ...words,
-  }) as ReplayJob;
-
-const hostOf = (pace: JobHost["pace"]): JobHost => ({
-  signal: new AbortController().signal,
-  tell: () => undefined,
-  pace,
-  calm: async () => undefined,
-  reject: async () => undefined,
-  rejected: 0,
-});
+const orderOf = (words: Partial<ReplayJob>) => replayOf({ incomplete: true, ...words });
 
 const TENANTS = ["acme", "b.x-9"] as const;
 
@@ -106,7 +88,7 @@ test.each(MOMENTS)(
       atCommit ? { store: (inner) => beforeCommit(inner, "REPLACE ", meanwhile) } : {},
     );
     try {
-      const host = hostOf(atCommit ? async () => undefined : meanwhile);
+      const host = hostOf({ pace: atCommit ? async () => undefined : meanwhile });
       const tenant = action === "repair" ? { tenant: "acme" } : {};
       expect(await runReplay(third.context, orderOf({ action, ...tenant }), host)).toBe(true);
       expect(redriven).toBe(2);
@@ -124,7 +106,7 @@ test("a replay that was refused for lost payloads goes through once they are bac
   const { lake, back } = await lakeWithLetters();
   try {
     const order = orderOf({ action: "swap", incomplete: false });
-    const host = hostOf(async () => undefined);
+    const host = hostOf();
     await expect(runReplay(lake.context, order, host)).rejects.toMatchObject({ code: "TRB-REPLAY-PAYLOADS" });
     await back();
     expect(await runReplay(lake.context, order, host)).toBe(true);
