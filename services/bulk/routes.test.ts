@@ -4,7 +4,7 @@ import { join } from "node:path";
 import type { InjectOptions } from "fastify";
 import { pino } from "pino";
 import { Registry } from "prom-client";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { loadConfig } from "../base/config.js";
 import { Duck } from "../base/duckdb.js";
 import { buildServer, type HttpServer } from "../base/http.js";
@@ -25,6 +25,8 @@ import type { ReportContext } from "./report.js";
 import { registerBulk } from "./routes.js";
 import { STANDINGS, type Standing } from "./verify/standings.js";
 import { keepVerification } from "./verify/verification.js";
+
+vi.mock("../sources/source-process.js", () => import("../../test/support/readers-here.js"));
 
 const folder = mkdtempSync(join(tmpdir(), "tributary-bulk-"));
 const at = "2026-01-02T03:04:05Z";

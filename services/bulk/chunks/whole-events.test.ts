@@ -202,11 +202,11 @@ test("payloads that are too large for a row go to the object store first, and re
     delimited([
       ...large.map(encodeTestEvent),
       init("small", { payload: { value: packed }, compression: 1 }),
-      // More than may ever be one payload, however the limits of a source are.
-      encodeTestEvent(at("huge", { thing: { name: "h".repeat(65_000_000) } })),
+      // More than may be one payload, though less than may be a record.
+      encodeTestEvent(at("huge", { thing: { name: "h".repeat(3_000_000) } })),
     ]),
   );
-  lake.context.config.bulk.maxRecordBytes = 100_000_000;
+  lake.context.config.bus.maxOffloadBytes = 2_000_000;
   const { done, rows, rejects } = await run();
   expect([done, rows]).toEqual([true, 3]);
   expect(rejects.map(({ code, row }) => [code, row])).toEqual([["TRB-EVENT-PAYLOAD-SIZE", 3]]);
