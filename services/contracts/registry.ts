@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { readdirSync, readFileSync, realpathSync } from "node:fs";
 import { join, sep } from "node:path";
 import {
@@ -10,7 +11,11 @@ import {
   fromBinary,
   toBinary,
 } from "@bufbuild/protobuf";
-import { type FileDescriptorProto, FileDescriptorSetSchema } from "@bufbuild/protobuf/wkt";
+import {
+  type FileDescriptorProto,
+  FileDescriptorProtoSchema,
+  FileDescriptorSetSchema,
+} from "@bufbuild/protobuf/wkt";
 import protobuf from "protobufjs";
 import "protobufjs/ext/descriptor.js";
 import { errno, TributaryError } from "../base/errors.js";
@@ -86,6 +91,22 @@ export class ProtoRegistry {
   /** The payload message of that full name: a top-level message outside tributary.*, google.* and buf.validate. */
   entityType(name: string): DescMessage | undefined {
     return this.entities.get(name);
+  }
+
+  /** Of an entity type's file and of all that it imports, but for comments: another one where its payloads may mean otherwise. */
+  fingerprint(name: string): string {
+    const files = new Map<string, DescFile>();
+    const add = (file: DescFile): void => {
+      if (files.has(file.name)) return;
+      files.set(file.name, file);
+      for (const other of file.dependencies) add(other);
+    };
+    const type = this.entities.get(name);
+    if (type !== undefined) add(type.file);
+    const hash = createHash("sha256");
+    for (const [, { proto }] of [...files].sort(([a], [b]) => (a < b ? -1 : 1)))
+      hash.update(toBinary(FileDescriptorProtoSchema, { ...proto, sourceCodeInfo: undefined }));
+    return hash.digest("hex");
   }
 
   /** Full names of all payload messages, sorted. */

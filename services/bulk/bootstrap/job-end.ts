@@ -37,7 +37,7 @@ export async function endJob(
     return refineJob(context, job, entityType, host, rows);
   });
   if (found === undefined) return false;
-  requireEqual([found]);
+  requireEqual(context, [landed], [found]);
   return true;
 }
 
@@ -49,11 +49,27 @@ const progressOf = (
 ): VerifyProgress =>
   new VerifyProgress(host, rows, models.filter((model) => model.entityType === entityType).length);
 
-/** Errors: TRB-VERIFY-DIFFERS. */
-export function requireEqual(found: readonly Verification[]): void {
-  if (found.every((one) => one.equal)) return;
-  const differing = found.flatMap(({ tenants }) => tenants.filter((one) => !one.equal)).length;
-  const message = `source and lake differ for ${differing} tenants: see the job's report`;
+/** Errors: TRB-VERIFY-DIFFERS, also telling whose descriptors have changed since the job began. */
+export function requireEqual(
+  { registry }: Pick<IngestContext, "registry">,
+  landed: readonly BootstrapOrder[],
+  found: readonly Verification[],
+): void {
+  const unequal = found.filter((one) => !one.equal);
+  if (unequal.length === 0) return;
+  const differing = unequal.flatMap(({ tenants }) => tenants.filter((one) => !one.equal)).length;
+  const changed = landed
+    .filter(({ entityType }) => unequal.some((one) => one.entityType === entityType))
+    .filter(
+      ({ entityType, descriptor }) =>
+        descriptor !== undefined && descriptor !== registry.fingerprint(entityType),
+    )
+    .map(({ entityType }) => entityType);
+  const hint =
+    changed.length === 0
+      ? ""
+      : `; the descriptor of ${changed.join(", ")} has changed since the job began, and its rows were made by the earlier one`;
+  const message = `source and lake differ for ${differing} tenants: see the job's report${hint}`;
   throw new TributaryError("TRB-VERIFY-DIFFERS", message);
 }
 

@@ -16,6 +16,8 @@ export interface JobSource {
   readonly manifest: Manifest;
   /** Of whole events of any type: what of it lands where. A type that is known since is no part of the job. */
   readonly shares?: readonly EventShare[];
+  /** Fingerprints of the descriptors that its rows are mapped by, by entity type. */
+  readonly descriptors?: Readonly<Record<string, string>>;
 }
 
 const keyOf = (id: string): string => `jobs/manifests/${id}.json`;
@@ -42,10 +44,15 @@ export async function settleSource(
   const manifest = await inspect(place, order, config.bulk);
   // Producers may have begun since it was asked for, and the source may be another.
   requirePassed(await checkBootstrap(context, order, place, manifest));
-  const found: JobSource =
-    order.entityType === undefined
-      ? { manifest, shares: await sharesOf(place, manifest, config.bulk, registry) }
-      : { manifest };
+  const { entityType } = order;
+  const shares =
+    entityType === undefined ? await sharesOf(place, manifest, config.bulk, registry) : undefined;
+  const types = shares?.map((share) => share.entityType) ?? [entityType!];
+  const found: JobSource = {
+    manifest,
+    ...(shares === undefined ? {} : { shares }),
+    descriptors: Object.fromEntries(types.map((type) => [type, registry.fingerprint(type)])),
+  };
   // Of two runs at once one has listed for both.
   const created = await store.putIfAbsent(keyOf(order.id), Buffer.from(JSON.stringify(found)));
   return created === "created" ? found : settleSource(context, order, place);
@@ -63,14 +70,15 @@ export function landingsOf(
   { config }: Pick<IngestContext, "config">,
   { id, tenant, mapping, csv, entityType, through: asked }: BootstrapJob,
   place: Place,
-  { manifest, shares }: JobSource,
+  { manifest, shares, descriptors }: JobSource,
 ): BootstrapOrder[] {
   const through = asked ?? (isSmall(manifest) ? "queue" : "files");
   const all = { job: id, place, manifest, tenant, mapping, csv, through, limits: config.bulk };
-  if (entityType !== undefined) return [{ ...all, entityType }];
+  const landing = (type: string) => ({ ...all, entityType: type, descriptor: descriptors?.[type] });
+  if (entityType !== undefined) return [landing(entityType)];
   if (shares === undefined)
     throw new TributaryError("TRB-BULK-MAPPING", "entityType: expected that of what the source holds");
-  return shares.map((share) => ({ ...all, entityType: share.entityType, share }));
+  return shares.map((share) => ({ ...landing(share.entityType), share }));
 }
 
 /** Lends where an order's source lies. Errors: those of the source's place. */

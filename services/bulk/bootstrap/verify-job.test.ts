@@ -1,9 +1,10 @@
-import { mkdirSync, mkdtempSync, rmSync, statSync, utimesSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, utimesSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { bootstrapOf, hostOf } from "../../../test/support/jobs.js";
-import { Lake, type TestEvent, TestStream, THING } from "../../../test/support/lake.js";
+import { Lake, type TestEvent, TestStream, THING, writeProto } from "../../../test/support/lake.js";
+import { ProtoRegistry } from "../../contracts/registry.js";
 import { JobDesk } from "../job-desk.js";
 import { jobState, type VerifyJob } from "../jobs/job.js";
 import type { JobHost } from "../jobs/job-run.js";
@@ -86,6 +87,38 @@ test("a job is verified again after its end, by a job that tells how far it is a
   await expect(desk.verify("look", { priority: 0 }, "olga")).rejects.toMatchObject({
     code: "TRB-VERIFY-NOTHING",
   });
+});
+
+test("source and lake that differ since a descriptor has changed are told with that", async () => {
+  const { context } = lake;
+  const desk = new JobDesk(context.store);
+  mkdirSync(join(folder, "painted"), { recursive: true });
+  const row = { customer: "acme", id: "e", rev: 1, name: "n", color: "red" };
+  writeFileSync(join(folder, "painted", "a.ndjson"), JSON.stringify(row));
+  await desk.jobs.order(bootstrapOf("painted"));
+  expect(await runBootstrap(context, bootstrapOf("painted"), hostOf())).toBe(true);
+  await desk.jobs.tell("painted", jobState.parse({ phase: "done", writtenAt: at }));
+  const { job } = await desk.verify("painted", { priority: 0 }, "olga");
+  const protos = writeProto(mkdtempSync(join(tmpdir(), "tributary-protos-")));
+  const file = join(protos, "t", "v1", "thing.proto");
+  const before = readFileSync(file, "utf8");
+  const differs = async (text: string) => {
+    writeFileSync(file, text);
+    const registry = ProtoRegistry.load([protos]);
+    return runVerify({ ...context, registry }, job.order as VerifyJob, hostOf()).then(
+      () => "equal",
+      (error: Error) => error.message,
+    );
+  };
+  try {
+    expect(await differs(`// Of no matter.\n${before}`)).toBe("equal");
+    const painted = before.replace("string name = 1;", "string name = 1;\n  string color = 20;");
+    expect(await differs(painted)).toMatch(
+      /^source and lake differ .* the descriptor of t\.v1\.Thing has changed/,
+    );
+  } finally {
+    rmSync(protos, { recursive: true });
+  }
 });
 
 test("what is refused leaves nothing, and a job that has passed is not looked at again", async () => {

@@ -43,7 +43,7 @@ export const runVerify: RunJob<VerifyJob> = async (context, { of }, host) => {
       found.push(one);
     }
     host.tell({ bytesDone: bytes, verified: 1 });
-    requireEqual(found);
+    requireEqual(context, landings, found);
     return true;
   });
 };

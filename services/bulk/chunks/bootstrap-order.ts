@@ -10,6 +10,8 @@ import type { EventShare } from "./event-types.js";
 export interface BootstrapOrder {
   readonly job: string;
   readonly entityType: string;
+  /** The fingerprint of its descriptor when the job began. */
+  readonly descriptor?: string | undefined;
   /** Rows of others are rejected. */
   readonly tenant: string | undefined;
   /** None for whole events. */
