@@ -36,6 +36,8 @@ let key: SigningKey;
 let desk: JobDesk;
 let duck: Duck;
 let context: ReportContext;
+/** What a check waits for before it begins. */
+let before = async (): Promise<void> => undefined;
 
 beforeAll(async () => {
   store = await FileStore.open({ folder: join(folder, "data/lake"), staging: join(folder, "data/staging") });
@@ -57,7 +59,10 @@ beforeAll(async () => {
   await registerBulk(server.app, {
     desk,
     verifier,
-    checking: (use) => use(parts),
+    checking: async (use) => {
+      await before();
+      return use(parts);
+    },
     reading: (_, use) => use({ name: "live", head: async () => new Map([["0", "0007"]]) }),
     planning: (use) => use({ duck, tableOptions: parts.tableOptions, models }),
   });
@@ -349,6 +354,31 @@ test("a report tells programs all of it, and people on one page that runs and fe
   ])
     expect(page.text).toContain(words);
   expect(page.text).not.toContain(folder);
+});
+
+test("a source that takes long to look at holds up other sources, and nothing that is in the lake", async () => {
+  await there("slow");
+  let isOver = (): void => undefined;
+  const over = new Promise<void>((resolve) => {
+    isOver = resolve;
+  });
+  let began = (): void => undefined;
+  const begun = new Promise<void>((resolve) => {
+    began = resolve;
+  });
+  before = () => {
+    before = async () => undefined;
+    began();
+    return over;
+  };
+  const checked = ask("POST", "?dryRun=true", asked);
+  await begun;
+  const plan = ask("POST", "/v1/replays?dryRun=true", { model: "scm.files", action: "compare" });
+  for (const look of [ask("GET", "/slow/report"), ask("GET", "/slow/rejects"), plan])
+    expect((await look).status).toBeLessThan(500);
+  expect((await ask("GET", "/v1/watermarks/scm.v1.File")).status).toBe(200);
+  isOver();
+  expect((await checked).status).toBe(200);
 });
 
 test("deletes are confirmed by their number and snapshot, and the job goes on", async () => {

@@ -51,7 +51,10 @@ export async function registerBulk(app: FastifyInstance, options: BulkOptions): 
   // A reader's process is costly, and operators are few.
   const checks = new Turns();
   const inTurn: Checking = (use) => checks.run(() => checking(use));
-  const planInTurn: Planning = (use) => checks.run(() => planning(use));
+  // Who looks at what is in the lake waits for nobody's source.
+  const looks = new Turns();
+  const lookInTurn: Checking = (use) => looks.run(() => checking(use));
+  const planInTurn: Planning = (use) => looks.run(() => planning(use));
   const onRequest: typeof ofRole = async function (this: FastifyInstance, request, reply) {
     await ofRole.call(this, request, reply);
     // Jobs bring rows of any tenant, and what is told of them names others.
@@ -118,7 +121,7 @@ export async function registerBulk(app: FastifyInstance, options: BulkOptions): 
       { schema: reportSchema, validatorCompiler, onRequest },
       async (request, reply) => {
         const by = grantOf(request).subject;
-        const report = await inTurn((parts) => desk.report(parts, idOf(request), by));
+        const report = await lookInTurn((parts) => desk.report(parts, idOf(request), by));
         if (wantedOf(request, [JSON_TYPE, HTML_TYPE]) === JSON_TYPE) return report;
         return reply
           .type(`${HTML_TYPE}; charset=utf-8`)
@@ -132,7 +135,7 @@ export async function registerBulk(app: FastifyInstance, options: BulkOptions): 
       async (request, reply) => {
         const id = idOf(request);
         const page = pageOf(request);
-        const { rejects, next } = await inTurn((parts) =>
+        const { rejects, next } = await lookInTurn((parts) =>
           desk.rejects(parts, id, page, grantOf(request).subject),
         );
         if (next !== undefined) {
@@ -150,7 +153,7 @@ export async function registerBulk(app: FastifyInstance, options: BulkOptions): 
       async (request) => {
         const entityType = (request.params as Record<typeof TYPE, string>)[TYPE];
         return options.reading(entityType, (reader) =>
-          inTurn((parts) => watermarkOf({ ...parts, store: desk.store }, entityType, reader)),
+          lookInTurn((parts) => watermarkOf({ ...parts, store: desk.store }, entityType, reader)),
         );
       },
     );
