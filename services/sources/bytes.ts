@@ -9,12 +9,14 @@ import { unzstd, ZstdDamaged } from "./zstd-stream.js";
 const PIECE_BYTES = 1024 * 1024;
 
 /**
- * A file's bytes in pieces, unpacked; from `start` where it is not packed. A piece is its reader's own.
+ * A file's bytes in pieces, unpacked; from `start` where it is not packed. A piece is its reader's own. `onRead` is told
+ * how much of the file, as it is, has been gone through.
  * Errors: TRB-SOURCE-DAMAGED for what is not packed so, or is cut short; TRB-SOURCE-UNREADABLE.
  */
 export async function* bytesOf(
   file: { readonly path: string; readonly shown: string; readonly compression: Compression },
   start = 0,
+  onRead: (bytes: number) => void = () => undefined,
 ): AsyncGenerator<Buffer> {
   const { path, shown, compression } = file;
   try {
@@ -22,8 +24,8 @@ export async function* bytesOf(
       highWaterMark: PIECE_BYTES,
       start: compression === "none" ? start : 0,
     });
-    if (compression === "zstd") yield* unzstd(raw as AsyncIterable<Buffer>);
-    else yield* compression === "gzip" ? gunzipped(raw) : (raw as AsyncIterable<Buffer>);
+    if (compression === "gzip") yield* gunzipped(raw, onRead);
+    else yield* compression === "zstd" ? unzstd(counted(raw, onRead)) : counted(raw, onRead);
   } catch (error) {
     if (error instanceof TributaryError) throw error;
     const code = errno(error);
@@ -34,6 +36,21 @@ export async function* bytesOf(
   }
 }
 
-const gunzipped = (raw: Readable): AsyncIterable<Buffer> =>
+async function* counted(raw: Readable, onRead: (bytes: number) => void): AsyncGenerator<Buffer> {
+  let read = 0;
+  for await (const piece of raw as AsyncIterable<Buffer>) {
+    read += piece.length;
+    onRead(read);
+    yield piece;
+  }
+}
+
+async function* gunzipped(raw: Readable, onRead: (bytes: number) => void): AsyncGenerator<Buffer> {
+  const gunzip = createGunzip({ chunkSize: PIECE_BYTES / 4 });
   // What goes wrong is told to whoever reads the result.
-  pipeline(raw, createGunzip({ chunkSize: PIECE_BYTES / 4 }), () => undefined) as AsyncIterable<Buffer>;
+  pipeline(raw, gunzip, () => undefined);
+  for await (const piece of gunzip as AsyncIterable<Buffer>) {
+    onRead(gunzip.bytesWritten);
+    yield piece;
+  }
+}

@@ -1,4 +1,5 @@
 import { mkdirSync } from "node:fs";
+import { gzipSync } from "node:zlib";
 import { describe, expect, it, vi } from "vitest";
 import { exportsFolder, LIMITS, readAll, writeFile } from "../../test/support/sources.js";
 import { inspect, lend, sample } from "./inspect.js";
@@ -73,6 +74,19 @@ describe("a sample", () => {
       [[1, "TRB-ROW-JSON"]],
       [],
     ]);
+  });
+});
+
+describe("a sample of what has no rows for long", () => {
+  it.each([
+    ["lines", "ndjson", '{"id":1}\n'],
+    ["a header", "csv", "id\n1\n"],
+  ])("ends before it comes to %s", async (_, format, text) => {
+    const name = `late.${format}.gz`;
+    writeFile(at("exports", name), gzipSync(Buffer.from(`${"\n".repeat(100_000_000)}${text}`)));
+    const sampling = sample(place(name), await list(name), 2, LIMITS);
+    if (format === "ndjson") expect((await sampling).rows).toEqual([]);
+    else await expect(sampling).rejects.toThrow("header: expected names of columns, found none");
   });
 });
 

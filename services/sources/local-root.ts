@@ -65,7 +65,8 @@ export class LocalRoot implements SourceRoot {
     for (const file of files) await this.requireSame(file);
     let result: T;
     try {
-      result = await use(files.map(({ path }) => this.local(path)));
+      const top = await this.guard("", () => realpath(this.folder));
+      result = await use(files.map(({ path }) => join(top, path)));
     } catch (error) {
       // What a reader makes of a file that changes under it says less than that it did.
       for (const file of files) await this.requireSame(file);

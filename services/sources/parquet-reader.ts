@@ -62,7 +62,10 @@ export class ParquetReader implements FormatReader {
 
   async *batches(from: Mark): AsyncGenerator<Batch> {
     const { unit, mask } = this;
-    for (const { start, end, bytes } of this.ranges(from.row)) {
+    const parts = [...this.ranges(from.row)];
+    let left = parts.reduce((sum, { bytes }) => sum + bytes, 0);
+    for (const { start, end, bytes } of parts) {
+      left -= bytes;
       let where = `${ROW} >= ${start} AND ${ROW} < ${end}`;
       let rows = end - start;
       if (mask !== undefined && mask.count > 0) {
@@ -71,7 +74,7 @@ export class ParquetReader implements FormatReader {
       }
       const columns = [`${ROW} AS ${ORDINAL}`, ...this.selected].join(", ");
       const sql = `SELECT ${columns} FROM read_parquet(${literal(unit.path)}, file_row_number=true, hive_partitioning=false) WHERE ${where}`;
-      yield { sql, first: start, next: { row: end }, rows, bytes, rejects: [] };
+      yield { sql, first: start, next: { row: end }, rows, bytes, left, rejects: [] };
     }
   }
 

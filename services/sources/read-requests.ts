@@ -1,6 +1,7 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { Duck } from "../base/duckdb.js";
 import { readDeltaLog } from "./delta-log.js";
+import { HeldFile } from "./held-file.js";
 import type { Request, Results } from "./protocol.js";
 import { SourceReader } from "./reader.js";
 import { countRows, sampleRows } from "./sample.js";
@@ -36,14 +37,16 @@ export const readRequests: Answering<Request> = ({ memoryBytes }, tell) => {
     unit: ReadUnit,
     use: (reader: SourceReader, connection: DuckDBConnection) => Promise<T>,
   ): Promise<T> {
-    const duck = await Duck.sealed(memoryBytes, [unit.path]);
+    const file = await HeldFile.open(unit);
+    const duck = await Duck.sealed(memoryBytes, [file.path]);
     try {
       return await duck.with(async (connection) => {
-        const reader = await SourceReader.open(connection, unit, tell.getsOn);
+        const reader = await SourceReader.open(connection, file, tell.getsOn);
         return use(reader, connection);
       });
     } finally {
       duck.close();
+      await file.close();
     }
   }
 };

@@ -1,9 +1,9 @@
-import { access, constants } from "node:fs/promises";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { identifier, literal } from "../base/duckdb.js";
 import { engineErrorOf, isMemoryError } from "../base/engine-error.js";
-import { errno, TributaryError } from "../base/errors.js";
+import { TributaryError } from "../base/errors.js";
 import { damaged, ORDINAL, type Reject, type SourceColumn } from "./formats.js";
+import type { HeldFile } from "./held-file.js";
 import { ParquetReader } from "./parquet-reader.js";
 import type { Mark, Records } from "./splitter.js";
 import { TextReader } from "./text-reader.js";
@@ -26,6 +26,8 @@ export interface Batch {
   readonly rows: number;
   /** Of the file, unpacked. */
   readonly bytes: number;
+  /** What is left of the file behind it, unpacked: of one that is packed, if it goes on being packed so well. */
+  readonly left: number;
   /** In order. */
   readonly rejects: readonly Reject[];
 }
@@ -58,16 +60,15 @@ export class SourceReader {
    */
   static async open(
     connection: DuckDBConnection,
-    unit: ReadUnit,
+    { unit, path }: HeldFile,
     onBytes: () => void = () => undefined,
   ): Promise<SourceReader> {
     try {
-      await requireUnchanged(unit);
-      await requireReadable(unit);
+      const held = { ...unit, path };
       const isParquet = unit.format === "parquet" || unit.format === "delta";
       const reader = await (isParquet
-        ? ParquetReader.open(connection, unit)
-        : TextReader.open(connection, unit, onBytes));
+        ? ParquetReader.open(connection, held)
+        : TextReader.open(connection, held, onBytes));
       const own = new Set(reader.columns.map(({ name }) => name.toLowerCase()));
       const names = Object.keys(unit.partition).filter((name) => !own.has(name.toLowerCase()));
       if (new Set([ORDINAL, ...names.map((name) => name.toLowerCase())]).size !== names.length + 1) {
@@ -129,13 +130,6 @@ export class SourceReader {
   failure(error: unknown): Promise<TributaryError> {
     return failureOf(this.unit, error);
   }
-}
-
-/** The engine would tell a file without rights from a damaged one in words alone. */
-async function requireReadable({ path, shown }: ReadUnit): Promise<void> {
-  await access(path, constants.R_OK).catch((cause: unknown) => {
-    throw new TributaryError("TRB-SOURCE-UNREADABLE", `${shown}: ${errno(cause) ?? "failed"}`, { cause });
-  });
 }
 
 async function failureOf(unit: ReadUnit, error: unknown): Promise<TributaryError> {

@@ -8,6 +8,8 @@ import { EVENT, RECORD } from "./text-reader.js";
 
 /** Some rejects tell of all. */
 const REJECTS = 20;
+/** Of a file whose first rows are not among so many bytes nothing more is looked at. */
+const SAMPLE_BYTES = 64 * 1024 * 1024;
 
 /** The first rows of a file. Errors: those of SourceReader. */
 export async function sampleRows(
@@ -25,7 +27,9 @@ export async function sampleRows(
   const rows: string[] = [];
   const rejects: Reject[] = [];
   let columns = reader.columns;
+  let bytes = 0;
   for await (const batch of reader.batches(START)) {
+    bytes += batch.bytes;
     rejects.push(...batch.rejects.slice(0, REJECTS - rejects.length));
     if (batch.rows > 0) {
       try {
@@ -47,7 +51,7 @@ export async function sampleRows(
         throw await reader.failure(error);
       }
     }
-    if (rows.length >= wanted) break;
+    if (rows.length >= wanted || bytes >= SAMPLE_BYTES) break;
   }
   return { columns, rows, rejects };
 }

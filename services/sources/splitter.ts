@@ -30,8 +30,8 @@ export interface SplitterOptions {
   readonly startRow: number;
 }
 
-/** What a record costs beside its bytes. */
-const RECORD_OVERHEAD = 64;
+/** What a record costs beside its bytes; all of a batch may be rejected. */
+const RECORD_OVERHEAD = 256;
 
 /**
  * Cuts a stream of bytes into records, as they come, and holds no more of them than a batch and one record. A record
@@ -83,6 +83,11 @@ export abstract class Splitter {
   /** Number of the record that comes next, and where it begins. */
   get mark(): { readonly row: number; readonly offset: number } {
     return { row: this.row, offset: this.long?.offset ?? this.base + this.begin };
+  }
+
+  /** How far in the file nothing is held but what has been cut: beyond `mark` amid a record that is too long. */
+  get passed(): number {
+    return this.base + this.begin;
   }
 
   /** What has been cut since the last call. Its bytes are the caller's. */

@@ -8,6 +8,7 @@ import { afterAll, describe, expect, it } from "vitest";
 import { PACKED, rawZstd, readAll, unitOf, writeFile } from "../../test/support/sources.js";
 import { Duck } from "../base/duckdb.js";
 import { CSV_DEFAULTS } from "./formats.js";
+import { HeldFile } from "./held-file.js";
 import type { Mark } from "./splitter.js";
 
 const folder = mkdtempSync(join(tmpdir(), "sources-"));
@@ -68,6 +69,34 @@ describe.each(packings)("lines of JSON, packed as '%s'", (ext) => {
       [5, 8 + long.length + 1 + 8 + 4 + 8, "TRB-ROW-LENGTH", 64 * 1024],
     ]);
     expect(Buffer.from(rejects[0]!.bytes).toString()).toBe(long.slice(0, 64 * 1024));
+  });
+
+  it("or none for megabytes, come in batches, so that whoever reads is asked whether it goes on", async () => {
+    const [nothing, endless] = ["\n".repeat(3_000_000), "x".repeat(3_000_000)];
+    const text = `{"a":1}\n${nothing}{"a":2}\n${endless}\n{"a":3}\n`;
+    const whole = await read("nothing", text, { batchBytes: 300_000 });
+    expect(whole.rows.map(([row]) => row)).toEqual([0, 1, 3]);
+    expect(whole.rejects.map(({ row, code }) => [row, code])).toEqual([[2, "TRB-ROW-LENGTH"]]);
+    expect(whole.bytes).toBe(Buffer.byteLength(text));
+    // Pieces are of a megabyte at most.
+    expect(whole.marks.length).toBeGreaterThan(5);
+    for (const mark of whole.marks) {
+      const rest = await readAll(await unitOf(at(`nothing.ndjson${ext}`), { batchBytes: 300_000 }), mark);
+      expect(rest.rows.map(([row]) => row)).toEqual([0, 1, 3].filter((row) => row >= mark.row));
+      expect(rest.rejects.length).toBe(mark.row <= 2 ? 1 : 0);
+      expect(rest.marks.every(({ row }) => row >= mark.row)).toBe(true);
+    }
+  });
+
+  it("tell what is left of their file, so that nobody makes a chunk of little", async () => {
+    const lines = Array.from({ length: 120_000 }, () => `{"a":"${randomBytes(30).toString("hex")}"}\n`);
+    const { left, bytes } = await read("left", lines.join(""), { batchBytes: 4_000_000 });
+    expect(left.length).toBeGreaterThan(4);
+    expect(left.at(-1)).toBe(0);
+    // Of a packed file it is a guess.
+    const halfway = left[Math.floor(left.length / 2) - 1]!;
+    expect(halfway).toBeGreaterThan(bytes / 4);
+    expect(halfway).toBeLessThan((bytes * 3) / 4);
   });
 
   it("are read on from wherever a batch has ended", async () => {
@@ -305,10 +334,11 @@ describe("a file that changes while it is read", () => {
     const marks: Mark[] = [];
     const reading = (async () => {
       const { SourceReader } = await import("./reader.js");
-      const duck = await Duck.sealed(256 * 1024 * 1024, [path]);
+      const file = await HeldFile.open(unit);
+      const duck = await Duck.sealed(256 * 1024 * 1024, [file.path]);
       try {
         await duck.with(async (connection) => {
-          const reader = await SourceReader.open(connection, unit);
+          const reader = await SourceReader.open(connection, file);
           for await (const batch of reader.batches()) {
             marks.push(batch.next);
             if (marks.length === 2) change(path);
@@ -316,6 +346,7 @@ describe("a file that changes while it is read", () => {
         });
       } finally {
         duck.close();
+        await file.close();
       }
     })();
     await expect(reading).rejects.toMatchObject({ code: "TRB-SOURCE-CHANGED" });

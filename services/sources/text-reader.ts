@@ -1,3 +1,4 @@
+import { stat } from "node:fs/promises";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
@@ -13,6 +14,8 @@ import type { ReadUnit } from "./unit.js";
 
 /** A byte order mark, with which a text may begin. */
 const BOM = Buffer.from([0xef, 0xbb, 0xbf]);
+
+const PUSH_BYTES = 64 * 1024;
 
 /** The column of lines of JSON. */
 export const RECORD = "record";
@@ -60,10 +63,23 @@ export class TextReader implements FormatReader {
       start,
       startRow: seeks ? from.row : 0,
     });
-    const state = { first: from.row, offset: start };
-    for await (const piece of this.bytesFrom(start)) {
-      splitter.push(piece);
-      if (splitter.held >= unit.batchBytes) yield this.batch(splitter, state);
+    const { size } = await stat(unit.path);
+    const state: Progress = { first: from.row, passed: start, ends: size };
+    let unpacked = 0;
+    let read = 0;
+    const onRead = (bytes: number) => {
+      read = bytes;
+    };
+    for await (const piece of this.bytesFrom(start, onRead)) {
+      unpacked += piece.length;
+      if (unit.compression !== "none") state.ends = (unpacked * size) / read;
+      // Little by little: a byte may be a record.
+      for (let at = 0; at < piece.length; at += PUSH_BYTES) {
+        splitter.push(piece.subarray(at, at + PUSH_BYTES));
+        // What is no record, or one without end, holds nothing: whoever reads is to be asked whether it goes on.
+        const isMuch = splitter.passed - state.passed >= unit.batchBytes && splitter.mark.row >= from.row;
+        if (splitter.held >= unit.batchBytes || isMuch) yield this.batch(splitter, state);
+      }
     }
     const wrong = splitter.end();
     if (splitter.mark.row > state.first) yield this.batch(splitter, state);
@@ -81,10 +97,10 @@ export class TextReader implements FormatReader {
     }
   }
 
-  private async *bytesFrom(start: number): AsyncGenerator<Buffer> {
+  private async *bytesFrom(start: number, onRead: (bytes: number) => void): AsyncGenerator<Buffer> {
     const seeks = this.unit.compression === "none";
     let skip = seeks ? 0 : start;
-    for await (const piece of bytesOf(this.unit, start)) {
+    for await (const piece of bytesOf(this.unit, start, onRead)) {
       const rest = skip === 0 ? piece : piece.subarray(Math.min(skip, piece.length));
       skip -= piece.length - rest.length;
       this.onBytes();
@@ -93,12 +109,13 @@ export class TextReader implements FormatReader {
   }
 
   /** Takes what the splitter has cut. `state` is where the batch begins, and becomes where the next one does. */
-  private async batch(splitter: Splitter, state: { first: number; offset: number }): Promise<Batch> {
-    const { first, offset } = state;
+  private async batch(splitter: Splitter, state: Progress): Promise<Batch> {
+    const { first } = state;
     const next = splitter.mark;
+    const bytes = splitter.passed - state.passed;
     const { records, rejects } = splitter.take();
     state.first = next.row;
-    state.offset = next.offset;
+    state.passed += bytes;
     const checked = await this.check(records, rejects);
     this.feed.use(checked.records);
     return {
@@ -107,7 +124,8 @@ export class TextReader implements FormatReader {
       first,
       next: this.unit.compression === "none" ? next : { row: next.row },
       rows: checked.records.count,
-      bytes: next.offset - offset,
+      bytes,
+      left: Math.max(0, state.ends - state.passed),
       rejects: checked.rejects,
     };
   }
@@ -146,6 +164,13 @@ export class TextReader implements FormatReader {
     const all = [...rejects, ...lines].sort((a, b) => a.row - b.row);
     return { records: without(records, places), rejects: all };
   }
+}
+
+/** Of a file's unpacked bytes, and where they end, as far as that can be told. */
+interface Progress {
+  first: number;
+  passed: number;
+  ends: number;
 }
 
 type Fault = keyof typeof FAULTS;
@@ -191,7 +216,7 @@ async function header(unit: ReadUnit, mark: number): Promise<CsvHeader> {
   for await (const piece of bytesOf(unit)) {
     splitter.push(piece.subarray(Math.min(skip, piece.length)));
     skip = Math.max(0, skip - piece.length);
-    if (splitter.mark.row > 0) break;
+    if (splitter.mark.row > 0 || splitter.passed > maxRecordBytes) break;
   }
   if (splitter.mark.row === 0) splitter.end();
   if (splitter.header === undefined)

@@ -18,7 +18,7 @@ export interface DeltaPart {
 export interface ReadUnit {
   /** What messages call it. */
   readonly shown: string;
-  /** The local file. */
+  /** The local file, named without links where others may change it. */
   readonly path: string;
   /** As `localIdentity` tells it, when others may change the file while it is read. */
   readonly identity: string | undefined;
@@ -68,7 +68,10 @@ export async function localIdentity(path: string): Promise<string | undefined> {
 export const identityOf = ({ size, mtimeNs, ino }: BigIntStats): string => `${size}-${mtimeNs}-${ino}`;
 
 /** Errors: TRB-SOURCE-CHANGED. */
-export async function requireUnchanged({ path, identity, shown }: ReadUnit): Promise<void> {
-  if (identity === undefined || (await localIdentity(path)) === identity) return;
-  throw new TributaryError("TRB-SOURCE-CHANGED", `${shown}: it has changed since it was listed`);
+export async function requireUnchanged(unit: ReadUnit): Promise<void> {
+  const { path, identity } = unit;
+  if (identity !== undefined && (await localIdentity(path)) !== identity) throw changedUnit(unit);
 }
+
+export const changedUnit = ({ shown }: ReadUnit) =>
+  new TributaryError("TRB-SOURCE-CHANGED", `${shown}: it has changed since it was listed`);

@@ -5,6 +5,7 @@ import { gzipSync } from "node:zlib";
 import { afterEach, beforeEach } from "vitest";
 import { chunksOf, Duck } from "../../services/base/duckdb.js";
 import { CSV_DEFAULTS, type Reject, told } from "../../services/sources/formats.js";
+import { HeldFile } from "../../services/sources/held-file.js";
 import { LocalRoot } from "../../services/sources/local-root.js";
 import { SourceReader, START } from "../../services/sources/reader.js";
 import type { Mark } from "../../services/sources/splitter.js";
@@ -91,17 +92,23 @@ export interface ReadFile {
   readonly rows: readonly (readonly unknown[])[];
   readonly rejects: readonly Reject[];
   readonly marks: readonly Mark[];
+  readonly bytes: number;
+  /** What was said to be left behind each batch. */
+  readonly left: readonly number[];
 }
 
 /** Reads a whole file in this process, the way that rows are meant to be read: as a stream of chunks, counted. */
 export async function readAll(unit: ReadUnit, from = START): Promise<ReadFile> {
-  const duck = await Duck.sealed(256 * MiB, [unit.path]);
+  const file = await HeldFile.open(unit);
+  const duck = await Duck.sealed(256 * MiB, [file.path]);
   try {
     return await duck.with(async (connection) => {
-      const reader = await SourceReader.open(connection, unit);
+      const reader = await SourceReader.open(connection, file);
       const rows: unknown[][] = [];
       const rejects: Reject[] = [];
       const marks: Mark[] = [];
+      const left: number[] = [];
+      let bytes = 0;
       for await (const batch of reader.batches(from)) {
         let count = 0;
         try {
@@ -115,10 +122,13 @@ export async function readAll(unit: ReadUnit, from = START): Promise<ReadFile> {
         }
         rejects.push(...batch.rejects);
         marks.push(batch.next);
+        bytes += batch.bytes;
+        left.push(batch.left);
       }
-      return { columns: reader.columns.map(({ name }) => name), rows, rejects, marks };
+      return { columns: reader.columns.map(({ name }) => name), rows, rejects, marks, bytes, left };
     });
   } finally {
     duck.close();
+    await file.close();
   }
 }

@@ -167,6 +167,12 @@ export class Bootstrap {
       const { file: written, next, bytes, end } = chunk;
       const from = positionsOf(table.snapshot, stream);
       const to = end ? positionIn(file + 1, 0) : positionIn(file, next.row);
+      if (to === from.get(LANE)) {
+        // Amid a record that is too long, say: there is nothing to commit.
+        host.landed({ file, rows: 0, rejects: rejects.length, bytes, refined: 0 });
+        await host.pace({ rows: 0, bytes });
+        continue;
+      }
       const result = await append(table, stream, from, async (localPath) => {
         if (written.rows > 0) await rename(out, localPath);
         return { file: written, to: new Map([[LANE, to]]) };

@@ -139,8 +139,11 @@ export class ChunkQueue {
       while (this.made.length >= this.pacing.ahead && !this.stopped) await this.change();
       if (!this.stopped) await this.pacing.calm();
       if (this.stopped) return false;
-      const rejects: Reject[] = [];
-      const chunk = await makeChunk(process, size, (some) => rejects.push(...some), seeTo);
+      let rejects: readonly Reject[] = [];
+      const keep = (some: readonly Reject[]) => {
+        rejects = rejects.concat(some);
+      };
+      const chunk = await makeChunk(process, size, keep, seeTo);
       this.made.push(await this.setAside(chunk, rejects, out, models));
       this.changed();
       ({ end } = chunk);

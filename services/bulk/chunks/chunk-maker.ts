@@ -3,10 +3,11 @@ import type { Duck } from "../../base/duckdb.js";
 import { TributaryError } from "../../base/errors.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
 import type { Reject } from "../../sources/formats.js";
+import type { HeldFile } from "../../sources/held-file.js";
 import { type Batch, SourceReader } from "../../sources/reader.js";
 import type { Mark } from "../../sources/splitter.js";
 import { type WrittenFile, writeParquet } from "../../table/data-file.js";
-import { NO_FILE } from "./chunk-file.js";
+import { costOf, isWhole, NO_FILE, REJECTED_BYTES } from "./chunk-file.js";
 import { ChunkModels, type WriteModel } from "./chunk-models.js";
 import type { Chunk, NextChunk, Opened, OpenFile } from "./chunk-protocol.js";
 import { ChunkTable } from "./chunk-table.js";
@@ -15,11 +16,6 @@ import { PayloadsAside } from "./payloads-aside.js";
 import { type EventDigest, eventDigests, writeMade } from "./row-digests.js";
 import { RowEvents, type RowFault, type RowOrder } from "./row-events.js";
 import { rowsAsJson } from "./rows-as-json.js";
-
-/** Rejects wait in memory until their chunk is whole: with so many bytes of them it is. */
-const REJECTED_BYTES = 32 * 1024 * 1024;
-/** What one takes beside its bytes. */
-const REJECT_COST = 256;
 
 /**
  * Makes chunks of one file of a source, in its order: files of a raw table and of its models' tables. Where it runs it
@@ -46,9 +42,10 @@ export class ChunkMaker {
     this.batches = reader.batches(order.from);
   }
 
-  /** `duck` reaches the unit's file and the order's `out`s. Errors: TRB-BULK-MAPPING, those of SourceReader. */
+  /** `duck` reaches `file`, the order's unit, and the order's `out`s. Errors: TRB-BULK-MAPPING, those of SourceReader. */
   static async open(
     duck: Duck,
+    file: HeldFile,
     order: OpenFile,
     onRejects: (rejects: readonly Reject[]) => void,
     getsOn: () => void,
@@ -60,7 +57,7 @@ export class ChunkMaker {
       throw new TributaryError("TRB-BULK-MAPPING", "expected a mapping, as the source holds no whole events");
     }
     const connection = await duck.connect();
-    const reader = await SourceReader.open(connection, order.unit, getsOn);
+    const reader = await SourceReader.open(connection, file, getsOn);
     const mapped = mappedRelation(order.unit.format, reader.columns, order.mapping, type);
     const rowOrder = { type, types: registry.types, tenant: order.tenant };
     return new ChunkMaker(order, rowOrder, reader, mapped, connection, onRejects, getsOn);
@@ -76,9 +73,9 @@ export class ChunkMaker {
   }
 
   /** Errors: those of SourceReader. */
-  async next({ rows, bytes }: NextChunk): Promise<Chunk> {
+  async next(size: NextChunk): Promise<Chunk> {
     const rejects: Reject[] = [];
-    const { rejected, read, end } = await this.fill(rows, bytes);
+    const { rejected, read, end } = await this.fill(size);
     const receivedAt = Date.now();
     const made = await this.made(receivedAt, rejects);
     this.onRejects(rejects);
@@ -88,18 +85,19 @@ export class ChunkMaker {
   }
 
   /** Reads about so much into the table. */
-  private async fill(rows: number, bytes: number) {
-    let [taken, read, rejected, rejectedBytes] = [0, 0, 0, 0];
+  private async fill(size: NextChunk) {
+    let [rows, read, rejected, rejectedBytes, left] = [0, 0, 0, 0, 0];
     await this.table?.clear();
-    while (taken < rows && read < bytes && rejectedBytes < REJECTED_BYTES) {
+    while (!isWhole(size, { rows, bytes: read, rejectedBytes, left })) {
       const { value: batch, done } = await this.batches.next();
       if (done === true) return { rejected, read, end: true };
       const rejects = [...batch.rejects, ...(await this.take(batch))];
       this.onRejects(rejects);
       rejected += rejects.length;
-      for (const reject of rejects) rejectedBytes += reject.bytes.length + REJECT_COST;
-      taken += batch.rows;
+      rejectedBytes += costOf(rejects);
+      rows += batch.rows;
       read += batch.bytes;
+      left = batch.left;
       this.at = batch.next;
     }
     return { rejected, read, end: false };

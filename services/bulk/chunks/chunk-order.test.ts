@@ -6,6 +6,7 @@ import { expect, test } from "vitest";
 import { inlineProtos } from "../../../test/support/inline-protos.js";
 import { Duck, literal, rowsOf } from "../../base/duckdb.js";
 import { CSV_DEFAULTS } from "../../sources/formats.js";
+import { HeldFile } from "../../sources/held-file.js";
 import { mappingShape } from "../../sources/mapping.js";
 import { ChunkMaker } from "./chunk-maker.js";
 
@@ -77,8 +78,10 @@ test("the order of an export changes nothing but positions: files are in the ord
     };
     // One engine a maker: what functions are called is known to all of an engine.
     const own = await Duck.create({ memoryBytes: 256 * 1024 * 1024 });
+    const file = await HeldFile.open(unit);
     const maker = await ChunkMaker.open(
       own,
+      file,
       {
         ...{ type: "open", unit, file: 0, from: { row: 0 }, mapping: MAPPING, out: path("raw"), models },
         ...{
@@ -92,6 +95,7 @@ test("the order of an export changes nothing but positions: files are in the ord
     );
     const chunk = await maker.next({ type: "next", rows: 1000, bytes: 1 << 30 });
     own.close();
+    await file.close();
     expect(chunk.file.rows).toBe(given.length);
     const keys = (name: string) =>
       read(

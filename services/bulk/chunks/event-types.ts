@@ -2,6 +2,7 @@ import type { DuckDBConnection } from "@duckdb/node-api";
 import { TributaryError } from "../../base/errors.js";
 import { Envelope } from "../../contracts/envelope.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
+import type { HeldFile } from "../../sources/held-file.js";
 import { lend, type ReadLimits } from "../../sources/inspect.js";
 import type { Manifest } from "../../sources/manifest.js";
 import { SourceReader, START } from "../../sources/reader.js";
@@ -112,14 +113,15 @@ function typesIn(
 /** Where files may be read that strangers wrote. Errors: those of SourceReader. */
 export async function findTypes(
   connection: DuckDBConnection,
-  { unit, descriptors }: ListTypes,
+  file: HeldFile,
+  { descriptors }: Pick<ListTypes, "descriptors">,
   getsOn: () => void,
 ): Promise<FoundTypes> {
   const known = new Set(ProtoRegistry.of(descriptors).entityTypes());
   const types = new Set<string>();
   let rest = false;
   const envelope = new Envelope();
-  const reader = await SourceReader.open(connection, unit, getsOn);
+  const reader = await SourceReader.open(connection, file, getsOn);
   for await (const { events, rejects } of reader.batches(START)) {
     rest ||= rejects.length > 0;
     if (events === undefined) continue;

@@ -20,7 +20,6 @@ export async function keepAside(
   { payloads, elsewhere }: Aside,
   path: string,
 ): Promise<readonly number[]> {
-  const uris: string[] = [];
   if (payloads.length > 0) {
     const file = await open(path, "r");
     try {
@@ -29,8 +28,8 @@ export async function keepAside(
       await file.close();
       await rm(path, { force: true });
     }
-    uris.push(...payloads.map(({ tenant, sha256 }) => uriOf(tenant, Buffer.from(sha256))));
   }
+  const uris = payloads.map(({ tenant, sha256 }) => uriOf(tenant, Buffer.from(sha256)));
   const found = await lookFor(offloaded, elsewhere);
   await offloaded.keepForGood([...uris, ...found.uris]);
   return found.missing;

@@ -69,6 +69,8 @@ async function run(more: Run = {}) {
   const place = sources.at("exports");
   const stop = new AbortController();
   const rejects: Reject[] = [];
+  /** Of the chunk with the most of them. */
+  let most = 0;
   let rows = 0;
   const done = await Bootstrap.run(
     lake.context,
@@ -88,14 +90,17 @@ async function run(more: Run = {}) {
         rows += chunk.rows;
         if (--chunks === 0) stop.abort();
       },
-      reject: async (_, some) => void rejects.push(...some),
+      reject: async (_, some) => {
+        for (const reject of some) rejects.push(reject);
+        most = Math.max(most, some.length);
+      },
       pace: async () => undefined,
       calm: async () => undefined,
       behind: async () => undefined,
       signal: stop.signal,
     },
   );
-  return { done, rows, rejects };
+  return { done, rows, rejects, most };
 }
 
 test.each(seeds(0))(
@@ -126,7 +131,7 @@ test.each(seeds(0))(
       expect(ran?.rejects ?? []).toEqual([]);
       done ||= ran?.done === true;
     }
-    expect(await run()).toEqual({ done: true, rows: 0, rejects: [] });
+    expect(await run()).toEqual({ done: true, rows: 0, rejects: [], most: 0 });
     const places = (await lake.rawPositions()).filter((one) => one.startsWith("bootstrap-"));
     expect([places.length, new Set(places).size]).toEqual([exported.length, exported.length]);
     await lane.look();
@@ -193,6 +198,15 @@ test("what the bus would not take is rejected one by one, with its place and byt
   expect(await lake.deadLetters()).toEqual([]);
 });
 
+test("what is no event is told chunk by chunk, however little of the file it takes", async () => {
+  // Each zero is a record without a byte.
+  const nothing = Buffer.alloc(300_000);
+  writeFileSync(join(folder, "a.pb"), Buffer.concat([nothing, delimited([encodeTestEvent(at("one"))])]));
+  const { done, rows, rejects, most } = await run();
+  expect([done, rows, rejects.length]).toEqual([true, 1, nothing.length]);
+  expect(most).toBeLessThan(nothing.length / 2);
+});
+
 test("payloads that are too large for a row go to the object store first, and refine from there", async () => {
   const name = "n".repeat(1_500_000);
   const large = [at("large", { thing: { name } }), at("twin", { thing: { name } })];
@@ -249,7 +263,7 @@ test("of a source of several types each record is landed, or rejected, once", as
   for (const share of shares) {
     const { done, rows, rejects } = await run({ share, tenant: "acme" });
     told.push([done, rows, rejects.map(({ code, row }) => `${code} ${row}`)]);
-    expect(await run({ share, tenant: "acme" })).toEqual({ done: true, rows: 0, rejects: [] });
+    expect(await run({ share, tenant: "acme" })).toEqual({ done: true, rows: 0, rejects: [], most: 0 });
   }
   expect(told).toEqual([
     [true, 2, ["TRB-EVENT-MALFORMED 2", "TRB-EVENT-ENTITY-TYPE 1", "TRB-EVENT-PAYLOAD-DECODE 1"]],

@@ -10,10 +10,11 @@ import { unpackPayload } from "../../contracts/unpack.js";
 import { EventBatch } from "../../ingest/event-batch.js";
 import { RawWriter } from "../../ingest/raw-writer.js";
 import { REJECT_BYTES, type Reject } from "../../sources/formats.js";
+import type { HeldFile } from "../../sources/held-file.js";
 import { type Batch, SourceReader } from "../../sources/reader.js";
 import type { Mark, Records } from "../../sources/splitter.js";
 import { Grant } from "../../tenancy/grant.js";
-import { NO_FILE, ORDER } from "./chunk-file.js";
+import { costOf, isWhole, NO_FILE, ORDER } from "./chunk-file.js";
 import type { Chunk, LeaveOut, NextChunk, Opened, OpenFile } from "./chunk-protocol.js";
 import { Owner } from "./event-types.js";
 import { PayloadsAside } from "./payloads-aside.js";
@@ -62,9 +63,10 @@ export class WholeEvents {
     this.aside = new PayloadsAside(payloads.aside);
   }
 
-  /** `duck` reaches the unit's file and `order.out`. Errors: TRB-BULK-MAPPING, those of SourceReader. */
+  /** `duck` reaches `file`, the order's unit, and `order.out`. Errors: TRB-BULK-MAPPING, those of SourceReader. */
   static async open(
     duck: Duck,
+    file: HeldFile,
     order: OpenFile,
     onRejects: (rejects: readonly Reject[]) => void,
     getsOn: () => void,
@@ -78,7 +80,7 @@ export class WholeEvents {
       throw new TributaryError("TRB-BULK-MAPPING", "expected no mapping, as the source holds whole events");
     }
     const connections = [await duck.connect(), await duck.connect()] as const;
-    const reader = await SourceReader.open(connections[0], order.unit, getsOn);
+    const reader = await SourceReader.open(connections[0], file, getsOn);
     return new WholeEvents(order, registry, reader, new RawWriter(connections[1]), onRejects, connections);
   }
 
@@ -92,12 +94,14 @@ export class WholeEvents {
   }
 
   /** Errors: those of SourceReader. */
-  async next({ rows, bytes }: NextChunk): Promise<Chunk> {
+  async next(size: NextChunk): Promise<Chunk> {
     const { order, aside } = this;
     const events = new EventBatch(order.entityType, order.stream);
-    let [rejected, read] = [0, 0];
+    let [rejected, read, rejectedBytes, left] = [0, 0, 0, 0];
     let end = false;
-    while (events.count < rows && events.byteCount + aside.bytes < bytes) {
+    // Also what is another type's, or no event, is read and told in chunks, behind each of which the job may stop.
+    const bytes = () => Math.max(read, events.byteCount + aside.bytes);
+    while (!isWhole(size, { rows: events.count, bytes: bytes(), rejectedBytes, left })) {
       const { value: batch, done } = await this.batches.next();
       if (done === true) {
         end = true;
@@ -107,7 +111,9 @@ export class WholeEvents {
       const rejects = [...(this.owner.ownsRest ? batch.rejects : []), ...wrong].sort((a, b) => a.row - b.row);
       this.onRejects(rejects);
       rejected += rejects.length;
+      rejectedBytes += costOf(rejects);
       read += batch.bytes;
+      left = batch.left;
       this.at = batch.next;
     }
     const file = events.count === 0 ? NO_FILE : await this.writer.write(events, order.out, ORDER);
