@@ -232,6 +232,17 @@ test("a replay is asked for, once, and is looked at and wished about like every 
   expect((await ask("GET", "/over")).status).toBe(404);
   const type = "scm.v1.File";
   await DeltaTable.openOrCreate(store, rawRoot(type), duck, context.tableOptions, rawSpec(type));
+  for (const query of ["", "?dryRun=true"]) {
+    const { status, body } = await ask("POST", `/v1/replays${query}`, words);
+    expect(status).toBe(404);
+    expect(body.error).toMatchObject({
+      code: "TRB-TABLE-NOT-FOUND",
+      message: expect.stringContaining("`tributary table repair scm.files`"),
+    });
+  }
+  expect((await ask("GET", "/over")).status).toBe(404);
+  // Whatever its columns are.
+  await DeltaTable.openOrCreate(store, "refined/scm/files", duck, context.tableOptions, rawSpec(type));
   expect(await ask("POST", "/v1/replays?dryRun=true", words)).toMatchObject({
     status: 200,
     body: { dryRun: true, plan: { files: 0, rows: 0, bytes: 0, seconds: 0 } },

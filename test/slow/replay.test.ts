@@ -154,6 +154,13 @@ describe("raw show, replay and repair on the command line", () => {
 
   test("a refined table that is dropped comes back by one command, while events land", async () => {
     rmSync(join(data, "lake", "refined", "scm", "files"), { recursive: true });
+    for (const how of [["--compare"], ["--swap"], ["--repair", "--tenant", "acme"], ["--swap", "--plan"]]) {
+      const { code, stderr } = await cli(["replay", "--model", MODEL, ...how, "--data", data]);
+      expect([code, stderr]).toEqual([
+        1,
+        expect.stringMatching(/TRB-TABLE-NOT-FOUND.* model: .*table repair/),
+      ]);
+    }
     await publish("acme", "c", 1, "acme 1");
     expect(await json("table", "repair", MODEL)).toMatchObject({ left: [] });
     await publish("acme", "d", 1, "acme 1");

@@ -7,15 +7,14 @@ import type { EventBatch } from "../../ingest/event-batch.js";
 import { takeIn } from "../../ingest/intake.js";
 import type { Poison } from "../../ingest/model-failure.js";
 import { slicesOf } from "../../ingest/payloads.js";
-import { rawRoot } from "../../ingest/raw-table.js";
 import { Refiner } from "../../ingest/refine.js";
-import { AHEAD, isOf, refinedRoot, refinedSpec } from "../../ingest/refined-table.js";
+import { isOf, refinedSpec } from "../../ingest/refined-table.js";
 import { readRange, type Selection } from "../../ingest/replay.js";
 import { type SideTable, SideTables } from "../../ingest/side-tables.js";
 import type { BoundModel } from "../../models/bind.js";
 import type { CommitResult } from "../../table/commit-request.js";
-import { DeltaTable } from "../../table/delta-table.js";
-import { aheadOf, type Progress, progressOf } from "../../table/progress.js";
+import type { DeltaTable } from "../../table/delta-table.js";
+import { type Progress, progressOf } from "../../table/progress.js";
 import { replaceTable } from "../../table/replace.js";
 import { TenantReplacement } from "../../table/replace-tenant.js";
 import { MOST_OVERTAKEN, type UpsertWriter } from "../../table/upsert.js";
@@ -23,7 +22,7 @@ import { hasEnded, type ReplayJob } from "../jobs/job.js";
 import type { JobHost, RunJob } from "../jobs/job-run.js";
 import { JobStore } from "../jobs/job-store.js";
 import { Comparison, type Difference } from "./comparison.js";
-import { planOf, type ReplayPlan, selectionOf } from "./replay-plan.js";
+import { modelOf, planOf, type ReplayPlan, replayTables, selectionOf } from "./replay-plan.js";
 import {
   putReplayReport,
   putSetAside,
@@ -46,7 +45,7 @@ const NOWHERE: Progress = new Map();
  * Runs raw's events into a model again, in a table beside the one that is served, and tells how the two differ; then the
  * one takes the other's place, or one tenant's rows do, in one commit, or nothing does. What is beside stays until the
  * job is done: a run that was killed is gone on with. Errors: TRB-REPLAY-ORDER, TRB-REPLAY-BUSY, TRB-REPLAY-OVERTAKEN,
- * TRB-REPLAY-CROWDED, TRB-REPLAY-PAYLOADS; TRB-TABLE-NOT-FOUND, for a table to be repaired; those of tables and of models.
+ * TRB-REPLAY-CROWDED, TRB-REPLAY-PAYLOADS; as `replayTables`; those of tables and of models.
  */
 export const runReplay: RunJob<ReplayJob> = async (context, order, host) => {
   const connection = await context.duck.connect();
@@ -86,19 +85,9 @@ class Replay {
     connection: DuckDBConnection,
   ): Promise<Replay> {
     const selection = selectionOf(order);
-    const model = context.models.find(({ name }) => name === order.model);
-    if (model === undefined)
-      throw new TributaryError("TRB-REPLAY-ORDER", "model: expected one of `models ls`");
-    const { store, duck, tableOptions, registry, config } = context;
-    const open = async (root: string, name: string) => {
-      const table = await DeltaTable.open(store, root, duck, tableOptions);
-      if (table !== undefined) return table;
-      throw new TributaryError("TRB-TABLE-NOT-FOUND", `${name} is not there; see \`tributary table repair\``);
-    };
-    const raw = await open(rawRoot(model.entityType), `raw/${model.entityType}`);
-    const table = await open(refinedRoot(model), model.name);
-    const ahead = aheadOf(progressOf(table.snapshot), progressOf(await raw.refresh()));
-    if (ahead.length > 0) throw new TributaryError("TRB-TABLE-CORRUPT", AHEAD);
+    const model = modelOf(context.models, order);
+    const { raw, table } = await replayTables(context, model);
+    const { registry, config } = context;
     const refiner = new Refiner(connection, registry, model, config.ingest.modelTimeoutMs);
     await refiner.prepare();
     const sides = new SideTables(context, table, model, connection);

@@ -2,9 +2,11 @@ import { TributaryError } from "../../base/errors.js";
 import { isTenantId } from "../../contracts/envelope.js";
 import type { IngestContext } from "../../ingest/context.js";
 import { rawRoot } from "../../ingest/raw-table.js";
+import { AHEAD, refinedRoot } from "../../ingest/refined-table.js";
 import { type Selection, selectedFiles } from "../../ingest/replay.js";
 import type { Model } from "../../models/project.js";
 import { DeltaTable } from "../../table/delta-table.js";
+import { aheadOf, progressOf } from "../../table/progress.js";
 import type { TableSnapshot } from "../../table/types.js";
 import type { ReplayJob } from "../jobs/job.js";
 
@@ -66,16 +68,52 @@ export type PlanContext = Pick<IngestContext, "store" | "duck" | "tableOptions">
   readonly models: readonly Model[];
 };
 
-/** Also of what a replay would not begin with. Errors: TRB-REPLAY-ORDER, TRB-TABLE-NOT-FOUND; those of a table's log. */
+/** What a replay reads, and what is served. */
+interface ReplayTables {
+  readonly raw: DeltaTable;
+  readonly table: DeltaTable;
+}
+
+/**
+ * The same for who plans a replay and for who runs it. Errors: TRB-TABLE-NOT-FOUND, where there is nothing to run or to
+ * compare with; TRB-TABLE-CORRUPT, for a table that is ahead of raw; those of a table's log.
+ */
+export async function replayTables(
+  { store, duck, tableOptions }: Pick<PlanContext, "store" | "duck" | "tableOptions">,
+  model: Pick<Model, "name" | "entityType" | "domain" | "table">,
+): Promise<ReplayTables> {
+  const open = async (root: string, otherwise: string) => {
+    const table = await DeltaTable.open(store, root, duck, tableOptions);
+    if (table !== undefined) return table;
+    throw new TributaryError("TRB-TABLE-NOT-FOUND", `model: ${otherwise}`);
+  };
+  const raw = await open(rawRoot(model.entityType), `nothing of ${model.entityType} has landed yet`);
+  const table = await open(
+    refinedRoot(model),
+    `the table of ${model.name} is not there; \`tributary table repair ${model.name}\` builds it anew from raw`,
+  );
+  // Live events land meanwhile: raw is asked last.
+  if (aheadOf(progressOf(table.snapshot), progressOf(await raw.refresh())).length > 0)
+    throw new TributaryError("TRB-TABLE-CORRUPT", `model: of ${model.name}'s table: ${AHEAD}`);
+  return { raw, table };
+}
+
+/** Also of what a replay would not begin with. Errors: TRB-REPLAY-ORDER; as `replayTables`. */
 export async function planReplay(context: PlanContext, asked: ReplayOrder): Promise<ReplayPlan> {
-  const { models, store, duck, tableOptions } = context;
   const selection = selectionOf(asked);
-  const model = models.find(({ name }) => name === asked.model);
-  if (model === undefined) throw new TributaryError("TRB-REPLAY-ORDER", "model: expected one of `models ls`");
-  const raw = await DeltaTable.open(store, rawRoot(model.entityType), duck, tableOptions);
-  if (raw === undefined)
-    throw new TributaryError("TRB-TABLE-NOT-FOUND", `raw/${model.entityType}: nothing has landed yet`);
+  const model = modelOf(context.models, asked);
+  const { raw } = await replayTables(context, model);
   return planOf(raw.snapshot, selection);
+}
+
+/** Errors: TRB-REPLAY-ORDER. */
+export function modelOf<M extends Pick<Model, "name">>(
+  models: readonly M[],
+  { model: asked }: Pick<ReplayOrder, "model">,
+): M {
+  const model = models.find(({ name }) => name === asked);
+  if (model !== undefined) return model;
+  throw new TributaryError("TRB-REPLAY-ORDER", "model: expected one of `models ls`");
 }
 
 export function planOf(raw: Pick<TableSnapshot, "files">, selection: Selection): ReplayPlan {
