@@ -29,7 +29,7 @@ test("a verification whose tables are replaced and vacuumed meanwhile is tried a
     const run = async (id: string, after: () => Promise<void>) =>
       runHere(context, await jobs.get(id), {
         signal: new AbortController().signal,
-        pace: { after, calm: async () => undefined },
+        pace: { after, calm: async () => undefined, yieldedMs: 0 },
         tell: () => undefined,
         log: () => undefined,
       });
@@ -64,7 +64,7 @@ test("a job whose engine has no memory left is not tried again as it is", async 
       );
     const outcome = await runHere(lake.context, await jobs.get("large"), {
       signal: new AbortController().signal,
-      pace: { after: beyond, calm: async () => undefined },
+      pace: { after: beyond, calm: async () => undefined, yieldedMs: 0 },
       tell: () => undefined,
       log: (error) => logged.push(error),
     });

@@ -11,7 +11,7 @@ import { JobRejects } from "./jobs/rejects.js";
 /** What a run of a job is given by the process that it is in. */
 export interface Here {
   readonly signal: AbortSignal;
-  readonly pace: Pick<Pace, "after" | "calm">;
+  readonly pace: Pick<Pace, "after" | "calm" | "yieldedMs">;
   tell(told: Told): void;
   log(error: unknown): void;
 }
@@ -21,6 +21,13 @@ export async function runHere(context: IngestContext, { order, state }: Job, her
   const { signal, tell, log, pace } = here;
   const limit = state.rejectsAllowed ?? (order.kind === "bootstrap" ? order.rejectLimit : 0);
   let kept: JobRejects | undefined;
+  let yieldedMs = 0;
+  const tellYielded = (): void => {
+    if (pace.yieldedMs === yieldedMs) return;
+    yieldedMs = pace.yieldedMs;
+    const seconds = (state.yieldedSeconds ?? 0) + yieldedMs / 1000;
+    tell({ yieldedSeconds: Math.round(seconds * 1000) / 1000 });
+  };
   try {
     const rejected = await JobRejects.open(context, order.id);
     kept = rejected;
@@ -28,7 +35,7 @@ export async function runHere(context: IngestContext, { order, state }: Job, her
     const done = await runJob(context, order, {
       signal,
       tell,
-      pace: (work) => pace.after(work, signal),
+      pace: (work) => pace.after(work, signal).finally(tellYielded),
       calm: () => pace.calm(signal),
       get rejected() {
         return rejected.count;

@@ -133,6 +133,10 @@ const job = {
             verifying: { type: "number" },
           },
         },
+        yieldedSeconds: {
+          type: "number",
+          description: "For how long it has held back while live events waited.",
+        },
         rowsPerSecond: { type: "number", description: "Of late; while it runs." },
         etaSeconds: count("Until it is done, as it goes at the moment."),
         startedAt: text("ISO 8601."),

@@ -270,7 +270,7 @@ async function setUp(rows: number) {
     lake.twin().then(async (twin) => {
       const outcome = await runHere(twin.context, await jobs.get("small"), {
         signal,
-        pace: { after: async () => undefined, calm: async () => undefined },
+        pace: { after: async () => undefined, calm: async () => undefined, yieldedMs: 0 },
         tell: (state) => told.push(state),
         log: (error) => expect(error).toBeUndefined(),
       });

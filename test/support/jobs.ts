@@ -1,8 +1,10 @@
 import pino from "pino";
+import { Registry } from "prom-client";
 import { expect } from "vitest";
 import { runHere } from "../../services/bulk/job-here.js";
 import { RUNNABLE } from "../../services/bulk/job-kinds.js";
 import { type BootstrapJob, jobOrder, type ReplayJob } from "../../services/bulk/jobs/job.js";
+import { JobMetrics } from "../../services/bulk/jobs/job-metrics.js";
 import type { Told } from "../../services/bulk/jobs/job-report.js";
 import type { JobHost } from "../../services/bulk/jobs/job-run.js";
 import { JobRunner, type JobRunnerOptions } from "../../services/bulk/jobs/job-runner.js";
@@ -63,6 +65,7 @@ export function runnerOf(
     tidy: async () => undefined,
     lagMs: () => 0,
     untilOpen: () => 0,
+    metrics: new JobMetrics(new Registry()),
     log: pino({ level: "silent" }),
     lookMs: 5,
     stopMs: 1_000,
@@ -85,7 +88,7 @@ export const startHere =
         onTold(told);
       },
       log: (error) => expect(error).toBeUndefined(),
-      pace: { after: async () => undefined, calm: async () => undefined },
+      pace: { after: async () => undefined, calm: async () => undefined, yieldedMs: 0 },
     });
     return { ended, stop: () => stopping.abort(), kill: () => undefined, beside: () => undefined };
   };

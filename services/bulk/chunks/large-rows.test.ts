@@ -37,7 +37,7 @@ test("rows whose payloads are too large for raw lie in the object store; raw alo
     let rejected = 0;
     const outcome = await runHere(lake.context, await jobs.get("large"), {
       signal: new AbortController().signal,
-      pace: { after: async () => undefined, calm: async () => undefined },
+      pace: { after: async () => undefined, calm: async () => undefined, yieldedMs: 0 },
       tell: (told) => {
         rejected = told.rejected ?? rejected;
       },

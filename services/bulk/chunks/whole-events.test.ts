@@ -294,7 +294,7 @@ test("a job that is bound to no type lands all of them, and is told of as one", 
     signal: new AbortController().signal,
     tell: (one: Told) => told.push(one),
     log: (error: unknown) => expect(error).toBeUndefined(),
-    pace: { after: async () => undefined, calm: async () => undefined },
+    pace: { after: async () => undefined, calm: async () => undefined, yieldedMs: 0 },
   };
   for (let run = 0; run < 2; run++) {
     expect(await runHere(lake.context, await jobs.get("all"), here)).toEqual({ kind: "done" });

@@ -2,11 +2,13 @@ import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { Registry } from "prom-client";
 import { afterEach, expect, test, vi } from "vitest";
 import { bootstrapOf, runnerOf, startHere } from "../../../test/support/jobs.js";
 import { fileStore, Lake, temporaryFolder } from "../../../test/support/lake.js";
 import { literal } from "../../base/duckdb.js";
 import type { Job, JobOrder } from "./job.js";
+import { JobMetrics } from "./job-metrics.js";
 import type { JobRunner, JobRunnerOptions, Outcome } from "./job-runner.js";
 import { JobStore } from "./job-store.js";
 import { readRejects } from "./rejects.js";
@@ -92,12 +94,20 @@ const inPhase = (phase: string) => (job: Job) => job.state.phase === phase;
 
 test("a job is taken up, lands its source in raw and in the models, and is told of", async () => {
   const { lake, jobs } = await setUp(500);
-  serve(jobs, { start: startHere(lake.context) });
+  const registry = new Registry();
+  serve(jobs, { start: startHere(lake.context), metrics: new JobMetrics(registry) });
   await jobs.order(order("one"));
   const { state } = await until(jobs, "one", inPhase("done"));
   expect(state).toMatchObject({ files: 1, rowsLanded: 500, rowsRefined: 500, rejected: 0 });
   expect(state.bytesDone).toBe(state.bytes);
   expect((await lake.rows()).length).toBe(500);
+  await vi.waitFor(async () => {
+    const text = await registry.metrics();
+    expect(text).toContain('tributary_jobs{kind="bootstrap",phase="done"} 1');
+    expect(text).toContain("tributary_jobs_rows_landed_total 500");
+    expect(text).toContain('tributary_jobs_rows_refined_total{kind="bootstrap"} 500');
+    expect(text).toContain(`tributary_jobs_bytes_total{kind="bootstrap"} ${state.bytes}`);
+  });
   // Run under another name it changes nothing but raw.
   await jobs.order(order("two"));
   await until(jobs, "two", inPhase("done"));

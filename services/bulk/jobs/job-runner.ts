@@ -3,6 +3,7 @@ import type { Code } from "../../base/codes.js";
 import { pauseAfter } from "../../base/retry.js";
 import { within } from "../../base/within.js";
 import { hasEnded, type Job, type JobOrder, type JobWish } from "./job.js";
+import type { JobMetrics } from "./job-metrics.js";
 import { JobReport, type Told } from "./job-report.js";
 import type { JobStore } from "./job-store.js";
 import type { JobTracks } from "./job-tracks.js";
@@ -44,6 +45,7 @@ export interface JobRunnerOptions {
   readonly lagMs: () => number;
   /** How long it is until jobs may go on, in ms. */
   readonly untilOpen: () => number;
+  readonly metrics: JobMetrics;
   readonly log: Pick<Logger, "info" | "warn" | "error">;
   /** In ms. */
   readonly lookMs?: number;
@@ -111,11 +113,12 @@ export class JobRunner {
 
   /** One round. Errors: TRB-STORE-FAILED. */
   private async look(): Promise<void> {
-    const { jobs: store, tracks, isOurs } = this.options;
+    const { jobs: store, tracks, isOurs, metrics } = this.options;
     this.endedOfLate.clear();
     const jobs = (await tracks.look(() => store.list())).filter(
       ({ order }) => !this.endedOfLate.has(order.id),
     );
+    metrics.look(isOurs() ? jobs : undefined);
     if (!isOurs()) {
       for (const running of this.running.values()) this.stop(running, "left");
       return;
@@ -160,13 +163,15 @@ export class JobRunner {
 
   private begin(job: Job): void {
     const { order, state } = job;
-    const { jobs, log, start } = this.options;
+    const { jobs, log, metrics, start } = this.options;
     const report = new JobReport(
       state,
       (told) => jobs.tell(order.id, told),
       (error) => log.warn({ err: error, job: order.id }, "a job's state was not written"),
     );
+    const count = metrics.run(job);
     const run = start(job, (told) => {
+      count(told);
       if (told.phase === "refining" && report.state.phase !== "refining") this.options.moved();
       report.tell(told);
     });

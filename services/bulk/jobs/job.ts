@@ -169,6 +169,8 @@ export const jobState = z.strictObject({
       verifying: z.number().optional(),
     })
     .optional(),
+  /** For how many seconds it has held back while live events waited, in all of its runs. */
+  yieldedSeconds: z.number().optional(),
   /** So many rejects do not pause it: those of its order, or more since it was resumed. */
   rejectsAllowed: z.number().int().optional(),
   /** Of late; while it runs. */

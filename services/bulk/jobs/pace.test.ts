@@ -53,6 +53,8 @@ test("being slow once is not made up for by being too fast later", async () => {
   expect(clock.ms).toBe(60_000);
   await pace.after({ rows: 1000, bytes: 0 }, signal);
   expect(clock.ms).toBe(61_000);
+  // It was its own limits that it waited for.
+  expect(pace.yieldedMs).toBe(0);
 });
 
 test("the least of a job's own limit and its part of the total holds, by what runs beside it now", async () => {
@@ -85,6 +87,7 @@ test("while live events wait too long nothing goes on, nor before they have not 
   await pace.after({ rows: 1, bytes: 1 }, signal);
   expect(clock.ms).toBeGreaterThanOrEqual(3800);
   expect(clock.ms).toBeLessThan(4200);
+  expect(pace.yieldedMs).toBe(clock.ms);
   const calm = clock.ms;
   await pace.calm(signal);
   await pace.after({ rows: 1, bytes: 1 }, signal);
@@ -117,6 +120,8 @@ test("of several that wait for the same calm all go on when it has come", async 
   pace.tell({ jobs: 1, lagMs: 600 });
   await Promise.all([pace.calm(signal), pace.calm(signal), pace.after({ rows: 1, bytes: 1 }, signal)]);
   expect(clock.ms).toBeLessThan(2000);
+  // Once, however many wait.
+  expect(pace.yieldedMs).toBe(clock.ms);
 });
 
 test("outside its windows nothing goes on", async () => {

@@ -50,6 +50,7 @@ export class Pace {
   /** When live events last waited for too long. */
   private lagged = Number.NEGATIVE_INFINITY;
   private restMs = LONGEST_REST_MS;
+  private rested = 0;
   /** The rest that is under way, which may be waited for by several. */
   private rest: Promise<void> | undefined;
   /** When the work began that is told next, and when its share of time ends. */
@@ -94,6 +95,11 @@ export class Pace {
     return this.rest;
   }
 
+  /** For how long it has held back so far while live events waited, in ms. */
+  get yieldedMs(): number {
+    return this.rested;
+  }
+
   private async untilCalm(signal: AbortSignal): Promise<void> {
     const { clock } = this;
     const since = clock.now();
@@ -103,7 +109,9 @@ export class Pace {
         return;
       }
       signal.throwIfAborted();
+      const before = clock.now();
       await clock.sleep(LOOK_MS, signal);
+      this.rested += clock.now() - before;
       if (this.beside.lagMs > this.options.yieldAtMs) this.lagged = clock.now();
     }
     if (clock.now() > since) this.restMs = LONGEST_REST_MS;

@@ -77,6 +77,8 @@ export function jobLines(job: Job): string {
   rows.push(["priority", String(order.priority)], ["asked for", `${order.at} by ${order.by}`]);
   if (state.rowsPerSecond !== undefined) rows.push(["of late", `${grouped(state.rowsPerSecond)} rows/s`]);
   if (state.etaSeconds !== undefined) rows.push(["left", `about ${duration(state.etaSeconds * 1000)}`]);
+  if (state.yieldedSeconds !== undefined)
+    rows.push(["gave way", `${duration(state.yieldedSeconds * 1000)} to live events`]);
   if (state.startedAt !== undefined) rows.push(["began", state.startedAt]);
   rows.push(["as of", state.writtenAt]);
   const width = Math.max(...rows.map(([name]) => name.length));

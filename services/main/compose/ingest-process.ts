@@ -70,7 +70,7 @@ export async function runIngest(config: Config, project: Project): Promise<Runni
     const { done, stop } = ingest;
     const streams = await landStreams(config, project, ingest, metrics, log);
     closers.push(() => streams.close());
-    const jobs = serveJobs(context, tracks, ingest);
+    const jobs = serveJobs(context, metrics, tracks, ingest);
     closers.push(() => jobs.close());
     const imports = serveImports(context, metrics, jobs, ingest);
     closers.push(() => imports.close());

@@ -8,6 +8,7 @@ import { ImportLander } from "../../bulk/imports/import-lander.js";
 import { RUNNABLE } from "../../bulk/job-kinds.js";
 import { removeLeftovers } from "../../bulk/job-leftovers.js";
 import type { Job } from "../../bulk/jobs/job.js";
+import { JobMetrics } from "../../bulk/jobs/job-metrics.js";
 import type { Told } from "../../bulk/jobs/job-report.js";
 import { type JobRun, JobRunner, type Outcome } from "../../bulk/jobs/job-runner.js";
 import { JobStore } from "../../bulk/jobs/job-store.js";
@@ -40,6 +41,7 @@ function configOf(config: Config): Config {
 /** Serves the lake's jobs beside ingest, each that runs in a process of its own. */
 export function serveJobs(
   context: IngestContext,
+  registry: Registry,
   tracks: JobTracks,
   ingest: Pick<Ingest, "look" | "lagMs">,
 ): JobRunner {
@@ -59,6 +61,7 @@ export function serveJobs(
     moved: () => ingest.look(),
     lagMs: () => ingest.lagMs(),
     untilOpen: () => untilOpen(config.bulk.windows, Date.now()),
+    metrics: new JobMetrics(registry),
     log,
   });
   void runner.start();
