@@ -98,7 +98,7 @@ export async function kernelReader(lake: string, answers: Answers): Promise<Reco
     "java",
     [
       "-cp",
-      join(tools, "ivy-spark4", "jars", "*"),
+      join(tools, "jars-spark4", "jars", "*"),
       join(scripts, "KernelReader.java"),
       ...pairs.flatMap(([name, version]) => [join(lake, name), version]),
     ],
@@ -120,20 +120,40 @@ export interface SparkTold {
   readonly attempts: Readonly<Record<string, string>>;
 }
 
-function sparkPython(release: "35" | "4"): string {
+/** Of jars that Spark fetches when it first needs them. */
+const FETCHES = 3;
+
+/** Runs a script by the Python of a Spark, which keeps its jars in the tools' folder `ivy`. */
+async function runBySpark(
+  release: "35" | "4",
+  ivy: string,
+  args: readonly string[],
+  options: { readonly env?: NodeJS.ProcessEnv; readonly cwd?: string } = {},
+): Promise<{ readonly stdout: string }> {
   const path = join(tools, `spark${release}`, "bin", "python");
   if (!existsSync(path)) throw new Error(`no Spark ${release}: run .ci/run once`);
-  return path;
+  const folder = join(tools, ivy);
+  // Maven keeps descriptions of artifacts at home whose jars it did not need; there Spark would look first, and fail.
+  const homeless = { TEST_IVY: folder, SPARK_SUBMIT_OPTS: `-Duser.home=${folder}` };
+  const env = { ...process.env, ...options.env, ...homeless };
+  for (let fetch = 1; ; fetch++) {
+    try {
+      return await run(path, args, { ...limits, ...options, env });
+    } catch (error) {
+      const failed = /download failed|unresolved dependency/.test(
+        (error as { stderr?: string }).stderr ?? "",
+      );
+      if (!failed || fetch === FETCHES) throw error;
+    }
+  }
 }
 
 /** Spark reads all tables, then tries to write to them. */
 export async function runSpark(release: "35" | "4", lake: string, answers: string): Promise<SparkTold> {
-  const spark = sparkPython(release);
   const out = await mkdtemp(join(tmpdir(), "tributary-spark-"));
   try {
     await mkdir(join(out, "parquet"));
-    const env = { ...process.env, TEST_IVY: join(tools, `ivy-spark${release}`) };
-    await run(spark, [join(scripts, "read_spark.py"), lake, answers, out], { ...limits, env });
+    await runBySpark(release, `jars-spark${release}`, [join(scripts, "read_spark.py"), lake, answers, out]);
     const told = JSON.parse(await readFile(join(out, "told.json"), "utf8"));
     const digests = JSON.parse(await runForeign("digest_parquet.py", join(out, "parquet"))) as Digest[];
     const readings: Record<string, Reading> = {};
@@ -152,10 +172,9 @@ export async function runSparkScript(
   args: readonly string[],
   env: NodeJS.ProcessEnv,
 ): Promise<string> {
-  const { stdout } = await run(sparkPython("35"), [script, ...args], {
-    ...limits,
-    // Jars of their own: those beside the other Spark are Delta Kernel's, too.
-    env: { ...process.env, ...env, TZ: "UTC", TEST_IVY: join(tools, "ivy-spark35-s3") },
+  // Jars of their own: those beside the other Spark are Delta Kernel's, too.
+  const { stdout } = await runBySpark("35", "jars-spark35-s3", [script, ...args], {
+    env: { ...env, TZ: "UTC" },
   });
   return stdout;
 }
@@ -192,12 +211,10 @@ export async function buildOnSpark(
   lake: string,
   models: Readonly<Record<string, { readonly folder: string; readonly columns: readonly string[] }>>,
 ): Promise<Built> {
-  const spark = sparkPython("4");
   const out = await mkdtemp(join(tmpdir(), "tributary-spark-"));
   try {
-    const env = { ...process.env, TEST_IVY: join(tools, "ivy-spark4") };
     const args = [project, join(lake, "raw"), join(lake, "refined"), out, JSON.stringify(models)];
-    await run(spark, [join(scripts, "build_spark.py"), ...args], { ...limits, env, cwd: out });
+    await runBySpark("4", "jars-spark4", [join(scripts, "build_spark.py"), ...args], { cwd: out });
     return JSON.parse(await runForeign("digest_tenants.py", out)) as Built;
   } finally {
     await rm(out, { recursive: true, force: true });
