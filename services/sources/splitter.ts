@@ -94,7 +94,9 @@ export abstract class Splitter {
   take(): { readonly records: Records; readonly rejects: Reject[] } {
     const { arena, ordinals, offsets, fields, columns, rejected } = this;
     const rest = arena.subarray(this.begin, this.used);
-    this.arena = Buffer.allocUnsafeSlow(Math.max(1024 * 1024, 2 * rest.length));
+    // The next batch mostly takes as much: growing to that anew costs more than all the rest here.
+    const alike = this.used > arena.length / 2 ? arena.length : 0;
+    this.arena = Buffer.allocUnsafeSlow(Math.max(1024 * 1024, 2 * rest.length, alike));
     rest.copy(this.arena);
     this.base += this.begin;
     this.scanned -= this.begin;
