@@ -88,6 +88,17 @@ describe("a sample of what has no rows for long", () => {
     if (format === "ndjson") expect((await sampling).rows).toEqual([]);
     else await expect(sampling).rejects.toThrow("header: expected names of columns, found none");
   });
+
+  it("ends behind as many records that are none, however short they are", async () => {
+    writeFile(at("exports", "wrong.ndjson.gz"), gzipSync(Buffer.from(`${"x\n".repeat(300_000)}{"id":1}\n`)));
+    const { rows, rejects } = await sample(
+      place("wrong.ndjson.gz"),
+      await list("wrong.ndjson.gz"),
+      2,
+      LIMITS,
+    );
+    expect([rows, rejects.length]).toEqual([[], 20]);
+  });
 });
 
 describe("columns in a path", () => {

@@ -8,8 +8,9 @@ import { EVENT, RECORD } from "./text-reader.js";
 
 /** Some rejects tell of all. */
 const REJECTS = 20;
-/** Of a file whose first rows are not among so many bytes nothing more is looked at. */
+/** Of a file whose first rows are not among so many bytes, or behind so many records that are none, nothing more is looked at. */
 const SAMPLE_BYTES = 64 * 1024 * 1024;
+const SAMPLE_REJECTS = 100_000;
 
 /** The first rows of a file. Errors: those of SourceReader. */
 export async function sampleRows(
@@ -27,9 +28,10 @@ export async function sampleRows(
   const rows: string[] = [];
   const rejects: Reject[] = [];
   let columns = reader.columns;
-  let bytes = 0;
+  let [bytes, rejected] = [0, 0];
   for await (const batch of reader.batches(START)) {
     bytes += batch.bytes;
+    rejected += batch.rejects.length;
     rejects.push(...batch.rejects.slice(0, REJECTS - rejects.length));
     if (batch.rows > 0) {
       try {
@@ -51,7 +53,7 @@ export async function sampleRows(
         throw await reader.failure(error);
       }
     }
-    if (rows.length >= wanted || bytes >= SAMPLE_BYTES) break;
+    if (rows.length >= wanted || bytes >= SAMPLE_BYTES || rejected >= SAMPLE_REJECTS) break;
   }
   return { columns, rows, rejects };
 }
