@@ -101,6 +101,17 @@ test("a source of many files is sampled, and its rows are counted as far as that
   expect(found.preview[0]).toMatchObject({ tenant: "acme", operation: "CREATED", payload: { name: "n" } });
 });
 
+test("rows that are of a tenant of their own each are noted: another column was meant", async () => {
+  const rows = Array.from({ length: 1800 }, (_, i) => ({ customer: `c${i % 600}`, id: `e${i}`, rev: 1 }));
+  write("owned.ndjson", rows);
+  const told = async (tenant: string) =>
+    (await check("owned.ndjson", { mapping: { ...mapping, tenant } })).notes.filter((note) =>
+      /tenant/.test(note),
+    );
+  expect(await told("customer")).toEqual([]);
+  expect(await told("id")).toEqual([expect.stringContaining("is tenant the right column?")]);
+});
+
 test("what does not fit at all is told instead", async () => {
   write("a.ndjson", [{ customer: "acme", id: "x", rev: 1, name: "n" }]);
   const fails = (order: Parameters<typeof check>[1]) => expect(check("a.ndjson", order)).rejects;

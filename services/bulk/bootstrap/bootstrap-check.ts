@@ -71,6 +71,8 @@ const PREVIEW = 10;
 /** Tenants of the sample whose versions are compared one by one: those with the most rows. */
 const TENANTS = 50;
 const LEFTOVER_ROWS = 200;
+/** With so many tenants, and no two rows of one as a rule, a sample is of no product's tenants. */
+const MANY_TENANTS = 500;
 
 /**
  * Looks at a source before anything of it lands: mapping and descriptor, on a sample, and the scale of its versions.
@@ -113,6 +115,19 @@ export async function checkBootstrap(
   if (looks.some(({ exported, live }) => exported.all !== undefined && live.all === undefined))
     notes.push(
       "no producer has sent a version yet: nothing tells whether the export's are on the same scale",
+    );
+  if (
+    looks.some(
+      ({
+        sampled,
+        exported: {
+          byTenant: { size },
+        },
+      }) => size >= MANY_TENANTS && size > sampled.rows / 2,
+    )
+  )
+    notes.push(
+      "most rows of the sample are of a tenant of their own: is tenant the right column? What compares source and lake holds all tenants in memory",
     );
   const sum = (of: (look: Look) => number) => looks.reduce((total, each) => total + of(each), 0);
   const known = looks.every(({ sampled }) => sampled.sourceRows !== undefined);
