@@ -55,34 +55,52 @@ export function count(
  * Errors: TRB-SOURCE-CHANGED, TRB-SOURCE-SCRATCH, TRB-SOURCE-UNREADABLE; those of `use`.
  */
 export function lend<T>(
-  { root }: Place,
-  { format, files, delta: table }: Manifest,
+  place: Place,
+  manifest: Manifest,
   index: number,
-  { maxRecordBytes }: Pick<ReadLimits, "maxRecordBytes">,
+  limits: Pick<ReadLimits, "maxRecordBytes">,
   csv: CsvOptions | undefined,
   use: (unit: ReadUnit) => Promise<T>,
 ): Promise<T> {
-  const { delta, compression, ...file } = files[index]!;
-  const vectorFile = delta?.vectorFile;
-  return root.withLocal(vectorFile === undefined ? [file] : [file, vectorFile], ([path, vectorPath]) =>
-    use({
-      shown: shown(root.name, file.path),
-      path: path!,
-      identity: root.inPlace ? file.identity : undefined,
-      format,
-      compression,
-      // A Delta table's log tells them itself.
-      partition: delta === undefined ? partitionOf(file.path) : {},
-      csv: csv ?? CSV_DEFAULTS,
-      delta:
-        delta === undefined
-          ? undefined
-          : { columns: table!.columns, partition: delta.partition, vector: delta.vector },
-      vectorPath,
-      maxRecordBytes,
-      batchBytes: BATCH_BYTES,
-    }),
+  return lendAll(place, manifest, [index], limits, csv, ([unit]) => use(unit!));
+}
+
+/** As `lend`, of several files. */
+export function lendAll<T>(
+  { root }: Place,
+  { format, files, delta: table }: Manifest,
+  indices: readonly number[],
+  { maxRecordBytes }: Pick<ReadLimits, "maxRecordBytes">,
+  csv: CsvOptions | undefined,
+  use: (units: readonly ReadUnit[]) => Promise<T>,
+): Promise<T> {
+  const lent = indices.map((index) => files[index]!);
+  const found = lent.flatMap(({ delta, compression: _, ...file }) =>
+    delta?.vectorFile === undefined ? [file] : [file, delta.vectorFile],
   );
+  return root.withLocal(found, (paths) => {
+    let next = 0;
+    const units = lent.map(
+      ({ path, identity, compression, delta }): ReadUnit => ({
+        shown: shown(root.name, path),
+        path: paths[next++]!,
+        vectorPath: delta?.vectorFile === undefined ? undefined : paths[next++]!,
+        identity: root.inPlace ? identity : undefined,
+        format,
+        compression,
+        // A Delta table's log tells them itself.
+        partition: delta === undefined ? partitionOf(path) : {},
+        csv: csv ?? CSV_DEFAULTS,
+        delta:
+          delta === undefined
+            ? undefined
+            : { columns: table!.columns, partition: delta.partition, vector: delta.vector },
+        maxRecordBytes,
+        batchBytes: BATCH_BYTES,
+      }),
+    );
+    return use(units);
+  });
 }
 
 /** One call of a process of its own. */

@@ -9,6 +9,8 @@ const CHUNK_BYTES = 4 * 1024 * 1024;
 const WORD = 0x1_0000_0000;
 
 let feeds = 0;
+/** What an engine can call it keeps, columns and all: files that follow each other have one for those they share. */
+const FEEDS = new WeakMap<DuckDBConnection, Map<string, RecordFeed>>();
 
 /** Records as a relation of an engine: ORDINAL and their columns. A statement may read it once, and any number of statements. */
 export class RecordFeed implements FeedSource {
@@ -26,7 +28,7 @@ export class RecordFeed implements FeedSource {
     columns: 1,
   };
 
-  constructor(connection: DuckDBConnection, columns: readonly string[], type: "text" | "bytes") {
+  private constructor(connection: DuckDBConnection, columns: readonly string[], type: "text" | "bytes") {
     this.writers = columns.map(() => new TextColumn(type === "text" ? VARCHAR : BLOB));
     const name = `source_records_${feeds++}`;
     this.sql = `${name}()`;
@@ -35,6 +37,16 @@ export class RecordFeed implements FeedSource {
       ...columns.map((column, at) => ({ name: column, writer: this.writers[at]!, nullable: true })),
     ]);
     this.feed.use(this);
+  }
+
+  /** The connection's, for columns of these names. */
+  static of(connection: DuckDBConnection, columns: readonly string[], type: "text" | "bytes"): RecordFeed {
+    const own = FEEDS.get(connection) ?? new Map<string, RecordFeed>();
+    FEEDS.set(connection, own);
+    const key = JSON.stringify([type, columns]);
+    const feed = own.get(key) ?? new RecordFeed(connection, columns, type);
+    own.set(key, feed);
+    return feed;
   }
 
   /** What every statement reads from now on. */

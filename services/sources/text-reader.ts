@@ -45,7 +45,7 @@ export class TextReader implements FormatReader {
       else ({ names, head } = await header(unit, head));
       requireNames(unit, names);
     }
-    const feed = new RecordFeed(connection, names, isBytes ? "bytes" : "text");
+    const feed = RecordFeed.of(connection, names, isBytes ? "bytes" : "text");
     const columns =
       unit.format === "debezium"
         ? DEBEZIUM_COLUMNS

@@ -35,6 +35,8 @@ const thing = (id: number, version = 1n, operation = 1): TestEvent => ({
   thing: operation === 3 ? {} : { name: `n${id}`, amount: id + 1 },
 });
 
+const ROWS_A_FILE = 5;
+
 async function withLake(use: (lake: Lake, put: (rows: readonly TestEvent[]) => void) => Promise<void>) {
   const folder = mkdtempSync(join(tmpdir(), "tributary-export-"));
   mkdirSync(join(folder, "job"));
@@ -43,7 +45,11 @@ async function withLake(use: (lake: Lake, put: (rows: readonly TestEvent[]) => v
     const lines = rows.map(({ tenant, id, version, thing: { name, amount } }) =>
       JSON.stringify({ customer: tenant, id, rev: String(version), name, amount }),
     );
-    writeFileSync(join(folder, "job", "a.ndjson"), lines.join("\n"));
+    // Chunks go from one of its files into the next.
+    for (let at = 0; at < lines.length; at += ROWS_A_FILE) {
+      const name = `${String(at).padStart(6, "0")}.ndjson`;
+      writeFileSync(join(folder, "job", name), lines.slice(at, at + ROWS_A_FILE).join("\n"));
+    }
   };
   try {
     await use(lake, put);

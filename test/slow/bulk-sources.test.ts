@@ -177,7 +177,8 @@ describe("what changes under a job pauses it between two chunks", () => {
       },
     ],
   ])("%s", async (_, code, change) => {
-    // Files are read ahead of what has landed; the last of so many is not yet.
+    // Files are read ahead of what has landed; the last of so many is not yet. Without room for two each is by itself.
+    lake.context.config.bulk.scratchBytes = 1;
     for (let n = 0; n < 7; n++) write(`a${n}.ndjson`, linesOf(n * 10, n * 10 + 10));
     write("z.ndjson", linesOf(70, 80));
     let changed = false;

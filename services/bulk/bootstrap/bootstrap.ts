@@ -5,32 +5,34 @@ import type { IngestContext } from "../../ingest/context.js";
 import { rawRoot, rawSpec } from "../../ingest/raw-table.js";
 import type { Reject } from "../../sources/formats.js";
 import { START } from "../../sources/reader.js";
-import type { Mark } from "../../sources/splitter.js";
 import { append } from "../../table/append.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { positionsOf, trackOf } from "../../table/progress.js";
 import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
+import { CHUNK } from "../chunks/chunk-file.js";
 import { ChunkProcesses } from "../chunks/chunk-processes.js";
-import { positionIn } from "../chunks/row-events.js";
+import type { FileReject } from "../chunks/chunk-protocol.js";
+import { placeAt, positionIn, type SourcePlace } from "../chunks/row-events.js";
+import { stretchesOf } from "../chunks/stretches.js";
 import { ImportProducer } from "../imports/import-producer.js";
 import { type Backlog, PORTION } from "../imports/import-queue.js";
 import { LANE, streamOf } from "../jobs/job-tracks.js";
-import { ChunkQueue } from "./chunk-queue.js";
+import { ChunkQueue, type MadeChunk, type StretchFrom } from "./chunk-queue.js";
 import { RefinedSide } from "./refined-side.js";
 
-/** Files that are read side by side, each by a process of its own. */
+/** Stretches of files that are read side by side, each by a process of its own. */
 const MAKERS = Math.min(2, availableParallelism());
 /** So many more are fetched meanwhile, where they lie elsewhere. */
 const FETCHED = 1;
 /**
- * Chunks of a file that are made before those of the files above have landed; a kill costs these. With fewer a process
- * would wait for the other one wherever files hold some more.
+ * Chunks of a stretch that are made before those of the stretches above have landed; a kill costs these. With fewer a
+ * process would wait for the other one wherever files hold some more.
  */
 const AHEAD = 8;
 
 export interface BootstrapProgress {
-  /** Of the manifest. */
-  readonly file: number;
+  /** Where the next one begins. */
+  readonly next: SourcePlace;
   readonly rows: number;
   readonly rejects: number;
   /** Of the source, unpacked. */
@@ -74,6 +76,9 @@ type Destination =
  * second one beside it does nothing twice.
  */
 export class Bootstrap {
+  /** Files up to this one are read each by itself. */
+  private apart = -1;
+
   private constructor(
     private readonly destination: Destination,
     private readonly order: BootstrapOrder,
@@ -109,8 +114,10 @@ export class Bootstrap {
 
   private async all(): Promise<boolean> {
     const { share, manifest } = this.order;
-    const { destination, host } = this;
-    const wanted = [...manifest.files.keys()].filter((file) => share?.files.includes(file) !== false);
+    const { destination, host, context } = this;
+    const wanted = share?.files ?? [...manifest.files.keys()];
+    const { chunk = CHUNK } = this.order;
+    const { scratchBytes } = context.config.bulk;
     for (;;) {
       const reached =
         destination instanceof ImportProducer
@@ -118,8 +125,12 @@ export class Bootstrap {
           : positionsOf(destination.table.snapshot, destination.stream).get(LANE);
       const start = reached === undefined ? FIRST : placeAt(reached);
       const left = wanted.filter((file) => file >= start.file);
-      const done = await this.files(
-        left.map((file) => ({ file, from: file === start.file ? start.from : START })),
+      const { apart } = this;
+      const done = await this.stretches(
+        stretchesOf(manifest, left, { chunk, scratchBytes, apart }).map((stretch) => ({
+          stretch,
+          from: stretch[0] === start.file ? { row: start.row } : START,
+        })),
       );
       if (done === true && destination instanceof ImportProducer) {
         const landed = await destination.landed((backlog) => host.waiting?.(backlog), host.signal);
@@ -129,7 +140,7 @@ export class Bootstrap {
   }
 
   /** Whether all have landed; not when it was told to stop, nor when chunks have to be made again. */
-  private async files(left: { readonly file: number; readonly from: Mark }[]): Promise<boolean | "again"> {
+  private async stretches(left: StretchFrom[]): Promise<boolean | "again"> {
     const processes = new ChunkProcesses(this.order.limits, MAKERS);
     const pacing = { ahead: AHEAD, calm: () => this.host.calm() };
     const models = this.refined?.models ?? [];
@@ -155,21 +166,33 @@ export class Bootstrap {
     return this.destination instanceof ImportProducer ? undefined : this.destination.refined;
   }
 
+  /** Its next chunk. Undefined where that is to be made again, as what precedes a file that fails has to land first. */
+  private async madeBy(maker: ChunkQueue): Promise<MadeChunk | undefined> {
+    try {
+      return await maker.take();
+    } catch (error) {
+      const { stretch } = maker;
+      if (stretch.length === 1) throw error;
+      this.apart = stretch.at(-1)!;
+      return undefined;
+    }
+  }
+
   private async chunks(maker: ChunkQueue): Promise<boolean | "again"> {
-    const { host, refined } = this;
-    const { file } = maker;
-    const { destination } = this;
+    const { host, refined, destination } = this;
     const { table, stream } = destination;
     for (;;) {
       if (host.signal.aborted) return false;
-      const { chunk, rejects, out, models } = await maker.take();
-      if (rejects.length > 0) await host.reject(file, rejects);
+      const made = await this.madeBy(maker);
+      if (made === undefined) return "again";
+      const { chunk, rejects, out, models } = made;
+      for (const [file, own] of byFile(rejects)) await host.reject(file, own);
       const { file: written, next, bytes, end } = chunk;
       const from = positionsOf(table.snapshot, stream);
-      const to = end ? positionIn(file + 1, 0) : positionIn(file, next.row);
+      const to = positionIn(next.file, next.row);
       if (to === from.get(LANE)) {
         // Amid a record that is too long, say: there is nothing to commit.
-        host.landed({ file, rows: 0, rejects: rejects.length, bytes, refined: 0 });
+        host.landed({ next, rows: 0, rejects: rejects.length, bytes, refined: 0 });
         await host.pace({ rows: 0, bytes });
         continue;
       }
@@ -184,7 +207,7 @@ export class Bootstrap {
       }
       const taken = await refined?.take(chunk, models, trackOf(stream, LANE), from.get(LANE), to);
       host.landed({
-        file,
+        next,
         rows: written.rows,
         rejects: rejects.length,
         bytes,
@@ -199,17 +222,22 @@ export class Bootstrap {
         const room = await destination.room((backlog) => host.waiting?.(backlog), host.signal);
         if (room !== true) return room;
       }
-      // Also behind the last one of a file: of many small ones each is a chunk.
+      // Also behind the last one of a stretch: there may be many.
       await host.pace({ rows: written.rows, bytes });
       if (end) return true;
     }
   }
 }
 
-const FIRST = { file: 0, from: START };
+const FIRST: SourcePlace = { file: 0, row: 0 };
 
-/** The reverse of `positionIn`. */
-function placeAt(position: string): { readonly file: number; readonly from: Mark } {
-  const [file, row] = position.split(".").map(Number) as [number, number];
-  return { file, from: { row } };
+/** In the order of files. */
+function byFile(rejects: readonly FileReject[]): [number, readonly Reject[]][] {
+  const files = new Map<number, Reject[]>();
+  for (const { file, ...reject } of rejects) {
+    const own = files.get(file);
+    if (own === undefined) files.set(file, [reject]);
+    else own.push(reject);
+  }
+  return [...files].sort(([a], [b]) => a - b);
 }

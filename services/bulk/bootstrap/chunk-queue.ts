@@ -2,30 +2,23 @@ import { randomUUID } from "node:crypto";
 import { rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { TributaryError } from "../../base/errors.js";
-import type { Reject } from "../../sources/formats.js";
-import { lend } from "../../sources/inspect.js";
 import type { SourceProcess } from "../../sources/source-process.js";
 import type { Mark } from "../../sources/splitter.js";
-import type { ReadUnit } from "../../sources/unit.js";
 import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
-import { makeChunk, openFile } from "../chunks/chunk-calls.js";
+import { makeChunk, openFiles } from "../chunks/chunk-calls.js";
+import { CHUNK } from "../chunks/chunk-file.js";
 import type { ChunkProcesses } from "../chunks/chunk-processes.js";
-import type { Chunk, ChunkModel, NextChunk } from "../chunks/chunk-protocol.js";
+import type { Chunk, ChunkModel, FileReject, FileToRead } from "../chunks/chunk-protocol.js";
 import { keepAside } from "../chunks/payload-keeper.js";
 import type { Aside } from "../chunks/payloads-aside.js";
+import { lendStretch, type Stretch } from "../chunks/stretches.js";
 import { LANE, streamOf } from "../jobs/job-tracks.js";
 import type { BootstrapContext } from "./bootstrap.js";
-
-/**
- * About what one chunk holds; whichever is reached first. Files of so many rows are left alone by compaction, and its
- * process has memory for them.
- */
-const CHUNK: Pick<NextChunk, "rows" | "bytes"> = { rows: 120_000, bytes: 64 * 1024 * 1024 };
 
 /** A chunk that nobody has committed yet, and where its files lie. */
 export interface MadeChunk {
   readonly chunk: Chunk;
-  readonly rejects: readonly Reject[];
+  readonly rejects: readonly FileReject[];
   /** Of its raw file; none is there without rows. */
   readonly out: string;
   /** With the paths of what models make of it. */
@@ -39,10 +32,16 @@ export interface Pacing {
   calm(): Promise<void>;
 }
 
-/** The chunks of one file of a source, in its order, made by one of the processes ahead of whoever takes them. */
+/** What chunks are made of: a stretch, from a place in its first file on. */
+export interface StretchFrom {
+  readonly stretch: Stretch;
+  readonly from: Mark;
+}
+
+/** The chunks of one stretch of a source, in its order, made by one of the processes ahead of whoever takes them. */
 export class ChunkQueue {
   private readonly made: MadeChunk[] = [];
-  private readonly files = new Set<string>();
+  private readonly paths = new Set<string>();
   private readonly running: Promise<void>;
   private failure: { readonly error: unknown } | undefined;
   private ended = false;
@@ -52,19 +51,19 @@ export class ChunkQueue {
   private constructor(
     private readonly context: BootstrapContext,
     private readonly order: BootstrapOrder,
-    readonly file: number,
+    readonly stretch: Stretch,
+    /** In its first file. */
     private readonly from: Mark,
     private readonly models: readonly Omit<ChunkModel, "out" | "tombstones">[],
     private readonly pacing: Pacing,
     processes: ChunkProcesses,
   ) {
-    const { place, manifest, limits, csv } = order;
-    // At once: before the file is there, it has its place among those that wait.
+    // At once: before the files are there, it has its place among those that wait.
     const claimed = processes.claim();
     claimed.catch(() => undefined);
-    this.running = lend(place, manifest, file, limits, csv, async (unit) => {
+    this.running = lendStretch(order, stretch, async (files) => {
       const process = await claimed;
-      if (await this.run(process, unit)) processes.giveBack(process);
+      if (await this.run(process, files)) processes.giveBack(process);
     })
       .catch((error: unknown) => {
         this.failure = { error };
@@ -78,12 +77,12 @@ export class ChunkQueue {
   static start(
     context: BootstrapContext,
     order: BootstrapOrder,
-    place: { readonly file: number; readonly from: Mark },
+    { stretch, from }: StretchFrom,
     models: readonly Omit<ChunkModel, "out" | "tombstones">[],
     pacing: Pacing,
     processes: ChunkProcesses,
   ): ChunkQueue {
-    return new ChunkQueue(context, order, place.file, place.from, models, pacing, processes);
+    return new ChunkQueue(context, order, stretch, from, models, pacing, processes);
   }
 
   /** The next chunk. Errors: those of sources and of what is put aside. */
@@ -105,7 +104,7 @@ export class ChunkQueue {
     this.stopped = true;
     this.changed();
     await this.running;
-    for (const path of this.files) await rm(path, { force: true });
+    for (const path of this.paths) await rm(path, { force: true });
   }
 
   private change(): Promise<void> {
@@ -121,26 +120,26 @@ export class ChunkQueue {
   /** A path for a file on its way to a commit; beside what is staged, so that it can be taken over. */
   private path(): string {
     const path = join(this.context.store.staging, `chunk-${randomUUID()}.parquet`);
-    this.files.add(path);
+    this.paths.add(path);
     return path;
   }
 
-  /** Whether all of the file has been made; not when it was stopped. */
-  private async run(process: SourceProcess, unit: ReadUnit): Promise<boolean> {
-    const { context, order, file, from } = this;
+  /** Whether all of the files have been made; not when it was stopped. */
+  private async run(process: SourceProcess, files: readonly FileToRead[]): Promise<boolean> {
+    const { context, order, from } = this;
     const { job, chunk: size = CHUNK } = order;
     const out = this.path();
     const aside = this.path();
     const models = this.models.map((model) => ({ ...model, out: this.path(), tombstones: this.path() }));
     const place = { stream: streamOf(job), partition: LANE };
-    await openFile(process, context, order, { unit, file, from, out, aside, models, ...place });
+    await openFiles(process, context, order, { files, from, out, aside, models, ...place });
     const seeTo = (found: Aside) => keepAside(context.decoding.offloaded, found, aside);
     for (let end = false; !end; ) {
       while (this.made.length >= this.pacing.ahead && !this.stopped) await this.change();
       if (!this.stopped) await this.pacing.calm();
       if (this.stopped) return false;
-      let rejects: readonly Reject[] = [];
-      const keep = (some: readonly Reject[]) => {
+      let rejects: readonly FileReject[] = [];
+      const keep = (some: readonly FileReject[]) => {
         rejects = rejects.concat(some);
       };
       const chunk = await makeChunk(process, size, keep, seeTo);
@@ -154,7 +153,7 @@ export class ChunkQueue {
   /** The process writes the next chunk where this one lies. */
   private async setAside(
     chunk: Chunk,
-    rejects: readonly Reject[],
+    rejects: readonly FileReject[],
     out: string,
     models: readonly ChunkModel[],
   ): Promise<MadeChunk> {

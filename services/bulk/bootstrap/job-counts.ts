@@ -3,13 +3,12 @@ import { rawRoot } from "../../ingest/raw-table.js";
 import type { Manifest } from "../../sources/manifest.js";
 import { DeltaTable } from "../../table/delta-table.js";
 import { positionsOf, trackOf } from "../../table/progress.js";
+import { unpacking } from "../chunks/stretches.js";
 import type { JobState } from "../jobs/job.js";
 import { rowsOfTrack } from "../jobs/job-rows.js";
 import { LANE, streamOf } from "../jobs/job-tracks.js";
 import type { BootstrapProgress } from "./bootstrap.js";
 
-/** What a packed file is taken to unpack to before one has been read to its end, in times its size. */
-const UNPACKED = 5;
 /** A file is not done with before its end, whatever was taken for its size. */
 const MOST = 0.99;
 
@@ -20,6 +19,7 @@ export class JobCounts {
   private file = 0;
   /** Of the file, unpacked. */
   private read = 0;
+  /** How many times their size files were that have been read to their end. */
   private unpacked: number | undefined;
   /** Of the rows, by the share of the models' tables. */
   private refined = 0;
@@ -57,10 +57,8 @@ export class JobCounts {
   }
 
   get told(): Counts {
-    const current = this.manifest.files[this.file];
-    const size = current?.bytes ?? 0;
-    const isPacked = current !== undefined && (current.compression !== "none" || isColumnar(this.manifest));
-    const read = this.read / (this.unpacked ?? (isPacked ? UNPACKED : 1));
+    const size = this.manifest.files[this.file]?.bytes ?? 0;
+    const read = this.read / this.times;
     return {
       rowsLanded: this.rows,
       rowsRefined: Math.floor(this.refined),
@@ -68,15 +66,22 @@ export class JobCounts {
     };
   }
 
-  landed({ file, rows, bytes, refined }: BootstrapProgress): void {
-    if (file !== this.file) {
-      const size = this.manifest.files[this.file]?.bytes ?? 0;
-      if (size > 0 && this.read > 0) this.unpacked = this.read / size;
-      this.reach(file);
-      this.read = 0;
+  private get times(): number {
+    return this.unpacked ?? unpacking(this.manifest, this.file);
+  }
+
+  landed({ next, rows, bytes, refined }: BootstrapProgress): void {
+    this.read += bytes;
+    if (next.file !== this.file) {
+      const passed = this.manifest.files
+        .slice(this.file, next.file)
+        .reduce((sum, file) => sum + file.bytes, 0);
+      // Amid a file it is not known what of all that was read is of this one.
+      if (next.row === 0 && passed > 0 && this.read > 0) this.unpacked = this.read / passed;
+      this.read = next.row === 0 ? 0 : Math.max(0, this.read - passed * this.times);
+      this.reach(next.file);
     }
     this.rows += rows;
-    this.read += bytes;
     this.refined += rows * refined;
   }
 
@@ -91,5 +96,3 @@ export class JobCounts {
     this.read = 0;
   }
 }
-
-const isColumnar = ({ format }: Manifest): boolean => format === "parquet" || format === "delta";

@@ -9,7 +9,7 @@ import { lend } from "../../sources/inspect.js";
 import type { Manifest } from "../../sources/manifest.js";
 import { START } from "../../sources/reader.js";
 import type { Place } from "../../sources/sources.js";
-import { type EventOrder, makeChunk, openFile } from "../chunks/chunk-calls.js";
+import { type EventOrder, makeChunk, openFiles } from "../chunks/chunk-calls.js";
 import { chunkProcess } from "../chunks/chunk-processes.js";
 import type { Chunk } from "../chunks/chunk-protocol.js";
 import type { BootstrapJob } from "../jobs/job.js";
@@ -88,9 +88,14 @@ function sampleFile(
     const maker = chunkProcess(context.config.bulk);
     let rejected = 0;
     try {
-      const { rows } = await openFile(maker, context, order, {
-        unit: { ...unit, batchBytes: SIZE.bytes },
-        file: index,
+      const { rows } = await openFiles(maker, context, order, {
+        files: [
+          {
+            unit: { ...unit, batchBytes: SIZE.bytes },
+            file: index,
+            bytes: manifest.files[index]!.bytes,
+          },
+        ],
         from: START,
         out,
         aside: asideOf(out),

@@ -12,7 +12,13 @@ export const NO_FILE: WrittenFile = { rows: 0, bytes: 0, statistics: {} };
 /** The compiled worker: a child process needs JavaScript, also when the parent runs from source. */
 export const CHUNK_WORKER = join(packageRoot, "dist", "services", "bulk", "chunks", "chunk-worker.js");
 
-/** What a chunk has taken in of its file, and what of the file is left. */
+/**
+ * About what one chunk holds; whichever is reached first. Files of so many rows are left alone by compaction, and its
+ * process has memory for them.
+ */
+export const CHUNK: Pick<NextChunk, "rows" | "bytes"> = { rows: 120_000, bytes: 64 * 1024 * 1024 };
+
+/** What a chunk has taken in of its files, and what of the files is left. */
 export interface Taken {
   readonly rows: number;
   readonly bytes: number;
@@ -20,7 +26,7 @@ export interface Taken {
   readonly left: number;
 }
 
-/** Of a whole chunk, what may be left of its file and go with it: a small file of its own would be compacted. */
+/** Of a whole chunk, what may be left of its files and go with it: a small file of its own would be compacted. */
 const REST = 0.5;
 
 /** Whether a chunk that should hold so much is whole. */

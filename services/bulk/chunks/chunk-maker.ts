@@ -2,52 +2,50 @@ import type { DuckDBConnection } from "@duckdb/node-api";
 import type { Duck } from "../../base/duckdb.js";
 import { TributaryError } from "../../base/errors.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
-import type { Reject } from "../../sources/formats.js";
 import type { HeldFile } from "../../sources/held-file.js";
-import { type Batch, SourceReader } from "../../sources/reader.js";
-import type { Mark } from "../../sources/splitter.js";
 import { type WrittenFile, writeParquet } from "../../table/data-file.js";
 import { costOf, isWhole, NO_FILE, REJECTED_BYTES } from "./chunk-file.js";
 import { ChunkModels, type WriteModel } from "./chunk-models.js";
-import type { Chunk, NextChunk, Opened, OpenFile } from "./chunk-protocol.js";
+import type { Chunk, FileReject, NextChunk, Opened, OpenFiles } from "./chunk-protocol.js";
 import { ChunkTable } from "./chunk-table.js";
+import { type FileBatch, FilesReader } from "./files-reader.js";
 import { type MappedRelation, mappedRelation } from "./mapped-relation.js";
 import { PayloadsAside } from "./payloads-aside.js";
 import { type EventDigest, eventDigests, writeMade } from "./row-digests.js";
-import { RowEvents, type RowFault, type RowOrder } from "./row-events.js";
+import { RowEvents, type RowFault, type RowOrder, type SourcePlace } from "./row-events.js";
 import { rowsAsJson } from "./rows-as-json.js";
 
 /**
- * Makes chunks of one file of a source, in its order: files of a raw table and of its models' tables. Where it runs it
+ * Makes chunks of files of a source, in their order: files of a raw table and of its models' tables. Where it runs it
  * may be killed.
  */
 export class ChunkMaker {
   private table: ChunkTable | undefined;
   private models: ChunkModels | undefined;
-  private readonly batches: AsyncGenerator<Batch>;
+  /** What a mapping says of rows can hang on their file's path. */
+  private bound: { readonly file: number; readonly rows: RowEvents } | undefined;
+  private readonly batches: AsyncGenerator<FileBatch>;
   private readonly aside: PayloadsAside;
-  private at: Mark;
 
   private constructor(
-    private readonly order: OpenFile,
+    private readonly order: OpenFiles,
     private readonly rowOrder: RowOrder,
-    private readonly reader: SourceReader,
+    private readonly reader: FilesReader,
     private readonly mapped: MappedRelation,
     private readonly connection: DuckDBConnection,
-    private readonly onRejects: (rejects: readonly Reject[]) => void,
+    private readonly onRejects: (rejects: readonly FileReject[]) => void,
     private readonly getsOn: () => void,
   ) {
-    this.at = order.from;
     this.aside = new PayloadsAside(order.payloads.aside);
-    this.batches = reader.batches(order.from);
+    this.batches = reader.batches();
   }
 
-  /** `duck` reaches `file`, the order's unit, and the order's `out`s. Errors: TRB-BULK-MAPPING, those of SourceReader. */
+  /** `duck` reaches `held`, the order's files, and its `out`s. Errors: TRB-BULK-MAPPING, those of SourceReader. */
   static async open(
     duck: Duck,
-    file: HeldFile,
-    order: OpenFile,
-    onRejects: (rejects: readonly Reject[]) => void,
+    held: readonly HeldFile[],
+    order: OpenFiles,
+    onRejects: (rejects: readonly FileReject[]) => void,
     getsOn: () => void,
   ): Promise<ChunkMaker> {
     const registry = ProtoRegistry.of(order.descriptors);
@@ -57,8 +55,8 @@ export class ChunkMaker {
       throw new TributaryError("TRB-BULK-MAPPING", "expected a mapping, as the source holds no whole events");
     }
     const connection = await duck.connect();
-    const reader = await SourceReader.open(connection, file, getsOn);
-    const mapped = mappedRelation(order.unit.format, reader.columns, order.mapping, type);
+    const reader = await FilesReader.open(connection, held, order, getsOn);
+    const mapped = mappedRelation(order.files[0]!.unit.format, reader.columns, order.mapping, type);
     const rowOrder = { type, types: registry.types, tenant: order.tenant };
     return new ChunkMaker(order, rowOrder, reader, mapped, connection, onRejects, getsOn);
   }
@@ -74,14 +72,14 @@ export class ChunkMaker {
 
   /** Errors: those of SourceReader. */
   async next(size: NextChunk): Promise<Chunk> {
-    const rejects: Reject[] = [];
+    const rejects: FileReject[] = [];
     const { rejected, read, end } = await this.fill(size);
     const receivedAt = Date.now();
     const made = await this.made(receivedAt, rejects);
     this.onRejects(rejects);
     await this.reader.requireUnchanged();
     const aside = this.aside.end();
-    return { ...made, aside, next: this.at, end, rejects: rejected + rejects.length, bytes: read };
+    return { ...made, aside, next: this.reader.at, end, rejects: rejected + rejects.length, bytes: read };
   }
 
   /** Reads about so much into the table. */
@@ -98,42 +96,44 @@ export class ChunkMaker {
       rows += batch.rows;
       read += batch.bytes;
       left = batch.left;
-      this.at = batch.next;
     }
     return { rejected, read, end: false };
   }
 
   /** Takes the rows that are events, as far as the engine can tell; returns the others. */
-  private async take(batch: Batch): Promise<Reject[]> {
+  private async take(batch: FileBatch): Promise<FileReject[]> {
     if (batch.rows === 0) return [];
     const { connection, order } = this;
+    const { file, unit } = batch.of;
     const relation = this.mapped.of(batch.sql);
     return this.reading(async () => {
-      if (this.table === undefined) {
-        const mapping = this.mapped.mapping.of(order.unit.shown);
-        const rows = await RowEvents.bind(connection, relation, mapping, this.rowOrder);
-        this.table = new ChunkTable(connection, rows, order, order.payloads.sizes, this.aside, this.getsOn);
+      if (this.bound?.file !== file) {
+        const mapping = this.mapped.mapping.of(unit.shown);
+        this.bound = { file, rows: await RowEvents.bind(connection, relation, mapping, this.rowOrder) };
       }
-      await this.table.add(relation);
+      const { rows } = this.bound;
+      const { sizes } = order.payloads;
+      this.table ??= new ChunkTable(connection, rows, order, sizes, this.aside, this.getsOn);
+      await this.table.add(relation, rows, file);
       const faults = new Map<number, RowFault>();
-      await this.table.sift(batch.first, (row, fault) => faults.set(row, fault));
+      await this.table.sift({ file, row: batch.first }, (row, fault) => faults.set(row, fault));
       if (faults.size === 0) return [];
       const { columns } = this.reader;
       const texts = await rowsAsJson(connection, batch.sql, columns, [...faults.keys()], REJECTED_BYTES);
-      return [...faults].map(([row, fault]) => rejectOf(row, fault, texts.get(row)));
+      return [...faults].map(([row, fault]) => rejectOf({ file, row }, fault, texts.get(row)));
     });
   }
 
   private async made(
     receivedAt: number,
-    rejects: Reject[],
+    rejects: FileReject[],
   ): Promise<Pick<Chunk, "file" | "refined" | "digests">> {
     const { table, order, connection } = this;
     const none = { file: NO_FILE };
     if (table === undefined) return none;
     // The batch that it was in is gone by now.
-    const reject = (row: number, fault: RowFault, key: string) =>
-      rejects.push(rejectOf(row, fault, Buffer.from(key)));
+    const reject = (at: SourcePlace, fault: RowFault, key: string) =>
+      rejects.push(rejectOf(at, fault, Buffer.from(key)));
     return this.reading(async () => {
       const { asDigests = false } = order;
       let digests: (readonly [string, EventDigest])[] | undefined;
@@ -162,8 +162,12 @@ export class ChunkMaker {
   }
 }
 
-const rejectOf = (row: number, { code, reason }: RowFault, bytes: Buffer = Buffer.alloc(0)): Reject => ({
-  row,
+const rejectOf = (
+  at: SourcePlace,
+  { code, reason }: RowFault,
+  bytes: Buffer = Buffer.alloc(0),
+): FileReject => ({
+  ...at,
   offset: undefined,
   code,
   message: reason,

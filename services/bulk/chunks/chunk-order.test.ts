@@ -81,9 +81,16 @@ test("the order of an export changes nothing but positions: files are in the ord
     const file = await HeldFile.open(unit);
     const maker = await ChunkMaker.open(
       own,
-      file,
+      [file],
       {
-        ...{ type: "open", unit, file: 0, from: { row: 0 }, mapping: MAPPING, out: path("raw"), models },
+        ...{
+          type: "open",
+          files: [{ unit, file: 0, bytes: 1 }],
+          from: { row: 0 },
+          mapping: MAPPING,
+          out: path("raw"),
+          models,
+        },
         ...{
           payloads: { sizes: { maxPayloadBytes: 1 << 20, maxOffloadBytes: 1 << 20 }, aside: path("aside") },
         },

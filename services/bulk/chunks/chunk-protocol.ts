@@ -1,4 +1,5 @@
 import type { BoundModel } from "../../models/bind.js";
+import type { Reject } from "../../sources/formats.js";
 import type { Mapping } from "../../sources/mapping.js";
 import type { Mark } from "../../sources/splitter.js";
 import type { ReadUnit } from "../../sources/unit.js";
@@ -7,15 +8,30 @@ import type { TenantRange } from "../../table/key-ranges.js";
 import type { Leaves } from "./event-types.js";
 import type { Aside, PayloadOrder } from "./payloads-aside.js";
 import type { EventDigest } from "./row-digests.js";
+import type { SourcePlace } from "./row-events.js";
 
 /** What a process that makes chunks of files is told, one call at a time. Plain, as messages between processes are. */
 
-/** Begins a file. */
-export interface OpenFile {
-  readonly type: "open";
+/** A file that is to be read. */
+export interface FileToRead {
   readonly unit: ReadUnit;
   /** Its number in the manifest. */
   readonly file: number;
+  /** As it was listed. */
+  readonly bytes: number;
+}
+
+/** A record that is no event, and the number of its file. */
+export interface FileReject extends Reject {
+  readonly file: number;
+}
+
+/** Begins files, at least one: chunks go on from each into the next. */
+export interface OpenFiles {
+  readonly type: "open";
+  /** In the order of their numbers. */
+  readonly files: readonly FileToRead[];
+  /** In the first one. */
   readonly from: Mark;
   /** None for whole events. */
   readonly mapping: Mapping | undefined;
@@ -33,7 +49,7 @@ export interface OpenFile {
   readonly out: string;
   /** What is to be made of it beside. */
   readonly models: readonly ChunkModel[];
-  /** Of a mapped file: digests instead of a raw file, and hashes of what models make instead of it (row-digests.ts). */
+  /** Of mapped files: digests instead of a raw file, and hashes of what models make instead of it (row-digests.ts). */
   readonly asDigests?: boolean;
 }
 
@@ -68,33 +84,33 @@ export interface ListTypes {
   readonly descriptors: Uint8Array;
 }
 
-/** What is known of a file that was opened. */
+/** What is known of files that were opened. */
 export interface Opened {
-  /** Of the whole file, where that is known without reading it. */
+  /** Of the whole first one, where that is known without reading it. */
   readonly rows: number | undefined;
 }
 
-/** The next chunk of the file that is open: about so much of it. */
+/** The next chunk of the files that are open: about so much of them. */
 export interface NextChunk {
   readonly type: "next";
   readonly rows: number;
   readonly bytes: number;
 }
 
-/** The last chunk once more, at the same place, without these records: what they refer to is not there. */
+/** The last chunk once more, at the same place, without the records of these positions: what they refer to is not there. */
 export interface LeaveOut {
   readonly type: "leave";
-  readonly rows: readonly number[];
+  readonly positions: readonly string[];
 }
 
-export type ChunkRequest = OpenFile | NextChunk | LeaveOut | ListTypes;
+export type ChunkRequest = OpenFiles | NextChunk | LeaveOut | ListTypes;
 
 export interface Chunk {
   /** Without rows there is no file. */
   readonly file: WrittenFile;
   /** Where the next one begins. */
-  readonly next: Mark;
-  /** Nothing comes after it. */
+  readonly next: SourcePlace;
+  /** Nothing of the files comes after it. */
   readonly end: boolean;
   readonly rejects: number;
   /** Of the source, unpacked. */

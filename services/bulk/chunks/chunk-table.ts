@@ -8,19 +8,17 @@ import { type WrittenFile, writeParquet } from "../../table/data-file.js";
 import type { TenantRange } from "../../table/key-ranges.js";
 import { HASH, PAYLOAD, PayloadFunctions } from "./payload-functions.js";
 import type { PayloadOrder, PayloadsAside } from "./payloads-aside.js";
-import { fileIn, POSITION_DIGITS, ROW, type RowEvents, type RowFault } from "./row-events.js";
+import { POSITION_SQL, ROW, type RowEvents, type RowFault, type SourcePlace } from "./row-events.js";
 
 /** Where a chunk stands among the events of its stream. */
 export interface ChunkPlace {
   readonly entityType: string;
   readonly stream: string;
   readonly partition: string;
-  /** Number of the source's file. */
-  readonly file: number;
 }
 
 /** `key` is JSON of what a row says it is. */
-type Reject = (ordinal: number, fault: RowFault, key: string) => void;
+type Reject = (at: SourcePlace, fault: RowFault, key: string) => void;
 
 /** What a column of raw holds of rows that no bus has seen: nothing. */
 const NOTHING: Readonly<Record<string, string>> = {
@@ -53,6 +51,7 @@ export class ChunkTable {
 
   constructor(
     private readonly connection: DuckDBConnection,
+    /** Of any file whose rows will be added: what they are bound to is alike. */
     private readonly rows: RowEvents,
     private readonly place: ChunkPlace,
     private readonly sizes: PayloadOrder["sizes"],
@@ -72,9 +71,9 @@ export class ChunkTable {
     return this.rows.encoder;
   }
 
-  /** Adds the rows of a relation. */
-  async add(relation: string): Promise<void> {
-    const sql = this.rows.sql(relation);
+  /** Adds the rows of a relation that is of a file, and `rows` bound to it. */
+  async add(relation: string, rows: RowEvents, file: number): Promise<void> {
+    const sql = rows.sql(relation, file);
     if (this.made) {
       await this.connection.run(`INSERT INTO ${ChunkTable.NAME} ${sql}`);
       return;
@@ -114,17 +113,17 @@ export class ChunkTable {
     this.distinct = wrong + repeated === 0n;
     if (wrong === 0n) return;
     await connection.run(
-      `CREATE TEMP TABLE ${ARRANGED} AS SELECT * FROM ${ChunkTable.NAME} ORDER BY ${KEY_ORDER}, ${ROW.ordinal};
+      `CREATE TEMP TABLE ${ARRANGED} AS SELECT * FROM ${ChunkTable.NAME} ORDER BY ${KEY_ORDER}, ${ROW.file}, ${ROW.ordinal};
        DROP TABLE ${ChunkTable.NAME};
        ALTER TABLE ${ARRANGED} RENAME TO ${ChunkTable.NAME}`,
     );
   }
 
-  /** Takes away the rows from an ordinal on that the engine knows to be no events, and tells of them. */
-  async sift(from: number, reject: (ordinal: number, fault: RowFault) => void): Promise<void> {
+  /** Takes away the file's rows from a place on that the engine knows to be no events, and tells of them. */
+  async sift({ file, row }: SourcePlace, reject: (ordinal: number, fault: RowFault) => void): Promise<void> {
     if (!this.made) return;
     const [wrong] = this.payload;
-    const where = `${ROW.ordinal} >= ${from} AND (${ROW.fault} <> 0 OR ${wrong} IS NOT NULL)`;
+    const where = `${ROW.file} = ${file} AND ${ROW.ordinal} >= ${row} AND (${ROW.fault} <> 0 OR ${wrong} IS NOT NULL)`;
     const found = await rowsOf(
       this.connection,
       `SELECT ${ROW.ordinal}, ${ROW.fault}, ${wrong} FROM ${ChunkTable.NAME} WHERE ${where}`,
@@ -186,12 +185,12 @@ export class ChunkTable {
     }
     if (faults.size === 0) return false;
     const ids = [...faults.keys()];
-    const ordinals = (await rowsOf(
+    const rows = (await rowsOf(
       connection,
-      `SELECT rowid, ${ROW.ordinal}, to_json({tenant_id: tenant_id, entity_id: entity_id, version: version})::VARCHAR
-      FROM ${ChunkTable.NAME} WHERE rowid IN (${ids.join(", ")}) ORDER BY 2`,
-    )) as [bigint, bigint, string][];
-    for (const [id, ordinal, key] of ordinals) reject(Number(ordinal), faults.get(Number(id))!, key);
+      `SELECT rowid, ${ROW.file}, ${ROW.ordinal}, to_json({tenant_id: tenant_id, entity_id: entity_id, version: version})::VARCHAR
+      FROM ${ChunkTable.NAME} WHERE rowid IN (${ids.join(", ")}) ORDER BY 2, 3`,
+    )) as [bigint, number, bigint, string][];
+    for (const [id, file, row, key] of rows) reject({ file, row: Number(row) }, faults.get(Number(id))!, key);
     await this.leaveOut(ids);
     return true;
   }
@@ -228,8 +227,7 @@ export class ChunkTable {
   }
 
   private rawSql(receivedAt: number): string {
-    const { entityType, stream, partition, file } = this.place;
-    const position = `${literal(fileIn(file))} || printf('%0${POSITION_DIGITS}d', ${ROW.ordinal} + 1)`;
+    const { entityType, stream, partition } = this.place;
     const elsewhere = {
       payload_uri: "large_uri",
       payload_size: "large_size::BIGINT",
@@ -248,7 +246,7 @@ export class ChunkTable {
       payload: this.payloadSql(),
       stream: literal(stream),
       partition: literal(partition),
-      position,
+      position: POSITION_SQL,
       received_at: `make_timestamptz(${receivedAt * 1000})`,
     };
     const list = this.columns.map((name) => `${values[name]!} AS ${identifier(name)}`);

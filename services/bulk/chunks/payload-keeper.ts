@@ -12,14 +12,15 @@ const LOOKS_AT_ONCE = 16;
 
 /**
  * Puts the payloads of a chunk into the object store before it is committed, and keeps for good what its rows name.
- * `path` is the file that they wait in, which is removed. Resolves to the rows whose payloads are not there.
+ * `path` is the file that they wait in, which is removed. Resolves to the positions of
+ * rows whose payloads are not there.
  * Errors: TRB-STORE-FAILED, TRB-LAKE-CLOSED; TRB-SOURCE-READER for payloads that are not what the chunk's process said.
  */
 export async function keepAside(
   offloaded: Offloaded,
   { payloads, elsewhere }: Aside,
   path: string,
-): Promise<readonly number[]> {
+): Promise<readonly string[]> {
   if (payloads.length > 0) {
     const file = await open(path, "r");
     try {
@@ -35,15 +36,15 @@ export async function keepAside(
   return found.missing;
 }
 
-/** Payloads that are in the store as rows refer to them, and the rows whose payloads are not there. */
+/** Payloads that are in the store as rows refer to them, and the positions of rows whose payloads are not there. */
 export async function lookFor(
   offloaded: Pick<Offloaded, "holds">,
   elsewhere: Aside["elsewhere"],
-): Promise<{ readonly uris: readonly string[]; readonly missing: readonly number[] }> {
-  const [uris, missing]: [string[], number[]] = [[], []];
-  await inGroups(elsewhere, LOOKS_AT_ONCE, async ({ row, uri, sizeBytes, sha256 }) => {
+): Promise<{ readonly uris: readonly string[]; readonly missing: readonly string[] }> {
+  const [uris, missing]: [string[], string[]] = [[], []];
+  await inGroups(elsewhere, LOOKS_AT_ONCE, async ({ position, uri, sizeBytes, sha256 }) => {
     if (await offloaded.holds({ uri, sizeBytes, sha256: Buffer.from(sha256) })) uris.push(uri);
-    else missing.push(row);
+    else missing.push(position);
   });
   return { uris, missing };
 }

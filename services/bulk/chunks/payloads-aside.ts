@@ -21,8 +21,8 @@ export interface PayloadAside {
 /** A payload that its row says is in the object store. */
 export interface PayloadElsewhere extends Omit<PayloadReference, "sha256"> {
   readonly sha256: Uint8Array;
-  /** Ordinal of the row. */
-  readonly row: number;
+  /** Of the row. */
+  readonly position: string;
 }
 
 /** What of a chunk's payloads does not lie in its file. Plain, as messages between processes are. */
@@ -62,8 +62,8 @@ export class PayloadsAside {
     return { uri: uriOf(tenant, sha256), typeUrl, sizeBytes, sha256 };
   }
 
-  refers(row: number, reference: PayloadReference): void {
-    this.elsewhere.push({ row, ...reference });
+  refers(position: string, reference: PayloadReference): void {
+    this.elsewhere.push({ position, ...reference });
   }
 
   /** What has been put aside since the last call; undefined when nothing has. Its file is the caller's. */

@@ -32,6 +32,8 @@ const YEARS = [-62_135_596_800, 253_402_300_800] as const;
 export const ROW = {
   /** Of the record in its file. */
   ordinal: "_ordinal",
+  /** Its file's number. */
+  file: "_file",
   /** Number of what is wrong with the envelope; 0 for nothing. */
   fault: "_fault",
 } as const;
@@ -97,14 +99,14 @@ export class RowEvents {
   }
 
   /**
-   * The relation's rows with the columns of ROW, tenant_id, entity_id, version, occurred_at and those of the payload.
+   * The relation's rows, which are of that file, with the columns of ROW, tenant_id, entity_id, version, occurred_at and those of the payload.
    * Those with a fault, or whose payload's first column is not NULL, are no events.
    */
-  sql(relation: string): string {
+  sql(relation: string, file: number): string {
     const { tenant, entityId, version, occurredAt } = this.head;
     const foreign = this.order.tenant === undefined ? "false" : `tenant_id <> ${literal(this.order.tenant)}`;
     const columns = this.encoder.columns.map((sql, at) => `${sql} AS ${this.payload[at]}`);
-    return `SELECT ${ORDINAL}::BIGINT AS ${ROW.ordinal},
+    return `SELECT ${ORDINAL}::BIGINT AS ${ROW.ordinal}, ${file}::INTEGER AS ${ROW.file},
         CASE WHEN NOT coalesce(regexp_full_match(tenant_id, '[A-Za-z0-9][A-Za-z0-9._:-]{0,127}'), false) THEN 1
           WHEN ${foreign} THEN 2
           WHEN NOT coalesce(strlen(entity_id) BETWEEN 1 AND 1024, false) THEN 3
@@ -139,6 +141,20 @@ export class RowEvents {
 export const positionIn = (file: number, records: number): string =>
   `${fileIn(file)}${formatPosition(records)}`;
 
-/** What positions in a file begin with; behind it are the digits of `POSITION_DIGITS`. */
-export const fileIn = (file: number): string => `${String(file).padStart(8, "0")}.`;
-export const POSITION_DIGITS = formatPosition(0).length;
+const FILE_DIGITS = 8;
+const fileIn = (file: number): string => `${String(file).padStart(FILE_DIGITS, "0")}.`;
+
+/** SQL for the position behind a row that has the columns of ROW. */
+export const POSITION_SQL = `printf('%0${FILE_DIGITS}d.%0${formatPosition(0).length}d', ${ROW.file}, ${ROW.ordinal} + 1)`;
+
+/** Behind so many records, `row`, of a file. */
+export interface SourcePlace {
+  readonly file: number;
+  readonly row: number;
+}
+
+/** The reverse of `positionIn`. */
+export function placeAt(position: string): SourcePlace {
+  const [file, row] = position.split(".").map(Number) as [number, number];
+  return { file, row };
+}

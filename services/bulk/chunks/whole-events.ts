@@ -9,16 +9,16 @@ import { ProtoRegistry } from "../../contracts/registry.js";
 import { unpackPayload } from "../../contracts/unpack.js";
 import { EventBatch } from "../../ingest/event-batch.js";
 import { RawWriter } from "../../ingest/raw-writer.js";
-import { REJECT_BYTES, type Reject } from "../../sources/formats.js";
+import { REJECT_BYTES } from "../../sources/formats.js";
 import type { HeldFile } from "../../sources/held-file.js";
-import { type Batch, SourceReader } from "../../sources/reader.js";
-import type { Mark, Records } from "../../sources/splitter.js";
+import type { Records } from "../../sources/splitter.js";
 import { Grant } from "../../tenancy/grant.js";
 import { costOf, isWhole, NO_FILE, ORDER } from "./chunk-file.js";
-import type { Chunk, LeaveOut, NextChunk, Opened, OpenFile } from "./chunk-protocol.js";
+import type { Chunk, FileReject, LeaveOut, NextChunk, Opened, OpenFiles } from "./chunk-protocol.js";
 import { Owner } from "./event-types.js";
+import { type FileBatch, FilesReader } from "./files-reader.js";
 import { PayloadsAside } from "./payloads-aside.js";
-import { positionIn } from "./row-events.js";
+import { placeAt, positionIn } from "./row-events.js";
 
 /** What the bus tells a producer of its token is told of the job here. */
 const MESSAGES: Partial<Record<Code, readonly [Code, string]>> = {
@@ -28,30 +28,28 @@ const MESSAGES: Partial<Record<Code, readonly [Code, string]>> = {
 };
 
 /**
- * Makes chunks of a file of ChangeEvents: each is checked as the bus does it, with the version 0 beside, and lands as it
+ * Makes chunks of files of ChangeEvents: each event is checked as the bus does it, with the version 0 beside, and lands as it
  * is. Where it runs it may be killed.
  */
 export class WholeEvents {
-  private readonly batches: AsyncGenerator<Batch>;
+  private readonly batches: AsyncGenerator<FileBatch>;
   private readonly gate: EventGate;
   private readonly grant: Grant;
   private readonly aside: PayloadsAside;
   private readonly owner: Owner;
   /** What the last chunk was made of. */
   private made: { readonly events: EventBatch; readonly chunk: Chunk } | undefined;
-  private at: Mark;
 
   private constructor(
-    private readonly order: OpenFile,
+    private readonly order: OpenFiles,
     registry: ProtoRegistry,
-    private readonly reader: SourceReader,
+    private readonly reader: FilesReader,
     private readonly writer: RawWriter,
-    private readonly onRejects: (rejects: readonly Reject[]) => void,
+    private readonly onRejects: (rejects: readonly FileReject[]) => void,
     private readonly connections: readonly DuckDBConnection[],
   ) {
     const { entityType, tenant, payloads } = order;
-    this.at = order.from;
-    this.batches = reader.batches(order.from);
+    this.batches = reader.batches();
     const nothingHeld = { has: () => false };
     this.gate = new EventGate(registry, payloads.sizes, nothingHeld, () => 0, 0);
     this.grant = new Grant("bootstrap", {
@@ -63,12 +61,12 @@ export class WholeEvents {
     this.aside = new PayloadsAside(payloads.aside);
   }
 
-  /** `duck` reaches `file`, the order's unit, and `order.out`. Errors: TRB-BULK-MAPPING, those of SourceReader. */
+  /** `duck` reaches `held`, the order's files, and `order.out`. Errors: TRB-BULK-MAPPING, those of SourceReader. */
   static async open(
     duck: Duck,
-    file: HeldFile,
-    order: OpenFile,
-    onRejects: (rejects: readonly Reject[]) => void,
+    held: readonly HeldFile[],
+    order: OpenFiles,
+    onRejects: (rejects: readonly FileReject[]) => void,
     getsOn: () => void,
   ): Promise<WholeEvents> {
     const registry = ProtoRegistry.of(order.descriptors);
@@ -80,7 +78,7 @@ export class WholeEvents {
       throw new TributaryError("TRB-BULK-MAPPING", "expected no mapping, as the source holds whole events");
     }
     const connections = [await duck.connect(), await duck.connect()] as const;
-    const reader = await SourceReader.open(connections[0], file, getsOn);
+    const reader = await FilesReader.open(connections[0], held, order, getsOn);
     return new WholeEvents(order, registry, reader, new RawWriter(connections[1]), onRejects, connections);
   }
 
@@ -107,35 +105,36 @@ export class WholeEvents {
         end = true;
         break;
       }
-      const wrong = batch.events === undefined ? [] : this.take(batch.events, events);
+      const wrong = batch.events === undefined ? [] : this.take(batch.events, batch.of.file, events);
       const rejects = [...(this.owner.ownsRest ? batch.rejects : []), ...wrong].sort((a, b) => a.row - b.row);
       this.onRejects(rejects);
       rejected += rejects.length;
       rejectedBytes += costOf(rejects);
       read += batch.bytes;
       left = batch.left;
-      this.at = batch.next;
     }
     const file = events.count === 0 ? NO_FILE : await this.writer.write(events, order.out, ORDER);
     await this.reader.requireUnchanged();
-    const chunk = { file, next: this.at, end, rejects: rejected, bytes: read, aside: aside.end() };
+    const chunk = { file, next: this.reader.at, end, rejects: rejected, bytes: read, aside: aside.end() };
     this.made = { events, chunk };
     return chunk;
   }
 
   /** The last chunk without some of its rows, which are rejected. */
-  async leave({ rows }: LeaveOut): Promise<Chunk> {
+  async leave({ positions }: LeaveOut): Promise<Chunk> {
     if (this.made === undefined) throw new TributaryError("TRB-INTERNAL");
     const { events, chunk } = this.made;
     const { order } = this;
-    const left = new Map(rows.map((row) => [positionIn(order.file, row + 1), row]));
-    const rejects: Reject[] = [];
+    const left = new Set(positions);
+    const rejects: FileReject[] = [];
     const kept = events.filter((i) => {
-      const row = left.get(events.positions[i]!);
-      if (row === undefined) return true;
+      const position = events.positions[i]!;
+      if (!left.has(position)) return true;
+      const { file, row: records } = placeAt(position);
       const bytes = Buffer.from(events.event(i).subarray(0, REJECT_BYTES));
       const message = "payload_reference: expected a payload that lies in the object store";
-      rejects.push({ row, offset: undefined, code: "TRB-EVENT-PAYLOAD-MISSING", message, bytes });
+      const row = records - 1;
+      rejects.push({ file, row, offset: undefined, code: "TRB-EVENT-PAYLOAD-MISSING", message, bytes });
       return false;
     });
     this.onRejects(rejects);
@@ -148,23 +147,27 @@ export class WholeEvents {
   }
 
   /** Adds events to the batch; returns those that are none. */
-  private take({ bytes, count, fields, ordinals, offsets }: Records, events: EventBatch): Reject[] {
-    const rejects: Reject[] = [];
+  private take(
+    { bytes, count, fields, ordinals, offsets }: Records,
+    file: number,
+    events: EventBatch,
+  ): FileReject[] {
+    const rejects: FileReject[] = [];
     const receivedAt = Date.now();
     for (let at = 0; at < count; at++) {
       const [start, end, row] = [fields[at * 2]!, fields[at * 2 + 1]!, ordinals[at]!];
-      const position = positionIn(this.order.file, row + 1);
+      const position = positionIn(file, row + 1);
       const verdict = this.gate.check(bytes, start, end, this.grant);
       if (verdict !== undefined && !this.owner.owns(this.gate.envelope)) continue;
       let refused: readonly [Code, string] | undefined;
       if (verdict === undefined) {
         events.add(bytes, start, end, this.order.partition, position, receivedAt, this.gate.envelope);
       } else if (typeof verdict === "string") refused = told(verdict);
-      else refused = this.settle(verdict, bytes, start, end, { row, position, receivedAt }, events);
+      else refused = this.settle(verdict, bytes, start, end, { position, receivedAt }, events);
       if (refused === undefined) continue;
       const [code, message] = refused;
       const some = Buffer.from(bytes.subarray(start, Math.min(end, start + REJECT_BYTES)));
-      rejects.push({ row, offset: offsets[at]!, code, message, bytes: some });
+      rejects.push({ file, row, offset: offsets[at]!, code, message, bytes: some });
     }
     return rejects;
   }
@@ -175,7 +178,7 @@ export class WholeEvents {
     bytes: Buffer,
     start: number,
     end: number,
-    { row, position, receivedAt }: { row: number; position: string; receivedAt: number },
+    { position, receivedAt }: { position: string; receivedAt: number },
     events: EventBatch,
   ): readonly [Code, string] | undefined {
     const { partition } = this.order;
@@ -192,7 +195,7 @@ export class WholeEvents {
         if (pending.reference.sizeBytes < least) {
           return ["TRB-EVENT-REFERENCE", `payload_reference.size_bytes: expected at least ${least}`];
         }
-        this.aside.refers(row, pending.reference);
+        this.aside.refers(position, pending.reference);
         break;
       }
       case "large": {

@@ -2,23 +2,21 @@ import { rename, rm } from "node:fs/promises";
 import { literal } from "../../base/duckdb.js";
 import type { IngestContext } from "../../ingest/context.js";
 import type { Reject } from "../../sources/formats.js";
-import { lend } from "../../sources/inspect.js";
 import { START } from "../../sources/reader.js";
 import type { SourceProcess } from "../../sources/source-process.js";
 import type { BootstrapOrder } from "../chunks/bootstrap-order.js";
-import { makeChunk, openFile } from "../chunks/chunk-calls.js";
+import { makeChunk, openFiles } from "../chunks/chunk-calls.js";
+import { CHUNK } from "../chunks/chunk-file.js";
 import { ChunkProcesses } from "../chunks/chunk-processes.js";
 import type { Chunk, ChunkModel } from "../chunks/chunk-protocol.js";
 import { lookFor } from "../chunks/payload-keeper.js";
 import type { Aside } from "../chunks/payloads-aside.js";
 import { type EventDigest, type EventDigests, eventDigests } from "../chunks/row-digests.js";
+import { lendStretch, type Stretch, stretchesOf } from "../chunks/stretches.js";
 import type { JobHost } from "../jobs/job-run.js";
 import { LANE, streamOf } from "../jobs/job-tracks.js";
 import { addDigests } from "./digests.js";
 import type { Made, MadeFiles } from "./made-files.js";
-
-/** What is read and hashed at once, at most; whichever is reached first. */
-const CHUNK = { rows: 120_000, bytes: 64 * 1024 * 1024 };
 
 /** What a source holds. */
 export interface SourceFacts {
@@ -44,8 +42,11 @@ export async function sourceFacts(
   const processes = new ChunkProcesses(order.limits, 1);
   try {
     const reading = new Reading(context, order, host, files, await processes.claim());
-    for (const file of order.share?.files ?? order.manifest.files.keys())
-      if (!(await reading.read(file))) return undefined;
+    const { share, manifest } = order;
+    const wanted = share?.files ?? [...manifest.files.keys()];
+    const { scratchBytes } = context.config.bulk;
+    for (const stretch of stretchesOf(manifest, wanted, { chunk: CHUNK, scratchBytes, apart: -1 }))
+      if (!(await reading.read(stretch))) return undefined;
     return reading.found;
   } finally {
     await processes.end();
@@ -87,15 +88,14 @@ class Reading {
     return { digests, rejected, made: { files, whole: new Set(whole.keys()) } };
   }
 
-  /** Resolves to whether it has read all of the file. */
-  read(file: number): Promise<boolean> {
+  /** Resolves to whether it has read all of the stretch. */
+  read(stretch: Stretch): Promise<boolean> {
     const { context, order, maker, out, aside } = this;
-    const { place, manifest, limits, csv, job } = order;
-    return lend(place, manifest, file, limits, csv, async (unit) => {
+    return lendStretch(order, stretch, async (files) => {
       const models = [...this.whole.values()];
-      const stream = { stream: streamOf(job), partition: LANE };
-      const opened = { unit, file, from: START, out, aside, models, asDigests: true, ...stream };
-      await openFile(maker, context, order, opened);
+      const place = { stream: streamOf(order.job), partition: LANE };
+      const asked = { files, from: START, out, aside, models, asDigests: true, ...place };
+      await openFiles(maker, context, order, asked);
       return this.chunks(models);
     });
   }
