@@ -232,7 +232,7 @@ test("rejects are told of their own file and record, whenever they are found", a
   await jobs.order(bootstrapOf("told", { source: "exports/in" }));
   const outcome = await runHere(lake.context, await jobs.get("told"), {
     signal: new AbortController().signal,
-    pace: { after: async () => undefined, calm: async () => undefined },
+    pace: { after: async () => undefined, calm: async () => undefined, yieldedMs: 0 },
     tell: () => undefined,
     log: (error: unknown) => expect(error).toBeUndefined(),
   });

@@ -64,6 +64,8 @@ test("rows that are no events are kept aside with their bytes; too many of them 
   await lake.query(
     `COPY (SELECT CASE WHEN i % 2 = 0 THEN 'acme' ELSE '?' END AS tenant, 'x' || i AS id, 1 AS version, 'n' AS name FROM range(10) t(i)) TO ${file} (FORMAT parquet)`,
   );
+  // Without room for copies of two each file is read by itself.
+  lake.context.config.bulk.scratchBytes = 1;
   serve(jobs, { start: startHere(lake.context) });
   await jobs.order({ ...order("one"), rejectLimit: 2 } as JobOrder);
   const paused = await until(jobs, "one", inPhase("paused"));
