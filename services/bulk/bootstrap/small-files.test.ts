@@ -334,6 +334,25 @@ test("files whose columns differ are mapped each as it is, also by its path", as
   );
 });
 
+test("how much of its files a job has landed is told as they are listed, chunk by chunk", async () => {
+  const files = Array.from({ length: 40 }, () => ["good", "good", "good"] as const);
+  await write("ndjson", files);
+  const { bulk } = lake.context.config;
+  const manifest = await inspect(sources.at("exports/in"), {}, bulk);
+  // Room for copies that makes stretches of some files.
+  bulk.scratchBytes = manifest.bytes;
+  const told: number[] = [];
+  const host = hostOf({ tell: ({ bytesDone }) => void (bytesDone === undefined || told.push(bytesDone)) });
+  expect(await runBootstrap(lake.context, bootstrapOf("all", { source: "exports/in" }), host)).toBe(true);
+  const sums = manifest.files.map((_, at) =>
+    manifest.files.slice(0, at).reduce((sum, { bytes }) => sum + bytes, 0),
+  );
+  expect([...sums, manifest.bytes]).toEqual(expect.arrayContaining(told));
+  expect(told).toEqual([...told].sort((a, b) => a - b));
+  expect(new Set(told).size).toBeGreaterThan(3);
+  expect(told.at(-1)).toBe(manifest.bytes);
+});
+
 test("at its end a job reads small files together, too, and finds that all is there", async () => {
   const files = Array.from({ length: 40 }, () => ["good", "good", "bad"] as const);
   await write("ndjson", files);
