@@ -47,8 +47,9 @@ beforeAll(async () => {
     TRIBUTARY_BULK__SOURCES__EXPORTS__ENDPOINT: s3.endpoint,
     TRIBUTARY_BULK__SOURCES__EXPORTS__REGION: "us-east-1",
     TRIBUTARY_BULK__SOURCES__EXPORTS__FORCE_PATH_STYLE: "true",
-    // Slow enough for something to happen between two files.
+    // Slow enough for something to happen between two files, of which large ones are read each by itself.
     TRIBUTARY_BULK__LIMITS__ROWS_PER_SECOND: "700",
+    TRIBUTARY_BULK__SCRATCH_BYTES: String(64 * 1024 * 1024),
   };
   await writeFile(join(folder, "mapping.yaml"), "tenant: customer\nentityId: path\nversion: rev\n");
   fixture = new S3Fixture(s3.endpoint, place.bucket);
@@ -65,13 +66,16 @@ afterAll(async () => {
 
 const put = (key: string, Body: Uint8Array) =>
   client.send(new PutObjectCommand({ Bucket: exports, Key: `years/${key}`, Body }));
-const lines = (file: number, from = 0): Buffer =>
+const lines = (file: number, from = 0, pad = ""): Buffer =>
   Buffer.from(
     Array.from({ length: ROWS - from }, (_, i) => {
       const row = file * ROWS + from + i;
-      return `${JSON.stringify({ customer: "acme", path: `f${row}`, rev: 5, change_count: row })}\n`;
+      return `${JSON.stringify({ customer: "acme", path: `f${row}`, rev: 5, change_count: row, pad })}\n`;
     }).join(""),
   );
+
+/** Of many bytes. */
+const large = (file: number, from = 0) => lines(file, from, "x".repeat(9_000));
 
 /** Not by the command, which takes a second of CPU each time that it is asked. */
 const status = async (id: string): Promise<JobState> => (await jobs.get(id)).state;
@@ -135,7 +139,7 @@ it("lands from a bucket in a lake in another one, beside live events, and deltal
 });
 
 it.each([
-  ["is put anew", "TRB-SOURCE-CHANGED", () => put("changing/5.ndjson", lines(5, 1))],
+  ["is put anew", "TRB-SOURCE-CHANGED", () => put("changing/5.ndjson", large(5, 1))],
   [
     "is gone",
     "TRB-SOURCE-CHANGED",
@@ -145,7 +149,7 @@ it.each([
   "a file that %s while others are read pauses the job; whole files have landed",
   async (how, code, change) => {
     const id = how.replaceAll(" ", "-");
-    for (let file = 0; file < 6; file++) await put(`changing/${file}.ndjson`, lines(file));
+    for (let file = 0; file < 6; file++) await put(`changing/${file}.ndjson`, large(file));
     await start(id, "exports/changing", "files");
     await until("rows to land", async () => (await status(id)).rowsLanded > 0, 300);
     await change();
