@@ -80,6 +80,8 @@ async function lakeOf(models?: Readonly<Record<string, string>>): Promise<Lake> 
 async function run(lake: Lake, store: (inner: ObjectStore) => ObjectStore = (inner) => inner): Promise<Told> {
   const job = await lake.twin({ store });
   lakes.push(job);
+  // Without room for copies of two each file is read by itself.
+  job.context.config.bulk.scratchBytes = 1;
   let phase: string | undefined;
   let landing: Told = {};
   const host = hostOf({

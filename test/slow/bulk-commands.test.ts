@@ -25,6 +25,8 @@ entityId: id
 version: revision
 payload: { path: name, change_count: changes }
 `;
+const MiB = 1024 * 1024;
+
 let folder: string;
 let data: string;
 let server: Server;
@@ -33,7 +35,12 @@ let env: NodeJS.ProcessEnv;
 beforeAll(async () => {
   folder = await temporaryFolder();
   data = join(folder, "data");
-  env = { TRIBUTARY_BULK__SOURCES__EXPORTS: join(folder, "exports") };
+  env = {
+    TRIBUTARY_BULK__SOURCES__EXPORTS: join(folder, "exports"),
+    TRIBUTARY_BULK__SCRATCH_BYTES: String(64 * MiB),
+  };
+  // Files of which there is no room for copies of several together are read each by itself.
+  const pad = "x".repeat((9 * MiB) / ROWS);
   mkdirSync(join(folder, "exports", "files"), { recursive: true });
   writeFileSync(join(folder, "mapping.yaml"), MAPPING);
   for (let file = 0; file < FILES; file++) {
@@ -41,7 +48,7 @@ beforeAll(async () => {
       const id = `f${file}-${row}`;
       // Two of no customer.
       const customer = file === 4 && row < 2 ? "" : "acme";
-      return JSON.stringify({ customer, id, revision: 10 + row, name: `exported/${id}`, changes: row });
+      return JSON.stringify({ customer, id, revision: 10 + row, name: `exported/${id}`, changes: row, pad });
     });
     writeFileSync(join(folder, "exports", "files", `${file}.ndjson`), `${lines.join("\n")}\n`);
   }
