@@ -131,6 +131,8 @@ interface Probe {
   readonly position: string;
   readonly ackedAt: number;
   readonly phase: string;
+  /** Where the job was. */
+  readonly job: string;
 }
 
 /** CPU of all processes below this one, by what they are; those that have ended too, but for their last second. */
@@ -173,12 +175,13 @@ class CpuWatch {
 
 let up: BenchServer | undefined;
 let phase = "before";
+let jobPhase = "";
 const probes: Probe[] = [];
 let token = "";
 
 async function probe(number: number): Promise<void> {
   const key = `FRESH-${number}`;
-  const during = phase;
+  const [during, job] = [phase, jobPhase];
   const event = {
     tenantId: "freshness",
     entityType: ISSUE,
@@ -198,7 +201,7 @@ async function probe(number: number): Promise<void> {
     };
     const ackedAt = performance.timeOrigin + performance.now();
     // One that is refused for lack of room is no event.
-    if (answer.ok && results !== undefined) probes.push({ ...results[0]!, ackedAt, phase: during });
+    if (answer.ok && results !== undefined) probes.push({ ...results[0]!, ackedAt, phase: during, job });
   } catch {
     // The server was killed.
   }
@@ -295,6 +298,7 @@ async function runJob(id: string, harm: { kills: number; pause: boolean }, use: 
   for (let shown = 0; ; await sleep(100)) {
     const state = told(id);
     const { phase: at, rowsLanded } = state;
+    jobPhase = at;
     if (began === undefined && (at === "landing" || rowsLanded > 0)) began = performance.now();
     if (landedAt === undefined && rowsLanded >= rows) landedAt = performance.now();
     if (at === "done") break;
@@ -468,23 +472,30 @@ console.log(
 );
 const table: (string | number)[][] = [];
 const p99: Record<string, number> = {};
-for (const [at, [name, before, since]] of phases.entries()) {
-  const next = phases[at + 1];
-  if (next === undefined) break;
+const agesOf = (some: readonly Probe[]): number[] => {
   const ages: number[] = [];
   let lost = 0;
-  for (const one of probes) {
-    if (one.phase !== name) continue;
+  for (const one of some) {
     const queryable = commits.of(one);
     if (queryable === undefined) lost++;
     else ages.push(queryable - one.ackedAt);
   }
-  if (lost > 0) throw new Error(`${lost} events of phase ${name} were acknowledged and never committed`);
-  const { shown, p99: high } = quantiles(ages);
+  if (lost > 0)
+    throw new Error(`${lost} events of phase ${some[0]!.phase} were acknowledged and never committed`);
+  return ages;
+};
+for (const [at, [name, before, since]] of phases.entries()) {
+  const next = phases[at + 1];
+  if (next === undefined) break;
+  const own = probes.filter((one) => one.phase === name);
+  const { shown, p99: high } = quantiles(agesOf(own));
   p99[name] = high;
   const seconds = (next[2] - since) / 1000;
   const used = (kind: string) => (((next[1][kind] ?? 0) - (before[kind] ?? 0)) / seconds).toFixed(2);
   table.push([name, seconds.toFixed(0), ...shown, used("bus"), used("ingest"), used("job"), used("chunks")]);
+  if (name !== "beside") continue;
+  for (const job of new Set(own.map((one) => one.job)))
+    table.push([`  ${job}`, "", ...quantiles(agesOf(own.filter((one) => one.job === job))).shown]);
 }
 console.log(
   textTable(
