@@ -12,12 +12,15 @@ import { TrackerWorkload } from "../services/main/workload/generator.js";
 export const ISSUE = "tracker.v1.Issue";
 /** Rows that others repeat under other keys. */
 const BASE_ROWS = 100_000;
+const SUFFIXES = { none: "", gzip: ".gz", zstd: ".zst" } as const;
 
 export interface ExportOrder {
   readonly folder: string;
   readonly rows: number;
   readonly fileRows: number;
   readonly format: "parquet" | "ndjson";
+  /** Of NDJSON, `none` when not given; Parquet has its own. */
+  readonly compression?: "none" | "gzip" | "zstd";
   readonly tenants: number;
   readonly eventBytes: number;
   readonly order: "key" | "random";
@@ -37,7 +40,11 @@ export const REVISIONS = 7;
  * n is of customer `tenant-` and n divided by the rows of a tenant, and has an id that ends in n.
  */
 export async function generateExport(order: ExportOrder): Promise<void> {
-  const { folder, rows: total, fileRows, format, tenants, eventBytes } = order;
+  const { folder, rows: total, fileRows, format, tenants, eventBytes, compression = "none" } = order;
+  const [suffix, codec] =
+    format === "parquet"
+      ? ["parquet", "FORMAT parquet, COMPRESSION zstd"]
+      : [`ndjson${SUFFIXES[compression]}`, `FORMAT json, COMPRESSION ${compression}`];
   const registry = registryOf();
   const decoder = new PayloadDecoder(registry.entityType(ISSUE)!);
   const events = issuesOf(registry, BASE_ROWS, eventBytes);
@@ -73,10 +80,8 @@ export async function generateExport(order: ExportOrder): Promise<void> {
         1 + number % ${REVISIONS} AS rev, b.* EXCLUDE (n, entity)
       FROM (SELECT i, ${number} AS number FROM range(${first}, ${first + rows}) t(i)) JOIN base b ON b.n = number % ${BASE_ROWS}
       ORDER BY ${order.order === "key" ? "customer, id" : "i"}`;
-    const path = join(folder, `part-${String(file).padStart(4, "0")}.${format}`);
-    await connection.run(
-      `COPY (${select}) TO ${literal(path)} (${format === "parquet" ? "FORMAT parquet, COMPRESSION zstd" : "FORMAT json"})`,
-    );
+    const path = join(folder, `part-${String(file).padStart(4, "0")}.${suffix}`);
+    await connection.run(`COPY (${select}) TO ${literal(path)} (${codec})`);
   }
   connection.closeSync();
   duck.close();

@@ -38,6 +38,8 @@ const { values: options } = parseArgs({
     rows: { type: "string", default: "2000000" },
     "file-rows": { type: "string", default: "500000" },
     format: { type: "string", default: "parquet" },
+    /** Of NDJSON: `none`, `gzip` or `zstd`. */
+    compression: { type: "string", default: "none" },
     tenants: { type: "string", default: "50" },
     "event-bytes": { type: "string", default: "700" },
     /** `key`: in the order of tenants and keys, as a database exports its tables; `random`. */
@@ -280,6 +282,8 @@ if (!existsSync(exports)) {
     rows: total,
     fileRows,
     format: isParquet ? "parquet" : "ndjson",
+    compression:
+      options.compression === "gzip" || options.compression === "zstd" ? options.compression : "none",
     tenants: Number(options.tenants),
     eventBytes: Number(options["event-bytes"]),
     order: options.order === "random" ? "random" : "key",
@@ -299,7 +303,7 @@ if (options.json) {
 } else {
   console.log(`${cpus().length} cores, ${Math.round(totalmem() / 1e9)} GB, Node ${process.version}`);
   console.log(
-    `${total} rows, ${Math.round(bytes / 1e6)} MB of ${options.format}; ${ours.chunks} chunks; ${JSON.stringify(ours.counts)}\n`,
+    `${total} rows, ${Math.round(bytes / 1e6)} MB of ${options.format}${options.compression === "none" ? "" : ` (${options.compression})`}; ${ours.chunks} chunks; ${JSON.stringify(ours.counts)}\n`,
   );
   const rows = [
     [
