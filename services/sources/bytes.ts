@@ -1,5 +1,5 @@
 import { createReadStream } from "node:fs";
-import type { Readable } from "node:stream";
+import { open } from "node:fs/promises";
 import { pipeline } from "node:stream";
 import { createGunzip } from "node:zlib";
 import { errno, TributaryError } from "../base/errors.js";
@@ -9,7 +9,8 @@ import { unzstd, ZstdDamaged } from "./zstd-stream.js";
 const PIECE_BYTES = 1024 * 1024;
 
 /**
- * A file's bytes in pieces, unpacked; from `start` where it is not packed. A piece is its reader's own. `onRead` is told
+ * A file's bytes in pieces, unpacked; from `start` where it is not packed. A piece is good until the next one is asked
+ * for: with buffers of their own V8 would collect its heap for each 64 MB of them. `onRead` is told
  * how much of the file, as it is, has been gone through.
  * Errors: TRB-SOURCE-DAMAGED for what is not packed so, or is cut short; TRB-SOURCE-UNREADABLE.
  */
@@ -20,12 +21,9 @@ export async function* bytesOf(
 ): AsyncGenerator<Buffer> {
   const { path, shown, compression } = file;
   try {
-    const raw = createReadStream(path, {
-      highWaterMark: PIECE_BYTES,
-      start: compression === "none" ? start : 0,
-    });
-    if (compression === "gzip") yield* gunzipped(raw, onRead);
-    else yield* compression === "zstd" ? unzstd(counted(raw, onRead)) : counted(raw, onRead);
+    if (compression === "gzip") yield* gunzipped(path, onRead);
+    else if (compression === "zstd") yield* unzstd(piecesOf(path, 0, onRead));
+    else yield* piecesOf(path, start, onRead);
   } catch (error) {
     if (error instanceof TributaryError) throw error;
     const code = errno(error);
@@ -36,19 +34,30 @@ export async function* bytesOf(
   }
 }
 
-async function* counted(raw: Readable, onRead: (bytes: number) => void): AsyncGenerator<Buffer> {
-  let read = 0;
-  for await (const piece of raw as AsyncIterable<Buffer>) {
-    read += piece.length;
-    onRead(read);
-    yield piece;
+async function* piecesOf(
+  path: string,
+  start: number,
+  onRead: (bytes: number) => void,
+): AsyncGenerator<Buffer> {
+  const file = await open(path);
+  try {
+    const piece = Buffer.allocUnsafeSlow(PIECE_BYTES);
+    for (let read = 0; ; ) {
+      const { bytesRead } = await file.read(piece, 0, piece.length, start + read);
+      if (bytesRead === 0) return;
+      read += bytesRead;
+      onRead(read);
+      yield piece.subarray(0, bytesRead);
+    }
+  } finally {
+    await file.close();
   }
 }
 
-async function* gunzipped(raw: Readable, onRead: (bytes: number) => void): AsyncGenerator<Buffer> {
+async function* gunzipped(path: string, onRead: (bytes: number) => void): AsyncGenerator<Buffer> {
   const gunzip = createGunzip({ chunkSize: PIECE_BYTES / 4 });
   // What goes wrong is told to whoever reads the result.
-  pipeline(raw, gunzip, () => undefined);
+  pipeline(createReadStream(path, { highWaterMark: PIECE_BYTES }), gunzip, () => undefined);
   for await (const piece of gunzip as AsyncIterable<Buffer>) {
     onRead(gunzip.bytesWritten);
     yield piece;

@@ -4,8 +4,8 @@ import { identifier, literal, rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
 import { decodeVector, locateVector, unframeVector } from "../table/deletion-vector.js";
 import { Mask } from "../table/mask.js";
+import type { Batch, FormatReader } from "./batch.js";
 import { damaged, ORDINAL, type SourceColumn } from "./formats.js";
-import type { Batch, FormatReader } from "./reader.js";
 import type { Mark } from "./splitter.js";
 import type { ReadUnit } from "./unit.js";
 

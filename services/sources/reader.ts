@@ -2,43 +2,13 @@ import type { DuckDBConnection } from "@duckdb/node-api";
 import { identifier, literal } from "../base/duckdb.js";
 import { engineErrorOf, isMemoryError } from "../base/engine-error.js";
 import { TributaryError } from "../base/errors.js";
-import { damaged, ORDINAL, type Reject, type SourceColumn } from "./formats.js";
+import { type Batch, type FormatReader, sifted } from "./batch.js";
+import { damaged, ORDINAL, type SourceColumn } from "./formats.js";
 import type { HeldFile } from "./held-file.js";
 import { ParquetReader } from "./parquet-reader.js";
-import type { Mark, Records } from "./splitter.js";
+import type { Mark } from "./splitter.js";
 import { TextReader } from "./text-reader.js";
 import { type ReadUnit, requireUnchanged } from "./unit.js";
-
-/** Some consecutive records of a file. */
-export interface Batch {
-  /**
-   * Trusted SQL: ORDINAL, then the reader's columns, rows in order of ORDINAL. Good until the next batch is asked for;
-   * a statement may name it once.
-   */
-  readonly sql: string;
-  /** The same rows where they are ChangeEvents, for whoever needs no engine to look at them. */
-  readonly events?: Records | undefined;
-  /** Records [first, next.row) of the file; those that are neither in `sql` nor in `rejects` have been deleted. */
-  readonly first: number;
-  /** Where reading goes on after this batch, now or in another process. */
-  readonly next: Mark;
-  /** Of the relation. Whoever streams it counts: a stream that fails midway just ends. */
-  readonly rows: number;
-  /** Of the file, unpacked. */
-  readonly bytes: number;
-  /** What is left of the file behind it, unpacked: of one that is packed, if it goes on being packed so well. */
-  readonly left: number;
-  /** In order. */
-  readonly rejects: readonly Reject[];
-}
-
-/** One format's way to read a file. Errors of the engine come as they are. */
-export interface FormatReader {
-  readonly columns: readonly SourceColumn[];
-  /** Of the whole file, where that is known without reading it. */
-  readonly rows?: number;
-  batches(from: Mark): AsyncGenerator<Batch>;
-}
 
 export const START: Mark = { row: 0 };
 
@@ -96,12 +66,13 @@ export class SourceReader {
   }
 
   /**
-   * The file's records from `from` on, a batch at a time. A file that changes ends it before the next batch is given.
-   * Errors: as `open`. What goes wrong while a batch's relation is read is told by `failure`.
+   * The file's records from `from` on, a batch at a time, unless told otherwise sifted. A file that changes ends it before
+   * the next batch is given. Errors: as `open`. What goes wrong while a batch's relation is read is told by `failure`.
    */
-  async *batches(from: Mark = START): AsyncGenerator<Batch> {
+  async *batches(from: Mark = START, sifts = true): AsyncGenerator<Batch> {
     try {
-      for await (const batch of this.reader.batches(from)) {
+      for await (const given of this.reader.batches(from)) {
+        const batch = sifts ? await sifted(given) : given;
         await requireUnchanged(this.unit);
         yield { ...batch, sql: this.withPartition(batch.sql) };
         await requireUnchanged(this.unit);

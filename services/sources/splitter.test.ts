@@ -10,7 +10,7 @@ const options: SplitterOptions = { maxRecordBytes: MiB, from: { row: 0 }, start:
 
 describe("a record of any length", () => {
   it.each([
-    ["of lines", new LineSplitter(1, options), "x\n", "\ny\n"],
+    ["of lines", new LineSplitter(1, options), "{x\n", "\n{y\n"],
     ["of CSV", new CsvSplitter(1, CSV_DEFAULTS, options), "x\n", "\ny\n"],
     ["of CSV, in quotes", new CsvSplitter(1, CSV_DEFAULTS, options), 'x\n"', '\n"\ny\n'],
     // 160 MiB and three bytes, as a varint.
@@ -24,7 +24,7 @@ describe("a record of any length", () => {
     const piece = Buffer.alloc(MiB, ",");
     const memory = () => process.memoryUsage().arrayBuffers + process.memoryUsage().heapUsed;
     splitter.push(Buffer.from(before));
-    const start = memory();
+    const first = memory();
     let most = 0;
     for (let i = 0; i < 160; i++) {
       splitter.push(piece);
@@ -32,15 +32,18 @@ describe("a record of any length", () => {
     }
     splitter.push(Buffer.from(after));
     expect(splitter.end()).toBeUndefined();
-    expect(most - start).toBeLessThan(100 * MiB);
+    expect(most - first).toBeLessThan(100 * MiB);
     const { records, rejects } = splitter.take();
     const texts = Array.from({ length: records.count }, (_, at) =>
       records.bytes.toString("utf8", records.fields[at * 2], records.fields[at * 2 + 1]),
     );
-    expect(texts).toEqual(["x", "y"]);
+    expect(texts.map((text) => text.replace("{", ""))).toEqual(["x", "y"]);
+    const start = texts[0]!.length + 1;
     expect(records.ordinals).toEqual([0, 2]);
     expect(records.offsets[0]).toBe(0);
-    expect(rejects.map(({ row, code, offset }) => [row, code, offset])).toEqual([[1, "TRB-ROW-LENGTH", 2]]);
+    expect(rejects.map(({ row, code, offset }) => [row, code, offset])).toEqual([
+      [1, "TRB-ROW-LENGTH", start],
+    ]);
     expect(splitter.mark.offset).toBe(before.length + 160 * MiB + after.length);
   });
 });

@@ -30,6 +30,8 @@ export interface SplitterOptions {
   readonly startRow: number;
 }
 
+const NOTHING = Buffer.alloc(0);
+
 /** What a record costs beside its bytes; all of a batch may be rejected. */
 const RECORD_OVERHEAD = 256;
 
@@ -38,7 +40,7 @@ const RECORD_OVERHEAD = 256;
  * that is too long is let go of piece by piece, and rejected where it ends.
  */
 export abstract class Splitter {
-  protected arena = Buffer.allocUnsafeSlow(1024 * 1024);
+  protected arena: Buffer = Buffer.allocUnsafeSlow(1024 * 1024);
   protected used = 0;
   /** Where the record begins that has not ended yet, and how far it has been looked through. */
   protected begin = 0;
@@ -53,6 +55,9 @@ export abstract class Splitter {
   /** The beginning of a record that is too long, and its place; undefined when it is not. */
   private long: { readonly bytes: Buffer; readonly offset: number } | undefined;
   private cost = 0;
+  /** What `take` gave last, and what it may give again. */
+  private given: Buffer | undefined;
+  private spare: Buffer | undefined;
 
   constructor(
     readonly columns: number,
@@ -90,14 +95,19 @@ export abstract class Splitter {
     return this.base + this.begin;
   }
 
-  /** What has been cut since the last call. Its bytes are the caller's. */
+  /** What has been cut since the last call. Its bytes are the caller's, until it gives them back. */
   take(): { readonly records: Records; readonly rejects: Reject[] } {
     const { arena, ordinals, offsets, fields, columns, rejected } = this;
     const rest = arena.subarray(this.begin, this.used);
-    // The next batch mostly takes as much: growing to that anew costs more than all the rest here.
-    const alike = this.used > arena.length / 2 ? arena.length : 0;
-    this.arena = Buffer.allocUnsafeSlow(Math.max(1024 * 1024, 2 * rest.length, alike));
+    this.arena = this.spare ?? NOTHING;
+    this.spare = undefined;
+    if (this.arena.length < 2 * rest.length || this.arena.length === 0) {
+      // The next batch mostly takes as much: growing to that anew costs more than all the rest here.
+      const alike = this.used > arena.length / 2 ? arena.length : 0;
+      this.arena = Buffer.allocUnsafeSlow(Math.max(1024 * 1024, 2 * rest.length, alike));
+    }
     rest.copy(this.arena);
+    this.given = arena;
     this.base += this.begin;
     this.scanned -= this.begin;
     this.used = rest.length;
@@ -111,6 +121,12 @@ export abstract class Splitter {
       records: { bytes: arena, count: ordinals.length, ordinals, offsets, fields, columns },
       rejects: rejected,
     };
+  }
+
+  /** Nobody looks any more at the bytes that `take` gave last: memory for what is to come. */
+  giveBack(): void {
+    this.spare = this.given;
+    this.given = undefined;
   }
 
   /** Whether records must be UTF-8. */

@@ -2,12 +2,12 @@ import { stat } from "node:fs/promises";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { rowsOf } from "../base/duckdb.js";
 import { TributaryError } from "../base/errors.js";
+import { type Batch, type FormatReader, sifted } from "./batch.js";
 import { bytesOf } from "./bytes.js";
 import { type CsvHeader, CsvSplitter } from "./csv-splitter.js";
 import { damaged, ORDINAL, REJECT_BYTES, type Reject, type SourceColumn } from "./formats.js";
 import { FrameSplitter } from "./frame-splitter.js";
-import { LineSplitter } from "./line-splitter.js";
-import type { Batch, FormatReader } from "./reader.js";
+import { LineSplitter, NO_OBJECT } from "./line-splitter.js";
 import { RecordFeed } from "./record-feed.js";
 import { type Mark, type Records, type Splitter, type SplitterOptions, without } from "./splitter.js";
 import type { ReadUnit } from "./unit.js";
@@ -78,7 +78,10 @@ export class TextReader implements FormatReader {
         splitter.push(piece.subarray(at, at + PUSH_BYTES));
         // What is no record, or one without end, holds nothing: whoever reads is to be asked whether it goes on.
         const isMuch = splitter.passed - state.passed >= unit.batchBytes && splitter.mark.row >= from.row;
-        if (splitter.held >= unit.batchBytes || isMuch) yield this.batch(splitter, state);
+        if (splitter.held < unit.batchBytes && !isMuch) continue;
+        yield this.batch(splitter, state);
+        // Of events somebody keeps the bytes; lines and rows are the engine's by now.
+        if (unit.format !== "events") splitter.giveBack();
       }
     }
     const wrong = splitter.end();
@@ -116,39 +119,34 @@ export class TextReader implements FormatReader {
     const { records, rejects } = splitter.take();
     state.first = next.row;
     state.passed += bytes;
-    const checked = await this.check(records, rejects);
-    this.feed.use(checked.records);
-    return {
-      sql: this.unit.format === "debezium" ? debeziumSql(this.feed.sql) : `SELECT * FROM ${this.feed.sql}`,
-      events: this.unit.format === "events" ? checked.records : undefined,
+    this.feed.use(records);
+    const { format, compression } = this.unit;
+    const isJson = format === "ndjson" || format === "debezium";
+    const batch: Batch = {
+      sql: format === "debezium" ? debeziumSql(this.feed.sql) : `SELECT * FROM ${this.feed.sql}`,
+      events: format === "events" ? records : undefined,
       first,
-      next: this.unit.compression === "none" ? next : { row: next.row },
-      rows: checked.records.count,
+      next: compression === "none" ? next : { row: next.row },
+      rows: records.count,
       bytes,
       left: Math.max(0, state.ends - state.passed),
-      rejects: checked.rejects,
+      rejects,
+      sift: isJson && records.count > 0 ? () => this.sift(records) : undefined,
     };
+    // JSON that is no row of a snapshot is read like one that is.
+    return format === "debezium" ? sifted(batch) : batch;
   }
 
   /** Lines are known to be rows once their JSON has been looked at. */
-  private async check(
-    records: Records,
-    rejects: Reject[],
-  ): Promise<{ readonly records: Records; readonly rejects: readonly Reject[] }> {
-    const { format } = this.unit;
-    if ((format !== "ndjson" && format !== "debezium") || records.count === 0) return { records, rejects };
-    this.feed.use(records);
-    const wrong = format === "ndjson" ? "NULL" : SNAPSHOT_FAULT;
+  private async sift(records: Records): Promise<Reject[]> {
+    const wrong = this.unit.format === "ndjson" ? "NULL" : SNAPSHOT_FAULT;
     const found = await rowsOf(
       this.connection,
-      // Of valid JSON the first character tells what it is. Errors of functions, caught by try(), cost 60 µs each.
+      // Errors of functions, caught by try(), cost 60 µs each.
       `SELECT ${ORDINAL}, fault FROM (
-         SELECT ${ORDINAL},
-           CASE WHEN NOT (json_valid(${RECORD}) AND (starts_with(${RECORD}, '{') OR starts_with(ltrim(${RECORD}, E' \\t\\r'), '{')))
-             THEN 'TRB-ROW-JSON' ELSE ${wrong} END AS fault
+         SELECT ${ORDINAL}, CASE WHEN NOT json_valid(${RECORD}) THEN '${NO_OBJECT.code}' ELSE ${wrong} END AS fault
          FROM ${this.feed.sql}) WHERE fault IS NOT NULL`,
     );
-    if (found.length === 0) return { records, rejects };
     const faults = new Map(found.map(([ordinal, fault]) => [Number(ordinal), fault as Fault]));
     const places = new Set<number>();
     const lines: Reject[] = [];
@@ -161,8 +159,8 @@ export class TextReader implements FormatReader {
       const bytes = Buffer.from(records.bytes.subarray(start, Math.min(end, start + REJECT_BYTES)));
       lines.push({ row, offset: records.offsets[at], code, message: FAULTS[code], bytes });
     }
-    const all = [...rejects, ...lines].sort((a, b) => a.row - b.row);
-    return { records: without(records, places), rejects: all };
+    this.feed.use(without(records, places));
+    return lines;
   }
 }
 
@@ -175,7 +173,7 @@ interface Progress {
 
 type Fault = keyof typeof FAULTS;
 const FAULTS = {
-  "TRB-ROW-JSON": "line: expected one JSON object",
+  [NO_OBJECT.code]: NO_OBJECT.message,
   "TRB-ROW-SNAPSHOT": 'line: expected op "r" and an object in after, in payload or at the top',
 } as const;
 

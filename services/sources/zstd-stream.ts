@@ -27,11 +27,12 @@ export class ZstdDamaged extends Error {
   override readonly name = "ZstdDamaged";
 }
 
-/** Any number of Zstandard frames, one after the other, unpacked as they come, in pieces of some 128 KB. */
+/** Any number of Zstandard frames, one after the other, unpacked as they come, in pieces of some 128 KB that are good until the next one is asked for. */
 export async function* unzstd(packed: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
   const context = decoder.ZSTD_createDCtx();
   const room = decoder.ZSTD_DStreamOutSize();
   const out = decoder.malloc(room);
+  const unpacked = Buffer.allocUnsafeSlow(room);
   // Two structs of pointer, size and position.
   const structs = decoder.malloc(24);
   let input = 0;
@@ -49,7 +50,8 @@ export async function* unzstd(packed: AsyncIterable<Buffer>): AsyncGenerator<Buf
         // Growing memory makes views of it void, and it may have grown.
         const words = new Uint32Array(decoder.memory.buffer, structs, 6);
         const [consumed, written] = [words[2]!, words[5]!];
-        if (written > 0) yield Buffer.from(new Uint8Array(decoder.memory.buffer, out, written));
+        unpacked.set(new Uint8Array(decoder.memory.buffer, out, written));
+        if (written > 0) yield unpacked.subarray(0, written);
         // Full room may have left something behind.
         more = consumed < piece.length || written === room;
         if (consumed === piece.length && ended) more = false;

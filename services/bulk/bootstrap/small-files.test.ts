@@ -224,7 +224,7 @@ test("rejects are told of their own file and record, whenever they are found", a
   const line = (file: number, row: number, name: string) =>
     lineOf({ ...eventAt(file, row, "good"), thing: { name } });
   put(0, "ndjson", line(0, 0, "x"));
-  put(1, "ndjson", `${line(1, 0, "x")}no json\n${line(1, 2, "y".repeat(3_000))}`);
+  put(1, "ndjson", `${line(1, 0, "x")}{"no": json}\n${line(1, 2, "y".repeat(3_000))}`);
   put(2, "ndjson", "");
   put(3, "ndjson", `${line(3, 0, "z".repeat(1_500))}${lineOf(eventAt(3, 1, "bad"))}${line(3, 2, "x")}`);
   put(4, "ndjson", `${line(4, 0, "y".repeat(2_500))}[]\n`);
@@ -246,6 +246,37 @@ test("rejects are told of their own file and record, whenever they are found", a
     "exports/in/f-0004.ndjson 1 TRB-ROW-JSON",
   ]);
   expect((await landed()).map((row) => row.split(" ")[1])).toEqual(["0-0", "1-0", "3-0", "3-2"]);
+});
+
+const OF_PATH: Mapping = {
+  tenant: { constant: "acme" },
+  entityId: { path: "f-(.*)\\." },
+  version: { constant: 1 },
+  payload: {},
+};
+test.each([
+  ["that the engine meets as it maps them", MAPPING],
+  ["that nothing is wanted of", OF_PATH],
+])("lines that are no JSON, %s, are rejected, and no other ones of their batch", async (_, mapping) => {
+  const isWrong = (file: number, row: number) => file !== 1 && row % 500 === 7 + file;
+  const places = [0, 1, 2].flatMap((file) => Array.from({ length: 2_000 }, (_, row) => ({ file, row })));
+  for (const file of [0, 1, 2]) {
+    const lines = places.flatMap((at) =>
+      at.file !== file
+        ? []
+        : isWrong(file, at.row)
+          ? `{"id": ${at.row},}}\n`
+          : lineOf(eventAt(file, at.row, "good")),
+    );
+    put(file, "ndjson", lines.join(""));
+  }
+  const { done, rejects } = await run("ndjson", { mapping });
+  expect(done).toBe(true);
+  const wrong = places.filter(({ file, row }) => isWrong(file, row));
+  expect(rejects).toEqual(wrong.map(({ file, row }) => `${file} ${row} TRB-ROW-JSON`));
+  const right = places.filter(({ file, row }) => !isWrong(file, row));
+  const at = (await landed()).map((row) => row.split(" ")[0]);
+  expect(at).toEqual(right.map(({ file, row }) => positionIn(file, row + 1)));
 });
 
 test("an event whose payload is not there is rejected at its own place, and no other one's", async () => {

@@ -37,7 +37,8 @@ export class ChunkMaker {
     private readonly getsOn: () => void,
   ) {
     this.aside = new PayloadsAside(order.payloads.aside);
-    this.batches = reader.batches();
+    // What fails where it meets a record that is none needs no look at all of them before.
+    this.batches = reader.batches(!mapped.isSure);
   }
 
   /** `duck` reaches `held`, the order's files, and its `out`s. Errors: TRB-BULK-MAPPING, those of SourceReader. */
@@ -101,7 +102,18 @@ export class ChunkMaker {
   }
 
   /** Takes the rows that are events, as far as the engine can tell; returns the others. */
-  private async take(batch: FileBatch): Promise<FileReject[]> {
+  private async take(batch: FileBatch): Promise<readonly FileReject[]> {
+    try {
+      return await this.taken(batch);
+    } catch (error) {
+      const isDamaged = error instanceof TributaryError && error.code === "TRB-SOURCE-DAMAGED";
+      const found = isDamaged ? await batch.sift?.() : undefined;
+      if (found === undefined || found.length === 0) throw error;
+      return [...found, ...(await this.taken(batch))];
+    }
+  }
+
+  private async taken(batch: FileBatch): Promise<FileReject[]> {
     if (batch.rows === 0) return [];
     const { connection, order } = this;
     const { file, unit } = batch.of;

@@ -1,6 +1,8 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
+import type { Batch } from "../../sources/batch.js";
+import type { Reject } from "../../sources/formats.js";
 import type { HeldFile } from "../../sources/held-file.js";
-import { type Batch, SourceReader, START } from "../../sources/reader.js";
+import { SourceReader, START } from "../../sources/reader.js";
 import type { Mark } from "../../sources/splitter.js";
 import type { FileReject, FileToRead, OpenFiles } from "./chunk-protocol.js";
 import type { SourcePlace } from "./row-events.js";
@@ -9,6 +11,7 @@ import type { SourcePlace } from "./row-events.js";
 export interface FileBatch extends Batch {
   readonly of: FileToRead;
   readonly rejects: readonly FileReject[];
+  readonly sift: (() => Promise<readonly FileReject[]>) | undefined;
 }
 
 /**
@@ -55,8 +58,8 @@ export class FilesReader {
     return this.first.rows;
   }
 
-  /** Errors: those of SourceReader. */
-  async *batches(): AsyncGenerator<FileBatch> {
+  /** `sifts`, and errors: those of SourceReader. */
+  async *batches(sifts = true): AsyncGenerator<FileBatch> {
     for (const [index, of] of this.files.entries()) {
       if (index > 0) {
         const next = await SourceReader.open(this.connection, this.held[index]!, this.getsOn);
@@ -65,11 +68,18 @@ export class FilesReader {
       }
       const { file } = of;
       this.seen.listed += of.bytes;
-      for await (const batch of this.current.batches(index === 0 ? this.from : START)) {
+      for await (const batch of this.current.batches(index === 0 ? this.from : START, sifts)) {
         this.seen.read += batch.bytes;
         this.at = { file, row: batch.next.row };
-        const rejects = batch.rejects.map((reject) => ({ ...reject, file }));
-        yield { ...batch, of, rejects, left: batch.left + this.behind(index, batch.left) };
+        const inFile = (rejects: readonly Reject[]) => rejects.map((reject) => ({ ...reject, file }));
+        const { sift } = batch;
+        yield {
+          ...batch,
+          of,
+          rejects: inFile(batch.rejects),
+          sift: sift === undefined ? undefined : async () => inFile(await sift()),
+          left: batch.left + this.behind(index, batch.left),
+        };
       }
       this.at = { file: file + 1, row: 0 };
     }

@@ -8,6 +8,8 @@ import { RECORD } from "../../sources/text-reader.js";
 /** How the rows that a reader gives are mapped: its relation, in the shape that the mapping's SQL is about. */
 export interface MappedRelation {
   readonly mapping: CheckedMapping;
+  /** Whether the engine fails on it where it meets a record that is none. */
+  readonly isSure: boolean;
   /** Of a batch's SQL. */
   of(sql: string): string;
 }
@@ -23,7 +25,7 @@ export function mappedRelation(
   type: DescMessage,
 ): MappedRelation {
   if (format !== "ndjson" && format !== "debezium") {
-    return { mapping: new CheckedMapping(mapping, columns, type), of: (sql) => `(${sql})` };
+    return { mapping: new CheckedMapping(mapping, columns, type), isSure: false, of: (sql) => `(${sql})` };
   }
   const others = columns.filter(({ name }) => name !== RECORD);
   const known = new Set(others.map(({ name }) => name));
@@ -31,10 +33,13 @@ export function mappedRelation(
   const fields = fieldsOf(named);
   const structure = literal(JSON.stringify(fields));
   const found = Object.entries(fields).map(([name, inner]) => ({ name, type: typeOf(inner) }));
+  // Of JSON that nothing is wanted of, nothing is looked at.
+  const isSure = named.length > 0;
+  const read = isSure ? `, unnest(json_transform(${RECORD}, ${structure}))` : "";
   return {
     mapping: new CheckedMapping(mapping, [...found, ...others], type),
-    of: (sql) =>
-      `(SELECT * EXCLUDE (${RECORD}), unnest(json_transform(${RECORD}, ${structure})) FROM (${sql}))`,
+    isSure,
+    of: (sql) => `(SELECT * EXCLUDE (${RECORD})${read} FROM (${sql}))`,
   };
 }
 
