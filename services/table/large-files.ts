@@ -66,12 +66,11 @@ export class LargeFiles {
     this.taken.clear();
   }
 
-  /** Forgets those that are gone, and goes on reading the others. */
+  /** Forgets those that are gone. */
   keep(snapshot: TableSnapshot): void {
     if (this.runs.size === 0) return;
     const live = filesOf(snapshot);
     for (const path of this.runs.keys()) if (!live.has(path)) this.drop(path);
-    this.read();
   }
 
   /**
@@ -124,7 +123,8 @@ export class LargeFiles {
     );
   }
 
-  private read(): void {
+  /** Goes on reading. Not while a batch is being settled, which the files of others have already kept waiting. */
+  read(): void {
     if (this.reading !== undefined || this.closed || this.next() === undefined) return;
     this.reading = this.readAll()
       // What is amiss with a file is told to who needs it; what passes is tried again with the next batch.

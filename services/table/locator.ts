@@ -158,6 +158,7 @@ export class EntityLocator {
     this.large.handOver();
     await this.bringTo(snapshot, hasMany(records, claimed) ? EVERY_SLOT : claimed, connection);
     this.large.keep(snapshot);
+    this.large.read();
     const standing = new Standing(records, snapshot);
     const { index } = this;
     if (index === undefined) {

@@ -4,8 +4,8 @@ import type { ReadLimits } from "../../sources/inspect.js";
 import { SourceProcess } from "../../sources/source-process.js";
 import { CHUNK_WORKER } from "./chunk-file.js";
 
-/** Chunks are made with so much less of a claim to the machine than the process has that commits them. */
-const NICER = 5;
+/** Chunks are made of what others leave of the machine: with so much less of a claim than the process has that commits them. */
+const NICER = 14;
 
 /** A process that makes chunks, for whoever ends it. */
 export function chunkProcess({
