@@ -58,7 +58,7 @@ export const bulk = z
     maxRecordBytes: count(16 * MiB, 1024),
     /** What the engine of a process that reads a source may hold. */
     readerMemoryBytes: count(768 * MiB, 64 * MiB),
-    /** A reader that gets nowhere for so long is killed. */
+    /** A reader that gets nowhere for so long is killed; it may wait longer for a core. */
     readerIdleMs: count(60_000, 100),
     /** Jobs that run beside each other; the others wait for their turn. */
     jobsAtOnce: count(1),

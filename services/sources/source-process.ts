@@ -5,6 +5,7 @@ import { TributaryError } from "../base/errors.js";
 import { forkKillable, gone, residentBytes } from "../base/killable.js";
 import { packageRoot } from "../base/paths.js";
 import type { ReaderOptions, Reply } from "./protocol.js";
+import { Silence, waitsOf } from "./silence.js";
 
 /** The compiled worker: a child process needs JavaScript, also when the parent runs from source. */
 const WORKER = join(packageRoot, "dist", "services", "sources", "worker.js");
@@ -18,7 +19,7 @@ type EndReason = Extract<Code, "TRB-SOURCE-MEMORY" | "TRB-SOURCE-STALLED" | "TRB
 export interface ProcessLimits {
   /** Of the engine. */
   readonly memoryBytes: number;
-  /** Without a sign that it gets on for so long, the process is killed. */
+  /** Without a sign that it gets on for so long, what it waits for a core left out, the process is killed. */
   readonly idleMs: number;
 }
 
@@ -75,15 +76,15 @@ export class SourceProcess {
     if (this.exited) throw new TributaryError(this.reason ?? "TRB-SOURCE-READER");
     this.child.ref();
     this.child.channel?.ref();
-    let heard = performance.now();
+    const silence = new Silence(() => waitsOf(this.pid));
     const watch = setInterval(() => {
-      if (performance.now() - heard > this.limits.idleMs) this.end("TRB-SOURCE-STALLED");
+      if (silence.ms > this.limits.idleMs) this.end("TRB-SOURCE-STALLED");
       this.watchMemory();
     }, WATCH_MS);
     try {
       return await new Promise<unknown>((resolve, reject) => {
         const tell = (reply: Reply) => {
-          heard = performance.now();
+          silence.heard();
           onTold(reply);
         };
         this.pending = { resolve, reject, tell };
