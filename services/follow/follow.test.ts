@@ -222,8 +222,9 @@ test("orders of changes compare as last-write-wins does in tables", async () => 
     path: fc.constantFrom("x", "y", "z"),
   });
   let ties = 0;
+  const twice = event.map((one) => [one, one] as const);
   await fc.assert(
-    fc.asyncProperty(event, event, async (...pair) => {
+    fc.asyncProperty(fc.oneof({ weight: 9, arbitrary: fc.tuple(event, event) }, twice), async (pair) => {
       const reader = new MemoryReader("s");
       const batch = new EventBatch("scm.v1.File", "s");
       for (const [i, { operation, version, seconds, path }] of pair.entries()) {
