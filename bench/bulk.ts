@@ -59,6 +59,8 @@ if (options.spark && !options.s3) {
 const total = Number(options.rows);
 const fileRows = Number(options["file-rows"]);
 const isParquet = options.format === "parquet";
+const compression =
+  options.compression === "gzip" || options.compression === "zstd" ? options.compression : "none";
 const root = benchFolder("bulk");
 const exports = options.folder ?? join(root, "exports");
 const QUARTERS = 4;
@@ -282,8 +284,7 @@ if (!existsSync(exports)) {
     rows: total,
     fileRows,
     format: isParquet ? "parquet" : "ndjson",
-    compression:
-      options.compression === "gzip" || options.compression === "zstd" ? options.compression : "none",
+    compression,
     tenants: Number(options.tenants),
     eventBytes: Number(options["event-bytes"]),
     order: options.order === "random" ? "random" : "key",
@@ -303,7 +304,7 @@ if (options.json) {
 } else {
   console.log(`${cpus().length} cores, ${Math.round(totalmem() / 1e9)} GB, Node ${process.version}`);
   console.log(
-    `${total} rows, ${Math.round(bytes / 1e6)} MB of ${options.format}${options.compression === "none" ? "" : ` (${options.compression})`}; ${ours.chunks} chunks; ${JSON.stringify(ours.counts)}\n`,
+    `${total} rows, ${Math.round(bytes / 1e6)} MB of ${options.format}, compression ${isParquet ? "its own" : compression}; ${ours.chunks} chunks; ${JSON.stringify(ours.counts)}\n`,
   );
   const rows = [
     [

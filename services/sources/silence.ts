@@ -3,16 +3,14 @@ import { readdirSync, readFileSync } from "node:fs";
 /** What each thread of a process has waited so far for a core that it wanted, in ms. */
 export type Waits = ReadonlyMap<string, number>;
 
-const NONE: Waits = new Map();
-
 /**
  * How long a process has given no sign that it gets on. The time in which it had no core, though it wanted one, does not count:
  * what makes chunks gets what others leave of the machine, and that may be next to nothing for minutes.
  */
 export class Silence {
   private heardAt: number;
-  private lookedAt: number | undefined;
-  private waits = NONE;
+  /** As of the first look since the last sign. */
+  private before: Waits | undefined;
 
   constructor(
     private readonly waitsNow: () => Waits,
@@ -24,27 +22,24 @@ export class Silence {
   /** The process has given a sign. */
   heard(): void {
     this.heardAt = this.now();
-    this.lookedAt = undefined;
+    this.before = undefined;
   }
 
   /** To be asked every now and then: waits are known from the first time on since the last sign. */
   get ms(): number {
     const waits = this.waitsNow();
-    if (this.lookedAt === undefined) {
-      this.lookedAt = this.now();
-      this.waits = waits;
-    }
+    this.before ??= waits;
     let waited = 0;
-    for (const [thread, ms] of waits) waited = Math.max(waited, ms - (this.waits.get(thread) ?? 0));
+    for (const [thread, ms] of waits) waited = Math.max(waited, ms - (this.before.get(thread) ?? 0));
     return this.now() - this.heardAt - waited;
   }
 }
 
 /** Of a process, as Linux tells it; elsewhere none. */
 export function waitsOf(pid: number | undefined): Waits {
-  if (pid === undefined) return NONE;
-  const tasks = `/proc/${pid}/task`;
   const waits = new Map<string, number>();
+  if (pid === undefined) return waits;
+  const tasks = `/proc/${pid}/task`;
   try {
     for (const thread of readdirSync(tasks)) {
       // Nanoseconds on a core, and waiting for one.

@@ -30,8 +30,6 @@ export interface SplitterOptions {
   readonly startRow: number;
 }
 
-const NOTHING = Buffer.alloc(0);
-
 /** What a record costs beside its bytes; all of a batch may be rejected. */
 const RECORD_OVERHEAD = 256;
 
@@ -99,13 +97,14 @@ export abstract class Splitter {
   take(): { readonly records: Records; readonly rejects: Reject[] } {
     const { arena, ordinals, offsets, fields, columns, rejected } = this;
     const rest = arena.subarray(this.begin, this.used);
-    this.arena = this.spare ?? NOTHING;
+    const { spare } = this;
     this.spare = undefined;
-    if (this.arena.length < 2 * rest.length || this.arena.length === 0) {
-      // The next batch mostly takes as much: growing to that anew costs more than all the rest here.
-      const alike = this.used > arena.length / 2 ? arena.length : 0;
-      this.arena = Buffer.allocUnsafeSlow(Math.max(1024 * 1024, 2 * rest.length, alike));
-    }
+    // The next batch mostly takes as much: growing to that anew costs more than all the rest here.
+    const alike = this.used > arena.length / 2 ? arena.length : 0;
+    this.arena =
+      spare !== undefined && spare.length >= 2 * rest.length
+        ? spare
+        : Buffer.allocUnsafeSlow(Math.max(1024 * 1024, 2 * rest.length, alike));
     rest.copy(this.arena);
     this.given = arena;
     this.base += this.begin;

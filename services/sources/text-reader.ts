@@ -147,6 +147,7 @@ export class TextReader implements FormatReader {
          SELECT ${ORDINAL}, CASE WHEN NOT json_valid(${RECORD}) THEN '${NO_OBJECT.code}' ELSE ${wrong} END AS fault
          FROM ${this.feed.sql}) WHERE fault IS NOT NULL`,
     );
+    if (found.length === 0) return [];
     const faults = new Map(found.map(([ordinal, fault]) => [Number(ordinal), fault as Fault]));
     const places = new Set<number>();
     const lines: Reject[] = [];
