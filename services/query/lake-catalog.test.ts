@@ -1,8 +1,9 @@
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from "vitest";
+import { CountingStore } from "../../test/support/counting-store.js";
 import { encodeTestEvent, Lake, type TestEvent, THING, writeProject } from "../../test/support/lake.js";
 import { rowsOf } from "../base/duckdb.js";
 import { EventBatch } from "../ingest/event-batch.js";
@@ -87,9 +88,9 @@ const thing = (tenant: string, id: string): TestEvent => ({
   thing: { name: `${tenant}'s`, amount: 3, labels: ["a"], number: "1" },
 });
 
-const openCatalog = () =>
+const openCatalog = (store = lake.context.store) =>
   new LakeCatalog({
-    store: lake.context.store,
+    store,
     duck: lake.context.duck,
     table: { checkpointEvery: 7 },
     streams: { nameOf: () => STREAM, stream: () => stream },
@@ -198,13 +199,24 @@ describe("tables are the project's models", () => {
     expect(await rows(table, "acme")).toEqual([["acme", "1", "acme's"]]);
   });
 
-  test("a table that cannot be read fails its own queries and no other's", async () => {
+  /** Gives back what mends it. */
+  async function breakTable(): Promise<() => void> {
     stream.append(thing("acme", "1"), Date.now());
     await lake.land(stream.batch(0));
     await lake.settled();
     const log = join(lake.folder, "lake", "refined", "t", "broken", "_delta_log");
-    const commits = (await readdir(log)).filter((name) => name.endsWith(".json"));
-    for (const commit of commits) writeFileSync(join(log, commit), "no commit");
+    const paths = (await readdir(log))
+      .filter((name) => name.endsWith(".json"))
+      .map((name) => join(log, name));
+    const commits = paths.map((path) => readFileSync(path));
+    for (const path of paths) writeFileSync(path, "no commit");
+    return () => {
+      for (const [at, path] of paths.entries()) writeFileSync(path, commits[at]!);
+    };
+  }
+
+  test("a table that cannot be read fails its own queries and no other's", async () => {
+    await breakTable();
     const tables = await catalog.tables();
     expect(tables).toHaveLength(2);
     const broken = tables.find(({ model }) => model === "broken")!;
@@ -215,6 +227,24 @@ describe("tables are the project's models", () => {
       message: "t.broken: the table cannot be read now",
     });
     expect(await rows(await things(), "acme")).toHaveLength(1);
+  });
+
+  test("not each query pays for opening a table that cannot be, and once it can it is", async () => {
+    const mend = await breakTable();
+    const counted = new CountingStore(lake.context.store);
+    catalog = openCatalog(counted.store);
+    vi.useFakeTimers({ toFake: ["performance"] });
+    onTestFinished(() => void vi.useRealTimers());
+    const ask = async () => rows((await catalog.tables()).find(({ model }) => model === "broken")!, "acme");
+    const failed = { code: "TRB-QUERY-UNREADABLE" };
+    await expect(ask()).rejects.toMatchObject(failed);
+    const paid = counted.below("refined/t/broken/");
+    expect(paid).toBeGreaterThan(0);
+    mend();
+    for (let i = 0; i < 5; i++) await expect(ask()).rejects.toMatchObject(failed);
+    expect(counted.below("refined/t/broken/")).toBe(paid);
+    vi.advanceTimersByTime(1000);
+    expect(await ask()).toHaveLength(1);
   });
 });
 

@@ -34,6 +34,9 @@ interface Opened {
   readonly commit: ObjectInfo | undefined;
 }
 
+/** Milliseconds after which it is tried again to open a table that could not be: every query would pay for the attempt. */
+const AGAIN_MS = 1000;
+
 /** Milliseconds for which one look at the stream answers all that ask. */
 const LOOK_MS = 100;
 
@@ -60,6 +63,8 @@ const REMEDIES: Readonly<Record<TableStatus["state"], string>> = {
  */
 export class LakeCatalog implements Catalog {
   private readonly open = new Map<string, Opened>();
+  /** Why tables could not be opened, by root. */
+  private readonly shut = new Map<string, { at: number; error: unknown }>();
   private readonly columns = new WeakMap<BoundModel, Promise<readonly Column[]>>();
   /** The last look at each stream, by its name. */
   private readonly looks = new Map<string, Look>();
@@ -141,7 +146,7 @@ export class LakeCatalog implements Catalog {
     const { store } = this.options;
     const root = `refined/${domain}/${name}`;
     for (;;) {
-      const opened = this.open.get(root) ?? (await this.openAt(root));
+      const opened = this.open.get(root) ?? (await this.tryToOpen(root));
       if (opened === undefined) return undefined;
       const { table, key, commit } = opened;
       const refreshed = table.refresh();
@@ -149,6 +154,21 @@ export class LakeCatalog implements Catalog {
       if (isSame(commit, there)) return { table, snapshot: await refreshed };
       // A repair has set the log aside: what is known here is of another table than the one that was made since.
       if (this.open.get(root) === opened) this.open.delete(root);
+    }
+  }
+
+  private async tryToOpen(root: string): Promise<Opened | undefined> {
+    const shut = this.shut.get(root);
+    if (shut !== undefined && performance.now() - shut.at < AGAIN_MS) throw shut.error;
+    // Nor do those pay that ask meanwhile.
+    if (shut !== undefined) shut.at = performance.now();
+    try {
+      const opened = await this.openAt(root);
+      this.shut.delete(root);
+      return opened;
+    } catch (error) {
+      this.shut.set(root, { at: performance.now(), error });
+      throw error;
     }
   }
 
