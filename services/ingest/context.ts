@@ -8,6 +8,7 @@ import type { BoundModel } from "../models/bind.js";
 import type { ObjectStore } from "../storage/object-store.js";
 import type { CompactionPlanner } from "../table/compaction-plan.js";
 import type { DeltaTable, TableOptions } from "../table/delta-table.js";
+import type { FileRun, MadeRuns } from "../table/made-runs.js";
 import type { UpsertWriter } from "../table/upsert.js";
 import type { Crew } from "./crew.js";
 import type { DeadLetterBox } from "./dead-letter-box.js";
@@ -37,6 +38,10 @@ export interface IngestContext {
   readonly crew: Crew;
   /** Along which tracks tables are moved here, and not by another worker. */
   readonly ours: Ours;
+  /** Where writers here find what jobs have made of the keys of their files. */
+  readonly madeRuns: MadeRuns;
+  /** In a job's process: offers its parent such a run. Resolves once it is told. */
+  readonly offerRun?: ((run: FileRun) => Promise<void>) | undefined;
   /** The writer of a table of a model; the model's entities are of one type. */
   writerFor(table: DeltaTable, entityType: string): UpsertWriter;
 }

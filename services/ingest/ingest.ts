@@ -14,6 +14,7 @@ import type { ChangeStreamReader } from "../stream/change-stream.js";
 import { CompactionPlanner } from "../table/compaction-plan.js";
 import { TenantOrdinals } from "../table/entity-hash.js";
 import { EntityKeys } from "../table/entity-keys.js";
+import { type FileRun, MadeRuns } from "../table/made-runs.js";
 import { UpsertWriter } from "../table/upsert.js";
 import type { IngestContext, IngestMetrics } from "./context.js";
 import { ALONE, type Crew } from "./crew.js";
@@ -57,6 +58,8 @@ export async function openContext(options: {
   readonly worker?: string;
   /** Default: there is nobody else. */
   readonly crew?: Crew;
+  /** Default: this is no job's process. */
+  readonly offerRun?: (run: FileRun) => Promise<void>;
 }): Promise<IngestContext> {
   const { config, store, stream = "", log, crew = ALONE, worker = SOLE, folder = SOLE } = options;
   const duck = await Duck.create({
@@ -75,6 +78,7 @@ export async function openContext(options: {
   const registers = [options.registry];
   const fingerprints = models.map(({ fingerprint }) => fingerprint);
   const tenants = new TenantOrdinals();
+  const madeRuns = new MadeRuns();
   const metrics = metricsOf(options.registry);
   // A counter that comes into being with its first letters has not grown, as Prometheus sees it.
   for (const name of [NO_MODEL, ...models.map((model) => model.name)])
@@ -110,6 +114,8 @@ export async function openContext(options: {
     planner,
     crew,
     ours: EVERYTHING,
+    madeRuns,
+    offerRun: options.offerRun,
     // The budget is for the process; every table may have its share.
     writerFor: (table, entityType) =>
       UpsertWriter.for(
@@ -122,6 +128,7 @@ export async function openContext(options: {
           metrics.commits.inc(REFINED);
           metrics.overtaken.inc(result.overtaken);
         },
+        madeRuns,
       ),
   };
 }
@@ -218,6 +225,7 @@ export function startIngest(context: IngestContext): Ingest {
       await desk;
       await health.close();
       await context.deadLetters.close();
+      context.madeRuns.clear();
       duck.close();
     },
   );

@@ -8,7 +8,10 @@ import type { EntityKeys } from "./entity-keys.js";
 import { FileOrdinals } from "./file-ordinals.js";
 import { KeyIndex } from "./key-index.js";
 import { FileRanges, KeyRanges, type TenantRange } from "./key-ranges.js";
+import { KeyRun, RUN_ROWS } from "./key-run.js";
 import { joinKeys, type ScannedFile, scanKeys, scanned } from "./key-scan.js";
+import { MANY_ROWS } from "./large-files.js";
+import type { FileRun } from "./made-runs.js";
 import type { Mask } from "./mask.js";
 import { FLAGS, outranks, ROW, WORDS } from "./order.js";
 import { advance, type Progress } from "./progress.js";
@@ -53,12 +56,18 @@ export interface Written {
  */
 export class BulkUpserts {
   private readonly ranges: FileRanges;
+  /** Of the table, behind this object's last commit. */
+  private version: number;
 
   constructor(
     readonly table: DeltaTable,
     private readonly keys: EntityKeys,
+    /** Who else writes the table is told of keys that are about to come into it. Resolves once that is done. */
+    private readonly offerRun?: (run: FileRun) => Promise<void>,
+    private readonly manyRows = MANY_ROWS,
   ) {
     this.ranges = new FileRanges(table);
+    this.version = table.snapshot.version;
   }
 
   /** Results as of `UpsertWriter.upsert`; on a conflict nothing has changed. */
@@ -66,6 +75,20 @@ export class BulkUpserts {
     return Staging.run(this.table, (staging) =>
       this.table.duck.with((connection) => this.apply(upsert, staging, connection)),
     );
+  }
+
+  /** Offers the keys of a file before it is in the table: whoever reads it then has what is found in it at hand. */
+  private async offer(look: Look, own: Own, snapshot: TableSnapshot): Promise<void> {
+    const { add, rows } = own.rows;
+    if (this.offerRun === undefined || rows < this.manyRows || rows > RUN_ROWS) return;
+    const { table, keys } = this;
+    const standing = await look.known(snapshot);
+    // One that has lost altogether does not come into the table.
+    if (lostRows(own.rows, (ord) => standing.isBeatenBy(ord)).length === rows) return;
+    const { records } = standing;
+    const run = KeyRun.make(table.store.staging, records, rows, (tenant) => keys.nameOf(tenant));
+    if (run !== undefined)
+      await this.offerRun({ ...run, root: table.root, file: decodeURIComponent(add.path) });
   }
 
   private async apply(
@@ -79,7 +102,10 @@ export class BulkUpserts {
     const progress = advance(upsert.from, upsert.to);
     const keys = new KeyRanges(upsert.ranges);
     const look = new Look(table, connection, this.keys, own, ranges, keys);
-    let { snapshot } = table;
+    let snapshot = await table.refresh();
+    await look.at(snapshot);
+    // Where nobody else is at work nobody would ask for it.
+    if (snapshot.version > this.version) await this.offer(look, own, snapshot);
     for (let overtaken = 0; ; overtaken++) {
       // What comes while one looks is little, and looked at in less time: what is left comes between here and the commit.
       for (let rounds = 0; rounds < MOST_ROUNDS; rounds++) {
@@ -116,6 +142,7 @@ export class BulkUpserts {
         for (const { add } of born) ranges.tell(decodeURIComponent(add.path), keys);
         const lostCount = own.count - live - tombstones;
         const { version } = result;
+        this.version = version;
         return {
           kind: "committed",
           version,
@@ -211,8 +238,8 @@ class Look {
     snapshot: TableSnapshot,
   ): Promise<void> {
     if (small.length + large.length === 0) return;
-    this.standing ??= await this.records(snapshot);
-    const { standing, table, connection } = this;
+    const standing = await this.known(snapshot);
+    const { table, connection } = this;
     const offer = (record: Uint32Array, ord: number) => {
       const at = ord * WORDS;
       if (!standing.knows(ord) || this.isDead(ord) || outranks(record, 0, record[FLAGS]!, standing.found, at))
@@ -227,6 +254,11 @@ class Look {
       const at = index.find(record, 0);
       if (at >= 0) offer(record, index.records[at + ROW]!);
     });
+  }
+
+  async known(snapshot: TableSnapshot): Promise<Standing> {
+    this.standing ??= await this.records(snapshot);
+    return this.standing;
   }
 
   /** Where each key stands among the records. */

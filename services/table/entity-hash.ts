@@ -1,11 +1,13 @@
 import { randomBytes } from "node:crypto";
+import { assert } from "../base/errors.js";
 import { HASH1, HASH2 } from "./order.js";
 
 /**
  * Writes 64 bits of hash of bytes[start, end) to words[at + HASH1 …]; the slot, which is no secret, makes them 96.
  * Murmur3-like rounds over three 32-bit lanes, seeded per process: the index is a cache that never outlives the
- * process, and an unknown seed keeps a producer from choosing ids that collide. Tenants are compared exactly, so that
- * even a collision could only confuse two entities of one tenant.
+ * process, and an unknown seed keeps a producer from choosing ids that collide. A process tells the seed to those alone
+ * that make records for it. Tenants are compared exactly, so that even a collision could only confuse two entities of
+ * one tenant.
  */
 export type EntityHash = (
   bytes: Uint8Array,
@@ -15,10 +17,21 @@ export type EntityHash = (
   at: number,
 ) => void;
 
-const seed = randomBytes(12);
-const SEED0 = seed.readInt32LE(0);
-const SEED1 = seed.readInt32LE(4);
-const SEED2 = seed.readInt32LE(8);
+export type HashSeed = readonly [number, number, number];
+
+const drawn = randomBytes(12);
+let [seed0, seed1, seed2]: HashSeed = [drawn.readInt32LE(0), drawn.readInt32LE(4), drawn.readInt32LE(8)];
+let isUsed = false;
+
+/** A secret between processes: whoever knows it can choose ids that collide. */
+export const hashSeed = (): HashSeed => [seed0, seed1, seed2];
+
+/** Hashes from now on as the process does that told its seed. Before anything is hashed here. */
+export function useHashSeed(seed: HashSeed): void {
+  assert(!isUsed, "what was hashed would be found no more");
+  [seed0, seed1, seed2] = seed;
+}
+
 // Odd, so that multiplying by them loses nothing.
 const C1 = 0x239b961b;
 const C2 = 0xab0e9789 | 0;
@@ -26,9 +39,9 @@ const C3 = 0x38b34ae5;
 const C4 = 0xa1e38b93 | 0;
 
 export const entityHash: EntityHash = (bytes, start, end, words, at) => {
-  let a = SEED0;
-  let b = SEED1;
-  let c = SEED2;
+  let a = seed0;
+  let b = seed1;
+  let c = seed2;
   let p = start;
   const whole = end - ((end - start) & 3);
   for (; p < whole; p += 4) {
@@ -70,6 +83,14 @@ export class TenantOrdinals {
   private slots = new Int32Array(1024).fill(-1);
   private readonly names: Buffer[] = [];
 
+  constructor() {
+    isUsed = true;
+  }
+
+  nameOf(ordinal: number): Uint8Array {
+    return this.names[ordinal]!;
+  }
+
   of(bytes: Uint8Array, start: number, end: number): number {
     const mask = this.slots.length - 1;
     let slot = hashName(bytes, start, end) & mask;
@@ -98,7 +119,7 @@ export class TenantOrdinals {
 }
 
 function hashName(bytes: Uint8Array, start: number, end: number): number {
-  let h = SEED0;
+  let h = seed0;
   for (let p = start; p < end; p++) h = Math.imul(h ^ bytes[p]!, 0x01000193);
   return mix(h);
 }

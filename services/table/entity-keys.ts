@@ -18,6 +18,15 @@ export class EntityKeys {
     this.type = Buffer.from(entityType);
   }
 
+  /** The number of a tenant by its name, as records here have it. */
+  tenantOf(name: Uint8Array): number {
+    return this.tenants.of(name, 0, name.length);
+  }
+
+  nameOf(tenant: number): Uint8Array {
+    return this.tenants.nameOf(tenant);
+  }
+
   /** Writes the key of a tenant in bytes[tenantStart, tenantEnd) and an entity in bytes[idStart, idEnd). */
   put(
     records: Uint32Array,

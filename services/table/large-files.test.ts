@@ -109,7 +109,7 @@ test("a run finds each of its records, and none that it lacks", () => {
       records[at + CONTENT_LO] = i;
       records[at + ROW] = i;
     }
-    const run = new KeyRun(store.staging, records.slice(), count);
+    const run = KeyRun.of(store.staging, records.slice(), count);
     try {
       for (let i = 0; i < 2 * count; i++) {
         const found = run.find(records, i * WORDS);

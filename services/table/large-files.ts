@@ -1,15 +1,21 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import type { DuckDBConnection } from "@duckdb/node-api";
 import type { DeltaTable } from "./delta-table.js";
 import type { EntityKeys } from "./entity-keys.js";
 import type { FileOrdinals } from "./file-ordinals.js";
 import { KeyRun, RUN_ROWS } from "./key-run.js";
 import { joinKeys, scanKeys, scanned } from "./key-scan.js";
+import type { MadeRuns } from "./made-runs.js";
 import { FLAGS, OPERATION_MASK, outranks, ROW, TENANT, WORDS } from "./order.js";
 import type { Standing } from "./standing.js";
 import { filesOf, type TableFile, type TableSnapshot } from "./types.js";
 
 /** A file of so many rows is not read while a batch waits: a bulk job brings such files one after the other. */
 export const MANY_ROWS = 50_000;
+
+/** Blocks of a run that an index takes over at once, half a millisecond; the rest in between is ten times as long. */
+const TOGETHER = 8;
+const REST_MS = 10;
 
 /** An index that takes in the records of a file. */
 export interface Sink {
@@ -32,6 +38,8 @@ export interface LargeFilesHost {
 export class LargeFiles {
   /** By path; none while they are still to be read. */
   private readonly runs = new Map<string, readonly KeyRun[] | undefined>();
+  /** Those whose runs their writers have made: the index may take the records over, where it has room. */
+  private readonly given = new Set<string>();
   /** Those that the index holds by now, as long as what took them in stands. */
   private readonly taken = new Map<string, Sink>();
   private reading: Promise<void> | undefined;
@@ -41,6 +49,7 @@ export class LargeFiles {
     private readonly table: DeltaTable,
     private readonly keys: EntityKeys,
     private readonly host: LargeFilesHost,
+    private readonly made: MadeRuns | undefined,
   ) {}
 
   has(path: string): boolean {
@@ -51,9 +60,21 @@ export class LargeFiles {
     if (!this.runs.has(path)) this.runs.set(path, undefined);
   }
 
+  /** Undefined while they are still to be read. */
+  private runsOf(path: string): readonly KeyRun[] | undefined {
+    const known = this.runs.get(path);
+    if (known !== undefined) return known;
+    const made = this.made?.take(this.table.root, path, this.keys);
+    if (made === undefined) return undefined;
+    this.runs.set(path, [made]);
+    this.given.add(path);
+    return [made];
+  }
+
   drop(path: string): void {
     for (const run of this.runs.get(path) ?? []) run.close();
     this.runs.delete(path);
+    this.given.delete(path);
     this.taken.delete(path);
   }
 
@@ -93,9 +114,10 @@ export class LargeFiles {
     const numbers = this.host.numbers();
     const byTenant = tenantsOf(standing);
     const waiting: TableFile[] = [];
-    for (const [path, runs] of [...this.runs]) {
+    for (const path of [...this.runs.keys()]) {
       const file = live.get(path);
       if (file === undefined) continue;
+      const runs = this.runsOf(path);
       if (runs === undefined) {
         waiting.push(file);
         continue;
@@ -135,7 +157,9 @@ export class LargeFiles {
   }
 
   private next(): string | undefined {
-    for (const [path, runs] of this.runs) if (runs === undefined && !this.taken.has(path)) return path;
+    for (const path of this.runs.keys())
+      if (!this.taken.has(path) && this.runsOf(path) === undefined) return path;
+    for (const path of this.given) return path;
     return undefined;
   }
 
@@ -152,18 +176,22 @@ export class LargeFiles {
     const sink = this.host.sinkFor(file);
     const isWanted = () => !this.closed && this.runs.has(path);
     if (sink !== undefined) {
-      await this.scan(file, (record) => {
+      const put = (record: Uint32Array) => {
         if (isWanted()) sink.put(record);
-      });
+      };
+      const all = await (this.given.has(path) ? this.takeOver(file, put) : this.scan(file, put));
       // Else it is read again.
-      if (isWanted() && sink.stands()) this.taken.set(path, sink);
+      if (!all || !isWanted() || !sink.stands()) return;
+      this.given.delete(path);
+      this.taken.set(path, sink);
       return;
     }
+    if (this.given.delete(path)) return;
     const runs: KeyRun[] = [];
     const records = new Uint32Array(Math.min(RUN_ROWS, file.rows) * WORDS);
     let count = 0;
     const cut = () => {
-      if (count > 0) runs.push(new KeyRun(this.table.store.staging, records, count));
+      if (count > 0) runs.push(KeyRun.of(this.table.store.staging, records, count));
       count = 0;
     };
     try {
@@ -176,17 +204,42 @@ export class LargeFiles {
       for (const run of runs) run.close();
       throw error;
     }
-    if (isWanted()) this.runs.set(path, runs);
+    // Meanwhile its writer may have told of one.
+    if (isWanted() && this.runsOf(path) === undefined) this.runs.set(path, runs);
     else for (const run of runs) run.close();
   }
 
-  private scan(file: TableFile, use: (record: Uint32Array) => void): Promise<void> {
+  private scan(file: TableFile, use: (record: Uint32Array) => void): Promise<boolean> {
     const { table, keys } = this;
     return table.duck.with(async (connection) => {
       // Which file it is they are told when they are found.
       const place = await scanned(table, file, 0);
       await scanKeys(table, connection, keys, [place], use);
+      return true;
     });
+  }
+
+  /**
+   * Reads a run beside batches that are not to feel it: what they ask for meanwhile is found in it. Resolves to whether
+   * all was read.
+   */
+  private async takeOver(file: TableFile, put: (record: Uint32Array) => void): Promise<boolean> {
+    const runs = this.runs.get(file.path) ?? [];
+    const { mask } = await scanned(this.table, file, 0);
+    const record = new Uint32Array(WORDS);
+    for (const run of runs) {
+      for (let name = 0; name < run.blocks; name++) {
+        if (name % TOGETHER === TOGETHER - 1) await sleep(REST_MS);
+        // Else it has been dropped, and closed.
+        if (this.closed || this.runs.get(file.path) !== runs) return false;
+        const rows = run.read(name);
+        for (let at = 0; at < rows * WORDS; at += WORDS) {
+          for (let word = 0; word < WORDS; word++) record[word] = run.records[at + word]!;
+          if (mask?.has(record[ROW]!) !== true) put(record);
+        }
+      }
+    }
+    return true;
   }
 
   /** Resolves when all have been read that can be. */

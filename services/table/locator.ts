@@ -9,6 +9,7 @@ import type { EntityKeys } from "./entity-keys.js";
 import { FileOrdinals } from "./file-ordinals.js";
 import { joinKeys, scanKeys, scanned } from "./key-scan.js";
 import { LargeFiles, MANY_ROWS, type Sink } from "./large-files.js";
+import type { MadeRuns } from "./made-runs.js";
 import { FLAGS, isLevelRow, OPERATION_MASK, outranks, ROW, SLOT, TOMBSTONE_BIT, WORDS } from "./order.js";
 import { EVERY_SLOT, holds, isEvery, isWithin, overlaps, type Slots, union, without } from "./slot-ranges.js";
 import type { StagedFile } from "./staging.js";
@@ -49,12 +50,12 @@ export class EntityLocator {
     private readonly table: DeltaTable,
     private readonly budgetBytes: number,
     private readonly keys: EntityKeys,
+    /** What other processes have made of files of theirs. */
+    made?: MadeRuns,
     private readonly manyRows = MANY_ROWS,
   ) {
-    this.large = new LargeFiles(table, keys, {
-      sinkFor: (file) => this.sinkFor(file),
-      numbers: () => this.files,
-    });
+    const host = { sinkFor: (file: TableFile) => this.sinkFor(file), numbers: () => this.files };
+    this.large = new LargeFiles(table, keys, host, made);
   }
 
   /** Drops the index; the next batch reads the table again. */

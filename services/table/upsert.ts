@@ -7,6 +7,7 @@ import { allRows, stageFile } from "./data-file.js";
 import type { DeltaTable } from "./delta-table.js";
 import type { EntityKeys } from "./entity-keys.js";
 import { EntityLocator } from "./locator.js";
+import type { MadeRuns } from "./made-runs.js";
 import type { Mask } from "./mask.js";
 import { SLOT, WORDS } from "./order.js";
 import { advance, type Progress } from "./progress.js";
@@ -87,8 +88,9 @@ export class UpsertWriter {
     indexBytes: number,
     keys: EntityKeys,
     ended?: (result: UpsertResult) => void,
+    made?: MadeRuns,
   ): UpsertWriter {
-    return new UpsertWriter(table, new EntityLocator(table, indexBytes, keys), keys, ended);
+    return new UpsertWriter(table, new EntityLocator(table, indexBytes, keys, made), keys, ended);
   }
 
   /**

@@ -11,6 +11,7 @@ import type { TableSpec } from "../../services/table/definition.js";
 import { DeltaTable, ONE_HOUR, RETENTION, type TableOptions } from "../../services/table/delta-table.js";
 import { EntityKeys } from "../../services/table/entity-keys.js";
 import { EntityLocator } from "../../services/table/locator.js";
+import type { FileRun, MadeRuns } from "../../services/table/made-runs.js";
 import {
   CONTENT_HI,
   CONTENT_LO,
@@ -85,23 +86,32 @@ export class TableWriter {
     readonly connection: DuckDBConnection,
     private readonly keys: EntityKeys,
     private readonly relation: string,
-  ) {
-    this.bulks = new BulkUpserts(table, keys);
-  }
-
-  private readonly bulks: BulkUpserts;
+    private readonly bulks: BulkUpserts,
+  ) {}
 
   static async open(
     store: ObjectStore,
     duck: Duck,
     root: string,
-    options: TableOptions & { readonly indexBytes?: number; readonly manyRows?: number },
+    options: TableOptions & {
+      readonly indexBytes?: number;
+      readonly manyRows?: number;
+      readonly madeRuns?: MadeRuns;
+      readonly offerRun?: (run: FileRun) => Promise<void>;
+    },
   ): Promise<TableWriter> {
     const table = await DeltaTable.openOrCreate(store, root, duck, options, SPEC);
     const keys = new EntityKeys(ENTITY_TYPE);
-    const locator = new EntityLocator(table, options.indexBytes ?? 1 << 26, keys, options.manyRows);
+    const locator = new EntityLocator(
+      table,
+      options.indexBytes ?? 1 << 26,
+      keys,
+      options.madeRuns,
+      options.manyRows,
+    );
     const writer = new UpsertWriter(table, locator, keys);
-    return new TableWriter(table, writer, await duck.connect(), keys, `batch_${++relations}`);
+    const bulks = new BulkUpserts(table, keys, options.offerRun, options.manyRows);
+    return new TableWriter(table, writer, await duck.connect(), keys, `batch_${++relations}`, bulks);
   }
 
   upsert(

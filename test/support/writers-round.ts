@@ -4,6 +4,7 @@ import type { ObjectStore } from "../../services/storage/object-store.js";
 import { compactUpserted } from "../../services/table/compact.js";
 import { planCompaction } from "../../services/table/compaction-plan.js";
 import { layoutOf } from "../../services/table/layout.js";
+import { type FileRun, MadeRuns } from "../../services/table/made-runs.js";
 import { progressOf } from "../../services/table/progress.js";
 import { TenantReplacement } from "../../services/table/replace-tenant.js";
 import type { Slots } from "../../services/table/slot-ranges.js";
@@ -29,6 +30,8 @@ export interface RoundReport {
   overtaken: number;
   compactions: number;
   bulk: number;
+  /** Runs of keys that somebody was told of. */
+  offered: number;
   /** Times that a tenant's rows were replaced by the same. */
   replaced: number;
   swept: number;
@@ -57,6 +60,7 @@ export async function writersRound(
     overtaken: 0,
     compactions: 0,
     bulk: 0,
+    offered: 0,
     replaced: 0,
     swept: 0,
     conflicts: new Map(),
@@ -117,6 +121,8 @@ class Round {
   private kills: number;
   private actors = 0;
   private sides = 0;
+  private readonly madeRuns: MadeRuns[] = [];
+  private readonly late: (() => void)[] = [];
   private readonly failures: unknown[] = [];
   private readonly reached = new Map<string, number>();
   /** `alive`: no file that it may have to read is gone. */
@@ -181,8 +187,19 @@ class Round {
   }
 
   private async open(store: ObjectStore): Promise<TableWriter> {
-    const { indexBytes, manyRows } = this;
-    const options = { checkpointEvery: 6, indexBytes, ...(manyRows === undefined ? {} : { manyRows }) };
+    const { indexBytes, manyRows, random, report } = this;
+    const madeRuns = new MadeRuns();
+    this.madeRuns.push(madeRuns);
+    const offerRun = async (run: FileRun) => {
+      // Somebody is told, at once or when the file is in the table, or nobody is.
+      const to = random.pick([undefined, ...this.madeRuns]);
+      if (to === undefined) return;
+      report.offered++;
+      if (random.chance(0.7)) to.offer(run);
+      else this.late.push(() => to.offer(run));
+    };
+    const more = { madeRuns, offerRun, ...(manyRows === undefined ? {} : { manyRows }) };
+    const options = { checkpointEvery: 6, indexBytes, ...more };
     const writer = await TableWriter.open(store, this.duck, this.root, options);
     this.opened.push(writer);
     return writer;
@@ -231,6 +248,7 @@ class Round {
     const result = inBulk
       ? await writer.bulk(batches[next]!, { from, to })
       : await writer.upsert(batches[next]!, { from, to, ...this.claim(partition) });
+    for (const offer of this.late.splice(0)) offer();
     if (inBulk && result.kind === "committed") report.bulk++;
     if (result.kind === "committed") report.overtaken += result.overtaken;
     if (result.kind === "conflict")

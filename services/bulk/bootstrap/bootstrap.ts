@@ -44,7 +44,7 @@ export interface BootstrapProgress {
 /** What of ingest's a job works with. */
 export type BootstrapContext = Pick<
   IngestContext,
-  "store" | "duck" | "tableOptions" | "registry" | "models" | "config" | "decoding"
+  "store" | "duck" | "tableOptions" | "registry" | "models" | "config" | "decoding" | "offerRun"
 >;
 
 /** Told of what becomes of a job while it runs. */

@@ -9,7 +9,7 @@ import { EntityKeys } from "../../table/entity-keys.js";
 import { progressOf, type Track } from "../../table/progress.js";
 import type { Chunk, ChunkModel, ModelChunk } from "../chunks/chunk-protocol.js";
 
-type Context = Pick<IngestContext, "store" | "duck" | "tableOptions" | "models">;
+type Context = Pick<IngestContext, "store" | "duck" | "tableOptions" | "models" | "offerRun">;
 
 export interface Taken {
   /** Of the tables that have the chunk, from 0 to 1. */
@@ -27,12 +27,12 @@ export class RefinedSide {
   private constructor(private readonly tables: readonly (readonly [BoundModel, BulkUpserts])[]) {}
 
   static async open(context: Context, entityType: string): Promise<RefinedSide> {
-    const { store, duck, tableOptions, models } = context;
+    const { store, duck, tableOptions, models, offerRun } = context;
     const tables: (readonly [BoundModel, BulkUpserts])[] = [];
     for (const model of models.filter((one) => one.entityType === entityType)) {
       const spec = await duck.with((connection) => refinedSpec(connection, model));
       const table = await DeltaTable.openOrCreate(store, refinedRoot(model), duck, tableOptions, spec);
-      tables.push([model, new BulkUpserts(table, new EntityKeys(entityType))]);
+      tables.push([model, new BulkUpserts(table, new EntityKeys(entityType), offerRun)]);
     }
     return new RefinedSide(tables);
   }

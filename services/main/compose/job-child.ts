@@ -12,6 +12,8 @@ import { type Beside, Pace } from "../../bulk/jobs/pace.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
 import { openContext } from "../../ingest/ingest.js";
 import type { BoundModel } from "../../models/bind.js";
+import { type HashSeed, useHashSeed } from "../../table/entity-hash.js";
+import type { FileRun } from "../../table/made-runs.js";
 import { cleanUp } from "./ingest-process.js";
 import { openStore } from "./lake-store.js";
 import { paceClock } from "./pace-clock.js";
@@ -25,8 +27,10 @@ interface Start {
   readonly descriptors: Uint8Array;
   readonly models: readonly BoundModel[];
   readonly job: Job;
+  /** By which runs of keys are made: its parent's. */
+  readonly hashSeed: HashSeed;
 }
-export type FromJob = { readonly told: Told } | { readonly ended: Outcome };
+export type FromJob = { readonly told: Told } | { readonly run: FileRun } | { readonly ended: Outcome };
 
 /** Part of the names of its folders. */
 const NAME = "bulk";
@@ -60,10 +64,11 @@ async function start(message: Start): Promise<void> {
 }
 
 async function run(
-  { config, descriptors, models, job }: Start,
+  { config, descriptors, models, job, hashSeed }: Start,
   failed: (error: unknown) => void,
 ): Promise<Outcome> {
   try {
+    useHashSeed(hashSeed);
     const place = await freePlace(config, NAME);
     await cleanUp(config, place);
     const context = await openContext({
@@ -74,6 +79,7 @@ async function run(
       log: openLog(config),
       registry: new Registry(),
       project: { registry: ProtoRegistry.of(descriptors), models },
+      offerRun: (run) => tell({ run }),
     });
     const { windows, yieldAtMs, limits: total } = config.bulk;
     const own = job.order.limits ?? {};

@@ -17,6 +17,7 @@ import { Pace } from "../../bulk/jobs/pace.js";
 import { CancelledReplays } from "../../bulk/replay/cancelled-replays.js";
 import type { IngestContext } from "../../ingest/context.js";
 import type { Ingest } from "../../ingest/ingest.js";
+import { hashSeed } from "../../table/entity-hash.js";
 import type { FromJob, ToJob } from "./job-child.js";
 import { forkLimited, OTHER_BYTES } from "./limited-process.js";
 import { paceClock } from "./pace-clock.js";
@@ -104,11 +105,11 @@ export function serveImports(
 
 /** Runs a job in a process of its own, whose end is nobody else's and which does not outlive this one. */
 function runApart(
-  context: Pick<IngestContext, "config" | "registry" | "models" | "log">,
+  context: Pick<IngestContext, "config" | "registry" | "models" | "log" | "madeRuns">,
   job: Job,
   tell: (told: Told) => void,
 ): JobRun {
-  const { registry, models, log } = context;
+  const { registry, models, log, madeRuns } = context;
   const config = configOf(context.config);
   const { duckdbMemoryBytes, keyIndexBytes } = config.ingest;
   const child = forkLimited("job-child.js", duckdbMemoryBytes + keyIndexBytes + OTHER_BYTES, NICENESS);
@@ -117,12 +118,13 @@ function runApart(
   let outcome: Outcome | undefined;
   child.on("message", (message: FromJob) => {
     if ("told" in message) tell(message.told);
+    else if ("run" in message) madeRuns.offer(message.run);
     else outcome = message.ended;
   });
   child.on("error", (error) =>
     log.error({ err: error, job: job.order.id }, "a job's process cannot be reached"),
   );
-  send({ config, descriptors: registry.bytes(), models, job });
+  send({ config, descriptors: registry.bytes(), models, job, hashSeed: hashSeed() });
   const ended = once(child, "exit").then((): Outcome => outcome ?? died());
   return {
     ended,
