@@ -79,7 +79,8 @@ function withColumn(failed: Failure): Failure {
 }
 
 function send(reply: Reply): void {
-  process.send?.(reply);
+  // To a parent that is gone nothing need be said: without a callback that would be an error that nobody catches.
+  process.send?.(reply, () => undefined);
 }
 
 beKillable();

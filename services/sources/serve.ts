@@ -19,7 +19,8 @@ export type Answering<R> = (options: ReaderOptions, tell: Teller) => Answer<R>;
 
 /** Makes this the child process that a SourceProcess starts. */
 export function serve<R>(answering: Answering<R>): void {
-  const send = (reply: Reply) => void process.send?.(reply);
+  // To a parent that is gone nothing need be said: without a callback that would be an error that nobody catches.
+  const send = (reply: Reply) => void process.send?.(reply, () => undefined);
   const options = JSON.parse(process.argv[2] ?? "{}") as ReaderOptions;
   const answer = answering(options, tellerOf(send));
   beKillable();
