@@ -50,7 +50,6 @@ export class EntityLocator {
     private readonly table: DeltaTable,
     private readonly budgetBytes: number,
     private readonly keys: EntityKeys,
-    /** What other processes have made of files of theirs. */
     made?: MadeRuns,
     private readonly manyRows = MANY_ROWS,
   ) {
