@@ -1,5 +1,6 @@
 import type { DuckDBConnection } from "@duckdb/node-api";
 import { beKillable } from "../base/killable.js";
+import { tellParent } from "../base/tell-parent.js";
 import { failureOf, loadFailureOf } from "./failure.js";
 import { checkQuery } from "./gate.js";
 import type { Failure, Reply, Request, WorkerOptions } from "./protocol.js";
@@ -78,10 +79,7 @@ function withColumn(failed: Failure): Failure {
   return name === undefined ? failed : { ...failed, message: `${name}: no such column, or more than one` };
 }
 
-function send(reply: Reply): void {
-  // To a parent that is gone nothing need be said: without a callback that would be an error that nobody catches.
-  process.send?.(reply, () => undefined);
-}
+const send = (reply: Reply) => void tellParent(reply);
 
 beKillable();
 process.on("message", (request: Request) => void handle(request));

@@ -1,5 +1,6 @@
 import { TributaryError } from "../base/errors.js";
 import { beKillable } from "../base/killable.js";
+import { tellParent } from "../base/tell-parent.js";
 import type { Reject } from "./formats.js";
 import type { ReaderOptions, Reply } from "./protocol.js";
 
@@ -19,8 +20,7 @@ export type Answering<R> = (options: ReaderOptions, tell: Teller) => Answer<R>;
 
 /** Makes this the child process that a SourceProcess starts. */
 export function serve<R>(answering: Answering<R>): void {
-  // To a parent that is gone nothing need be said: without a callback that would be an error that nobody catches.
-  const send = (reply: Reply) => void process.send?.(reply, () => undefined);
+  const send = (reply: Reply) => void tellParent(reply);
   const options = JSON.parse(process.argv[2] ?? "{}") as ReaderOptions;
   const answer = answering(options, tellerOf(send));
   beKillable();

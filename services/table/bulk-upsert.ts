@@ -115,7 +115,7 @@ export class BulkUpserts {
         if (snapshot.version === version) break;
         if (!isStepBeyond(table, version, snapshot.version)) return { kind: "conflict", reason: "version" };
       }
-      if (look.version !== snapshot.version) await look.at(snapshot);
+      await look.at(snapshot);
       const { standing } = look;
       const wins = (ord: number) => standing?.isBeatenBy(ord) ?? true;
       const masked = await look.replaced();
@@ -197,7 +197,7 @@ class Look {
   /** Undefined while nothing had to be looked for. */
   standing: Standing | undefined;
   /** Of the snapshot that it is true of. */
-  version = -1;
+  private version = -1;
   private seen: ReadonlySet<string> = new Set();
   private readonly files = new FileOrdinals();
   private readonly name = `bulk_keys_${randomUUID().replaceAll("-", "")}`;
@@ -214,6 +214,7 @@ class Look {
 
   /** Takes in the files that are new in the snapshot, those of them that can hold one of the keys. */
   async at(snapshot: TableSnapshot): Promise<void> {
+    if (snapshot.version === this.version) return;
     const live = filesOf(snapshot);
     const near = snapshot.files.filter(
       (file) => !this.seen.has(file.path) && this.ranges.mayMeet(file, this.held),

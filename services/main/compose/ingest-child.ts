@@ -1,6 +1,7 @@
 import type { Code } from "../../base/codes.js";
 import type { Config } from "../../base/config.js";
 import { TributaryError } from "../../base/errors.js";
+import { tellParent } from "../../base/tell-parent.js";
 import { ProtoRegistry } from "../../contracts/registry.js";
 import type { BoundModel } from "../../models/bind.js";
 import { tellOfProcess } from "./exposition.js";
@@ -24,12 +25,7 @@ export type FromChild =
   | { readonly metrics: number; readonly text: string };
 
 let ingest: RunningIngest | undefined;
-const tell = (message: FromChild) =>
-  new Promise<void>((resolve) => {
-    // The channel may break meanwhile; then nobody needs the message any more.
-    if (process.send === undefined) resolve();
-    else process.send(message, () => resolve());
-  });
+const tell = (message: FromChild) => tellParent(message);
 
 /**
  * Ends at once, whatever runs. process.exit() waits for DuckDB's threads, which may wait for a column to be filled on

@@ -4,6 +4,7 @@ import type { Config } from "../../base/config.js";
 import { cpuTimeMs } from "../../base/cpu-time.js";
 import { TributaryError } from "../../base/errors.js";
 import { beKillable } from "../../base/killable.js";
+import { tellParent } from "../../base/tell-parent.js";
 import { runHere } from "../../bulk/job-here.js";
 import type { Job } from "../../bulk/jobs/job.js";
 import type { Told } from "../../bulk/jobs/job-report.js";
@@ -37,12 +38,7 @@ const NAME = "bulk";
 
 const stopping = new AbortController();
 let pace: Pace | undefined;
-const tell = (message: FromJob) =>
-  new Promise<void>((resolve) => {
-    // The channel may break meanwhile; then nobody needs the message any more.
-    if (process.send === undefined) resolve();
-    else process.send(message, () => resolve());
-  });
+const tell = (message: FromJob) => tellParent(message);
 
 beKillable();
 // A service manager tells every process of the group: it stops as it does when its parent says so.
